@@ -1,0 +1,129 @@
+#!/usr/bin/python
+"""Install a hash-locked Python environment as a release and point `current` at it, in one call."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: python_release
+short_description: A hash-locked Python environment stands complete, and is the current one
+description:
+  - Makes C(<root>/releases/<id>), where the id is the digest of lock, package and interpreter version, and points
+    C(<root>/current) at it. The same input is no work.
+  - A marker is written last. A release without it is what a killed install left, and is removed first; a failed
+    install is removed too. C(current) does not move before the release is complete.
+options:
+  root: {type: path, required: true, description: Folder of the program.}
+  requirements: {type: path, required: true, description: Requirements file with hashes, on the host.}
+  wheel: {type: str, default: "", description: One more wheel, installed without dependencies.}
+  python: {type: path, required: true, description: Interpreter of the environment.}
+  keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}
+"""
+
+RETURN = """
+release: {type: str, returned: success, description: Id of the current release.}
+"""
+
+UV = "/usr/local/bin/uv"
+MARKER = ".complete"
+ENVIRONMENT = {
+    "UV_CACHE_DIR": "/var/cache/metalworks/uv",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "UV_NO_PROGRESS": "1",
+}
+
+
+def identity(module: AnsibleModule) -> str:
+    """Return the release's id: 16 hexadecimal digits over lock, package and interpreter version."""
+    wants = module.params
+    version = module.run_command([wants["python"], "--version"], check_rc=True)[1]
+    total = hashlib.sha256(Path(wants["requirements"]).read_bytes())
+    total.update(f"{wants['wheel']}\0{version}".encode())
+    return total.hexdigest()[:16]
+
+
+def install(module: AnsibleModule, release: Path) -> None:
+    """Build the release from nothing; leave nothing of it behind when that fails."""
+    wants = module.params
+    if release.exists():
+        shutil.rmtree(release)
+    into = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(release / "bin/python")]
+    steps = [
+        [UV, "venv", "--quiet", "--python", wants["python"], str(release)],
+        [*into, "--require-hashes", "--requirement", wants["requirements"]],
+    ]
+    if wants["wheel"]:
+        steps.append([*into, "--no-deps", wants["wheel"]])
+    for step in steps:
+        code, out, err = module.run_command(step, environ_update=ENVIRONMENT)
+        if code:
+            shutil.rmtree(release, ignore_errors=True)
+            module.fail_json(
+                msg=f"The environment could not be installed; the current release keeps serving.\n"
+                f"{' '.join(step)}\n{out}{err}"
+            )
+    (release / MARKER).touch()
+
+
+def tidy(releases: Path, current: Path, keep: int) -> list[str]:
+    """Remove the releases that nobody will go back to and return their ids."""
+    others = [path for path in releases.iterdir() if path.resolve() != current.resolve()]
+    complete = sorted(
+        (path for path in others if (path / MARKER).exists()), key=lambda path: -(path / MARKER).stat().st_mtime
+    )
+    gone = [path for path in others if path not in complete[:keep]]
+    for path in gone:
+        shutil.rmtree(path)
+    return [path.name for path in gone]
+
+
+def converge(module: AnsibleModule) -> dict[str, object]:
+    """Make the wanted release the current one; return what was done."""
+    root = Path(module.params["root"])
+    if module.check_mode and not Path(module.params["requirements"]).exists():
+        return {"changed": True}
+    name = identity(module)
+    releases, current = root / "releases", root / "current"
+    release = releases / name
+    complete, linked = (release / MARKER).exists(), current.is_symlink() and current.resolve() == release
+    if module.check_mode or (complete and linked):
+        return {"changed": not (complete and linked), "release": name}
+    os.umask(0o022)
+    releases.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (release / MARKER).exists():
+            install(module, release)
+        # The marker's age says when a release was last made current, which is what tidy() sorts by.
+        (release / MARKER).touch()
+        fresh = root / "current.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(release)
+        fresh.replace(current)
+        return {"changed": True, "release": name, "removed": tidy(releases, current, module.params["keep"])}
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "requirements": {"type": "path", "required": True},
+            "wheel": {"type": "str", "default": ""},
+            "python": {"type": "path", "required": True},
+            "keep": {"type": "int", "default": 2},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(**converge(module))
+
+
+if __name__ == "__main__":
+    main()

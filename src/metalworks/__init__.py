@@ -1,0 +1,1 @@
+"""Metalworks: what its roles install on hosts."""
