@@ -160,7 +160,7 @@ def converge(module: AnsibleModule) -> dict[str, object]:
     environment_file, revision_file = (Path(f"/etc/metalworks/{wants['name']}.{kind}") for kind in ("env", "revision"))
     running = Path(f"/run/metalworks/{wants['name']}.revision")
     try:
-        group = grp.getgrnam(wants["group"]).gid
+        group = grp.getgrnam(wants["group"]).gr_gid
     except KeyError:
         if module.check_mode:  # the role that makes the group only said so
             return {"changed": True, "action": "started"}

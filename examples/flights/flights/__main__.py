@@ -1,0 +1,39 @@
+"""Steps of the project: python -m flights <step>."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import import_module
+
+
+def main() -> None:
+    """Run one step. Its module is imported only then: mlflow and prefect take their seconds."""
+    parser = argparse.ArgumentParser(prog="python -m flights", description=__doc__)
+    steps = parser.add_subparsers(required=True, metavar="step")
+
+    def step(name: str, function: str, text: str) -> argparse.ArgumentParser:
+        command = steps.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        return command
+
+    step("prepare", "flights.prepare:prepare", "features of the months in params.yaml (`dvc repro` calls this)")
+    step("train", "flights.train:train", "train and record every model in params.yaml")
+    step("compare", "flights.compare:compare", "compare this commit's models and register the best one")
+    predict = step("predict", "flights.predict:check", "ask the model in service, and check what it answers")
+    predict.add_argument("--url", required=True)
+    deploy = step("deploy", "flights.deploy:deploy", "put this commit on a schedule")
+    deploy.add_argument("--schedule", default="0 6 * * *", help="cron in UTC (default: %(default)s)")
+    retrain = step("retrain", "flights.deploy:retrain", "learn from months that have arrived, ahead of the schedule")
+    retrain.add_argument("--timeout", type=int, default=900, help="seconds (default: %(default)s)")
+    step("state", "flights.state:state", "code, data, models, versions and deployment as JSON")
+
+    arguments = vars(parser.parse_args())
+    module, name = arguments.pop("function").split(":")
+    result = getattr(import_module(module), name)(**arguments)
+    if result is not None:
+        print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Put this commit on a schedule, and watch what comes of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import boto3
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+
+from flights import raw, registry, rules, versions
+
+RETRAIN = "retrain/retrain"
+
+
+def deploy(schedule: str) -> None:
+    """Upload the code of the commit and apply prefect.yaml with it."""
+    if versions.dirty():
+        raise SystemExit("A deployment is of a commit: commit or drop the changes that `git status` shows.")
+    commit = versions.commit()
+    bucket, key = os.environ["METALWORKS_FLOW_CODE_BUCKET"], f"flights/{commit}.tar.gz"
+    archive = subprocess.run(["git", "archive", "--format=tar.gz", commit], check=True, capture_output=True).stdout
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=archive)
+    values = {"METALWORKS_FLOW_CODE": f"s3://{bucket}/{key}", "FLIGHTS_COMMIT": commit, "FLIGHTS_SCHEDULE": schedule}
+    subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=True, env=os.environ | values
+    )
+
+
+def deployed() -> str | None:
+    """The commit that the schedule runs; None: nothing is deployed."""
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_deployment_by_name(RETRAIN).version
+        except ObjectNotFound:
+            return None
+
+
+def retrain(timeout: int) -> None:
+    """See to it that the months that have arrived are learnt: join the run under way, or start one."""
+    deadline = time.monotonic() + timeout
+    while rules.new_months(raw.arrived_months(), registry.learnt()):
+        run = _under_way() or run_deployment(RETRAIN, timeout=0)
+        run = _ended(run, deadline)
+        # A scheduled run may have come first: then this one was turned away, and the other is joined.
+        if run.state is None or not (run.state.is_completed() or run.state.is_cancelled()):
+            raise SystemExit(f"The flow run {run.name} ended as {run.state}: `prefect flow-run logs {run.id}`.")
+        print(f"{run.name}: {run.state.message}")
+
+
+def _under_way() -> FlowRun | None:
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(RETRAIN)
+        active = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])),
+        )
+        return next(iter(client.read_flow_runs(flow_run_filter=active)), None)
+
+
+def _ended(run: FlowRun, deadline: float) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        while not (run.state and run.state.is_final()):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"The flow run {run.name} is still {run.state}: has its work pool a worker?")
+            time.sleep(2)
+            run = client.read_flow_run(run.id)
+    return run

@@ -1,0 +1,67 @@
+"""The models we try: each a whole pipeline, from the columns of a prepared month to minutes of delay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+from flights.features import CATEGORIES, NUMBERS
+
+# What the files of these models hold besides what skops trusts by itself.
+TRUSTED = [
+    "functools.partial",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils.validation.check_array",
+]
+
+
+def carrier_mean() -> Pipeline:
+    """Baseline: the mean delay of the flight's carrier."""
+    return make_pipeline(
+        make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["carrier"])),
+        LinearRegression(),
+    )
+
+
+def ridge(**options: Any) -> Pipeline:
+    """Linear model on scaled numbers and one column per carrier, origin and (frequent) destination."""
+    columns = make_column_transformer(
+        (make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), NUMBERS),
+        (OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=50), CATEGORIES),
+    )
+    return make_pipeline(columns, Ridge(**options))
+
+
+def forest(**options: Any) -> Pipeline:
+    """Random forest; trees take missing numbers as they are."""
+    return make_pipeline(_codes(), RandomForestRegressor(n_jobs=-1, **options))
+
+
+def boosting(**options: Any) -> Pipeline:
+    """Gradient boosting that splits on sets of categories."""
+    return make_pipeline(
+        _codes(), HistGradientBoostingRegressor(categorical_features=list(range(len(CATEGORIES))), **options)
+    )
+
+
+def build(name: str, options: dict[str, Any], seed: int) -> Pipeline:
+    """The untrained model of that name in params.yaml."""
+    seeded = {"random_state": seed} if name in {"forest", "boosting"} else {}
+    return {"carrier_mean": carrier_mean, "ridge": ridge, "forest": forest, "boosting": boosting}[name](
+        **options, **seeded
+    )
+
+
+def _codes() -> ColumnTransformer:
+    return make_column_transformer(
+        (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), CATEGORIES),
+        ("passthrough", NUMBERS),
+    )

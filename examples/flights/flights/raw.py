@@ -1,0 +1,48 @@
+"""The raw database: somebody else's, read-only, and a new month now and then."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import psycopg
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MONTHS = "SELECT DISTINCT year, month FROM flights ORDER BY year, month"
+
+# One row per flight, with the weather at its scheduled hour and its aircraft. The order is total, so that
+# everyone who prepares a month gets the same file.
+FLIGHTS = """
+SELECT f.time_hour AT TIME ZONE 'America/New_York' AS scheduled_hour, f.minute,
+       f.carrier, f.origin, f.dest, f.distance, f.dep_delay, f.arr_delay,
+       p.seats, w.temp, w.wind_speed, w.precip, w.visib
+FROM flights f
+LEFT JOIN planes p USING (tailnum)
+LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour
+WHERE f.year = %s AND f.month = %s
+ORDER BY f.time_hour, f.sched_dep_time, f.carrier, f.flight, f.origin, f.dest
+"""
+
+
+def connect() -> psycopg.Connection[tuple[object, ...]]:
+    """Connect to RAW_DATABASE_URL; libpq finds the password in its password file."""
+    return psycopg.connect(os.environ["RAW_DATABASE_URL"])
+
+
+def arrived_months() -> list[str]:
+    """Months the database holds, oldest first, as YYYY-MM."""
+    with connect() as database:
+        return [f"{year}-{month:02}" for year, month in database.execute(MONTHS)]
+
+
+def read_month(month: str) -> pd.DataFrame:
+    """Flights of one month as the database has them."""
+    import pandas as pd
+
+    year, number = month.split("-")
+    with connect() as database:
+        cursor = database.execute(FLIGHTS, (int(year), int(number)))
+        names = [column.name for column in cursor.description or []]
+        return pd.DataFrame(cursor.fetchall(), columns=names)

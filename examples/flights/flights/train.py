@@ -1,0 +1,67 @@
+"""Train every model of params.yaml on the older months, score it on the newest, record all of it in MLflow."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import mlflow
+import pandas as pd
+import yaml
+from mlflow.models import infer_signature
+from sklearn.pipeline import Pipeline
+
+from flights import models, prepare, registry, scores, versions
+from flights.features import FEATURES, TARGET
+
+
+def train(extra_tags: dict[str, str] | None = None) -> None:
+    """One MLflow run per model; what is already recorded for this commit and data is not trained again."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    months = prepare.load()
+    newest = max(months)
+    older = pd.concat([frame for month, frame in months.items() if month != newest])
+    seed = params["train"]["seed"]
+    sample = older.sample(min(params["train"]["rows"], len(older)), random_state=seed)
+    tags = {
+        "mlflow.source.git.commit": versions.commit(),
+        "git.dirty": str(versions.dirty()).lower(),
+        "data.version": str(versions.data()),
+        "data.months": " ".join(months),
+        "data.newest_month": newest,
+        "python.version": platform.python_version(),
+        "trained_on": socket.gethostname(),
+        **(extra_tags or {}),
+    }
+    mlflow.set_experiment(registry.EXPERIMENT)
+    recorded = set() if versions.dirty() else {run["name"] for run in registry.runs()}
+    for name, options in params["models"].items():
+        if name in recorded:
+            print(f"{name}: recorded already")
+            continue
+        with mlflow.start_run(run_name=name, tags=tags):
+            model = models.build(name, options, seed).fit(sample[FEATURES], sample[TARGET])
+            record(model, {"model": name, "seed": seed, "rows": len(sample), **options}, sample, months[newest])
+
+
+def record(model: Pipeline, params: dict[str, Any], sample: pd.DataFrame, held_out: pd.DataFrame) -> None:
+    """Parameters, scores, data, environment and the model itself, in the active run."""
+    mlflow.log_params(params)
+    source, digest = dvc.api.get_url(str(versions.DATA)), versions.data()
+    for frame, context in ((sample, "training"), (held_out, "validation")):
+        mlflow.log_input(mlflow.data.from_pandas(frame, source, TARGET, "features", digest), context)
+    result = scores.score(model, held_out)
+    mlflow.log_metrics(result)
+    mlflow.log_text(versions.environment(), "environment/requirements.txt")
+    mlflow.sklearn.log_model(
+        model,
+        name="model",
+        signature=infer_signature(sample[FEATURES], sample[TARGET]),
+        input_example=held_out[FEATURES].head(5),
+        pip_requirements=versions.model_requirements(),
+        skops_trusted_types=models.TRUSTED,
+    )
+    print(f"{params['model']}: " + ", ".join(f"{key} {value:.3f}" for key, value in result.items()))

@@ -1,0 +1,51 @@
+"""What the tests of all hosts share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCENARIO = Path(__file__).resolve().parent.parent
+
+
+class Result:
+    """A run of the scenario's plays on one host."""
+
+    def __init__(self, name: str, process: subprocess.CompletedProcess[str]) -> None:
+        self.ok = process.returncode == 0
+        self.text = process.stdout + process.stderr
+        # Messages are wrapped where the terminal ends, which is not what is tested.
+        self.words = " ".join(self.text.split())
+        recap = re.search(rf"^{name} .*changed=(\d+)", process.stdout, re.MULTILINE)
+        self.changed = int(recap[1]) if recap else -1
+
+
+@pytest.fixture
+def play(host) -> Callable[..., Result]:
+    """Run the plays once more on this test's host, with other variables."""
+    name = host.backend.host
+
+    def run(**variables: Any) -> Result:
+        command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], "--limit", name]
+        command += [str(SCENARIO / "converge.yml"), "--extra-vars", json.dumps(variables)]
+        return Result(name, subprocess.run(command, capture_output=True, text=True, cwd=SCENARIO.parent.parent))
+
+    return run
+
+
+@pytest.fixture
+def kernel(host) -> str:
+    """Return the kernel whose headers are there."""
+    (path,) = host.check_output("ls -d /lib/modules/*/build").split()
+    return Path(path).parent.name
+
+
+def held(host) -> set[str]:
+    return set(host.check_output("apt-mark showhold").split())

@@ -1,0 +1,27 @@
+"""A host without a device is left alone, or refused where one is required."""
+
+from __future__ import annotations
+
+testinfra_hosts = ["ansible://nvidia-none"]
+
+
+def test_nothing_is_installed(host) -> None:
+    assert host.check_output("dpkg-query --show --showformat '${Package} '").find("nvidia") == -1
+    for folder in ("/etc/apt/sources.list.d", "/etc/apt/keyrings", "/etc/modprobe.d"):
+        assert host.run(f"ls {folder}/*nvidia* {folder}/metalworks-*").stdout == ""
+
+
+def test_a_host_that_needs_none_is_not_changed(play) -> None:
+    result = play()
+    assert result.ok, result.text
+    assert result.changed == 0
+    # What the three roles cost such a host: one look at it.
+    assert result.text.count("TASK [nvidia_driver : Read what the host says about NVIDIA]") == 1
+
+
+def test_a_host_that_must_have_one_is_refused(host, play) -> None:
+    result = play(require_device=True)
+    assert not result.ok
+    assert "nvidia-none has no NVIDIA device" in result.words
+    assert "set nvidia_require_device to false" in result.words
+    test_nothing_is_installed(host)

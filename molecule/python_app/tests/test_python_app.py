@@ -1,0 +1,110 @@
+"""A Python program on a host: releases, restarts exactly when needed, and failures that leave it serving."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCENARIO = Path(__file__).resolve().parent.parent
+ROOT = "/opt/metalworks/demo"
+
+
+def play(**variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the scenario's converge playbook once more, with these variables."""
+    command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], str(SCENARIO / "converge.yml")]
+    return subprocess.run(
+        [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=SCENARIO.parent.parent
+    )
+
+
+def pids(host) -> dict[str, str]:
+    return {
+        unit: host.check_output(f"systemctl show {unit} --property MainPID --value")
+        for unit in ("demo-web", "demo-worker")
+    }
+
+
+def wait_until(host, condition: str) -> None:
+    assert host.run(f"timeout 30 sh -c 'until {condition}; do sleep 0.2; done'").rc == 0, condition
+
+
+@pytest.fixture(autouse=True)
+def as_converged(host):
+    """Every test starts from the converged host, whatever the one before did."""
+    result = play()
+    assert result.returncode == 0, result.stdout
+    return pids(host)
+
+
+def test_both_services_run_from_the_release(host):
+    for unit, port in (("demo-web", 8099), ("demo-worker", 8098)):
+        assert host.service(unit).is_running
+        assert host.service(unit).is_enabled
+        assert host.run(f"curl --silent --fail http://127.0.0.1:{port}/").rc == 0
+    assert host.check_output(f"{ROOT}/current/bin/python -c 'import h11, metalworks; print(h11.__version__)'") == "0.16.0"
+
+
+def test_secrets_are_for_root_and_the_service_only(host):
+    environment = host.file("/etc/metalworks/demo-web.env")
+    assert (environment.user, environment.group, environment.mode) == ("root", "demo", 0o640)
+    assert 'a"b$c`d\\e' in host.check_output(f"cat /proc/{pids(host)['demo-web']}/environ | tr '\\0' '\\n'")
+
+
+def test_a_changed_environment_restarts_that_service_only(host, as_converged):
+    result = play(worker_mark="second")
+    assert result.returncode == 0, result.stdout
+    assert pids(host)["demo-web"] == as_converged["demo-web"]
+    assert pids(host)["demo-worker"] != as_converged["demo-worker"]
+
+
+def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, as_converged):
+    # What a play leaves that was killed after it changed a file and before it restarted the service.
+    host.run_test("sh -c 'echo two >> /etc/worker-input'")
+    result = play()
+    assert result.returncode == 0, result.stdout
+    assert pids(host)["demo-worker"] != as_converged["demo-worker"]
+    assert pids(host)["demo-web"] == as_converged["demo-web"]
+
+
+def test_a_killed_process_comes_back(host, as_converged):
+    host.check_output(f"kill -9 {as_converged['demo-web']}")
+    wait_until(host, "curl --silent --fail --output /dev/null http://127.0.0.1:8099/")
+    assert pids(host)["demo-web"] != as_converged["demo-web"]
+
+
+def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_converged):
+    before = host.check_output(f"readlink {ROOT}/current")
+    result = play(lock=str(SCENARIO / "files" / "wrong_hash.txt"))
+    assert result.returncode != 0
+    assert "current release keeps serving" in result.stdout
+    assert host.check_output(f"readlink {ROOT}/current") == before
+    assert host.check_output(f"ls {ROOT}/releases") == Path(before).name
+    assert pids(host) == as_converged
+
+
+def test_a_half_built_release_is_built_anew(host):
+    release = host.check_output(f"readlink {ROOT}/current")
+    host.check_output(f"rm -r {release}/.complete {release}/lib")
+    result = play()
+    assert result.returncode == 0, result.stdout
+    assert host.check_output(f"{ROOT}/current/bin/python -c 'import h11; print(h11.__version__)'") == "0.16.0"
+
+
+def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged):
+    before = host.file("/etc/systemd/system/demo-worker.service").sha256sum
+    result = play(worker_command="bin/no-such-program")
+    assert result.returncode != 0
+    assert "systemd refuses demo-worker.service" in result.stdout
+    assert host.file("/etc/systemd/system/demo-worker.service").sha256sum == before
+    assert pids(host) == as_converged
+
+
+def test_a_service_that_does_not_get_healthy_shows_its_journal(host):
+    result = play(worker_command="bin/python -c 'raise SystemExit(\"the reason\")'", worker_health_timeout="20")
+    assert result.returncode != 0
+    assert "demo-worker.service" in result.stdout
+    assert "the reason" in result.stdout

@@ -1,0 +1,70 @@
+#!/usr/bin/python
+"""Time synchronisation with chrony, in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: base_time
+short_description: chrony runs where a host keeps its own time
+description:
+  - Enables and starts chrony and gives it time servers.
+  - A container has no clock of its own, and the unit's own condition keeps chrony from starting there. That is no
+    failure, and is reported as C(runs=false); any other reason is one.
+options:
+  servers: {type: list, elements: str, default: [], description: Time servers; empty means the distribution's.}
+"""
+
+RETURN = """
+runs: {type: bool, returned: success, description: Whether chrony runs.}
+"""
+
+UNIT = "chrony.service"
+SOURCES = Path("/etc/chrony/sources.d/metalworks.sources")
+
+
+def show(module: AnsibleModule) -> dict[str, str]:
+    """Return what systemd knows of the unit."""
+    names = "LoadState,ActiveState,UnitFileState,ConditionResult"
+    out = module.run_command(["systemctl", "show", UNIT, "--property", names], check_rc=True)[1]
+    return dict(line.split("=", 1) for line in out.splitlines())
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    module = AnsibleModule(
+        argument_spec={"servers": {"type": "list", "elements": "str", "default": []}}, supports_check_mode=True
+    )
+    state = show(module)
+    if state["LoadState"] != "loaded":
+        if not module.check_mode:
+            module.fail_json(msg=f"{UNIT} is {state['LoadState']}")
+        module.exit_json(changed=True, runs=False)
+    text = "".join(f"server {server} iburst\n" for server in module.params["servers"])
+    rewrite = text != (SOURCES.read_text() if SOURCES.exists() else "")
+    enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active"
+    if module.check_mode:
+        module.exit_json(changed=rewrite or enable, runs=not start)
+    if rewrite:
+        SOURCES.parent.mkdir(parents=True, exist_ok=True)
+        SOURCES.write_text(text)
+    if enable:
+        module.run_command(["systemctl", "--quiet", "enable", UNIT], check_rc=True)
+    if start:
+        module.run_command(["systemctl", "start", UNIT])
+        state = show(module)
+        if state["ActiveState"] != "active" and state["ConditionResult"] == "yes":
+            said = module.run_command(["journalctl", "--unit", UNIT, "--lines", "20", "--no-pager", "--output", "cat"])[1]
+            module.fail_json(msg=f"{UNIT} is {state['ActiveState']}. Last lines of its journal:\n{said}")
+    runs = state["ActiveState"] == "active"
+    if runs:
+        # Cheap, and nothing happens where the servers are the same; so no restart is owed to anybody.
+        module.run_command(["chronyc", "reload", "sources"], check_rc=True)
+    module.exit_json(changed=rewrite or enable or (start and runs), runs=runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+#!/usr/bin/python
+"""Buckets of a MinIO server, and one key with a least-privilege policy per consumer, in one call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.minio_s3 import Store, StoreError, UnreachableError
+
+DOCUMENTATION = """
+module: minio_provision
+short_description: Buckets, versioning, and one key and policy per consumer
+description:
+  - Asks the server what stands and sends only what differs, so nothing is changed twice and a play that was killed
+    is finished by the next one.
+  - A consumer's key is proved by signed requests on all its buckets before the call ends.
+  - Keys that an earlier call made and that no consumer owns any longer are removed. Buckets never are.
+options:
+  endpoint: {type: str, required: true, description: URL of the server.}
+  region: {type: str, required: true, description: Region that requests are signed for.}
+  root_user: {type: str, required: true, description: The server's root user.}
+  root_password: {type: str, required: true, description: Its password.}
+  buckets:
+    type: list
+    elements: dict
+    required: true
+    description: Buckets that exist.
+    suboptions:
+      name: {type: str, required: true, description: Bucket.}
+      versioning: {type: bool, default: false, description: Keep old versions of its objects.}
+  consumers:
+    type: list
+    elements: dict
+    required: true
+    description: Who has a key.
+    suboptions:
+      name: {type: str, required: true, description: For people.}
+      access_key: {type: str, required: true, description: Public half of the key.}
+      secret_key: {type: str, required: true, description: Secret half of the key.}
+      buckets: {type: list, elements: str, required: true, description: Buckets it reaches.}
+      access: {type: str, default: readwrite, choices: [readwrite, readonly], description: What it may do there.}
+"""
+
+RETURN = """
+actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+"""
+
+ADMIN = "/minio/admin/v3"
+POLICY_PREFIX = "metalworks-"
+"""A policy of this module is the prefix and the access key that it is for: so a key that nobody owns is found."""
+
+BUCKET_ACTIONS = ["s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:ListBucket", "s3:ListBucketVersions"]
+READ_ACTIONS = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectTagging"]
+# Deleting is hiding where a bucket keeps versions: no consumer may delete a version for good.
+WRITE_ACTIONS = [
+    "s3:AbortMultipartUpload",
+    "s3:DeleteObject",
+    "s3:ListMultipartUploadParts",
+    "s3:PutObject",
+    "s3:PutObjectTagging",
+]
+
+
+def policy(buckets: list[str], access: str) -> dict[str, Any]:
+    """Return the policy that lets a key reach these buckets and nothing else."""
+    write = access == "readwrite"
+    on_buckets = [*BUCKET_ACTIONS, *(["s3:ListBucketMultipartUploads"] if write else [])]
+    on_objects = [*READ_ACTIONS, *(WRITE_ACTIONS if write else [])]
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": on_buckets, "Resource": [f"arn:aws:s3:::{name}" for name in buckets]},
+            {"Effect": "Allow", "Action": on_objects, "Resource": [f"arn:aws:s3:::{name}/*" for name in buckets]},
+        ],
+    }
+
+
+def normal(document: dict[str, Any]) -> list[str]:
+    """Return a policy's statements in a form that does not depend on the order the server keeps them in."""
+    return sorted(
+        json.dumps({name: sorted(part) if isinstance(part, list) else part for name, part in one.items()}, sort_keys=1)
+        for one in document.get("Statement", [])
+    )
+
+
+def sealed(secret: str, data: bytes, salt: bytes, nonce: bytes) -> bytes:
+    """Encrypt a body for MinIO's admin API: a single final package of its format, key by PBKDF2, AES-256-GCM.
+
+    The server accepts this next to Argon2, which the standard library does not have.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    cipher = AESGCM(hashlib.pbkdf2_hmac("sha256", secret.encode(), salt, 8192, 32))
+    header = cipher.encrypt(nonce + (0).to_bytes(4, "little"), b"", b"")
+    package = cipher.encrypt(nonce + (1).to_bytes(4, "little"), data, b"\x80" + header)
+    return salt + b"\x02" + nonce + package
+
+
+class Provision:
+    """One call: what the server has, what is wanted, what was done about the difference."""
+
+    def __init__(self, wants: dict[str, Any], *, dry: bool) -> None:
+        """Remember what is wanted; `dry` only notes what would be done."""
+        self.wants, self.dry, self.actions = wants, dry, list[str]()
+        self.root = self.store(wants["root_user"], wants["root_password"])
+
+    def store(self, access_key: str, secret_key: str) -> Store:
+        """See the server with a key."""
+        return Store(self.wants["endpoint"], self.wants["region"], access_key, secret_key)
+
+    def send(self, action: str, method: str, path: str, query: dict[str, str] | None = None, body: bytes = b"") -> None:
+        """Carry out one difference and note it."""
+        self.actions.append(action)
+        if not self.dry:
+            self.root.ask(method, path, query, body).expect(action)
+
+    def bucket(self, name: str, versioning: bool) -> None:
+        """Make the bucket exist with or without versioning."""
+        asked = self.root.ask("GET", f"/{name}", {"versioning": ""})
+        if asked.code == "NoSuchBucket":
+            self.send(f"make bucket {name}", "PUT", f"/{name}")
+            status = ""
+        else:
+            found = re.search(rb"<Status>(\w+)</Status>", asked.expect(f"ask for bucket {name}").body)
+            status = found.group(1).decode() if found else ""
+        if versioning != (status == "Enabled"):
+            state = "Enabled" if versioning else "Suspended"
+            body = f"<VersioningConfiguration><Status>{state}</Status></VersioningConfiguration>"
+            self.send(f"versioning of {name}: {state}", "PUT", f"/{name}", {"versioning": ""}, body.encode())
+
+    def key_works(self, consumer: dict[str, Any]) -> bool:
+        """Tell whether the server knows the key with this secret, whatever it may do."""
+        store = self.store(consumer["access_key"], consumer["secret_key"])
+        asked = store.ask("GET", f"/{consumer['buckets'][0]}", {"list-type": "2", "max-keys": "1"})
+        return asked.ok or asked.code in ("AccessDenied", "NoSuchBucket")
+
+    def consumer(self, consumer: dict[str, Any], policies: dict[str, Any]) -> None:
+        """Make the consumer's policy, key and the link of both stand as wanted."""
+        who, key = consumer["name"], consumer["access_key"]
+        wanted, name = policy(consumer["buckets"], consumer["access"]), f"{POLICY_PREFIX}{key}"
+        if normal(policies.get(name, {})) != normal(wanted):
+            body = json.dumps(wanted).encode()
+            self.send(f"policy of {who}", "PUT", f"{ADMIN}/add-canned-policy", {"name": name}, body)
+        asked = self.root.ask("GET", f"{ADMIN}/user-info", {"accessKey": key})
+        known = {} if asked.code == "XMinioAdminNoSuchUser" else json.loads(asked.expect(f"ask for key of {who}").body)
+        if known.get("status") != "enabled" or not self.key_works(consumer):
+            user = json.dumps({"secretKey": consumer["secret_key"], "status": "enabled"}).encode()
+            body = b"" if self.dry else sealed(self.wants["root_password"], user, os.urandom(32), os.urandom(8))
+            self.send(f"key of {who}", "PUT", f"{ADMIN}/add-user", {"accessKey": key}, body)
+        if known.get("policyName") != name:
+            query = {"policyName": name, "userOrGroup": key, "isGroup": "false"}
+            self.send(f"policy of {who} on its key", "PUT", f"{ADMIN}/set-user-or-group-policy", query)
+
+    def retire(self, policies: dict[str, Any]) -> None:
+        """Remove keys that are ours and nobody's any longer."""
+        owned = {consumer["access_key"] for consumer in self.wants["consumers"]}
+        for name in sorted(policies):
+            key = name.removeprefix(POLICY_PREFIX)
+            if not name.startswith(POLICY_PREFIX) or key in owned:
+                continue
+            if self.root.ask("GET", f"{ADMIN}/user-info", {"accessKey": key}).code != "XMinioAdminNoSuchUser":
+                self.send(f"remove key {key}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
+            self.send(f"remove policy {name}", "DELETE", f"{ADMIN}/remove-canned-policy", {"name": name})
+
+    def prove(self) -> None:
+        """Ask for every consumer's buckets with its own key; raise StoreError where that is refused."""
+        for consumer in self.wants["consumers"]:
+            store = self.store(consumer["access_key"], consumer["secret_key"])
+            for bucket in consumer["buckets"]:
+                asked = store.ask("GET", f"/{bucket}", {"list-type": "2", "max-keys": "1"})
+                asked.expect(f"list {bucket} with the key of {consumer['name']}")
+
+    def run(self) -> None:
+        """Bring the server to what is wanted, and prove it."""
+        for bucket in self.wants["buckets"]:
+            self.bucket(bucket["name"], bucket["versioning"])
+        listed = self.root.ask("GET", f"{ADMIN}/list-canned-policies").expect("list policies")
+        policies: dict[str, Any] = json.loads(listed.body)
+        for consumer in self.wants["consumers"]:
+            self.consumer(consumer, policies)
+        self.retire(policies)
+        if not self.dry:
+            self.prove()
+
+
+def wrong(wants: dict[str, Any]) -> str:
+    """Return what is wrong with the wishes themselves, or nothing."""
+    keys = [consumer["access_key"] for consumer in wants["consumers"]]
+    buckets = {bucket["name"] for bucket in wants["buckets"]}
+    if doubled := sorted({key for key in keys if keys.count(key) > 1}):
+        return f"two consumers have one access key: {', '.join(doubled)}"
+    if wants["root_user"] in keys:
+        return f"consumer with the access key {wants['root_user']!r}: that is the server's root user"
+    for consumer in wants["consumers"]:
+        if not consumer["buckets"]:
+            return f"consumer {consumer['name']} has no bucket"
+        if missing := sorted(set(consumer["buckets"]) - buckets):
+            return f"consumer {consumer['name']} wants buckets that are not in the list: {', '.join(missing)}"
+        if len(consumer["access_key"]) < 3 or len(consumer["secret_key"]) < 8:
+            return f"consumer {consumer['name']}: an access key has at least 3 characters, a secret key at least 8"
+    return ""
+
+
+def main() -> None:
+    """Read the arguments and provision."""
+    text = {"type": "str", "required": True}
+    secret = {**text, "no_log": True}
+    module = AnsibleModule(
+        argument_spec={
+            "endpoint": text,
+            "region": text,
+            "root_user": text,
+            "root_password": secret,
+            "buckets": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {"name": text, "versioning": {"type": "bool", "default": False}},
+            },
+            "consumers": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": text,
+                    "access_key": {**text, "no_log": False},
+                    "secret_key": secret,
+                    "buckets": {"type": "list", "elements": "str", "required": True},
+                    "access": {"type": "str", "default": "readwrite", "choices": ["readwrite", "readonly"]},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    if problem := wrong(module.params):
+        module.fail_json(msg=problem)
+    call = Provision(module.params, dry=module.check_mode)
+    try:
+        call.run()
+    except StoreError as error:
+        # On a clean host there is no server yet that a check could compare with.
+        if not (module.check_mode and isinstance(error, UnreachableError)):
+            module.fail_json(msg=str(error), actions=call.actions)
+        call.actions.append(f"everything: {error}")
+    module.exit_json(changed=bool(call.actions), actions=call.actions)
+
+
+if __name__ == "__main__":
+    main()

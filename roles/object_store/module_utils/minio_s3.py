@@ -1,0 +1,118 @@
+"""A small S3 client on the standard library alone, so that hosts need no SDK: signed requests, errors by code."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from urllib.parse import quote, urlsplit
+
+TIMEOUT_SECONDS = 30
+
+
+class StoreError(Exception):
+    """The store refused, or cannot be asked."""
+
+
+class UnreachableError(StoreError):
+    """Nothing answers at the endpoint."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the store answered."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the request was carried out."""
+        return self.status < 300
+
+    def _field(self, name: str) -> str:
+        """Return a field of the error document, which is XML from S3 and may be JSON from MinIO's admin API."""
+        text = self.body.decode(errors="replace")
+        if text.lstrip().startswith("{"):
+            return str(json.loads(text).get(name, ""))
+        found = re.search(rf"<{name}>([^<]+)</{name}>", text)
+        return found.group(1) if found else ""
+
+    @property
+    def code(self) -> str:
+        """Return the error's code, for example NoSuchBucket; empty when there is none."""
+        return "" if self.ok else self._field("Code")
+
+    def expect(self, doing: str) -> Reply:
+        """Return the reply if it is a success; raise StoreError that says what was being done otherwise."""
+        if not self.ok:
+            raise StoreError(f"{doing}: HTTP {self.status} {self.code} {self._field('Message')}".strip())
+        return self
+
+
+def sign(
+    method: str, url: str, payload: bytes, *, region: str, access_key: str, secret_key: str, when: datetime
+) -> dict[str, str]:
+    """Return the headers that make a request to this URL one of the key's: AWS Signature Version 4."""
+    parts = urlsplit(url)
+    stamp, day = when.strftime("%Y%m%dT%H%M%SZ"), when.strftime("%Y%m%d")
+    digest = hashlib.sha256(payload).hexdigest()
+    headers = {"host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": stamp}
+    names = ";".join(headers)
+    lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    request = "\n".join([method, parts.path, parts.query, lines, names, digest])
+    scope = f"{day}/{region}/s3/aws4_request"
+    to_sign = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(request.encode()).hexdigest()])
+    key = f"AWS4{secret_key}".encode()
+    for piece in (day, region, "s3", "aws4_request", to_sign):
+        key = hmac.new(key, piece.encode(), hashlib.sha256).digest()
+    credential = f"{access_key}/{scope}"
+    headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={key.hex()}"
+    )
+    return headers
+
+
+class Store:
+    """An S3 endpoint, seen with one key. Buckets are addressed by path, which every store understands."""
+
+    def __init__(self, endpoint: str, region: str, access_key: str, secret_key: str) -> None:
+        """Connect when the first request is made; raise StoreError for an endpoint that is no URL."""
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise StoreError(f"endpoint {endpoint!r} is no http:// or https:// URL")
+        self.endpoint = f"{parts.scheme}://{parts.netloc}"
+        self.region, self.access_key, self.secret_key = region, access_key, secret_key
+        self._connection: HTTPConnection = (
+            HTTPSConnection(parts.netloc, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context())
+            if parts.scheme == "https"
+            else HTTPConnection(parts.netloc, timeout=TIMEOUT_SECONDS)
+        )
+
+    def ask(self, method: str, path: str, query: Mapping[str, str] | None = None, body: bytes = b"") -> Reply:
+        """Send a signed request. An HTTP error is a reply; silence is an UnreachableError."""
+        pairs = [f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in (query or {}).items()]
+        target = quote(path, safe="/-_.~") + ("?" + "&".join(sorted(pairs)) if pairs else "")
+        headers = sign(
+            method,
+            self.endpoint + target,
+            body,
+            region=self.region,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            when=datetime.now(timezone.utc),
+        )
+        try:
+            self._connection.request(method, target, body=body, headers=headers)
+            answer = self._connection.getresponse()
+            return Reply(answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()})
+        except (HTTPException, OSError) as error:
+            self._connection.close()
+            raise UnreachableError(f"{self.endpoint} does not answer: {error}") from error

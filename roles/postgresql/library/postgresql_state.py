@@ -1,0 +1,281 @@
+#!/usr/bin/python
+"""A running PostgreSQL with its files' settings, databases, owners and privileges, in one call."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: postgresql_state
+short_description: Server, settings, databases and owners of a Debian PostgreSQL cluster
+description:
+  - Writes the settings and the rules for clients, if the server accepts them; otherwise the old ones stay.
+  - Starts the cluster, makes it load files that are newer than what it loaded, and restarts it when the server
+    itself says that a setting waits for that.
+  - Makes databases and their owners; an owner reaches its own databases only. Databases are never removed.
+  - Talks to the server as C(postgres) over the local socket with C(psql). Passwords travel as SCRAM verifiers, on
+    standard input.
+options:
+  version: {type: str, required: true, description: Major version.}
+  cluster: {type: str, default: main, description: Name of the cluster.}
+  settings: {type: str, required: true, description: Content of a file in the cluster's C(conf.d).}
+  hba: {type: str, required: true, description: Content of the cluster's C(pg_hba.conf).}
+  databases:
+    type: list
+    elements: dict
+    required: true
+    description: Databases that exist.
+    suboptions:
+      name: {type: str, required: true, description: Database.}
+      owner: {type: str, required: true, description: Role that owns it and logs in.}
+      password: {type: str, required: true, description: Password of the owner.}
+"""
+
+RETURN = """
+actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+"""
+
+RELOAD_SECONDS = 10
+ITERATIONS = 4096
+"""Rounds of SCRAM-SHA-256, the server's own default."""
+
+# Everything decisions rest on, in one answer.
+STATE = """
+select json_build_object(
+  'loaded', extract(epoch from pg_conf_load_time()),
+  'pending', coalesce((select json_agg(name order by name) from pg_settings where pending_restart), '[]'),
+  'errors', coalesce((select json_agg(format('%s line %s: %s', f.sourcefile, f.sourceline, error)) from pg_file_settings f
+      left join pg_settings using (name) where error is not null and coalesce(context, '') <> 'postmaster'), '[]'),
+  'hba_errors', coalesce((select json_agg(format('pg_hba.conf line %s: %s', line_number, error))
+      from pg_hba_file_rules where error is not null), '[]'),
+  'roles', (select json_object_agg(rolname, json_build_object('verifier', coalesce(rolpassword, ''), 'plain',
+      rolcanlogin and not (rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls)))
+      from pg_authid),
+  'databases', (select json_object_agg(datname, json_build_object('owner', pg_get_userbyid(datdba), 'open',
+      has_database_privilege('public', oid, 'connect') or has_database_privilege('public', oid, 'temporary')))
+      from pg_database where datname <> 'template0'));
+"""
+
+
+def verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
+    """Return what PostgreSQL stores of a password under SCRAM-SHA-256."""
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, iterations)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    shown = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${iterations}:{shown[0]}${shown[1]}:{shown[2]}"
+
+
+def matches(password: str, known: str) -> bool:
+    """Tell whether a stored verifier is this password's."""
+    parts = re.fullmatch(r"SCRAM-SHA-256\$(\d+):([^$]+)\$.+", known)
+    if not parts:
+        return False
+    return hmac.compare_digest(verifier(password, base64.b64decode(parts[2]), int(parts[1])), known)
+
+
+def name(identifier: str) -> str:
+    """Quote an identifier."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def statements(state: dict[str, Any], databases: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return what differs from what is wanted, as what it is for people and as SQL."""
+    todo: list[tuple[str, str]] = []
+    roles, existing = state["roles"], state["databases"]
+    for role, password in {one["owner"]: one["password"] for one in databases}.items():
+        plain = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+        if role not in roles:
+            secret = verifier(password, os.urandom(16))
+            todo.append((f"make role {role}", f"CREATE ROLE {name(role)} {plain} PASSWORD '{secret}';"))
+            continue
+        if not roles[role]["plain"]:
+            todo.append((f"take privileges from role {role}", f"ALTER ROLE {name(role)} {plain};"))
+        if not matches(password, roles[role]["verifier"]):
+            secret = verifier(password, os.urandom(16))
+            todo.append((f"password of role {role}", f"ALTER ROLE {name(role)} PASSWORD '{secret}';"))
+    for one in databases:
+        database, owner = name(one["name"]), name(one["owner"])
+        if one["name"] not in existing:
+            options = "TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'"
+            todo.append((f"make database {one['name']}", f"CREATE DATABASE {database} OWNER {owner} {options};"))
+        elif existing[one["name"]]["owner"] != one["owner"]:
+            todo.append((f"owner of {one['name']}: {one['owner']}", f"ALTER DATABASE {database} OWNER TO {owner};"))
+    ours = {one["name"]: {"open": True} for one in databases}
+    for database, facts in {**ours, **existing}.items():
+        # The maintenance databases are open to everybody too, until somebody says otherwise.
+        if facts["open"] and (database in ours or database in ("postgres", "template1")):
+            revoke = f"REVOKE CONNECT, TEMPORARY ON DATABASE {name(database)} FROM PUBLIC;"
+            todo.append((f"close database {database} to everybody else", revoke))
+    return todo
+
+
+class Cluster:
+    """One cluster and the module that acts on it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        """Read which cluster is meant."""
+        self.module, self.wants = module, module.params
+        self.actions, self.diff = list[str](), list[dict[str, str]]()
+        version, cluster = self.wants["version"], self.wants["cluster"]
+        self.unit = f"postgresql@{version}-{cluster}.service"
+        self.log = Path(f"/var/log/postgresql/postgresql-{version}-{cluster}.log")
+        self.program = Path(f"/usr/lib/postgresql/{version}/bin/postgres")
+        self.data = Path(f"/var/lib/postgresql/{version}/{cluster}")
+        self.etc = Path(f"/etc/postgresql/{version}/{cluster}")
+        self.settings, self.hba = self.etc / "conf.d/metalworks.conf", self.etc / "pg_hba.conf"
+
+    def fail(self, why: str) -> None:
+        """End the task with the reason."""
+        self.module.fail_json(msg=why, actions=self.actions)
+
+    def sql(self, text: str) -> str:
+        """Run statements as the superuser and return their output; the first error ends the task."""
+        # The port of the running server, which is not the wanted one while a change of it waits for the restart.
+        port = (self.data / "postmaster.pid").read_text().splitlines()[3]
+        command = ["runuser", "-u", "postgres", "--", "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]
+        command += ["--set", "ON_ERROR_STOP=1", "--port", port, "--dbname", "postgres", "--file", "-"]
+        code, out, err = self.module.run_command(command, data=text, cwd="/")
+        if code:
+            self.fail(f"psql: {err.strip()}")
+        return str(out)
+
+    def state(self) -> dict[str, Any]:
+        """Ask the server for everything that decisions rest on."""
+        state: dict[str, Any] = json.loads(self.sql(STATE))
+        return state
+
+    def active(self) -> bool:
+        """Tell whether the cluster runs."""
+        return bool(self.module.run_command(["systemctl", "is-active", "--quiet", self.unit])[0] == 0)
+
+    def systemctl(self, verb: str, unit: str) -> None:
+        """Run a verb on a unit; on failure, end the task with what the server wrote last."""
+        code, _, err = self.module.run_command(["systemctl", verb, unit])
+        if code:
+            said = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
+            self.fail("\n".join([f"systemctl {verb} {unit}: {err.strip()}", f"Last lines of {self.log}:", *said]))
+
+    def act(self, action: str) -> bool:
+        """Note what is done; tell whether it is to be carried out."""
+        self.actions.append(action)
+        return not self.module.check_mode
+
+    def put(self, path: Path, text: str, mode: int) -> str | None:
+        """Make a file of the server hold this text; return what it held if that was something else."""
+        old = path.read_text() if path.exists() else ""
+        if old == text:
+            return None
+        self.diff.append({"before_header": str(path), "after_header": str(path), "before": old, "after": text})
+        if not self.act(f"write {path}"):
+            return None
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_text(text)
+        draft.chmod(mode)
+        shutil.chown(draft, "postgres", "postgres")
+        if path == self.settings:
+            # The server's own reading: what it does not know or cannot take never reaches the running one.
+            command = [str(self.program), "-C", "shared_buffers", "-D", str(self.etc), "-c", f"config_file={draft}"]
+            code, _, err = self.module.run_command(command)
+            if code:
+                draft.unlink()
+                self.fail(f"the server would refuse its settings, and keeps the old ones: {err.strip()}")
+        draft.replace(path)
+        return old
+
+    def run(self) -> None:
+        """Bring the cluster to what is wanted."""
+        if not self.program.exists():
+            # Only on a clean host that is checked: the package is installed before.
+            self.act("everything: the server is not installed")
+            return
+        if self.module.run_command(["systemctl", "is-enabled", "--quiet", "postgresql.service"])[0] and self.act("enable"):
+            self.systemctl("enable", "postgresql.service")
+        self.put(self.settings, self.wants["settings"], 0o644)
+        old_hba = self.put(self.hba, self.wants["hba"], 0o640)
+        if not self.active():
+            if not self.act("start the server"):
+                return
+            self.systemctl("start", self.unit)
+        state = self.load(self.state(), old_hba)
+        todo = statements(state, self.wants["databases"])
+        if any([self.act(action) for action, _ in todo]):
+            self.sql("\n".join(sql for _, sql in todo))
+
+    def load(self, state: dict[str, Any], old_hba: str | None) -> dict[str, Any]:
+        """Make the server work with what its files say; return its state then."""
+        if wrong := [*state["errors"], *state["hba_errors"]]:
+            if state["hba_errors"] and old_hba:
+                self.put(self.hba, old_hba, 0o640)
+            self.fail("the server would refuse its files, and keeps the old settings: " + "; ".join(wrong))
+        newest = max(path.stat().st_ctime for path in (self.settings, self.hba) if path.exists())
+        if newest > state["loaded"] and self.act("reload"):
+            self.sql("select pg_reload_conf();")
+            before, deadline = state["loaded"], time.monotonic() + RELOAD_SECONDS
+            while state["loaded"] == before:
+                if time.monotonic() > deadline:
+                    self.fail(f"the server did not load its settings within {RELOAD_SECONDS} s; see {self.log}")
+                time.sleep(0.1)
+                state = self.state()
+        if state["pending"] and self.act(f"restart for {', '.join(state['pending'])}"):
+            self.systemctl("restart", self.unit)
+            state = self.state()
+            if state["pending"]:
+                self.fail(f"still not in force after a restart: {', '.join(state['pending'])}")
+        return state
+
+
+def wrong(databases: list[dict[str, str]]) -> str:
+    """Return what is wrong with the wishes themselves, or nothing."""
+    names = [one["name"] for one in databases]
+    if doubled := sorted({one for one in names if names.count(one) > 1}):
+        return f"database listed twice: {', '.join(doubled)}"
+    for one in databases:
+        if one["owner"] == "postgres" or one["name"] in ("postgres", "template0", "template1"):
+            return f"database {one['name']}, owner {one['owner']}: reserved for the server itself"
+        if not (one["password"].isascii() and one["password"].isprintable() and one["password"]):
+            return f"password of {one['owner']}: printable ASCII, not empty"
+    passwords = {(one["owner"], one["password"]) for one in databases}
+    if len(passwords) > len({owner for owner, _ in passwords}):
+        return "an owner of several databases has several passwords"
+    return ""
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    text = {"type": "str", "required": True}
+    module = AnsibleModule(
+        argument_spec={
+            "version": text,
+            "cluster": {"type": "str", "default": "main"},
+            "settings": text,
+            "hba": text,
+            "databases": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {"name": text, "owner": text, "password": {**text, "no_log": True}},
+            },
+        },
+        supports_check_mode=True,
+    )
+    if problem := wrong(module.params["databases"]):
+        module.fail_json(msg=problem)
+    cluster = Cluster(module)
+    cluster.run()
+    module.exit_json(changed=bool(cluster.actions), actions=cluster.actions, diff=cluster.diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Put every host's checks together, write the verdict to a file, and fail when one of them did."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+
+def verdict(hosts: dict[str, dict[str, Any]], measured_on: str) -> dict[str, Any]:
+    """Return what build/smoke.json holds, from each host's answer."""
+    checks = [{"host": host, **check} for host, answer in hosts.items() for check in answer.get("checks", ())]
+    failures = [f"{check['name']} on {check['host']}: {check['detail']}" for check in checks if not check["ok"]]
+    unchecked = {host: answer.get("unchecked", "no answer") for host, answer in hosts.items() if "checks" not in answer}
+    skipped = [check for check in checks if check["skipped"]]
+    slowest = max((check["seconds"] for check in checks), default=0.0)
+    return {
+        "ok": bool(checks) and not failures and not unchecked,
+        "checks": checks,
+        "failures": failures,
+        "unchecked": unchecked,
+        "figures": {
+            "checks": len(checks),
+            "checks_failed": len(failures),
+            "checks_skipped": len(skipped),
+            "hosts": len(hosts),
+            "hosts_unchecked": len(unchecked),
+            "slowest_check_seconds": slowest,
+        },
+        "measured_on": measured_on,
+    }
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return the verdict as a person reads it: what failed first, then what could not be checked."""
+    figures = found["figures"]
+    lines = [f"{figures['checks']} checks on {figures['hosts']} hosts, {figures['checks_failed']} failed"]
+    lines += [f"FAILED {failure}" for failure in found["failures"]]
+    lines += [f"COULD NOT CHECK {host}: {reason}" for host, reason in found["unchecked"].items()]
+    lines += [f"nothing to check: {check['name']}: {check['detail']}" for check in found["checks"] if check["skipped"]]
+    return "\n".join(lines)
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Judge what the hosts of the play reported."""
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the file and fail, or say what was checked."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        hosts = {name: variables["hostvars"][name].get("__smoke", {}) for name in variables["ansible_play_hosts_all"]}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        machine = f"{len(hosts)} hosts, from {platform.node()}: {os.cpu_count()} cores, {platform.system()}, {now}"
+        found = verdict(hosts, machine)
+        path = Path(self._task.args["path"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        return result | {"failed": not found["ok"], "msg": summary(found)}

@@ -1,0 +1,348 @@
+"""Real work on the platform, as one of its clients does it.
+
+Role smoke pipes this file, with a call of `main` behind it, into the Python of a client's environment on a host, as
+the client's user. Each check prints one line; what it makes on the platform it takes away again. It imports what the
+client's environment has only where a check needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MARK = "smoke-result "
+PLACE = "metalworks-smoke"  # prefix of every object, experiment and flow that is made here
+
+
+class NotApplicable(Exception):
+    """There is nothing to check yet; the text says what is missing."""
+
+
+def request(url: str, method: str = "GET", body: Any = None, timeout: float = 30) -> Any:
+    """Return the JSON (or else the text) that a URL answers; its error text becomes the exception's."""
+    data = None if body is None else json.dumps(body).encode()
+    query = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(query, timeout=timeout) as answer:
+            text = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        error.msg = f"{error.msg}: {error.read().decode(errors='replace')[:300]}"
+        raise
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise ConnectionError(f"{url}: {getattr(error, 'reason', error)}") from error
+    return json.loads(text) if text.strip()[:1] in ("{", "[") else text
+
+
+def wait_for(ready: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Return the first true answer; after the time limit, say what did not come."""
+    deadline = time.monotonic() + seconds
+    while not (answer := ready()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} within {seconds:.0f} s")
+        time.sleep(0.3)
+    return answer
+
+
+# -- Facts
+
+
+# In one transaction: others wait for it, and no table is left behind.
+ROW = (
+    "CREATE TABLE metalworks_smoke (word text)",
+    "INSERT INTO metalworks_smoke VALUES ('iron')",
+    "SELECT word FROM metalworks_smoke",
+    "DROP TABLE metalworks_smoke",
+)
+
+
+def database(host: str, port: int, database: str, user: str, password: str) -> str:
+    """Write and read one row as a database's owner, with the driver that the owner's program uses."""
+    where: dict[str, Any] = {"host": host, "port": port, "user": user, "password": password}
+    if importlib.util.find_spec("psycopg2"):
+        psycopg2 = importlib.import_module("psycopg2")
+        with contextlib.closing(psycopg2.connect(dbname=database, connect_timeout=10, **where)) as connection:
+            with connection, connection.cursor() as cursor:
+                for statement in ROW[:3]:
+                    cursor.execute(statement)
+                row = cursor.fetchone()
+                cursor.execute(ROW[3])
+            version = connection.server_version // 10000
+    else:
+        asyncpg = importlib.import_module("asyncpg")
+
+        async def work() -> tuple[Any, int]:
+            connection = await asyncpg.connect(database=database, timeout=10, **where)
+            try:
+                async with connection.transaction():
+                    for statement in ROW[:2]:
+                        await connection.execute(statement)
+                    found = await connection.fetchrow(ROW[2])
+                    await connection.execute(ROW[3])
+                return found, connection.get_server_version().major
+            finally:
+                await connection.close()
+
+        row, version = asyncio.run(work())
+    if not row or row[0] != "iron":
+        raise AssertionError(f"wrote 'iron' and read {row!r}")
+    return f"row written and read in {database} on {host}, PostgreSQL {version}"
+
+
+# -- Objects
+
+
+def s3_client() -> Any:
+    """Return a client of the object store, with the key that the environment or ~/.aws holds."""
+    botocore = importlib.import_module("botocore.session")
+    settings = importlib.import_module("botocore.config")
+    config = settings.Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
+    return botocore.get_session().create_client(
+        "s3",
+        endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ["MLFLOW_S3_ENDPOINT_URL"],
+        region_name=os.environ.get("AWS_DEFAULT_REGION"),
+        config=config,
+    )
+
+
+def purge(client: Any, bucket: str, prefix: str) -> str:
+    """Delete every version below a prefix; say so when this key may only hide them."""
+    kept = 0
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix):
+        for version in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
+            where = {"Bucket": bucket, "Key": version["Key"]}
+            try:
+                client.delete_object(**where, VersionId=version["VersionId"])
+            except client.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] != "AccessDenied":
+                    raise
+                kept += 1
+                if version.get("IsLatest") and "Size" in version:
+                    client.delete_object(**where)
+    return f"; {kept} old versions stay: this key may not delete versions" if kept else ""
+
+
+def objects(buckets: list[str]) -> str:
+    """Put, get and delete an object in each bucket of a consumer."""
+    client, note = s3_client(), ""
+    for bucket in buckets:
+        key, data = f"{PLACE}/objects/{os.urandom(6).hex()}", os.urandom(1024)
+        client.put_object(Bucket=bucket, Key=key, Body=data)
+        if client.get_object(Bucket=bucket, Key=key)["Body"].read() != data:
+            raise AssertionError(f"{bucket} gave back other bytes than were put")
+        note = note or purge(client, bucket, f"{PLACE}/objects/")
+    return f"object put, got and deleted in {', '.join(buckets)}{note}"
+
+
+# -- Experiments and models
+
+
+def model() -> str:
+    """Record a run with a model in MLflow, load the model and compare its answer."""
+    mlflow = importlib.import_module("mlflow")
+    tag = os.urandom(6).hex()
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment(f"{PLACE}-{tag}", artifact_location=f"mlflow-artifacts:/{PLACE}/{tag}")
+    try:
+
+        class Doubler(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
+            def predict(self, model_input: list[int]) -> list[int]:
+                return [2 * value for value in model_input]
+
+        with mlflow.start_run(experiment_id=experiment):
+            mlflow.log_param("metal", "iron")
+            mlflow.log_metric("score", 1.0)
+            # Listed by hand, or MLflow would start a process to find out what the model imports.
+            logged = mlflow.pyfunc.log_model(name="model", python_model=Doubler(), pip_requirements=["mlflow"])
+        answer = mlflow.pyfunc.load_model(logged.model_uri).predict([1, 2])
+        if list(answer) != [2, 4]:
+            raise AssertionError(f"the loaded model answers {answer!r} instead of [2, 4]")
+    finally:
+        client.delete_experiment(experiment)
+    return f"run and model recorded and loaded through {mlflow.get_tracking_uri()}, MLflow {mlflow.__version__}"
+
+
+def purge_experiments() -> str:
+    """Delete for good what earlier smokes left in MLflow's bin."""
+    mlflow = importlib.import_module("mlflow")
+    found = mlflow.MlflowClient().search_experiments(
+        view_type=mlflow.entities.ViewType.DELETED_ONLY, filter_string=f"name LIKE '{PLACE}-%'"
+    )
+    if found:
+        ids = ",".join(experiment.experiment_id for experiment in found)
+        run([str(Path(sys.executable).parent / "mlflow"), "gc", "--experiment-ids", ids])
+    return f"{len(found)} experiments of earlier checks deleted for good"
+
+
+def sample(model_uri: str) -> Any:
+    """Return a request that a model takes: the example recorded with it, or else zeros as its signature wants them."""
+    mlflow = importlib.import_module("mlflow")
+    info = mlflow.models.get_model_info(model_uri)
+    if info.saved_input_example_info:
+        with contextlib.suppress(mlflow.exceptions.MlflowException):
+            return mlflow.artifacts.load_dict(f"{model_uri}/serving_input_example.json")
+    if info.signature is None:
+        raise NotApplicable("the model has neither an input example nor a signature to make a request from")
+    inputs = info.signature.inputs
+    if inputs.is_tensor_spec():
+        shape = [1 if size < 0 else size for size in inputs.inputs[0].shape]
+        zeros: Any = 0
+        for size in reversed(shape):
+            zeros = [zeros] * size
+        return {"instances": zeros}
+    empty = {"string": "", "boolean": False, "datetime": "2024-01-01T00:00:00", "integer": 0, "long": 0}
+    row = [empty.get(column.type.name, 0.0) for column in inputs.inputs]
+    return {"dataframe_split": {"columns": inputs.input_names(), "data": [row]}}
+
+
+def prediction(url: str, model: str, alias: str) -> str:
+    """Ask an inference service, as another service would."""
+    query = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/alias?name={model}&alias={alias}"
+    try:
+        wanted = request(query)["model_version"]["version"]
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        missing = f"no model {model}@{alias} in the registry yet; register one and run playbooks/inference.yml"
+        raise NotApplicable(missing) from error
+    served = request(f"{url}/version")
+    answer = request(f"{url}/invocations", "POST", sample(f"models:/{model}/{served['version']}"))
+    if "predictions" not in answer:
+        raise AssertionError(f"{url}/invocations answered {str(answer)[:200]}")
+    behind = "" if str(served["version"]) == str(wanted) else f"; {alias} is version {wanted} by now"
+    return f"{url} answered {str(answer['predictions'])[:40]} with {model} version {served['version']}{behind}"
+
+
+# -- Flows
+
+
+def flow(api: str, pool: str, timeout: float = 60) -> str:
+    """Run a flow on a work pool and tell which host took it."""
+    flow_id = request(f"{api}/flows/", "POST", {"name": f"{PLACE}-{pool}-{os.urandom(4).hex()}"})["id"]
+    try:
+        deployment = {
+            "name": PLACE,
+            "flow_id": flow_id,
+            "work_pool_name": pool,
+            "entrypoint": "metalworks.smoke_flow.smoke",  # the worker's environment holds it: no code is fetched
+        }
+        deployment_id = request(f"{api}/deployments/", "POST", deployment)["id"]
+        run_id = request(f"{api}/deployments/{deployment_id}/create_flow_run", "POST", {})["id"]
+
+        def ended() -> Any:
+            found = request(f"{api}/flow_runs/{run_id}")
+            return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+        try:
+            done = wait_for(ended, timeout, "no end of the flow run")
+        except TimeoutError as error:
+            state = request(f"{api}/flow_runs/{run_id}")["state"]
+            raise TimeoutError(f"{error}: it is {state['name']}; is a worker of pool {pool} running?") from error
+        if done["state_type"] != "COMPLETED":
+            said = request(f"{api}/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
+            words = " | ".join(line["message"] for line in said[-3:])
+            raise AssertionError(f"the run ended as {done['state_name']}: {done['state']['message']} {words[-600:]}")
+        host = str(done.get("infrastructure_pid") or "").split(":")[0]
+        return f"flow run completed on {host or 'a worker'} of pool {pool}"
+    finally:
+        request(f"{api}/flows/{flow_id}", "DELETE")
+
+
+# -- Data versions
+
+
+def run(command: list[str], cwd: str | None = None, **environment: str) -> str:
+    """Return what a command prints; its last words become the exception's."""
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise RuntimeError(f"`{' '.join(command[:2])}` ended with {done.returncode}: {words}")
+    return done.stdout
+
+
+def dvc(folder: str, *arguments: str) -> str:
+    """Run DVC in a folder, made a project whose remote is a corner of the site's own."""
+    project = Path(folder, ".dvc")
+    project.mkdir(exist_ok=True)
+    remote = f"['remote \"smoke\"']\n    url = remote://storage/{PLACE}/dvc\n"
+    (project / "config").write_text(f"[core]\n    no_scm = true\n    remote = smoke\n{remote}")
+    return run(["dvc", *arguments], folder, DVC_SITE_CACHE_DIR=f"{folder}/.site")
+
+
+def dvc_push(word: str) -> str:
+    """Add a file to a DVC project and push it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "data.txt").write_text(word)
+        dvc(folder, "add", "data.txt")
+        pushed = dvc(folder, "push")
+    return f"a file added and pushed to {PLACE}/dvc of the default remote ({pushed.strip().splitlines()[-1]})"
+
+
+def dvc_pull(word: str, bucket: str) -> str:
+    """Pull, as another user, what the first one pushed; then take it off the store."""
+    digest = hashlib.md5(word.encode(), usedforsecurity=False).hexdigest()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = f"outs:\n- md5: {digest}\n  size: {len(word)}\n  hash: md5\n  path: data.txt\n"
+            Path(folder, "data.txt.dvc").write_text(pointer)
+            dvc(folder, "pull")
+            if Path(folder, "data.txt").read_text() != word:
+                raise AssertionError("another content was pulled than was pushed")
+    finally:
+        note = purge(s3_client(), bucket, f"{PLACE}/dvc/")
+    return f"the other user's file pulled by its .dvc file{note}"
+
+
+# -- A person's login
+
+
+def environment(expected: dict[str, str]) -> str:
+    """Compare what a login shell finds in its environment with what the site says."""
+    wrong = [name for name, value in expected.items() if os.environ.get(name) != value]
+    if wrong:
+        told = (f"{name} is {os.environ.get(name)!r}, not {expected[name]!r}" for name in wrong)
+        raise AssertionError("; ".join(told))
+    return f"{len(expected)} variables as the site says"
+
+
+CHECKS: dict[str, Callable[..., str]] = {
+    "database": database,
+    "objects": objects,
+    "model": model,
+    "purge_experiments": purge_experiments,
+    "prediction": prediction,
+    "flow": flow,
+    "dvc_push": dvc_push,
+    "dvc_pull": dvc_pull,
+    "environment": environment,
+}
+
+
+def main(checks: list[dict[str, Any]]) -> None:
+    """Do the checks one after the other and print a line for each."""
+    for check in checks:
+        start = time.monotonic()
+        verdict: dict[str, Any] = {"name": check["name"], "ok": True, "skipped": False}
+        try:
+            verdict["detail"] = CHECKS[check["kind"]](**check.get("arguments", {}))
+        except NotApplicable as reason:
+            verdict |= {"skipped": True, "detail": str(reason)}
+        except Exception as error:
+            verdict |= {"ok": False, "detail": f"{type(error).__name__}: {' '.join(str(error).split())[:800]}"}
+        verdict["seconds"] = round(time.monotonic() - start, 3)
+        print(MARK + json.dumps(verdict), flush=True)

@@ -1,0 +1,205 @@
+#!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
+"""Look at a host's units and let its clients do real work, all at once, in one round trip."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fnmatch
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: smoke_host
+short_description: Look at a host's units and let its clients do real work
+description:
+  - Every unit must be active and, where it has a URL, answer 200 there; the journal's last lines come with one that
+    does not. Every session runs a program as a client's user; sessions run side by side. It reports and never fails.
+options:
+  units:
+    description: Units, as patterns of names, each with C(unit), and optionally C(url) and C(optional).
+    type: list
+    elements: dict
+    default: []
+  sessions:
+    description: >-
+      Each with C(name), C(user), C(python) (the interpreter), C(checks) (C(name), C(kind), C(arguments), C(secret):
+      which of I(secrets) becomes the argument C(password)), and optionally C(login) (in the user's login shell),
+      C(environment), C(env_files) (systemd's; not with C(login)) and C(after) (an earlier session that must end first).
+    type: list
+    elements: dict
+    default: []
+  secrets:
+    description: Passwords that the checks need, by name.
+    type: dict
+    default: {}
+  program:
+    description: Text of the Python program that defines C(main(checks)).
+    type: str
+    required: true
+  timeout:
+    description: Seconds that one session may take.
+    type: int
+    default: 90
+author: Metalworks
+"""
+
+EXAMPLES = r"""
+- name: Do real work
+  smoke_host:
+    units: [{unit: mlflow.service, url: "http://127.0.0.1:5000/health"}]
+    program: "{{ lookup('ansible.builtin.file', 'client.py') }}"
+  become: true
+"""
+
+RETURN = r"""
+checks:
+  description: Verdicts.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{name: unit mlflow.service, ok: true, skipped: false, seconds: 0.01, detail: active}]
+"""
+
+MARK = "smoke-result "
+
+
+def output(argv: list[str]) -> str:
+    """Return what a command prints, whatever its exit status: systemctl's says nothing that its text does not."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+
+def journal(unit: str) -> str:
+    """Return the last lines of a unit's journal, to be read after what is wrong with it."""
+    lines = output(["journalctl", "--unit", unit, "--lines", "8", "--output", "cat", "--no-pager"]).strip()
+    return f"; its journal ends: {' | '.join(lines.splitlines())}" if lines else ""
+
+
+def units_like(pattern: str) -> list[str]:
+    """Return the loaded units that match a pattern."""
+    listed = output(["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", pattern])
+    return [name for line in listed.splitlines() if fnmatch.fnmatch(name := line.split()[0], pattern)]
+
+
+def answer(url: str) -> str:
+    """Return what is wrong with a health URL's answer, or nothing."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"{url} answers {error.code}"
+    except OSError as error:
+        return f"{url} does not answer ({getattr(error, 'reason', error)})"
+
+
+def look_at(want: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a verdict for each unit that matches a pattern, or one that says that none does."""
+    verdicts = []
+    for unit in units_like(want["unit"]) or ([] if want.get("optional") else [want["unit"]]):
+        start = time.monotonic()
+        state = output(["systemctl", "show", "--value", "--property=ActiveState", unit]).strip() or "unknown"
+        fault = "" if state == "active" else f"{unit} is {state}; try: systemctl status {unit}"
+        if not fault and want.get("url"):
+            fault = answer(want["url"])
+        detail = f"{fault}{journal(unit)}" if fault else "active" + (", healthy" if want.get("url") else "")
+        verdicts.append(verdict(f"unit {unit}", not fault, time.monotonic() - start, detail))
+    return verdicts
+
+
+def verdict(name: str, ok: bool, seconds: float, detail: str, skipped: bool = False) -> dict[str, Any]:
+    """Return a check's result in the form that smoke.json has."""
+    return {"name": name, "ok": ok, "skipped": skipped, "seconds": round(seconds, 3), "detail": detail}
+
+
+def env_file(path: str) -> dict[str, str]:
+    """Return the variables of a systemd environment file."""
+    lines = pathlib.Path(path).read_text().splitlines()
+    pairs = [line.partition("=") for line in lines if "=" in line and not line.startswith(("#", ";"))]
+    return {name: re.sub(r"\\([\\\"`$])", r"\1", value.strip('"')) for name, _, value in pairs}
+
+
+def command(session: dict[str, Any]) -> list[str]:
+    """Return how the session's interpreter is started as its user, reading the program from stdin."""
+    if session.get("login"):  # it starts from an empty environment, as a person's does
+        more = [f"{name}={value}" for name, value in session.get("environment", {}).items()]
+        inner = shlex.join(["exec", "env", *more, session["python"], "-"])
+        return ["su", "--login", session["user"], "--command", inner]
+    return ["runuser", "--user", session["user"], "--", session["python"], "-"]
+
+
+def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout: int) -> list[dict[str, Any]]:
+    """Run a session to its end and return a verdict for every one of its checks."""
+    start = time.monotonic()
+    checks = [{**check, "arguments": {**check.get("arguments", {})}} for check in session["checks"]]
+    for check in checks:
+        if "secret" in check:
+            check["arguments"]["password"] = secrets[check["secret"]]
+    try:
+        environment = dict(os.environ)
+        for path in session.get("env_files", []):
+            environment |= env_file(path)
+        # Program and arguments come by stdin: a command line is everybody's to read.
+        done = subprocess.run(
+            command(session),
+            input=f"{program}\nmain(json.loads({json.dumps(checks)!r}))\n",
+            env=environment | session.get("environment", {}),
+            cwd="/",
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said, words = done.stdout, done.stderr or f"it ended with {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        said, words = (error.stdout or b"").decode(), f"no answer within {timeout} s"
+    except OSError as error:
+        said, words = "", f"{error.filename}: {error.strerror}; has site.yml run on this host?"
+    found = [json.loads(line[len(MARK) :]) for line in said.splitlines() if line.startswith(MARK)]
+    last = " | ".join(words.strip().splitlines()[-5:])
+    missing = [check["name"] for check in checks[len(found) :]]
+    return found + [verdict(name, False, time.monotonic() - start, f"not done: {last}") for name in missing]
+
+
+def run_all(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Look at every unit, and run every session as soon as the one that it comes after has ended."""
+    running: dict[str, concurrent.futures.Future[list[dict[str, Any]]]] = {}
+
+    def in_turn(session: dict[str, Any]) -> list[dict[str, Any]]:
+        if "after" in session:
+            concurrent.futures.wait([running[session["after"]]])
+        return work(session, params["program"], params["secrets"], params["timeout"])
+
+    with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1) + 4) as pool:
+        looks = [pool.submit(look_at, want) for want in params["units"]]
+        for session in params["sessions"]:
+            running[session["name"]] = pool.submit(in_turn, session)
+        return [check for future in [*looks, *running.values()] for check in future.result()]
+
+
+def main() -> None:
+    """Do it."""
+    module = AnsibleModule(
+        argument_spec={
+            "units": {"type": "list", "elements": "dict", "default": []},
+            "sessions": {"type": "list", "elements": "dict", "default": []},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "program": {"type": "str", "required": True, "no_log": True},  # no secret, but nothing for the journal
+            "timeout": {"type": "int", "default": 90},
+        },
+        supports_check_mode=False,
+    )
+    module.exit_json(changed=False, checks=run_all(module.params))
+
+
+if __name__ == "__main__":
+    main()

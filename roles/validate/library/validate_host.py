@@ -1,0 +1,136 @@
+#!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
+"""Report what a host is, in one round trip and without changing it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+import re
+import shutil
+import sys
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.facts.system.distribution import DistributionFactCollector
+
+DOCUMENTATION = r"""
+module: validate_host
+short_description: Report what a host is
+description:
+  - Reads distribution, kernel, memory, disks, Python and every listening TCP port with the systemd unit that holds
+    it, and hands the first five over as facts under Ansible's own names, so that no play need gather them again.
+  - Changes nothing, in check mode and out of it. Owners of ports are only complete when it runs as root.
+options:
+  paths:
+    description: Directories whose filesystems are measured; the nearest existing parent stands for a missing one.
+    type: list
+    elements: path
+    default: [/]
+author: Metalworks
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  validate_host:
+    paths: [/opt, /var]
+  become: true
+"""
+
+RETURN = r"""
+listeners:
+  description: Listening TCP ports.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{port: 5000, unit: mlflow.service, process: mlflow}]
+disks:
+  description: Size and free space in MB of the filesystem of each path.
+  returned: always
+  type: dict
+"""
+
+LISTEN = "0A"
+UNIT = re.compile(r"/([^/]+\.(?:service|socket|scope))(?:/|$)")
+
+
+def listening_inodes(table: str) -> dict[str, int]:
+    """Return socket inode → port of the listening sockets in the text of /proc/net/tcp or tcp6."""
+    found = {}
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == LISTEN:
+            found[fields[9]] = int(fields[1].rsplit(":", 1)[1], 16)
+    return found
+
+
+def unit_of(cgroup: str) -> str:
+    """Return the innermost systemd unit in the text of /proc/<pid>/cgroup, or nothing."""
+    units = [match for line in cgroup.splitlines() for match in UNIT.findall(line)]
+    return units[-1] if units else ""
+
+
+def holders(inodes: dict[str, int], proc: pathlib.Path) -> list[dict[str, Any]]:
+    """Return every listening port once per process that holds it, with that process's unit."""
+    found: dict[tuple[int, str, str], None] = {}
+    owned = set()
+    for process in proc.glob("[0-9]*"):
+        try:
+            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
+            sockets = {link[8:-1] for link in links if link.startswith("socket:[")} & inodes.keys()
+            if sockets:
+                unit = unit_of((process / "cgroup").read_text())
+                name = (process / "comm").read_text().strip()
+                found.update(dict.fromkeys((inodes[inode], unit, name) for inode in sockets))
+                owned |= sockets
+        except OSError:  # the process ended meanwhile, or is not ours to look at
+            continue
+    found.update(dict.fromkeys((port, "", "") for inode, port in inodes.items() if inode not in owned))
+    return [{"port": port, "unit": unit, "process": name} for port, unit, name in sorted(found)]
+
+
+def disk(path: str) -> dict[str, int]:
+    """Return size and free space, in MB, of the filesystem that holds a path or will hold it."""
+    place = pathlib.Path(path)
+    while not place.exists():
+        place = place.parent
+    usage = shutil.disk_usage(place)
+    return {"size_mb": usage.total >> 20, "free_mb": usage.free >> 20}
+
+
+def main() -> None:
+    """Answer with facts, listeners and disks."""
+    module = AnsibleModule(
+        argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/"]}}, supports_check_mode=True
+    )
+    tables = [pathlib.Path("/proc/net", name) for name in ("tcp", "tcp6")]
+    inodes: dict[str, int] = {}
+    for table in tables:
+        if table.exists():
+            inodes.update(listening_inodes(table.read_text()))
+    facts = DistributionFactCollector().collect(module=module, collected_facts={})
+    facts.update(
+        {
+            "architecture": platform.machine(),
+            "kernel": platform.release(),
+            "hostname": platform.node().split(".")[0],
+            "memtotal_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+            "processor_vcpus": os.cpu_count() or 1,
+            "python_version": platform.python_version(),
+            # Ansible asks the host once more for these two when they are missing.
+            "service_mgr": "systemd" if pathlib.Path("/run/systemd/system").is_dir() else "service",
+            "pkg_mgr": "apt" if shutil.which("apt-get") else "unknown",
+        }
+    )
+    module.exit_json(
+        changed=False,
+        ansible_facts=facts,
+        python=list(sys.version_info[:2]),
+        disks={path: disk(path) for path in module.params["paths"]},
+        listeners=holders(inodes, pathlib.Path("/proc")),
+    )
+
+
+if __name__ == "__main__":
+    main()

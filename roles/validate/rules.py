@@ -1,0 +1,291 @@
+"""What is wrong with a site, as pure functions: data in, problems out. The action plugins feed and print them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+SECRET = re.compile(r"\b(vault_\w+)\b(?!\s*(?:\|\s*default\b|is\s+(?:not\s+)?defined))")
+UNDEFINED = re.compile(r"'(\w+)' is undefined")
+SETTING = re.compile(r"^([a-z_][a-z0-9_]*)\s*:", re.MULTILINE)
+NEAR = 0.84  # difflib's ratio from which two names are taken for one, misspelt
+
+
+class Problem(NamedTuple):
+    """One thing to mend: which host or variable, what is wrong with it, and what to do."""
+
+    where: str
+    what: str
+    cure: str
+
+
+def report(problems: Sequence[Problem]) -> str:
+    """Return every problem, numbered, with its cure below it."""
+    head = f"{len(problems)} problem{'s' * (len(problems) != 1)} found; no host was changed."
+    return "\n".join([head, *(f"{n:>3}. {p.where}: {p.what}.\n     {p.cure}" for n, p in enumerate(problems, 1))])
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the one of `names` that `name` is a misspelling of, or nothing."""
+    return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=NEAR)), "")
+
+
+# -- Inventory
+
+
+def empty_groups(groups: Mapping[str, Sequence[str]], required: Iterable[str], home: str) -> list[Problem]:
+    """Refuse a site that lacks a group without which nothing works."""
+    empty = [f"`{name}`" for name in required if not groups.get(name)]
+    if not empty:
+        return []
+    where = f"group {empty[0]}" if len(empty) == 1 else f"groups {', '.join(empty)}"
+    cure = f"List a host under `{home}` in hosts.yml; groups.yml makes it the home of the roles that every site needs"
+    return [Problem(where, "without a host", cure)]
+
+
+def stray_hosts(groups: Mapping[str, Sequence[str]], homes: Sequence[str]) -> list[Problem]:
+    """Refuse hosts that are in no group of the platform: usually a group's name is misspelt."""
+    placed = {host for home in homes for host in groups.get(home, ())}
+    found = []
+    for host in groups.get("all", ()):
+        if host in placed or host == "localhost":
+            continue
+        theirs = [name for name, hosts in groups.items() if host in hosts and name not in ("all", "ungrouped")]
+        meant = next(filter(None, (did_you_mean(name, set(groups) - {name}) for name in theirs)), "")
+        cure = f"Did you mean group `{meant}`?" if meant else "List it under `services`, `gpu`, `cpu` or `dev`"
+        group = f"only in {', '.join(f'`{name}`' for name in theirs)}" if theirs else "in no group"
+        found.append(Problem(f"host {host}", f"is {group}, which is no part of the platform", cure))
+    return found
+
+
+def bad_host_names(hosts: Iterable[str]) -> list[Problem]:
+    """Refuse host names that cannot stand in a URL or in /etc/hosts."""
+    return [
+        Problem(
+            f"host {host}",
+            "is not a name other hosts can look up: lower-case letters, digits, hyphens and dots only",
+            "Rename it in hosts.yml and give its address as ansible_host",
+        )
+        for host in hosts
+        if not HOST_NAME.fullmatch(host)
+    ]
+
+
+def shared_addresses(addresses: Mapping[str, str]) -> list[Problem]:
+    """Refuse two hosts with one address: the platform would configure one machine twice."""
+    owners: dict[str, list[str]] = {}
+    for host, address in addresses.items():
+        owners.setdefault(address, []).append(host)
+    return [
+        Problem(
+            f"hosts {' and '.join(hosts)}",
+            f"have one address, {address}",
+            "Correct ansible_host of one of them; one machine in several groups keeps one name in all of them",
+        )
+        for address, hosts in owners.items()
+        if len(hosts) > 1
+    ]
+
+
+# -- Variables
+
+
+def settings(text: str) -> set[str]:
+    """Return the names that the text of a variables file sets at its top level."""
+    return set(SETTING.findall(text))
+
+
+def unknown_variables(
+    names: Iterable[str],
+    known: set[str],
+    prefixes: Sequence[str],
+    choices: set[str],
+    renamed: Mapping[str, str],
+    origin: Callable[[str], str],
+) -> list[Problem]:
+    """Refuse variables that nothing reads: renamed ones, unknown ones under our prefixes, misspelt choices."""
+    found = []
+    for name in sorted(set(names) - known):
+        meant = did_you_mean(name, known if name.startswith(tuple(prefixes)) else choices)
+        if name in renamed:
+            what, cure = "was renamed", f"It is called `{renamed[name]}` now"
+        elif meant:
+            what, cure = "is no variable of the platform", f"Did you mean `{meant}`?"
+        elif name.startswith(tuple(prefixes)):
+            what, cure = "is no variable of the platform", "Remove it; docs/roles.md lists what each role takes"
+        else:
+            continue
+        found.append(Problem(f"variable `{name}`{origin(name)}", what, cure))
+    return found
+
+
+def referenced_secrets(files: Iterable[Path]) -> dict[str, str]:
+    """Return vault_x → name of the file that needs it whatever else the site chooses."""
+    found: dict[str, str] = {}
+    for path in files:
+        for line in path.read_text().splitlines():
+            if not line.lstrip().startswith("#") and " if " not in line:
+                found.update({name: found.get(name, path.name) for name in SECRET.findall(line)})
+    return found
+
+
+def missing_secrets(needed: Mapping[str, str], secrets: Mapping[str, Any], cure: str) -> list[Problem]:
+    """Refuse a site that lacks a secret, or has an empty one."""
+    found = []
+    for name, file in needed.items():
+        if not secrets.get(name):
+            near = "" if name in secrets else did_you_mean(name, {key for key in secrets if key not in needed})
+            what = f"is {'empty' if name in secrets else 'not defined'}, and {file} needs it"
+            found.append(Problem(f"secret `{name}`", what, f"Rename `{near}` to this" if near else cure))
+    return found
+
+
+def missing_keys(name: str, keys: Any, wanted: Iterable[str], cure: str) -> list[Problem]:
+    """Refuse a mapping of secrets that lacks someone's."""
+    held = keys if isinstance(keys, Mapping) else {}
+    return [Problem(f"secret `{name}`", f"has no key for `{key}`", cure) for key in wanted if not held.get(key)]
+
+
+def duplicates(what: str, values: Iterable[Any]) -> list[Problem]:
+    """Refuse a list in which a name or a port stands twice."""
+    seen: set[Any] = set()
+    twice: set[Any] = set()
+    for value in values:
+        (twice if value in seen else seen).add(value)
+    return [Problem(f"variable {what}", f"has {value} twice", "Give each entry its own") for value in sorted(twice)]
+
+
+def unreadable_ca_files(paths: Iterable[str], variable: str) -> list[Problem]:
+    """Refuse CA files that the controller cannot read or that hold no certificate."""
+    found = []
+    for path in paths:
+        try:
+            fault = "" if "-----BEGIN CERTIFICATE-----" in Path(path).read_text() else "holds no PEM certificate"
+        except (OSError, UnicodeDecodeError) as error:
+            fault = f"cannot be read ({getattr(error, 'strerror', None) or 'not text: is it DER?'})"
+        if not Path(path).is_absolute():
+            fault = "is not an absolute path"
+        if fault:
+            cure = "Name PEM files on the controller by absolute paths (openssl x509 -in FILE -out FILE.pem converts)"
+            found.append(Problem(f"variable `{variable}`", f"{path} {fault}", cure))
+    return found
+
+
+def unresolved(found: Mapping[tuple[str, str], Sequence[str]], reported: Iterable[str]) -> list[Problem]:
+    """Refuse variables that cannot be computed: (variable, reason) → hosts, less what `reported` names explain."""
+    known = set(reported)
+    problems = []
+    for (variable, reason), hosts in found.items():
+        missing = UNDEFINED.search(reason)
+        if missing and missing[1] in known:
+            continue
+        cure = f"Set `{missing[1]}`" if missing else "Correct it, or what it is computed from,"
+        where = f"variable `{variable}` of {', '.join(hosts)}"
+        problems.append(Problem(where, f"cannot be computed ({reason})", f"{cure} in the inventory's group_vars"))
+    return problems
+
+
+# -- Hosts, from what validate_host saw
+
+
+def unreachable(host: str, address: str, reason: str) -> Problem:
+    """Say that a host did not answer, and how to look."""
+    reason = reason.rpartition("over ssh: ")[2] or reason  # what Ansible says before it is the same for all reasons
+    return Problem(
+        f"host {host}",
+        f"cannot be reached at {address} ({reason.rstrip('.')})",
+        "Is it up? Try `ansible -m ping` on it with the same inventory; its address is ansible_host, its account "
+        "ansible_user and that account's key ansible_ssh_private_key_file",
+    )
+
+
+def unusable(host: str, reason: str) -> Problem:
+    """Say that a host answers but that Ansible cannot work on it."""
+    return Problem(
+        f"host {host}",
+        f"answers, but Ansible cannot work on it: {reason}",
+        "Its account needs passwordless sudo (or run with --ask-become-pass), and the host needs the Python that "
+        "ansible_python_interpreter names",
+    )
+
+
+def unsupported_system(host: str, facts: Mapping[str, Any], supported: Mapping[str, Sequence[Any]]) -> list[Problem]:
+    """Refuse distributions and versions that the roles were not written for."""
+    name = str(facts["distribution"])
+    version = str(facts["distribution_version"] if name == "Ubuntu" else facts["distribution_major_version"])
+    if version in map(str, supported.get(name, ())):
+        return []
+    choice = "; ".join(f"{key} {', '.join(map(str, versions))}" for key, versions in supported.items())
+    return [Problem(f"host {host}", f"runs {name} {version}, which is not supported", f"Install one of: {choice}")]
+
+
+def old_python(host: str, python: Sequence[int], minimum: Sequence[int]) -> list[Problem]:
+    """Refuse a host whose Python is too old for the platform's environments."""
+    if tuple(python) >= tuple(minimum):
+        return []
+    has, needs = (".".join(map(str, version)) for version in (python, minimum))
+    cure = "Install a newer one (Ubuntu 22.04: python3.11 and python3.11-venv) and set ansible_python_interpreter to it"
+    return [Problem(f"host {host}", f"has Python {has}; at least {needs} is needed", cure)]
+
+
+def too_small(
+    host: str, facts: Mapping[str, Any], disks: Mapping[str, Mapping[str, int]], need: Mapping[str, Any]
+) -> list[Problem]:
+    """Refuse a host with less memory or disk than its groups ask for."""
+    found = []
+    if facts["memtotal_mb"] < need["memory_mb"]:
+        what = f"has {facts['memtotal_mb']} MB of memory; {need['group']} needs {need['memory_mb']} MB"
+        found.append(Problem(f"host {host}", what, "Give it more, or move a role's group to another host"))
+    filesystems = {tuple(disk.values()): (path, disk) for path, disk in reversed(list(disks.items()))}
+    for path, disk in filesystems.values():
+        if disk["size_mb"] < need["disk_mb"]:
+            what = f"has a disk of {disk['size_mb']} MB under {path}; {need['group']} needs {need['disk_mb']} MB"
+            found.append(Problem(f"host {host}", what, f"Mount a larger disk at {path}"))
+        elif disk["free_mb"] < need["free_mb"]:
+            what = f"has {disk['free_mb']} MB free under {path}; {need['free_mb']} MB are needed to install anything"
+            found.append(Problem(f"host {host}", what, f"Free some space (du -xh {path} | sort -h | tail)"))
+    return found
+
+
+def strictest(groups: Iterable[str], minimums: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return the largest minimum among a host's groups, and the group it comes from."""
+    need: dict[str, Any] = {"memory_mb": 0, "disk_mb": 0, "free_mb": 0, "group": ""}
+    for group in groups:
+        for key, value in minimums.get(group, {}).items():
+            if value > need[key]:
+                need |= {key: value, "group": f"group `{group}`"}
+    return need
+
+
+def taken_ports(
+    host: str, listeners: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]
+) -> list[Problem]:
+    """Refuse ports of the platform that something else listens on."""
+    found = []
+    for want in wanted:
+        for listener in listeners:
+            if listener["port"] != want["port"] or fnmatch.fnmatch(listener["unit"], want["unit"]):
+                continue
+            holder = listener["unit"] or listener["process"] or "another program"
+            stop = f"systemctl disable --now {holder}" if listener["unit"] else f"ss -ltnp 'sport = :{want['port']}'"
+            what = f"port {want['port']}, meant for {want['unit'].replace('*', '')}, is held by {holder}"
+            cure = f"Stop the holder there ({stop}), or set {want['variable']} to a free port"
+            found.append(Problem(f"host {host}", what, cure))
+    return found
+
+
+def two_on_one_port(host: str, wanted: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Refuse two parts of the platform that are to listen on one port of a host."""
+    found = []
+    for index, first in enumerate(wanted):
+        for second in wanted[index + 1 :]:
+            if first["port"] == second["port"]:
+                what = f"{first['unit']} and {second['unit']} are both to listen on port {first['port']}"
+                cure = f"Change {' or '.join(sorted({first['variable'], second['variable']}))}"
+                found.append(Problem(f"host {host}", what, cure))
+    return found

@@ -1,0 +1,51 @@
+#!/bin/sh
+# From a bare Debian with Python >= 3.11 to .venv: a pinned uv, then the locked environment.
+# Nothing to do when the lock is the one that .venv was made from.
+set -eu
+cd "$(dirname "$0")/.."
+
+wanted=$(cat pyproject.toml uv.lock | sha256sum | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
+
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+
+install() { # Debian packages, when this is possible
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
+        fail "please install $* and run this again (as root on Debian it is done for you)"
+    mkdir -p build
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@"; } \
+        >>build/lab.log 2>&1 || fail "apt-get install $* did not work, see build/lab.log"
+}
+
+command -v python3 >/dev/null || install python3
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "python3 is $(python3 -V), 3.11 or newer is needed: put one first on PATH"
+
+# pip and uv trust the machine's own bundle, so that a company's CA works.
+bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+if [ -f "$bundle" ]; then
+    export SSL_CERT_FILE="$bundle" PIP_CERT="${PIP_CERT:-$bundle}"
+fi
+
+uv_version=$(sed -n 's/^uv_version: //p' group_vars/all/versions.yml)
+uv=.cache/tools/uv-$uv_version/bin/uv
+if [ ! -x "$uv" ]; then
+    echo "Environment: uv $uv_version"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+    mkdir -p .cache/tools
+    rm -rf .cache/tools/uv.partial
+    python3 -m venv .cache/tools/uv.partial
+    .cache/tools/uv.partial/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+    mv .cache/tools/uv.partial ".cache/tools/uv-$uv_version"
+fi
+echo "Environment: uv sync --locked"
+quiet=--quiet
+[ ! -t 2 ] || quiet=
+# shellcheck disable=SC2086 # empty or one word, on purpose
+UV_PYTHON_DOWNLOADS=never "$uv" sync --locked $quiet --python "$(python3 -c 'import sys; print(sys.executable)')"
+echo "$wanted" >.venv/made-from

@@ -1,0 +1,103 @@
+"""What the lab's scripts share: where things lie, how a command is run, how a problem is told."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+LAB = CACHE / "lab"
+BUILD = ROOT / "build"
+LOG = BUILD / "lab.log"
+
+
+class ProblemError(Exception):
+    """Something a person has to know; the text says what is wrong and how to mend it."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for child processes: this interpreter's programs come first on PATH."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, **(extra or {})}
+
+
+def capture(argv: Sequence[str | Path], *, stdin: str | None = None) -> str:
+    """Run a command and return what it printed; a failure becomes a problem with its last words."""
+    done = subprocess.run(argv, capture_output=True, text=True, input=stdin, env=environment(), cwd=ROOT, check=False)
+    if done.returncode:
+        raise ProblemError(failure(argv, done.returncode, done.stderr or done.stdout))
+    return done.stdout
+
+
+def logged(argv: Sequence[str | Path], *, extra_env: Mapping[str, str] | None = None, log: Path = LOG) -> None:
+    """Run a command with its output in the log file; a failure becomes a problem with its last words."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink:
+        sink.write(f"$ {' '.join(map(str, argv))}\n".encode())
+        sink.flush()
+        start = sink.tell()
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment(extra_env),
+            cwd=ROOT,
+            check=False,
+        )
+    if done.returncode:
+        with log.open("rb") as source:
+            source.seek(start)
+            said = source.read().decode(errors="replace")
+        raise ProblemError(f"{failure(argv, done.returncode, said)}\nEverything is in {log}")
+
+
+def failure(argv: Sequence[str | Path], code: int, said: str, lines: int = 15) -> str:
+    """A failed command in a few lines: what it was, how it ended, what it said last."""
+    last = "\n".join(f"    {line}" for line in said.strip().splitlines()[-lines:])
+    return f"`{' '.join(map(str, argv))}` ended with {code}:\n{last}"
+
+
+def wait_until(ready: Callable[[], bool], what: str, timeout: float, every: float = 0.3) -> None:
+    """Return as soon as the condition holds; after the time limit, name what did not come."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        if time.monotonic() > deadline:
+            raise ProblemError(f"{what}: waited {timeout:.0f} s in vain")
+        time.sleep(every)
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """One process at a time does this; others wait."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def apt_install(*packages: str, why: str) -> None:
+    """Install Debian packages; when this is not possible, say what to install by hand."""
+    names = " ".join(packages)
+    if os.geteuid() != 0:
+        raise ProblemError(f"{why} needs the packages {names}: `sudo apt-get install {names}`, or run this as root")
+    if not shutil.which("apt-get"):
+        raise ProblemError(f"{why} needs {names}; this machine has no apt-get, so install them by hand")
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    logged(["apt-get", "update", "-q"], extra_env=quiet)
+    logged(["apt-get", "install", "-qy", "--no-install-recommends", *packages], extra_env=quiet)
+
+
+def end(error: ProblemError) -> NoReturn:
+    """Tell the problem on stderr and leave with 1."""
+    print(f"\nFAILED: {error}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,285 @@
+"""`make lab` and `make lab-down`: the whole platform on this machine, from nothing to predictions."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scripts import docker_engine, host_image, lab_hosts, make_secrets, minio_build
+from scripts.common import BUILD, LAB, LOG, ROOT, ProblemError, capture, end, environment, lock
+from scripts.progress import Expectation, duration
+from scripts.run_playbook import INTERRUPTED, expectation, play, remember
+
+INVENTORY = lab_hosts.INVENTORY
+EXAMPLE = ROOT / "examples" / "flights"
+CUSTOMER = EXAMPLE / "customer_db.yml"
+LOOP = EXAMPLE / "lab.yml"
+CUSTOMER_STAMP = LAB / "customer-db.stamp"
+VERDICT = BUILD / "lab.json"
+# Group → what a person calls it and where it answers on the group's first host.
+PARTS = {
+    "postgresql": ("PostgreSQL", "postgresql://{address}:5432"),
+    "object_store": ("object store (MinIO)", "http://{address}:9000, console http://{address}:9001"),
+    "mlflow": ("MLflow", "http://{address}:5000"),
+    "prefect_server": ("Prefect", "http://{address}:4200"),
+    "prefect_worker": ("Prefect worker", ""),
+    "inference": ("inference", "http://{address}:8000/invocations"),
+    "workstation": ("developers' machine", "users ml1, ml2"),
+    "outside": ("the customer's database", "postgresql://flights_reader@{address}:5432/flights"),
+}
+
+
+class Lab:
+    """The stages of `make lab`, each shown with its time."""
+
+    def __init__(self, console: Console) -> None:
+        """Show progress on `console`."""
+        self.console = console
+        self.stages: list[tuple[str, Callable[[str], str]]] = [
+            ("Docker engine", self.engine),
+            ("Host image", self.image),
+            ("Hosts", self.hosts),
+            ("Secrets", self.secrets),
+            ("The customer's database", self.customer),
+            ("The platform: site.yml", self.platform),
+            ("The example project: data to predictions", self.example),
+        ]
+        self.seconds: dict[str, float] = {}
+        self.changes = 0
+
+    def up(self) -> None:
+        """Go through all stages; the first problem ends it."""
+        started = time.monotonic()
+        LOG.parent.mkdir(parents=True, exist_ok=True)
+        LOG.write_text("")
+        self.console.print(f"Everything is logged in {LOG.relative_to(ROOT)}", highlight=False)
+        lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
+        with minio_in_background():
+            for number, (title, stage) in enumerate(self.stages, start=1):
+                heading = f"[{number}/{len(self.stages)}] {title}"
+                before = time.monotonic()
+                outcome = stage(heading)
+                self.seconds[stage.__name__] = round(time.monotonic() - before, 1)
+                self.say(f"{heading}: {outcome} ({duration(self.seconds[stage.__name__])})", style="green")
+        total = round(time.monotonic() - started, 1)
+        write_verdict(total, self.seconds, self.changes)
+        self.console.print(overview())
+        self.console.print(scores())
+        self.say(look_around())
+        self.say(f"The lab stands: {self.changes} changes on hosts, {duration(total)}.", style="bold green")
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """A line as it is."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def quietly(self, heading: str, work: Callable[[], str]) -> str:
+        """Do something that has no events, under a spinner with the time it took last."""
+        name = f"stage-{work.__module__.rsplit('.', 1)[-1]}"
+        expected, before = expectation(name), time.monotonic()
+        hint = f" (about {duration(expected.seconds)})" if expected else ""
+        if not self.console.is_terminal:
+            self.say(f"{heading} ...{hint}")
+        with self.console.status(Text(f"{heading} ...{hint}")):
+            outcome = work()
+        took = time.monotonic() - before
+        if took > 2:  # an expectation is about work, not about finding it done
+            remember(name, Expectation(1, round(took, 1)))
+        return outcome
+
+    def playbook(self, heading: str, path: Path) -> str:
+        """Run a playbook on the lab."""
+        self.say(heading)
+        result = play(path, [INVENTORY], console=self.console)
+        if result.code:
+            sys.exit(result.code if result.code == INTERRUPTED else 1)
+        self.changes += result.changed
+        return f"{result.changed} changes"
+
+    def engine(self, heading: str) -> str:
+        """A Docker engine answers."""
+        return self.quietly(heading, docker_engine.ensure)
+
+    def image(self, heading: str) -> str:
+        """The host image exists."""
+        return self.quietly(heading, host_image.ensure)
+
+    def hosts(self, heading: str) -> str:
+        """All hosts run and let us in."""
+        return self.quietly(heading, lab_hosts.up)
+
+    def secrets(self, _heading: str) -> str:
+        """No secret is missing."""
+        added = make_secrets.ensure(INVENTORY, also_given=True)
+        return f"{len(added)} added" if added else "complete already"
+
+    def customer(self, heading: str) -> str:
+        """Somebody else's database holds the flights; not touched again while it answers."""
+        stamp = customer_stamp()
+        address = next(host.address for host in lab_hosts.declared() if host.name == "customer-db")
+        if CUSTOMER_STAMP.exists() and CUSTOMER_STAMP.read_text() == stamp and listens(address, 5432):
+            return "answers already"
+        outcome = self.playbook(heading, CUSTOMER)
+        CUSTOMER_STAMP.write_text(stamp)
+        return outcome
+
+    def platform(self, heading: str) -> str:
+        """What a team would run."""
+        return self.playbook(heading, ROOT / "site.yml")
+
+    def example(self, heading: str) -> str:
+        """The loop, as an ordinary user."""
+        return self.playbook(heading, LOOP)
+
+
+@contextmanager
+def minio_in_background() -> Iterator[None]:
+    """Compile MinIO while the hosts come up; the role that needs it waits for it, or repeats its error."""
+    if minio_build.pinned("minio").cached():
+        yield
+        return
+    BUILD.mkdir(exist_ok=True)
+    with minio_build.LOG.open("ab") as log:
+        build = subprocess.Popen(
+            [sys.executable, "-m", "scripts.minio_build"],
+            cwd=ROOT,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        if build.poll() is None:
+            os.killpg(build.pid, signal.SIGTERM)
+            build.wait()
+
+
+def customer_stamp() -> str:
+    """Which container was filled from which recipe."""
+    recipe = hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(EXAMPLE.glob("customer_db*")) if path.is_file())
+    )
+    return f"{lab_hosts.containers()['customer-db']['Id']} {recipe.hexdigest()}"
+
+
+def listens(address: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        with socket.create_connection((address, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def write_verdict(total: float, seconds: Mapping[str, float], changes: int) -> None:
+    """build/lab.json: that it worked, how long it took, on what."""
+    figures = {
+        "total_seconds": total,
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "changes": changes,
+    }
+    machine = {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    VERDICT.write_text(json.dumps({"ok": True, "figures": figures, "measured_on": machine}, indent=1) + "\n")
+
+
+def overview() -> Table:
+    """What runs where, from the inventory."""
+    listed = json.loads(capture(["ansible-inventory", "-i", INVENTORY, "--playbook-dir", ROOT / "playbooks", "--list"]))
+    table = Table(title="What runs where", title_justify="left")
+    for column in ("part", "host", "address"):
+        table.add_column(column, overflow="fold")
+    for group, (part, where) in PARTS.items():
+        for host in members(listed, group):
+            address = listed["_meta"]["hostvars"][host].get("ansible_host", host)
+            table.add_row(part, host, where.format(address=address) or address)
+    return table
+
+
+def members(listed: Mapping[str, Any], group: str) -> list[str]:
+    """The hosts of a group and of its children, from `ansible-inventory --list`."""
+    entry = listed.get(group, {})
+    found = list(entry.get("hosts", []))
+    for child in entry.get("children", []):
+        found += [host for host in members(listed, child) if host not in found]
+    return found
+
+
+def scores(path: Path = BUILD / "flights.json") -> Table:
+    """What the example's models scored, as the loop wrote it."""
+    flights = json.loads(path.read_text())
+    table = Table(title="Models of the example, compared in MLflow", title_justify="left")
+    columns = list(dict.fromkeys(key for model in flights["models"] for key in model))
+    for column in columns:
+        table.add_column(column)
+    for model in flights["models"]:
+        best = model.get("name") == flights.get("champion")
+        cells = [
+            f"{model[key]:.4g}" if isinstance(model.get(key), float) else str(model.get(key, "")) for key in columns
+        ]
+        table.add_row(*cells, style="bold green" if best else None)
+    table.caption = f"champion: {flights.get('champion')}"
+    return table
+
+
+def look_around() -> str:
+    """What to type next."""
+    config = lab_hosts.SSH_CONFIG.relative_to(ROOT)
+    return (
+        f"Look around:  ssh -F {config} services-1\n"
+        f"As developer: ssh -F {config} -t dev-1 sudo -iu ml1\n"
+        "By hand:      .venv/bin/ansible-playbook -i inventory/lab site.yml --limit gpu-1\n"
+        "Passwords:    inventory/lab/group_vars/all/vault.yml\n"
+        "Check it:     make smoke      Remove it: make lab-down"
+    )
+
+
+def down() -> None:
+    """Remove everything but caches."""
+    if shutil.which("docker") and (LAB.exists() or docker_engine.answers()):
+        docker_engine.ensure()
+        lab_hosts.remove()
+        docker_engine.stop_own()
+    shutil.rmtree(LAB, ignore_errors=True)
+    shutil.rmtree(BUILD, ignore_errors=True)
+    (INVENTORY / "group_vars" / "all" / "vault.yml").unlink(missing_ok=True)
+    print("The lab is gone; .cache keeps what makes the next one fast, and Docker its host image.")
+
+
+def main() -> None:
+    """`up` or `down`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=["up", "down"])
+    verb = parser.parse_args().verb
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with lock("lab"):
+        if verb == "up":
+            Lab(Console()).up()
+        else:
+            down()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ProblemError as error:
+        end(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,257 @@
+"""The lab's hosts: create them with molecule, let the lab's key in, start them again, add one, remove all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts import host_image
+from scripts.common import CACHE, LAB, ROOT, ProblemError, capture, end, environment, logged, wait_until
+
+SCENARIO = ROOT / "molecule" / "cluster" / "molecule.yml"
+INVENTORY = ROOT / "inventory" / "lab"
+STATE = LAB / "molecule"
+KEY = LAB / "id_ed25519"
+KNOWN_HOSTS = LAB / "known_hosts"
+SSH_CONFIG = LAB / "ssh_config"
+CONTROL_SOCKETS = LAB / "ssh"
+MADE_BY_TESTS = LAB / "made-by-tests"
+EXTRA_CA = LAB / "extra-ca.pem"
+NETWORK = "metalworks-lab"
+LABEL = "metalworks.lab=host"
+BOOT_TIMEOUT = 90
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine of the lab."""
+
+    name: str
+    address: str
+
+
+def scenario(path: Path = SCENARIO) -> dict[str, Any]:
+    """The scenario with its variables filled in as molecule does it."""
+    text = path.read_text().replace("${MOLECULE_PROJECT_DIRECTORY}", str(ROOT))
+    loaded: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+    return loaded
+
+
+def declared() -> list[Host]:
+    """The hosts that the scenario declares."""
+    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in scenario()["platforms"]]
+
+
+def containers() -> dict[str, dict[str, Any]]:
+    """What the engine knows about the lab's containers, by name, stopped ones too."""
+    ids = capture(["docker", "ps", "-aq", "--filter", f"label={LABEL}", "--filter", f"network={NETWORK}"]).split()
+    if not ids:
+        return {}
+    found: list[dict[str, Any]] = json.loads(capture(["docker", "inspect", *ids]))
+    return {each["Name"].lstrip("/"): each for each in found}
+
+
+def hosts(there: Mapping[str, Mapping[str, Any]]) -> list[Host]:
+    """The hosts behind containers, those that were added by hand too."""
+    networks = {name: each["NetworkSettings"]["Networks"][NETWORK]["IPAMConfig"] for name, each in there.items()}
+    return [Host(name, str(network["IPv4Address"])) for name, network in sorted(networks.items())]
+
+
+def up() -> str:
+    """Make every declared host exist, run and let the lab's key in; say what was done."""
+    prepare_machine()
+    names = {host.name for host in declared()}
+    there = containers()
+    wanted = capture(["docker", "image", "inspect", "--format", "{{.Id}}", host_image.current()]).strip()
+    outdated = sorted(name for name in names & there.keys() if there[name]["Image"] != wanted)
+    if outdated:
+        logged(["docker", "rm", "--force", "--volumes", *outdated])
+    missing = sorted(names - (there.keys() - set(outdated)))
+    if missing:
+        shutil.rmtree(STATE, ignore_errors=True)  # molecule believes its notes, not the engine
+        molecule("create")
+    stopped = sorted(name for name, each in containers().items() if not each["State"]["Running"])
+    if stopped:
+        logged(["docker", "start", *stopped])
+    if missing or stopped or not SSH_CONFIG.exists():
+        authorize(hosts(containers()))
+    done = [f"{what} {', '.join(which)}" for what, which in (("created", missing), ("started", stopped)) if which]
+    return "; ".join(done) or "all run already"
+
+
+def prepare_machine() -> None:
+    """What has to be there before a host is: shared directories, the key, the machine's own certificates."""
+    for directory in (CACHE / "uv", CONTROL_SOCKETS):
+        directory.mkdir(parents=True, exist_ok=True)
+    make_key()
+    write_extra_ca()
+
+
+def molecule(command: str, *arguments: str) -> None:
+    """Run molecule on the lab's scenario, with its output in the log."""
+    executable = Path(sys.executable).parent / "molecule"
+    logged([executable, command, "-s", "cluster", *arguments], extra_env=molecule_environment())
+
+
+def molecule_environment() -> dict[str, str]:
+    """What the scenario takes from the environment."""
+    return {"METALWORKS_LAB_MTU": str(outer_mtu()), "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE), "NO_COLOR": "1"}
+
+
+def outer_mtu() -> int:
+    """The MTU of the interface with the default route: the lab's packets must fit through it."""
+    routes = json.loads(capture(["ip", "-json", "route", "show", "default"]))
+    if not routes:
+        return 1500
+    links = json.loads(capture(["ip", "-json", "link", "show", "dev", routes[0]["dev"]]))
+    return int(links[0]["mtu"])
+
+
+def add(host: Host) -> str:
+    """Start one more host, made like the scenario's first; the inventory's line is the user's part."""
+    if host.name in containers():
+        raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
+    logged(["docker", *run_arguments(scenario()["platforms"][0], host)])
+    authorize([host])
+    return f"{host.name} runs; now add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory"
+
+
+def run_arguments(platform: Mapping[str, Any], host: Host) -> list[str]:
+    """`docker run` with what molecule's driver makes of a platform."""
+    flags = {
+        "cap-add": platform["capabilities"],
+        "security-opt": platform["security_opts"],
+        "volume": platform["volumes"],
+        "tmpfs": platform["tmpfs"],
+        "env": [f"{key}={value}" for key, value in platform["env"].items()],
+        "label": [f"{key}={value}" for key, value in {"owner": "molecule", **platform["labels"]}.items()],
+        "network": [NETWORK],
+        "ip": [host.address],
+        "cgroupns": [platform["cgroupns_mode"]],
+        "restart": [platform["restart_policy"]],
+        "stop-signal": [platform["stop_signal"]],
+    }
+    options = [f"--{flag}={value}" for flag, values in flags.items() for value in values]
+    return ["run", "--detach", f"--name={host.name}", f"--hostname={host.name}", *options, platform["image"]]
+
+
+def make_key() -> None:
+    """Make the key that the lab's hosts let in."""
+    if not KEY.exists():
+        capture(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "metalworks-lab", "-f", KEY])
+
+
+def write_extra_ca() -> None:
+    """Keep what this machine trusts and a fresh host does not: a company's proxy, for example."""
+    bundle = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+    image = host_image.current()
+    if not bundle.is_file() or (EXTRA_CA.exists() and EXTRA_CA.stat().st_mtime > bundle.stat().st_mtime):
+        return
+    theirs = capture(["docker", "run", "--rm", "--network=none", image, "cat", "/etc/ssl/certs/ca-certificates.crt"])
+    extra = additional_certificates(bundle.read_text(errors="replace"), theirs)
+    EXTRA_CA.unlink(missing_ok=True)
+    if extra:
+        EXTRA_CA.write_text("".join(f"{certificate}\n" for certificate in extra))
+
+
+def additional_certificates(ours: str, theirs: str) -> list[str]:
+    """The certificates of one bundle that another lacks."""
+    known = {"".join(each.split()) for each in CERTIFICATE.findall(theirs)}
+    return [each for each in CERTIFICATE.findall(ours) if "".join(each.split()) not in known]
+
+
+def authorize(these: Iterable[Host]) -> None:
+    """Let the lab's key in, learn the hosts' keys through Docker (none is taken on trust), wait for SSH."""
+    these = list(these)
+    forget_connections()
+    lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
+    known = {line.split()[0]: line for line in lines}
+    public = KEY.with_suffix(".pub").read_text()
+    for host in these:
+        wait_for(host, booted, f"does not boot: `docker logs {host.name}`")
+        put = "install -o ops -g ops -m 0600 /dev/stdin /home/ops/.ssh/authorized_keys"
+        capture(["docker", "exec", "-i", host.name, "sh", "-c", put], stdin=public)
+        key = capture(["docker", "exec", host.name, "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).split()
+        known[host.address] = f"{host.address} {key[0]} {key[1]}"
+    KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in known.values()))
+    write_ssh_config(hosts(containers()))
+    for host in these:
+        wait_for(host, lets_in, f"does not let the lab's key in: `docker exec {host.name} journalctl -u ssh`")
+
+
+def wait_for(host: Host, ready: Callable[[Host], bool], complaint: str) -> None:
+    """Wait until a host is as it should be."""
+    wait_until(lambda: ready(host), f"{host.name} {complaint}", BOOT_TIMEOUT)
+
+
+def booted(host: Host) -> bool:
+    """Whether sshd runs in the container and logins are allowed."""
+    asked = ["docker", "exec", host.name, "systemctl", "is-active", "--quiet", "ssh.service", "multi-user.target"]
+    return subprocess.run(asked, capture_output=True, env=environment(), check=False).returncode == 0
+
+
+def lets_in(host: Host) -> bool:
+    """Whether the lab's key opens a session."""
+    asked = ["ssh", "-F", str(SSH_CONFIG), "-o", "ConnectTimeout=5", host.name, "true"]
+    return subprocess.run(asked, capture_output=True, env=environment(), check=False).returncode == 0
+
+
+def write_ssh_config(these: Iterable[Host]) -> None:
+    """Make `ssh -F .cache/lab/ssh_config dev-1` work."""
+    common = f'  User ops\n  IdentityFile "{KEY}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
+    common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{KNOWN_HOSTS}"\n'
+    SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
+
+
+def forget_connections() -> None:
+    """Close kept SSH connections: they may lead to a host that is no more."""
+    for socket in CONTROL_SOCKETS.glob("*"):
+        subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "lab"], capture_output=True, check=False)
+        socket.unlink(missing_ok=True)
+
+
+def remove() -> None:
+    """Remove the hosts with their volumes, and their network."""
+    forget_connections()
+    names = capture(["docker", "ps", "-aq", "--filter", f"label={LABEL}"]).split()
+    if names:
+        logged(["docker", "rm", "--force", "--volumes", *names])
+    if capture(["docker", "network", "ls", "-q", "--filter", f"name=^{NETWORK}$"]).strip():
+        logged(["docker", "network", "rm", NETWORK])
+
+
+def main() -> None:
+    """`authorize` is molecule's prepare step, `add` a person's way to one more machine."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("up", help="create or start what is missing")
+    verbs.add_parser("authorize", help="let the lab's key in everywhere")
+    adding = verbs.add_parser("add", help="one more host")
+    adding.add_argument("name")
+    adding.add_argument("address", help="in 198.51.100.0/24")
+    arguments = parser.parse_args()
+    if arguments.verb == "add":
+        print(add(Host(arguments.name, arguments.address)))
+    elif arguments.verb == "up":
+        print(f"hosts: {up()}")
+    else:
+        authorize(hosts(containers()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ProblemError as error:
+        end(error)

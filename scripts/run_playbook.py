@@ -1,0 +1,189 @@
+"""Run a playbook through ansible-runner: progress on the terminal, everything in one log file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ansible_runner
+from rich.console import Console
+
+from scripts.common import CACHE, LOG, ROOT, ProblemError, end, environment
+from scripts.progress import (
+    Event,
+    Expectation,
+    LiveDisplay,
+    PlainDisplay,
+    State,
+    against,
+    failure_lines,
+    recap_table,
+)
+
+RUNS = CACHE / "runs"
+SHIPPED = ROOT / "scripts" / "expected.json"
+INTERRUPTED = 130
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a playbook ended."""
+
+    code: int
+    state: State
+    seconds: float
+
+    @property
+    def changed(self) -> int:
+        """Tasks that changed something, over all hosts."""
+        return sum(counts["changed"] for counts in self.state.recap.values())
+
+
+def name_of(playbook: Path, limit: str | None) -> str:
+    """Under which name a run is remembered."""
+    return "-".join([*playbook.resolve().relative_to(ROOT).with_suffix("").parts, *([limit] if limit else [])])
+
+
+def expectation(name: str) -> Expectation | None:
+    """What the last run of this name was; before the first one, what was measured when this was written."""
+    last = RUNS / f"{name}.json"
+    if last.exists():
+        return Expectation(**json.loads(last.read_text()))
+    shipped = json.loads(SHIPPED.read_text()) if SHIPPED.exists() else {}
+    return Expectation(**shipped[name]) if name in shipped else None
+
+
+def remember(name: str, expected: Expectation) -> None:
+    """Keep what a run was, for the next one's progress."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    (RUNS / f"{name.replace('/', '_')}.json").write_text(json.dumps(asdict(expected)) + "\n")
+
+
+class Interruption:
+    """Notes that the user wants to stop; ansible-runner asks for it."""
+
+    wanted = False
+
+    def note(self, _signal: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.wanted = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this holds, the signals stop the playbook instead of this program."""
+        kept = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+
+def play(
+    playbook: Path,
+    inventories: Sequence[Path],
+    *,
+    console: Console,
+    limit: str | None = None,
+    extra: Sequence[str] = (),
+    extra_env: Mapping[str, str] | None = None,
+) -> Result:
+    """Run the playbook, show how it goes, and print the recap; the caller decides what a failure means."""
+    for path in (playbook, *inventories):
+        if not path.exists():
+            raise ProblemError(f"{path} does not exist")
+    name = name_of(playbook, limit)
+    expected, state, interruption = expectation(name), State(), Interruption()
+    display = (LiveDisplay if console.is_terminal else PlainDisplay)(console, state, expected)
+    command_line = [option for inventory in inventories for option in ("-i", str(inventory.resolve()))]
+    command_line += [*(["--limit", limit] if limit else []), *extra]
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    private = tempfile.mkdtemp(dir=RUNS, prefix="runner-")
+    try:
+        with LOG.open("a") as log, interruption.watched(), display:
+            log.write(f"$ ansible-playbook {shlex.join([*command_line, str(playbook)])}\n")
+
+            def handle(event: Event) -> bool:
+                if event.get("stdout"):
+                    log.write(COLOURS.sub("", str(event["stdout"]).replace("\r\n", "\n")) + "\n")
+                    log.flush()
+                state.take(event)
+                display.show(event)
+                return False  # nothing reads the events again
+
+            runner: Any = ansible_runner.run(
+                private_data_dir=private,
+                project_dir=str(ROOT),
+                playbook=str(playbook.resolve()),
+                cmdline=shlex.join(command_line),
+                envvars={**environment(extra_env), "ANSIBLE_HOST_KEY_CHECKING": "True", "ANSIBLE_NOCOLOR": "1"},
+                settings={"pexpect_timeout": 1},
+                fact_cache_type="none",
+                suppress_env_files=True,
+                quiet=True,
+                event_handler=handle,
+                cancel_callback=lambda: interruption.wanted,
+            )
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    result = Result(INTERRUPTED if interruption.wanted else int(runner.rc), state, state.elapsed)
+    if result.code == 0:
+        remember(name, Expectation(state.tasks, round(result.seconds, 1)))
+    report(console, result, inventories, expected)
+    return result
+
+
+def report(console: Console, result: Result, inventories: Sequence[Path], expected: Expectation | None) -> None:
+    """The recap, and after a failure its cause as the last lines."""
+    console.print(recap_table(result.state.recap))
+    took = f"  {result.state.tasks} tasks, {result.changed} changes, {against(result.seconds, expected)}"
+    console.print(took, markup=False, highlight=False)
+    if result.code == 0:
+        return
+    shown = " -i ".join(str(path.resolve().relative_to(ROOT)) for path in inventories)
+    lines = failure_lines(result.state.failures, shown)
+    if result.code == INTERRUPTED:
+        lines += [
+            "",
+            f"STOPPED on request, in the task: {result.state.task}",
+            "  Run it again: it goes on from where things stand.",
+        ]
+    elif not lines:
+        said = LOG.read_text(errors="replace").splitlines()[-15:]
+        lines = ["", "FAILED before any task:", *(f"  {line}" for line in said)]
+    for line in [*lines, f"  Everything is in {LOG.relative_to(ROOT)}"]:
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Run one playbook; its exit code is Ansible's."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="What follows `--` goes to ansible-playbook.")
+    parser.add_argument("playbook", type=Path)
+    parser.add_argument("-i", "--inventory", type=Path, action="append", help="default: inventory/lab")
+    parser.add_argument("-l", "--limit")
+    arguments, extra = parser.parse_known_args()
+    inventories = arguments.inventory or [ROOT / "inventory" / "lab"]
+    console = Console()
+    extra = [each for each in extra if each != "--"]
+    return play(arguments.playbook, inventories, console=console, limit=arguments.limit, extra=extra).code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ProblemError as error:
+        end(error)

@@ -1,0 +1,82 @@
+"""Do real work on a site's platform, print every verdict and end with 0, 1 (a check failed) or 2 (could not check).
+
+build/smoke.json has the same, and more, for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.common import BUILD, ROOT, environment, failure
+
+VERDICT = BUILD / "smoke.json"
+OK, FAILED, UNKNOWN = 0, 1, 2
+STATES = {OK: "smoke: ok", FAILED: "smoke: FAILED", UNKNOWN: "smoke: COULD NOT CHECK"}
+
+
+def play(inventory: str, limit: str | None) -> str:
+    """Run the playbook and return its words; its exit status is not needed, the verdict file says more."""
+    command = ["ansible-playbook", "-i", inventory, "playbooks/smoke.yml"]
+    command += ["--limit", limit] if limit else []
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    return failure(command, done.returncode, done.stderr + done.stdout, lines=20)
+
+
+def exit_status(verdict: dict[str, Any] | None) -> int:
+    """Return what a verdict means: a failed check outweighs a host that could not be looked at."""
+    if verdict is None or not (verdict["checks"] or verdict["unchecked"]):
+        return UNKNOWN
+    if verdict["failures"]:
+        return FAILED
+    return OK if verdict["ok"] else UNKNOWN
+
+
+def table(verdict: dict[str, Any]) -> str:
+    """Return one line per check, failures last, so that they end up before a person's eyes."""
+    rank = [(check["ok"], check) for check in verdict["checks"]]
+    lines = []
+    for ok, check in sorted(rank, key=lambda pair: not pair[0]):
+        state = ("none" if check["skipped"] else "ok") if ok else "FAILED"
+        lines.append(f"{state:<7}{check['host']:<14}{check['seconds']:>6.1f} s  {check['name']}: {check['detail']}")
+    lines += [f"{'?':<7}{host:<24}could not be looked at: {why}" for host, why in verdict["unchecked"].items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the checks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inventory", "-i", default="inventory/lab", help="inventory of the site (default: the lab's)")
+    parser.add_argument("--limit", help="hosts or groups to check, as Ansible's --limit")
+    options = parser.parse_args()
+    if not (ROOT / options.inventory).exists():
+        print(f"There is no inventory {options.inventory}\n{STATES[UNKNOWN]}", file=sys.stderr)
+        return UNKNOWN
+    VERDICT.unlink(missing_ok=True)
+    start = time.monotonic()
+    words = play(options.inventory, options.limit)
+    verdict = read(VERDICT)
+    status = exit_status(verdict)
+    if verdict is None:
+        print(words, file=sys.stderr)
+    else:
+        verdict["figures"]["seconds"] = round(time.monotonic() - start, 1)
+        VERDICT.write_text(json.dumps(verdict, indent=2) + "\n")
+        print(table(verdict))
+    print(f"{STATES[status]} ({time.monotonic() - start:.0f} s)")
+    return status
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the verdict, if the playbook came as far as to write one."""
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

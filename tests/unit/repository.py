@@ -1,0 +1,32 @@
+"""What the tests of the tree share: where things stand and how they are read."""
+
+from __future__ import annotations
+
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path.parent.parent for path in ROOT.glob("roles/*/meta/main.yml"))
+ROLE_NAMES = [role.name for role in ROLES]
+
+
+def load(path: str) -> ModuleType:
+    """Return a Python file of the tree as a module, as Ansible loads it: by its path."""
+    module = ModuleType(Path(path).stem)
+    SourceFileLoader(module.__name__, str(ROOT / path)).exec_module(module)
+    return module
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; a file that is not there holds nothing."""
+    return (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+
+
+def options(role: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of a role's main entry point."""
+    found: dict[str, dict[str, Any]] = read_yaml(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    return found

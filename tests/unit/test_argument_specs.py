@@ -1,0 +1,73 @@
+"""A role's argument spec, its defaults and their comments say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit.repository import ROLE_NAMES, ROLES, ROOT, options, read_yaml
+
+SECRET = re.compile(r"(password|secret_key|token)$")
+each_role = pytest.mark.parametrize("role", ROLES, ids=ROLE_NAMES)
+
+
+def test_every_role_has_a_spec() -> None:
+    without = [path.name for path in (ROOT / "roles").iterdir() if not (path / "meta/argument_specs.yml").exists()]
+    assert without == []
+
+
+@each_role
+def test_spec_and_defaults_name_the_same(role: Path) -> None:
+    spec, defaults = options(role), read_yaml(role / "defaults/main.yml")
+    required = {name for name, option in spec.items() if option.get("required")}
+    assert set(spec) - required == set(defaults)
+
+
+@each_role
+def test_spec_repeats_the_defaults(role: Path) -> None:
+    spec, defaults = options(role), read_yaml(role / "defaults/main.yml")
+    assert {name: spec[name].get("default") for name in defaults} == defaults
+
+
+@each_role
+def test_every_option_is_explained(role: Path) -> None:
+    assert [name for name, option in options(role).items() if not option.get("description")] == []
+
+
+@each_role
+def test_every_default_has_a_comment(role: Path) -> None:
+    """A comment stands above a default, or above the ones it follows without a gap."""
+    path = role / "defaults/main.yml"
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [number for number, line in enumerate(lines) if re.match(r"[a-z_]\w*:", line)]
+    bare = [lines[number] for number in names if not lines[number - 1].startswith("#")]
+    assert bare == []
+
+
+@each_role
+def test_options_carry_the_role_in_their_names(role: Path) -> None:
+    assert [name for name in options(role) if not name.startswith(f"{role.name}_")] == []
+
+
+@each_role
+def test_secrets_are_never_printed(role: Path) -> None:
+    """A failing `choices` prints the value even of a secret, so a secret has none."""
+    secrets = {name: option for name, option in options(role).items() if SECRET.search(name)}
+    for name, option in secrets.items():
+        assert option.get("no_log"), name
+        assert option["type"] == "str", name
+        assert "choices" not in option, name
+
+
+@each_role
+def test_role_says_what_it_is_for(role: Path) -> None:
+    galaxy = read_yaml(role / "meta/main.yml")["galaxy_info"]
+    assert galaxy["license"] == "Apache-2.0"
+    assert galaxy["description"]
+    assert {platform["name"]: platform["versions"] for platform in galaxy["platforms"]} == {
+        "Debian": ["bookworm", "trixie"],
+        "Ubuntu": ["jammy", "noble"],
+    }
+    assert read_yaml(role / "meta/main.yml")["dependencies"] == []

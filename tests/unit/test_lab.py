@@ -1,0 +1,87 @@
+"""scripts/lab.py: what the end of `make lab` tells, and what decides about work."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from scripts import lab, lab_hosts, minio_build
+
+LISTED: dict[str, Any] = {
+    "_meta": {"hostvars": {"a": {"ansible_host": "198.51.100.11"}, "b": {"ansible_host": "198.51.100.31"}}},
+    "services": {"hosts": ["a"]},
+    "cpu": {"hosts": ["b"]},
+    "gpu": {},
+    "mlflow": {"children": ["services"]},
+    "prefect_worker": {"children": ["gpu", "cpu"]},
+}
+
+
+def shown(what: object) -> str:
+    sink = io.StringIO()
+    Console(file=sink, width=160).print(what)
+    return sink.getvalue()
+
+
+def test_the_overview_follows_the_inventory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "capture", lambda argv: json.dumps(LISTED))
+    text = shown(lab.overview())
+    assert "http://198.51.100.11:5000" in text
+    assert "198.51.100.31" in text
+    assert "PostgreSQL" not in text
+
+
+def test_the_scores_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "flights.json"
+    models = [{"name": "ridge", "rmse": 41.23456}, {"name": "trees", "rmse": 38.9}]
+    path.write_text(json.dumps({"models": models, "champion": "trees"}))
+    text = shown(lab.scores(path))
+    assert "41.23" in text
+    assert "champion: trees" in text
+
+
+def test_the_verdict_has_flat_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "VERDICT", tmp_path / "lab.json")
+    lab.write_verdict(100.5, {"platform": 60.0}, 7)
+    verdict = json.loads((tmp_path / "lab.json").read_text())
+    assert verdict["ok"] is True
+    assert verdict["figures"] == {"total_seconds": 100.5, "platform_seconds": 60.0, "changes": 7}
+    assert verdict["measured_on"]["cores"]
+
+
+def test_a_port_that_listens_and_one_that_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert lab.listens("127.0.0.1", port)
+    assert not lab.listens("127.0.0.1", port)
+
+
+def test_the_customers_database_is_filled_again_for_a_new_host_or_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = {"customer-db": {"Id": "one"}}
+    monkeypatch.setattr(lab_hosts, "containers", lambda: identity)
+    monkeypatch.setattr(lab, "EXAMPLE", tmp_path)
+    (tmp_path / "customer_db.yml").write_text("first")
+    stamps = [lab.customer_stamp()]
+    (tmp_path / "customer_db.yml").write_text("second")
+    stamps.append(lab.customer_stamp())
+    identity["customer-db"]["Id"] = "two"
+    stamps.append(lab.customer_stamp())
+    assert len(set(stamps)) == 3
+
+
+def test_minio_is_not_built_beside_the_lab_when_it_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("started a build")
+
+    monkeypatch.setattr(minio_build.Module, "cached", lambda self: True)
+    monkeypatch.setattr(lab.subprocess, "Popen", refuse)
+    with lab.minio_in_background():
+        pass

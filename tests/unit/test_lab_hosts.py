@@ -1,0 +1,129 @@
+"""scripts/lab_hosts.py: what the scenario, the inventory and the engine say about hosts fits together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts import host_image, lab_hosts
+from scripts.common import ROOT
+
+ONE = "-----BEGIN CERTIFICATE-----\nAAAA\nBBBB\n-----END CERTIFICATE-----"
+TWO = "-----BEGIN CERTIFICATE-----\nCCCC\n-----END CERTIFICATE-----"
+
+
+def container(name: str, address: str, image: str = "new", running: bool = True) -> dict[str, Any]:
+    networks = {lab_hosts.NETWORK: {"IPAMConfig": {"IPv4Address": address}}}
+    return {"Image": image, "State": {"Running": running}, "NetworkSettings": {"Networks": networks}, "Name": name}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """An engine in memory that knows the containers given to it and notes what is asked of it."""
+    world: dict[str, Any] = {"containers": {}, "done": []}
+
+    def logged(argv: list[str]) -> None:
+        world["done"].append(" ".join(argv))
+        for name in argv[argv.index("--volumes") + 1 :] if "--volumes" in argv else []:
+            del world["containers"][name]
+
+    def molecule(command: str) -> None:
+        world["done"].append(f"molecule {command}")
+        for host in lab_hosts.declared():
+            world["containers"].setdefault(host.name, container(host.name, host.address))
+
+    def authorize(these: list[lab_hosts.Host]) -> None:
+        world["done"].append("authorize " + " ".join(host.name for host in these))
+
+    monkeypatch.setattr(lab_hosts, "prepare_machine", lambda: None)
+    monkeypatch.setattr(lab_hosts, "STATE", tmp_path / "molecule")
+    monkeypatch.setattr(lab_hosts, "SSH_CONFIG", tmp_path / "ssh_config")
+    monkeypatch.setattr(lab_hosts, "containers", lambda: world["containers"])
+    monkeypatch.setattr(host_image, "current", lambda: "image")
+    monkeypatch.setattr(lab_hosts, "capture", lambda argv: "new\n")
+    monkeypatch.setattr(lab_hosts, "logged", logged)
+    monkeypatch.setattr(lab_hosts, "molecule", molecule)
+    monkeypatch.setattr(lab_hosts, "authorize", authorize)
+    return world
+
+
+def all_hosts(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    made = {host.name: container(host.name, host.address) for host in lab_hosts.declared()}
+    return {**made, **{name.replace("_", "-"): value for name, value in changes.items()}}
+
+
+NAMES = "cpu-1 customer-db dev-1 gpu-1 services-1"
+
+
+def test_without_hosts_all_are_created_and_let_us_in(engine: dict[str, Any]) -> None:
+    assert lab_hosts.up() == "created " + NAMES.replace(" ", ", ")
+    assert engine["done"] == ["molecule create", f"authorize {NAMES}"]
+
+
+def test_hosts_that_run_are_left_alone(engine: dict[str, Any]) -> None:
+    engine["containers"] = all_hosts()
+    lab_hosts.SSH_CONFIG.touch()
+    assert lab_hosts.up() == "all run already"
+    assert engine["done"] == []
+
+
+def test_a_stopped_host_is_started_again(engine: dict[str, Any]) -> None:
+    engine["containers"] = all_hosts(gpu_1=container("gpu-1", "198.51.100.21", running=False))
+    assert lab_hosts.up() == "started gpu-1"
+    assert engine["done"] == ["docker start gpu-1", f"authorize {NAMES}"]
+
+
+def test_a_host_of_an_old_image_is_made_anew_but_one_added_by_hand_is_not(engine: dict[str, Any]) -> None:
+    old = container("gpu-1", "198.51.100.21", image="old")
+    engine["containers"] = all_hosts(gpu_1=old, cpu_2=container("cpu-2", "198.51.100.32", image="old"))
+    assert lab_hosts.up() == "created gpu-1"
+    assert engine["done"][:2] == ["docker rm --force --volumes gpu-1", "molecule create"]
+    assert "cpu-2" in engine["containers"]
+
+
+def test_the_scenarios_hosts_are_the_inventorys() -> None:
+    inventory = yaml.safe_load((lab_hosts.INVENTORY / "hosts.yml").read_text())
+    listed = {
+        name: variables["ansible_host"]
+        for group in inventory.values()
+        for name, variables in (group.get("hosts") or {}).items()
+    }
+    assert listed == {host.name: host.address for host in lab_hosts.declared()}
+
+
+SHARED = ("image", "capabilities", "security_opts", "cgroupns_mode", "tmpfs", "env")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "molecule").glob("*/molecule.yml")), ids=lambda path: path.parent.name)
+def test_every_scenarios_hosts_are_made_alike(path: Path) -> None:
+    model = lab_hosts.scenario()["platforms"][0]
+    for platform in lab_hosts.scenario(path)["platforms"]:
+        assert {key: platform[key] for key in SHARED} == {key: model[key] for key in SHARED}, platform["name"]
+
+
+def test_a_host_added_by_hand_is_like_the_scenarios() -> None:
+    platform = lab_hosts.scenario()["platforms"][0]
+    arguments = lab_hosts.run_arguments(platform, lab_hosts.Host("cpu-2", "198.51.100.32"))
+    assert {"--name=cpu-2", "--ip=198.51.100.32", "--cap-add=SYS_ADMIN", "--label=metalworks.lab=host"} <= set(
+        arguments
+    )
+    assert "--privileged" not in arguments
+    assert arguments[-1] == platform["image"]
+
+
+def test_only_certificates_that_a_host_lacks_are_passed_on() -> None:
+    rewrapped = ONE.replace("AAAA\nBBBB", "AAAABBBB")
+    assert lab_hosts.additional_certificates(f"{ONE}\n{TWO}\n", f"# comment\n{rewrapped}\n") == [TWO]
+
+
+def test_the_ssh_configuration_names_hosts_and_takes_no_key_on_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_hosts, "SSH_CONFIG", tmp_path / "config")
+    lab_hosts.write_ssh_config([lab_hosts.Host("dev-1", "198.51.100.41")])
+    written = (tmp_path / "config").read_text()
+    assert "Host dev-1\n  HostName 198.51.100.41\n" in written
+    assert "StrictHostKeyChecking yes" in written

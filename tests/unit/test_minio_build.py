@@ -1,0 +1,102 @@
+"""scripts/minio_build.py: only what was pinned gets into the cache, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scripts import minio_build
+from scripts.common import ProblemError
+
+RECORD = """\
+/x/minio: go1.26.8
+\tpath\tgithub.com/minio/minio
+\tmod\tgithub.com/minio/minio\tv0.0.1\th1:right=
+\tdep\tgithub.com/minio/madmin-go\tv3.0.0\th1:other=
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> minio_build.Module:
+    monkeypatch.setattr(minio_build, "CACHE", tmp_path)
+    monkeypatch.setattr("scripts.common.CACHE", tmp_path)
+    return minio_build.Module("minio", "github.com/minio/minio", "v0.0.1", "h1:right=")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checksum: str, record: str = RECORD) -> list[str]:
+    """Go that downloads a module with this checksum and compiles a binary with this build record."""
+    compiled: list[str] = []
+
+    def install(argv: list[str], *, extra_env: dict[str, str], log: Path) -> None:
+        compiled.append(argv[-1])
+        (Path(extra_env["GOBIN"]) / "minio").write_text("binary")
+
+    monkeypatch.setattr(minio_build, "toolchain", lambda: Path("/usr/bin/go"))
+    monkeypatch.setattr(minio_build, "run_go", lambda *_: json.dumps({"Sum": checksum}))
+    monkeypatch.setattr(minio_build, "logged", install)
+    monkeypatch.setattr(minio_build, "capture", lambda argv: record)
+    return compiled
+
+
+def test_it_builds_once(module: minio_build.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(minio_build, "pinned", lambda name: module)
+    compiled = pretend(monkeypatch, tmp_path, "h1:right=")
+    assert minio_build.ensure("minio") == tmp_path / "minio" / "v0.0.1" / "minio"
+    assert minio_build.ensure("minio").read_text() == "binary"
+    assert compiled == ["github.com/minio/minio@v0.0.1"]
+    assert not list(tmp_path.glob("minio-build-*"))
+
+
+def test_a_wrong_module_is_not_compiled(
+    module: minio_build.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled = pretend(monkeypatch, tmp_path, "h1:wrong=")
+    with pytest.raises(ProblemError, match=r"h1:wrong=.*pinned is h1:right="):
+        minio_build.build(module)
+    assert not compiled
+    assert not module.binary.exists()
+
+
+def test_a_binary_of_something_else_is_not_kept(
+    module: minio_build.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, "h1:right=", RECORD.replace("h1:right=", "h1:wrong="))
+    with pytest.raises(ProblemError, match="the built binary"):
+        minio_build.build(module)
+    assert not module.binary.exists()
+    assert not module.cached()
+
+
+def test_a_binary_without_its_stamp_or_of_another_pin_is_not_trusted(
+    module: minio_build.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, "h1:right=")
+    minio_build.build(module)
+    assert module.cached()
+    assert not replace(module, checksum="h1:newer=").cached()
+    module.stamp.unlink()
+    assert not module.cached()
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.9 linux/arm64", (1, 9)), ("no", (0,))],
+)
+def test_versions_of_go(said: str, version: tuple[int, ...]) -> None:
+    assert minio_build.go_version(said) == version
+
+
+def test_the_pins_name_both_programs() -> None:
+    assert minio_build.pinned("minio").checksum.startswith("h1:")
+    assert minio_build.pinned("mc").version.startswith("v")
+
+
+def test_a_missing_pin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minio_build, "ROOT", tmp_path)
+    pins = tmp_path / "versions.yml"
+    pins.write_text("minio_version: v1\n")
+    with pytest.raises(ProblemError, match=r"versions\.yml lacks minio_module_sum"):
+        minio_build.pinned("minio", pins)

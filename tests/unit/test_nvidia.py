@@ -1,0 +1,473 @@
+"""NVIDIA roles without a device: what the facts module reads, and what the tables of the distributions say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+DRIVER = ROLES / "nvidia_driver"
+DISTRIBUTIONS = {
+    "debian_12": ("Debian", "bookworm", "6.1.0-42-amd64"),
+    "debian_13": ("Debian", "trixie", "6.12.57+deb13-cloud-amd64"),
+    "ubuntu_22": ("Ubuntu", "jammy", "5.15.0-161-generic"),
+    "ubuntu_24": ("Ubuntu", "noble", "6.8.0-88-generic"),
+}
+VERSIONS = ["580.1.2", "595.3.4"]
+
+if AnsibleCollectionConfig.collection_finder is None:
+    init_plugin_loader([])
+spec = importlib.util.spec_from_file_location("nvidia_facts", DRIVER / "library/nvidia_facts.py")
+assert spec and spec.loader
+facts = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(facts)
+
+
+def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
+    """Return the facts of a bare host with one GPU."""
+    name, release, kernel = DISTRIBUTIONS[distribution]
+    state = {
+        "devices": ["0000:3b:00.0"],
+        "container": False,
+        "kernel": kernel,
+        "headers": True,
+        "built": [],
+        "loaded": "",
+    }
+    state |= {"nouveau": False, "gpus": [], "smi_error": "", "packages": {}, "interrupted": False, "sources": []}
+    state |= {"keyrings": [], "cdi": [], "docker": {}}
+    return {
+        "distribution": name,
+        "distribution_release": release,
+        "distribution_major_version": distribution.split("_")[1],
+        "architecture": "x86_64",
+        "nvidia": state | nvidia,
+    }
+
+
+def role(name: str, distribution: str, ansible_facts: dict[str, Any], **variables: Any) -> Templar:
+    """Return the variables of a role as a play on that host has them."""
+    loader = DataLoader()
+    files = [
+        ROLES / name / "defaults/main.yml",
+        ROLES / name / "vars/main.yml",
+        ROLES / name / f"vars/{distribution}.yml",
+    ]
+    merged: dict[str, Any] = {"ansible_facts": ansible_facts, "inventory_hostname": "gpu-1"}
+    for path in files:
+        if path.exists():
+            merged |= loader.load_from_file(str(path), trusted_as_template=True)
+    return Templar(loader=loader, variables=merged | variables)
+
+
+def value(templar: Templar, expression: str) -> Any:
+    return templar.template(trust_as_template("{{ " + expression + " }}"))
+
+
+def driver(distribution: str, *, nvidia: dict[str, Any] | None = None, **variables: Any) -> Templar:
+    variables.setdefault("nvidia_driver_versions", VERSIONS)
+    return role("nvidia_driver", distribution, host(distribution, **(nvidia or {})), **variables)
+
+
+# -- What the facts module reads
+
+
+def pci(root: Path, address: str, vendor: str, device_class: str) -> None:
+    folder = root / "sys/bus/pci/devices" / address
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "class").write_text(f"{device_class}\n")
+
+
+def test_devices_are_found_by_pci_id(tmp_path: Path) -> None:
+    pci(tmp_path, "0000:00:02.0", "0x8086", "0x030000")  # another maker's graphics
+    pci(tmp_path, "0000:01:00.0", "0x10de", "0x030200")  # compute-only card
+    pci(tmp_path, "0000:01:00.1", "0x10de", "0x040300")  # the card's audio function
+    pci(tmp_path, "0000:41:00.0", "0x10de", "0x030000")  # card with a display
+    pci(tmp_path, "0000:c1:00.0", "0x10de", "0x068000")  # NVSwitch
+    assert facts.find_devices(tmp_path) == ["0000:01:00.0", "0000:41:00.0"]
+
+
+def test_a_host_without_pci_has_no_device(tmp_path: Path) -> None:
+    assert facts.find_devices(tmp_path) == []
+
+
+@pytest.mark.parametrize("mark", ["run/systemd/container", ".dockerenv", "run/.containerenv"])
+def test_containers_are_recognised(tmp_path: Path, mark: str) -> None:
+    assert not facts.in_container(tmp_path)
+    (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / mark).touch()
+    assert facts.in_container(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.309.01  Mon Jun 1 2026\nGCC version: 12.2.0",
+            "535.309.01",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.173.02  Release Build  (a@b)", "580.173.02"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.142  Release Build", "580.142"),
+        ("", ""),
+    ],
+)
+def test_version_of_the_loaded_driver(tmp_path: Path, text: str, version: str) -> None:
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text(text)
+    assert facts.loaded_version(tmp_path) == version
+
+
+@pytest.mark.parametrize(
+    ("status", "built"),
+    [
+        ("nvidia-current/535.309.01, 6.1.0-42-amd64, x86_64: installed\n", ["535.309.01"]),
+        ("nvidia, 580.1.2, 6.1.0-42-amd64, x86_64: installed\n", ["580.1.2"]),
+        ("nvidia/580.1.2, 6.1.0-41-amd64, x86_64: installed\n", []),
+        ("nvidia/580.1.2, 6.1.0-42-amd64, x86_64: built\n", []),
+        ("nvidia/580.1.2: added\n", []),
+        ("nvidia/580.1.2, 6.1.0-42-amd64, x86_64: installed (WARNING! Missing some built modules!)\n", []),
+        ("zfs/2.1.11, 6.1.0-42-amd64, x86_64: installed\n", []),
+        ("", []),
+    ],
+)
+def test_modules_built_for_a_kernel(status: str, built: list[str]) -> None:
+    assert facts.built_versions(status, "6.1.0-42-amd64") == built
+
+
+def test_packages_are_those_completely_installed() -> None:
+    listing = (
+        "hi |nvidia-smi|535.1-1\nii |libcuda1|535.1-1\niF |nvidia-kernel-dkms|535.1-1\nrc |cuda-drivers|1\nii |bash|5"
+    )
+    assert facts.parse_packages(listing) == {
+        "nvidia-smi": {"version": "535.1-1", "held": True},
+        "libcuda1": {"version": "535.1-1", "held": False},
+    }
+
+
+def test_gpus() -> None:
+    assert facts.parse_gpus("NVIDIA H200, 580.1.2, Enabled\nNVIDIA H200, 580.1.2, Disabled\n") == [
+        {"name": "NVIDIA H200", "driver": "580.1.2", "persistence": True},
+        {"name": "NVIDIA H200", "driver": "580.1.2", "persistence": False},
+    ]
+
+
+def test_sources_of_both_formats_without_our_own(tmp_path: Path) -> None:
+    parts = tmp_path / "etc/apt/sources.list.d"
+    parts.mkdir(parents=True)
+    (tmp_path / "etc/apt/sources.list").write_text(
+        "# deb http://off.example.org/debian bookworm main\n"
+        "deb [arch=amd64 signed-by=/k.gpg] http://m.example.org/debian/ bookworm main # comment\n"
+        "deb http://m.example.org/debian bookworm contrib\n"
+        "deb-src http://m.example.org/debian bookworm main\n"
+    )
+    (parts / "security.sources").write_text(
+        "# where updates come from\nTypes: deb\nURIs: http://s.example.org/debian-security\n"
+        "Suites: bookworm-security\nComponents: main\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQ==\n\n"
+        "Types: deb\nEnabled: no\nURIs: http://off.example.org/\nSuites: x\nComponents: main\n"
+    )
+    (parts / "nvidia-cuda.sources").write_text("Types: deb\nURIs: http://ours.example.org/\nSuites: /\n")
+    assert facts.find_sources(tmp_path) == [
+        {
+            "uri": "http://m.example.org/debian/",
+            "suite": "bookworm",
+            "signed_by": "/k.gpg",
+            "components": ["main", "contrib"],
+            "file": "/etc/apt/sources.list",
+        },
+        {
+            "uri": "http://s.example.org/debian-security",
+            "suite": "bookworm-security",
+            "signed_by": "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQ==",
+            "components": ["main"],
+            "file": "/etc/apt/sources.list.d/security.sources",
+        },
+    ]
+
+
+def test_docker() -> None:
+    info = '{"ServerVersion": "26.1.5", "Runtimes": {"runc": {}, "nvidia": {}}, "CDISpecDirs": ["/etc/cdi"]}'
+    assert facts.docker_state(info) == {"version": "26.1.5", "runtimes": ["nvidia", "runc"], "cdi": True}
+    assert facts.docker_state('{"ServerVersion": "", "ServerErrors": ["down"]}') == {}
+    assert facts.docker_state("") == {}
+
+
+# -- What the tables say
+
+
+def test_every_platform_of_the_roles_has_a_table() -> None:
+    tables = {path.stem for path in (DRIVER / "vars").glob("*_*.yml")}
+    assert tables == set(DISTRIBUTIONS) == {path.stem for path in (ROLES / "cuda/vars").glob("*_*.yml")}
+    platforms = yaml.safe_load((DRIVER / "meta/main.yml").read_text())["galaxy_info"]["platforms"]
+    names = {(platform["name"], release) for platform in platforms for release in platform["versions"]}
+    assert names == {(name, release) for name, release, _ in DISTRIBUTIONS.values()}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_tables_are_complete(distribution: str) -> None:
+    table = yaml.safe_load((DRIVER / f"vars/{distribution}.yml").read_text())
+    repository = table["__nvidia_driver_repository"]
+    assert set(repository) == {"folder", "key", "fingerprint", "oldest_branch"}
+    assert re.fullmatch(r"[0-9A-F]{40}", repository["fingerprint"])
+    # NVIDIA names a key's file after the end of its fingerprint.
+    assert repository["fingerprint"].endswith(repository["key"].removesuffix(".pub").upper())
+    assert set(table["__nvidia_driver_sources"]) == {"nvidia", "distribution"}
+    for source, names in table["__nvidia_driver_sources"].items():
+        expected = {"packages", "companions", "modules", "module"} | (
+            {"components"} if source == "distribution" else set()
+        )
+        assert set(names) == expected
+        assert set(names["modules"]) == {"open", "proprietary"}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "url"),
+    [
+        ("debian_12", "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"),
+        ("debian_13", "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/"),
+        ("ubuntu_22", "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64/"),
+        ("ubuntu_24", "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64/"),
+    ],
+)
+def test_repository(distribution: str, url: str) -> None:
+    variables = driver(distribution)
+    text = value(variables, f"lookup('ansible.builtin.template', '{DRIVER}/templates/nvidia-cuda.sources.j2')")
+    fingerprint = value(variables, "__nvidia_driver_repository.fingerprint")
+    keyring = f"/etc/apt/keyrings/nvidia-{fingerprint[-16:].lower()}.asc"
+    assert facts.deb822_sources(text) == [(url, "/", f"{keyring} {fingerprint}", [])]
+    arm = host(distribution) | {"architecture": "aarch64"}
+    variables = role("nvidia_driver", distribution, arm, nvidia_driver_repository_url="https://mirror.example.org/cuda")
+    folder = value(variables, "__nvidia_driver_repository.folder")
+    assert value(variables, "__nvidia_driver_repository_url") == f"https://mirror.example.org/cuda/{folder}/sbsa/"
+
+
+UBUNTU_580 = ["libnvidia-compute-580", "libnvidia-cfg1-580", "nvidia-utils-580", "nvidia-compute-utils-580"]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "versions", "version", "core"),
+    [
+        ("debian_12", VERSIONS, "580.1.2", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
+        ("debian_12", VERSIONS[1:], "595.3.4", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
+        ("debian_13", VERSIONS, "595.3.4", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
+        ("ubuntu_22", VERSIONS, "580.1.2", [*UBUNTU_580, "nvidia-dkms-580-open"]),
+        ("ubuntu_24", VERSIONS, "580.1.2", [*UBUNTU_580, "nvidia-dkms-580-open"]),
+        ("ubuntu_24", VERSIONS[1:], "595.3.4", ["libnvidia-compute", "libnvidia-cfg1", "nvidia-dkms-open"]),
+    ],
+)
+def test_packages_of_nvidia(distribution: str, versions: list[str], version: str, core: list[str]) -> None:
+    variables = driver(distribution, nvidia_driver_versions=versions)
+    assert value(variables, "__nvidia_driver_version") == version
+    assert value(variables, "__nvidia_driver_pending") == [
+        f"nvidia-driver-pinning-{version}",
+        *[f"{name}={version}-*" for name in core],
+        "nvidia-persistenced",
+    ]
+
+
+def test_no_version_is_published() -> None:
+    assert value(driver("debian_13", nvidia_driver_versions=["580.1.2"]), "__nvidia_driver_version") == ""
+
+
+def test_modules_of_older_gpus() -> None:
+    assert value(driver("debian_12", nvidia_driver_kernel_module="proprietary"), "__nvidia_driver_module") == (
+        "nvidia-kernel-dkms"
+    )
+    assert value(driver("ubuntu_24", nvidia_driver_kernel_module="proprietary"), "__nvidia_driver_module") == (
+        "nvidia-dkms-580"
+    )
+
+
+@pytest.mark.parametrize(
+    ("distribution", "pending"),
+    [
+        ("debian_12", ["libcuda1", "nvidia-smi", "nvidia-kernel-dkms", "nvidia-persistenced"]),
+        ("debian_13", ["libcuda1", "nvidia-smi", "nvidia-kernel-dkms", "nvidia-persistenced"]),
+        (
+            "ubuntu_24",
+            [
+                "libnvidia-cfg1-580-server",
+                "libnvidia-compute-580-server",
+                "nvidia-utils-580-server",
+                "nvidia-dkms-580-server-open",
+                "nvidia-compute-utils-580-server",
+            ],
+        ),
+    ],
+)
+def test_packages_of_the_distribution(distribution: str, pending: list[str]) -> None:
+    assert value(driver(distribution, nvidia_driver_source="distribution"), "__nvidia_driver_pending") == pending
+
+
+@pytest.mark.parametrize(
+    ("distribution", "headers"),
+    [
+        ("debian_12", ["linux-headers-amd64", "linux-headers-6.1.0-42-amd64"]),
+        ("debian_13", ["linux-headers-cloud-amd64", "linux-headers-6.12.57+deb13-cloud-amd64"]),
+        ("ubuntu_22", ["linux-headers-5.15.0-161-generic"]),
+    ],
+)
+def test_headers(distribution: str, headers: list[str]) -> None:
+    assert value(driver(distribution), "__nvidia_driver_missing_headers") == headers
+    there = {name: {"version": "1", "held": False} for name in headers}
+    assert value(driver(distribution, nvidia={"packages": there}), "__nvidia_driver_missing_headers") == []
+
+
+def installed(version: str, *, held: bool = True) -> dict[str, Any]:
+    names = ["nvidia-driver-pinning-580.1.2", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced"]
+    return {name: {"version": f"{version}-1", "held": held} for name in names}
+
+
+def test_a_converged_host_has_nothing_pending() -> None:
+    variables = driver("debian_12", nvidia={"packages": installed("580.1.2")})
+    assert value(variables, "__nvidia_driver_pending") == []
+    assert value(variables, "__nvidia_driver_unheld") == []
+
+
+def test_another_version_is_replaced_and_holds_are_renewed() -> None:
+    variables = driver("debian_12", nvidia={"packages": installed("580.1.1", held=False)})
+    assert value(variables, "__nvidia_driver_pending") == [
+        "nvidia-driver-cuda=580.1.2-*",
+        "nvidia-kernel-open-dkms=580.1.2-*",
+    ]
+    assert len(value(variables, "__nvidia_driver_unheld")) == 4
+
+
+@pytest.mark.parametrize(
+    ("state", "built", "running", "reboot"),
+    [
+        ({}, False, False, False),
+        ({"built": ["580.1.2"]}, True, False, False),
+        ({"built": ["580.1.2"], "nouveau": True}, True, False, True),
+        ({"built": ["580.1.2"], "loaded": "580.1.1"}, True, False, True),
+        ({"built": ["580.1.2"], "loaded": "580.1.2"}, True, True, False),
+    ],
+)
+def test_state_of_the_driver(state: dict[str, Any], built: bool, running: bool, reboot: bool) -> None:
+    variables = driver("debian_12", nvidia={"packages": installed("580.1.2"), **state})
+    assert value(variables, "__nvidia_driver_installed") == "580.1.2"
+    assert value(variables, "__nvidia_driver_built") is built
+    assert value(variables, "__nvidia_driver_running") is running
+    assert value(variables, "__nvidia_driver_needs_reboot") is reboot
+
+
+def test_every_gpu_must_be_in_persistence_mode() -> None:
+    on, off = ({"name": "a", "driver": "1", "persistence": mode} for mode in (True, False))
+    for gpus, expected in (([], False), ([on], True), ([on, off], False)):
+        assert value(driver("debian_12", nvidia={"gpus": gpus}), "__nvidia_driver_persistent") is expected
+
+
+def test_the_version_in_a_package_of_debian() -> None:
+    packages = {"nvidia-kernel-dkms": {"version": "1:535.309.01-0+deb12u1", "held": True}}
+    variables = driver("debian_12", nvidia={"packages": packages}, nvidia_driver_source="distribution")
+    assert value(variables, "__nvidia_driver_installed") == "535.309.01"
+
+
+def test_components_follow_the_hosts_own_sources() -> None:
+    def source(uri: str, suite: str, components: list[str], signed_by: str = "") -> dict[str, Any]:
+        return {"uri": uri, "suite": suite, "components": components, "signed_by": signed_by, "file": "/x"}
+
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    sources = [
+        source("http://m.example.org/debian", "bookworm", ["main", "contrib"], keyring),
+        source("http://m.example.org/debian-security", "bookworm-security", ["main"]),
+        source("http://m.example.org/debian", "bookworm-updates", ["main", "contrib", "non-free", "non-free-firmware"]),
+        source("http://other.example.org", "bookworm", ["main"], "/etc/apt/keyrings/other.gpg"),
+        source("http://other.example.org/pg", "bookworm-pgdg", ["main"]),
+    ]
+    variables = driver("debian_12", nvidia={"sources": sources}, nvidia_driver_source="distribution")
+    template = DRIVER / "templates/distribution-components.sources.j2"
+    assert facts.deb822_sources(value(variables, f"lookup('ansible.builtin.template', '{template}')")) == [
+        ("http://m.example.org/debian", "bookworm", keyring, ["non-free", "non-free-firmware"]),
+        ("http://m.example.org/debian-security", "bookworm-security", "", ["contrib", "non-free", "non-free-firmware"]),
+    ]
+
+
+def test_somebody_elses_entry_of_the_repository_is_seen() -> None:
+    uri = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"
+    file = "/etc/apt/sources.list.d/cuda-debian12-x86_64.list"
+    entry = {"uri": uri, "suite": "/", "components": [], "signed_by": "/k.gpg", "file": file}
+    assert value(driver("debian_12", nvidia={"sources": [entry]}), "__nvidia_driver_duplicates") == [file]
+
+
+# -- CUDA and the container toolkit
+
+
+@pytest.mark.parametrize(
+    ("distribution", "pending"),
+    [
+        ("debian_12", ["cuda-libraries-13-0=13.0.3-*", "cuda-toolkit-13-0=13.0.3-*"]),
+        ("debian_13", ["cuda-libraries-13-2=13.2.2-*", "cuda-toolkit-13-2=13.2.2-*"]),
+        ("ubuntu_22", ["cuda-libraries-13-0=13.0.3-*", "cuda-toolkit-13-0=13.0.3-*"]),
+        ("ubuntu_24", ["cuda-libraries-13-0=13.0.3-*", "cuda-toolkit-13-0=13.0.3-*"]),
+    ],
+)
+def test_packages_of_cuda(distribution: str, pending: list[str]) -> None:
+    wants = {"cuda_versions": ["13.0.3", "13.2.2"], "cuda_components": ["libraries", "toolkit"]}
+    variables = role("cuda", distribution, host(distribution), **wants)
+    assert value(variables, "__cuda_pending") == pending
+    there = {name.split("=")[0]: {"version": name.split("=")[1][:-1] + "1", "held": True} for name in pending}
+    converged = role("cuda", distribution, host(distribution, packages=there), **wants)
+    assert value(converged, "__cuda_pending + __cuda_unheld") == []
+    own = role("cuda", distribution, host(distribution), **wants, cuda_source="distribution")
+    assert value(own, "__cuda_pending")[-1] == "nvidia-cuda-toolkit"
+
+
+@pytest.mark.parametrize(
+    ("devices", "components", "wanted"), [([], ["toolkit"], False), (["x"], [], False), (["x"], ["toolkit"], True)]
+)
+def test_cuda_is_for_hosts_with_devices(devices: list[str], components: list[str], wanted: bool) -> None:
+    variables = role(
+        "cuda", "debian_12", host("debian_12", devices=devices), cuda_components=components, cuda_versions=[]
+    )
+    assert value(variables, "__cuda_wanted") is wanted
+
+
+def toolkit(**nvidia: Any) -> Templar:
+    wants = {"nvidia_container_toolkit_version": "1.20.1"}
+    return role("nvidia_container_toolkit", "debian_12", host("debian_12", **nvidia), **wants)
+
+
+def test_packages_of_the_container_toolkit() -> None:
+    names = [
+        "libnvidia-container1",
+        "libnvidia-container-tools",
+        "nvidia-container-toolkit-base",
+        "nvidia-container-toolkit",
+    ]
+    assert value(toolkit(), "__nvidia_container_toolkit_pending") == [f"{name}=1.20.1-*" for name in names]
+    there = {name: {"version": "1.20.1-1", "held": True} for name in names}
+    assert value(toolkit(packages=there), "__nvidia_container_toolkit_pending") == []
+
+
+def test_repository_of_the_container_toolkit() -> None:
+    template = ROLES / "nvidia_container_toolkit/templates/nvidia-container-toolkit.sources.j2"
+    text = value(toolkit(), f"lookup('ansible.builtin.template', '{template}')")
+    fingerprint = "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
+    signed_by = f"/etc/apt/keyrings/nvidia-ddcae044f796ecb0.asc {fingerprint}"
+    url = "https://nvidia.github.io/libnvidia-container/stable/deb/amd64/"
+    assert facts.deb822_sources(text) == [(url, "/", signed_by, [])]
+
+
+@pytest.mark.parametrize(
+    ("docker", "lacks"),
+    [
+        ({}, False),
+        ({"version": "20.10.24", "runtimes": ["runc"], "cdi": False}, True),
+        ({"version": "20.10.24", "runtimes": ["nvidia", "runc"], "cdi": False}, False),
+        ({"version": "26.1.5", "runtimes": ["nvidia", "runc"], "cdi": False}, True),
+        ({"version": "28.5.1", "runtimes": ["runc"], "cdi": True}, True),
+        ({"version": "28.5.1", "runtimes": ["nvidia", "runc"], "cdi": True}, False),
+    ],
+)
+def test_docker_is_configured_when_it_lacks_something(docker: dict[str, Any], lacks: bool) -> None:
+    assert value(toolkit(docker=docker), "__nvidia_container_toolkit_docker_lacks") is lacks

@@ -1,0 +1,46 @@
+"""scripts/scenarios.py: which scenarios run, what is seen of them, and that a lab in use is not replaced."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts import docker_engine, lab_hosts, scenarios
+from scripts.common import ProblemError
+
+
+def test_the_cluster_comes_last_and_slow_ones_only_by_name(tmp_path: Path) -> None:
+    for name in ("cluster", "nvidia", "python_app", "zebra"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "molecule.yml").touch()
+    (tmp_path / "shared").mkdir()
+    assert scenarios.in_ci(tmp_path) == ["python_app", "zebra", "cluster"]
+
+
+def test_a_lab_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise AssertionError("removed the lab")
+
+    monkeypatch.setattr(docker_engine, "ensure", lambda: "runs already")
+    monkeypatch.setattr(lab_hosts, "containers", lambda: {"services-1": {}})
+    monkeypatch.setattr(lab_hosts, "MADE_BY_TESTS", tmp_path / "made-by-tests")
+    monkeypatch.setattr(lab_hosts, "remove", refuse)
+    with pytest.raises(ProblemError, match="make lab-down"):
+        scenarios.prepare()
+
+
+def test_the_view_follows_molecules_output() -> None:
+    sink = io.StringIO()
+    view = scenarios.View(Console(file=sink, width=100), "cluster", "2/2")
+    for line in (
+        "INFO     [cluster > converge] Executing",
+        "TASK [mlflow : Migrate the database] ******************************",
+        "ok: [services-1]",
+    ):
+        view.take(line)
+    assert (view.step, view.task, view.tasks) == ("converge", "mlflow : Migrate the database", 1)
+    assert "[2/2] cluster converge" in sink.getvalue()
+    assert "Migrate the database" in str(view.__rich__())

@@ -1,0 +1,189 @@
+"""Every role's templates, rendered as on the lab's hosts, are what the program that reads them can read."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
+
+from tests.unit.repository import ROOT, read_yaml
+
+TEMPLATES = sorted(ROOT.glob("roles/*/templates/**/*.j2"))
+NAMES = [f"{path.relative_to(ROOT / 'roles').parts[0]}/{path.name}" for path in TEMPLATES]
+GROUPS = read_yaml(ROOT / "roles/validate/vars/main.yml")["__validate_role_groups"]
+# Roles that others include: the group of one that does, and what it hands over.
+SHARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "python_app": ("mlflow", {"python_app_name": "mlflow", "python_app_requirements": "/requirements.txt"}),
+    "systemd_unit": (
+        "mlflow",
+        {
+            "systemd_unit_name": "mlflow",
+            "systemd_unit_user": "mlflow",
+            "systemd_unit_command": "/opt/metalworks/mlflow/current/bin/mlflow server",
+            "systemd_unit_environment": {"PLAIN": "value", "HARD": 'a "b" $c \\ `d`', "NUMBER": 5},
+            "systemd_unit_service": {"MemoryMax": "2G", "ReadWritePaths": ["/a", "/b"]},
+            "systemd_unit_prestart": ["/bin/true"],
+        },
+    ),
+}
+# What tasks look up on a host before they render.
+LOOKED_UP: dict[str, Any] = {
+    "nvidia": {"packages": {}, "sources": [], "devices": [], "gpus": [], "keyrings": [], "cdi": [], "docker": {}}
+}
+FACTS = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "distribution_version": "12.11",
+    "distribution_release": "bookworm",
+    "os_family": "Debian",
+    "architecture": "x86_64",
+    "kernel": "6.1.0-42-amd64",
+    "hostname": "host",
+    "memtotal_mb": 16000,
+    "processor_vcpus": 8,
+    "python_version": "3.11.2",
+    "service_mgr": "systemd",
+    "pkg_mgr": "apt",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, InventoryManager, VariableManager]:
+    """Return the lab's inventory, with secrets made up."""
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader([])
+    root = tmp_path_factory.mktemp("site")
+    place = root / "inventory/lab"
+    ignore = shutil.ignore_patterns("vault.yml")
+    shutil.copytree(ROOT / "inventory/lab", place, symlinks=True, ignore=ignore)
+    (root / "inventory/example").symlink_to(ROOT / "inventory/example")
+    (root / "group_vars").symlink_to(ROOT / "group_vars")
+    example = (ROOT / "group_vars/all/vault.example.yml").read_text()
+    secrets: dict[str, Any] = {name: f"s3cret-{name}" for name in re.findall(r"^#\s*(vault_\w+):", example, re.M)}
+    people = [person["name"] for person in read_yaml(place / "group_vars/all/site.yml")["developers"]]
+    secrets["vault_object_store_secret_keys"] = {name: f"key-{name}" for name in ["mlflow", "worker", *people]}
+    (place / "group_vars/all/vault.yml").write_text(yaml.safe_dump(secrets))
+    loader = DataLoader()
+    inventory = InventoryManager(loader=loader, sources=[str(place)])
+    variables = VariableManager(loader=loader, inventory=inventory)
+    HostVars(inventory, variables, loader)
+    return loader, inventory, variables
+
+
+def render(site: tuple[DataLoader, InventoryManager, VariableManager], path: Path) -> str:
+    """Return what a template gives on the first lab host that its role runs on."""
+    loader, inventory, manager = site
+    role = ROOT / "roles" / path.relative_to(ROOT / "roles").parts[0]
+    group, handed = SHARED.get(role.name, (GROUPS.get(role.name, role.name), {}))
+    variables: dict[str, Any] = {}
+    for name in ("defaults/main.yml", "vars/main.yml", "vars/debian_12.yml"):
+        if (role / name).exists():
+            found = loader.load_from_file(str(role / name), trusted_as_template=True) or {}
+            # Names of the inventory win over a role's defaults, a role's own vars win over both.
+            host_names = manager.get_vars(host=inventory.get_hosts(group)[0]) if name.startswith("defaults") else {}
+            variables |= found | host_names
+    variables |= handed | {"ansible_facts": FACTS | LOOKED_UP, "role_path": str(role), "ansible_managed": "managed"}
+    variables["hostvars"] = manager._hostvars
+    templar = Templar(loader=loader, variables=variables)
+    return str(
+        templar.template(
+            trust_as_template("{{ lookup('ansible.builtin.template', path) }}".replace("path", repr(str(path))))
+        )
+    )
+
+
+def is_unit(text: str) -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    assert {"Unit", "Service", "Install"} <= set(parser.sections())
+    assert parser["Service"]["ExecStart"].startswith("/")
+
+
+def is_ini(text: str) -> None:
+    assert configparser.ConfigParser(interpolation=None).read_string(text) is None
+
+
+def is_environment(text: str) -> None:
+    """Every line is one assignment, and reads back as the value that was given."""
+    given = {name: str(value) for name, value in SHARED["systemd_unit"][1]["systemd_unit_environment"].items()}
+    read = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            read[name] = re.sub(r"\\(.)", r"\1", value.removeprefix('"').removesuffix('"'))
+    assert read == given
+
+
+def is_sources(text: str) -> None:
+    """Stanzas of apt's format, each with what apt needs."""
+    stanzas = [part for part in re.sub(r"^#.*\n", "", text, flags=re.M).split("\n\n") if part.strip()]
+    for stanza in stanzas:
+        fields = dict(line.split(": ", 1) for line in stanza.strip().splitlines() if not line.startswith(" "))
+        assert {"Types", "URIs", "Suites"} <= set(fields)
+
+
+def is_shell(text: str) -> None:
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def is_hba(text: str) -> None:
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            assert len(shlex.split(line)) >= (4 if line.startswith("local") else 5), line
+
+
+def is_settings(text: str) -> None:
+    for line in text.splitlines():
+        assert not line or re.match(r"#|\w+ = ('[^'\n]*'|[\w.]+)$", line), line
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "service": is_unit,
+    "environment": is_environment,
+    "sources": is_sources,
+    "sh": is_shell,
+    "toml": tomllib.loads,
+    "yml": yaml.safe_load,
+    "yaml": yaml.safe_load,
+    "json": json.loads,
+    "pip.conf": is_ini,
+    "pg_hba.conf": is_hba,
+    "metalworks.conf": is_settings,
+}
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=NAMES)
+def test_template_renders(path: Path, site: tuple[DataLoader, InventoryManager, VariableManager]) -> None:
+    text = render(site, path)
+    assert text.strip()
+    assert text.endswith("\n")
+    assert "{{" not in text
+    assert "Undefined" not in text
+    assert not re.search(r"[=: ]None$", text, re.M)
+    name = path.name.removesuffix(".j2")
+    reader = READERS.get(name) or READERS.get(name.rpartition(".")[2])
+    if reader:
+        reader(text)
+
+
+@pytest.mark.parametrize("path", [path for path in TEMPLATES if ".json" not in path.name])
+def test_template_says_who_manages_the_file(path: Path) -> None:
+    assert path.read_text().startswith("{{ ansible_managed | comment }}\n")

@@ -1,0 +1,105 @@
+"""Habits of the tree that no linter knows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts import role_docs
+from tests.unit.repository import ROLE_NAMES, ROLES, ROOT, read_yaml
+
+YAML = sorted(
+    {*ROOT.glob("*.yml"), *ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/**/*.yml"), *ROOT.glob("molecule/**/*.yml")}
+)
+HIDES_FAILURE = re.compile(r"ignore_errors:|failed_when: false|\|\| true")
+INJECTED_FACT = re.compile(
+    r"\bansible_(?:distribution|hostname|memtotal_mb|os_family|architecture|kernel|default_ipv4)\b"
+)
+EXTENSION = re.compile(r"tasks_from: \S+\.ya?ml")
+
+
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    """Return file:line of each match outside comments."""
+    found = []
+    for path in YAML:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if pattern.search(line.split(" #")[0]) and not line.lstrip().startswith("#"):
+                found.append(f"{path.relative_to(ROOT)}:{number}")
+    return found
+
+
+def test_site_is_a_table_of_contents() -> None:
+    plays = read_yaml(ROOT / "site.yml")
+    assert [set(play) for play in plays] == [{"name", "ansible.builtin.import_playbook"}] * len(plays)
+    imported = [play["ansible.builtin.import_playbook"] for play in plays]
+    assert imported[0] == "playbooks/validate.yml"
+    assert imported[-1] == "playbooks/smoke.yml"
+    assert [path for path in imported if not (ROOT / path).exists()] == []
+
+
+def test_no_failure_is_hidden() -> None:
+    assert lines_with(HIDES_FAILURE) == []
+
+
+def test_no_injected_fact_is_read() -> None:
+    assert lines_with(INJECTED_FACT) == []
+
+
+def test_no_spec_is_skipped() -> None:
+    """`tasks_from` with an extension silently skips the entry point's argument spec."""
+    assert lines_with(EXTENSION) == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=ROLE_NAMES)
+def test_role_runs_somewhere(role: Path) -> None:
+    name = rf"(?:role|name): {role.name}$"
+    users = [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/*/tasks/*.yml")]
+    assert any(re.search(name, path.read_text(), re.M) for path in users)
+
+
+@pytest.mark.parametrize("role", ROLES, ids=ROLE_NAMES)
+def test_internals_are_marked(role: Path) -> None:
+    """What a role sets for itself starts with two underscores, and is not in its defaults."""
+    assert [name for name in read_yaml(role / "defaults/main.yml") if name.startswith("_")] == []
+    theirs = f"__{role.name}_"
+    assert [name for name in read_yaml(role / "vars/main.yml") if not name.startswith(theirs)] == []
+
+
+def test_roles_are_documented() -> None:
+    """docs/roles.md says what the specs say; `python -m scripts.role_docs` writes it."""
+    assert (ROOT / "docs/roles.md").read_text() == role_docs.document()
+
+
+def test_documents_point_at_what_exists() -> None:
+    broken = []
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            if not (path.parent / target).exists():
+                broken.append(f"{path.name}: {target}")
+    assert broken == []
+
+
+def test_documents_name_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        assert set(re.findall(r"`make ([a-z-]+)", path.read_text())) <= targets, path.name
+
+
+def test_workflows_only_call_make() -> None:
+    github = (ROOT / ".github/workflows/test.yml").read_text()
+    gitlab = (ROOT / ".gitlab-ci.yml").read_text()
+    assert re.findall(r"^\s*(?:- )?run: (.*)$", github, re.M) == ["make test"]
+    assert read_yaml(ROOT / ".gitlab-ci.yml")["test"]["script"] == ["make test"]
+    assert "latest" not in github + gitlab
+
+
+def test_every_file_is_text_that_ends_with_a_newline() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    texts = [ROOT / name for name in listed if Path(name).suffix in (".py", ".yml", ".md", ".j2", ".sh", ".toml")]
+    existing = [path for path in texts if path.is_file() and path.stat().st_size]
+    assert [str(path) for path in existing if not path.read_text().endswith("\n")] == []
