@@ -97,7 +97,7 @@ def ensure() -> str:
 def build(image: str, options: list[str]) -> None:
     """Make the root filesystem and import it; what an interrupted build left is overwritten."""
     if not shutil.which("mmdebstrap"):
-        apt_install("mmdebstrap", why="the lab's host image")
+        apt_install("mmdebstrap", "debian-archive-keyring", why="the lab's host image")
     LAB.mkdir(parents=True, exist_ok=True)
     setup = LAB / "image-setup.sh"
     setup.write_text(SETUP)

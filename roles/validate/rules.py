@@ -252,6 +252,14 @@ def too_small(
     return found
 
 
+def missing_device(host: str, devices: int, wanted: bool) -> list[Problem]:
+    """Refuse a GPU host in which no device is found, unless the site wants it so."""
+    if devices or not wanted:
+        return []
+    cure = "Look with `lspci -d 10de:`; take it out of `gpu`, or set nvidia_require_device: false for it"
+    return [Problem(f"host {host}", "is in group `nvidia` and has no NVIDIA device", cure)]
+
+
 def strictest(groups: Iterable[str], minimums: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """Return the largest minimum among a host's groups, and the group it comes from."""
     need: dict[str, Any] = {"memory_mb": 0, "disk_mb": 0, "free_mb": 0, "group": ""}

@@ -51,20 +51,25 @@ class FlowRunError(Exception):
 # -- Code
 
 
-def fetch(url: str) -> bytes:
-    """Return an object of the store that the environment's AWS_* variables name."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
+def bucket_and_key(url: str) -> tuple[str, str]:
+    """Return what an s3:// URL names."""
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc or not parts.path.strip("/"):
         raise FlowRunError(f"METALWORKS_FLOW_CODE is {url!r}; it must look like s3://bucket/project/commit.tar.gz.")
+    return parts.netloc, parts.path.lstrip("/")
+
+
+def fetch(url: str) -> bytes:
+    """Return an object of the store that the environment's AWS_* variables name."""
+    bucket, key = bucket_and_key(url)
+    import boto3  # slow to import, and not needed for code that is here already
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        answer = boto3.client("s3").get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
-        return bytes(answer["Body"].read())
+        return bytes(boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
     except (BotoCoreError, ClientError) as error:
         store = os.environ.get("AWS_ENDPOINT_URL_S3", "AWS")
-        raise FlowRunError(f"{url} cannot be fetched from {store}: {error}. Was the code uploaded?") from error
+        raise FlowRunError(f"{url} cannot be fetched from {store}: {error} Was the code uploaded?") from error
 
 
 def archive(url: str, digest: str, cache: Path) -> Path:
@@ -142,7 +147,7 @@ def build(code: Path, target: Path, cache: Path, lock: int) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")},
         "UV_PROJECT_ENVIRONMENT": str(target),
-        "UV_CACHE_DIR": str(cache / "uv"),
+        "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(cache / "uv")),
         "UV_PYTHON_DOWNLOADS": "never",
     }
     # uv holds the lock too: were this process killed, the next run must not build beside uv.

@@ -25,13 +25,25 @@ def add_wheel(folder: Path, name: str, version: str, extra: str = "") -> None:
             wheel.writestr(path, text)
 
 
+SERVER = {name: metadata.version(name) for name in ("mlflow", "fastapi", "uvicorn", "pydantic-settings")}
+
+
+@pytest.fixture
+def server_lock(tmp_path: Path) -> Path:
+    """Write the lock of the inference server, as exported for all Pythons."""
+    lock = tmp_path / "server.txt"
+    pins = [f"{name}=={version} \\\n    --hash=sha256:{'0' * 64}\n" for name, version in SERVER.items()]
+    lock.write_text("# Exported\n" + "".join(pins) + "fastapi==999.0 ; python_full_version < '3'\n")
+    return lock
+
+
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the only index uv knows: what the server needs, in the installed and in a later version, and a `scaler`."""
+    """Make the only index uv knows: what the server needs, as locked and in a later version, and a `scaler`."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    for name in ("mlflow", "fastapi", "uvicorn", "pydantic-settings"):
-        for version in (metadata.version(name), "999.0"):
+    for name, locked in SERVER.items():
+        for version in (locked, "999.0"):
             add_wheel(folder, name, version, extra="standard" if name == "uvicorn" else "")
     add_wheel(folder, "scaler", "1.0")
     config = tmp_path / "uv.toml"

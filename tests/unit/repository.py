@@ -21,9 +21,17 @@ def load(path: str) -> ModuleType:
     return module
 
 
+class Loader(yaml.SafeLoader):
+    """YAML with Ansible's own tags; what they mean is Ansible's business."""
+
+
+for tag in ("!unsafe", "!vault"):
+    Loader.add_constructor(tag, lambda loader, node: node.value)
+
+
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds; a file that is not there holds nothing."""
-    return (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+    return (yaml.load(path.read_text(), Loader) if path.exists() else None) or {}
 
 
 def options(role: Path) -> dict[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ def test_every_option_is_explained(role: Path) -> None:
 
 @each_role
 def test_every_default_has_a_comment(role: Path) -> None:
-    """A comment stands above a default, or above the ones it follows without a gap."""
+    """It stands right above, so that a reader need not guess where it ends."""
     path = role / "defaults/main.yml"
     lines = path.read_text().splitlines() if path.exists() else []
     names = [number for number, line in enumerate(lines) if re.match(r"[a-z_]\w*:", line)]

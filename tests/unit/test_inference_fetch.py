@@ -12,7 +12,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import Ridge
 
 from metalworks.inference import Settings, create_app
-from metalworks.models import ModelCard, main, registry
+from metalworks.models import ModelCard, lock, main, registry
 from metalworks.models.errors import FetchError
-from tests.unit.inference_wheels import UV, wheels
+from tests.unit.inference_wheels import SERVER, UV, server_lock, wheels
 
-__all__ = ["wheels"]
+__all__ = ["server_lock", "wheels"]
 
-MLFLOW = metadata.version("mlflow")
 FRAME = pd.DataFrame({"distance": [187.0, 2475.5, 1065.25], "wind": [0.1, 12.7, 3.3]})
 TARGET = pd.Series([-3.0, 41.5, 7.25])
 
@@ -82,6 +80,7 @@ Fetch = Callable[..., tuple[int, dict[str, Any], str]]
 def fetch(
     tracking_uri: str,
     wheels: Path,
+    server_lock: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -92,7 +91,7 @@ def fetch(
     def run(model: str, alias: str = "champion") -> tuple[int, dict[str, Any], str]:
         capsys.readouterr()
         arguments = ["fetch", "--model", model, "--alias", alias, "--dest", str(tmp_path / "served")]
-        code = main([*arguments, "--uv", UV])
+        code = main([*arguments, "--server-lock", str(server_lock), "--uv", UV])
         out, err = capsys.readouterr()
         return code, json.loads(out.splitlines()[-1]) if out else {}, err
 
@@ -108,7 +107,7 @@ def logged(slope: float) -> str:
             Ridge().fit(FRAME, TARGET * slope),
             name="model",
             signature=infer_signature(FRAME, TARGET),
-            pip_requirements=[f"mlflow=={MLFLOW}", "scaler"],
+            pip_requirements=[f"mlflow=={SERVER['mlflow']}", "scaler"],
         ).model_uri
 
 
@@ -220,19 +219,18 @@ def test_files_that_are_gone_are_named(fetch: Fetch, monkeypatch: pytest.MonkeyP
 
 
 def test_environment_that_cannot_be_leaves_the_old_version(
-    fetch: Fetch, tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = register("impossible")
     fetch("impossible")
     second = register("impossible", slope=2.0)
-    wheel = (wheels / "scaler-1.0-py3-none-any.whl").rename(tmp_path / "away")
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "other-cache"))
-    code, said, err = fetch("impossible")
-    assert (code, said, "scaler was not found" in err) == (1, {}, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "SERVER_REQUIREMENTS", (*lock.SERVER_REQUIREMENTS, "no-such-package"))
+        code, said, err = fetch("impossible")
+    assert (code, said, "no-such-package was not found" in err) == (1, {}, True)
     served = tmp_path / "served"
     assert (served / first / "requirements.lock").is_file()
     assert not (served / second / "requirements.lock").exists()
-    wheel.rename(wheels / "scaler-1.0-py3-none-any.whl")
     assert fetch("impossible")[1]["version"] == second
 
 

@@ -44,7 +44,7 @@ def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
         "loaded": "",
     }
     state |= {"nouveau": False, "gpus": [], "smi_error": "", "packages": {}, "interrupted": False, "sources": []}
-    state |= {"keyrings": [], "cdi": [], "docker": {}}
+    state |= {"dkms": [], "keyrings": [], "cdi": [], "docker": {}}
     return {
         "distribution": name,
         "distribution_release": release,
@@ -144,6 +144,15 @@ def test_modules_built_for_a_kernel(status: str, built: list[str]) -> None:
     assert facts.built_versions(status, "6.1.0-42-amd64") == built
 
 
+def test_module_sources(tmp_path: Path) -> None:
+    for name in ("nvidia-current", "nvidia"):
+        folder = tmp_path / f"usr/src/{name}-535.309.01"
+        folder.mkdir(parents=True)
+        text = f'PACKAGE_NAME="{name}"\nPACKAGE_VERSION="535.309.01"\nAUTOINSTALL="yes"\n'
+        (folder / "dkms.conf").write_text(text)
+    assert facts.dkms_sources(tmp_path) == ["nvidia/535.309.01", "nvidia-current/535.309.01"]
+
+
 def test_packages_are_those_completely_installed() -> None:
     listing = (
         "hi |nvidia-smi|535.1-1\nii |libcuda1|535.1-1\niF |nvidia-kernel-dkms|535.1-1\nrc |cuda-drivers|1\nii |bash|5"
@@ -222,9 +231,7 @@ def test_tables_are_complete(distribution: str) -> None:
     assert repository["fingerprint"].endswith(repository["key"].removesuffix(".pub").upper())
     assert set(table["__nvidia_driver_sources"]) == {"nvidia", "distribution"}
     for source, names in table["__nvidia_driver_sources"].items():
-        expected = {"packages", "companions", "modules", "module"} | (
-            {"components"} if source == "distribution" else set()
-        )
+        expected = {"packages", "modules", "module"} | ({"components"} if source == "distribution" else set())
         assert set(names) == expected
         assert set(names["modules"]) == {"open", "proprietary"}
 
@@ -250,18 +257,27 @@ def test_repository(distribution: str, url: str) -> None:
     assert value(variables, "__nvidia_driver_repository_url") == f"https://mirror.example.org/cuda/{folder}/sbsa/"
 
 
-UBUNTU_580 = ["libnvidia-compute-580", "libnvidia-cfg1-580", "nvidia-utils-580", "nvidia-compute-utils-580"]
+DEBIAN = ["nvidia-driver-cuda", "nvidia-persistenced", "nvidia-kernel-open-dkms"]
+UBUNTU = ["libnvidia-compute", "libnvidia-cfg1", "nvidia-persistenced", "nvidia-dkms-open"]
+UBUNTU_580 = [
+    "libnvidia-compute-580",
+    "libnvidia-cfg1-580",
+    "nvidia-utils-580",
+    "nvidia-compute-utils-580",
+    "nvidia-persistenced",
+    "nvidia-dkms-580-open",
+]
 
 
 @pytest.mark.parametrize(
     ("distribution", "versions", "version", "core"),
     [
-        ("debian_12", VERSIONS, "580.1.2", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
-        ("debian_12", VERSIONS[1:], "595.3.4", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
-        ("debian_13", VERSIONS, "595.3.4", ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"]),
-        ("ubuntu_22", VERSIONS, "580.1.2", [*UBUNTU_580, "nvidia-dkms-580-open"]),
-        ("ubuntu_24", VERSIONS, "580.1.2", [*UBUNTU_580, "nvidia-dkms-580-open"]),
-        ("ubuntu_24", VERSIONS[1:], "595.3.4", ["libnvidia-compute", "libnvidia-cfg1", "nvidia-dkms-open"]),
+        ("debian_12", VERSIONS, "580.1.2", DEBIAN),
+        ("debian_12", VERSIONS[1:], "595.3.4", DEBIAN),
+        ("debian_13", VERSIONS, "595.3.4", DEBIAN),
+        ("ubuntu_22", VERSIONS, "580.1.2", UBUNTU_580),
+        ("ubuntu_24", VERSIONS, "580.1.2", UBUNTU_580),
+        ("ubuntu_24", VERSIONS[1:], "595.3.4", UBUNTU),
     ],
 )
 def test_packages_of_nvidia(distribution: str, versions: list[str], version: str, core: list[str]) -> None:
@@ -270,7 +286,6 @@ def test_packages_of_nvidia(distribution: str, versions: list[str], version: str
     assert value(variables, "__nvidia_driver_pending") == [
         f"nvidia-driver-pinning-{version}",
         *[f"{name}={version}-*" for name in core],
-        "nvidia-persistenced",
     ]
 
 
@@ -290,16 +305,16 @@ def test_modules_of_older_gpus() -> None:
 @pytest.mark.parametrize(
     ("distribution", "pending"),
     [
-        ("debian_12", ["libcuda1", "nvidia-smi", "nvidia-kernel-dkms", "nvidia-persistenced"]),
-        ("debian_13", ["libcuda1", "nvidia-smi", "nvidia-kernel-dkms", "nvidia-persistenced"]),
+        ("debian_12", ["libcuda1", "nvidia-smi", "nvidia-persistenced", "nvidia-kernel-dkms"]),
+        ("debian_13", ["libcuda1", "nvidia-smi", "nvidia-persistenced", "nvidia-kernel-dkms"]),
         (
             "ubuntu_24",
             [
                 "libnvidia-cfg1-580-server",
                 "libnvidia-compute-580-server",
                 "nvidia-utils-580-server",
-                "nvidia-dkms-580-server-open",
                 "nvidia-compute-utils-580-server",
+                "nvidia-dkms-580-server-open",
             ],
         ),
     ],
@@ -337,9 +352,12 @@ def test_another_version_is_replaced_and_holds_are_renewed() -> None:
     variables = driver("debian_12", nvidia={"packages": installed("580.1.1", held=False)})
     assert value(variables, "__nvidia_driver_pending") == [
         "nvidia-driver-cuda=580.1.2-*",
+        "nvidia-persistenced=580.1.2-*",
         "nvidia-kernel-open-dkms=580.1.2-*",
     ]
-    assert len(value(variables, "__nvidia_driver_unheld")) == 4
+    assert value(variables, "__nvidia_driver_unheld") == [
+        *DEBIAN,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, Inventor
     secrets["vault_object_store_secret_keys"] = {name: f"key-{name}" for name in ["mlflow", "worker", *people]}
     (place / "group_vars/all/vault.yml").write_text(yaml.safe_dump(secrets))
     loader = DataLoader()
+    loader.set_basedir(str(place))  # as for an imported playbook: nothing stands beside it
     inventory = InventoryManager(loader=loader, sources=[str(place)])
     variables = VariableManager(loader=loader, inventory=inventory)
     HostVars(inventory, variables, loader)
@@ -118,7 +119,9 @@ def is_unit(text: str) -> None:
 
 
 def is_ini(text: str) -> None:
-    assert configparser.ConfigParser(interpolation=None).read_string(text) is None
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(text)
+    assert parser.sections()
 
 
 def is_environment(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -32,7 +33,12 @@ def deploy(schedule: str) -> None:
     bucket, key = os.environ["METALWORKS_FLOW_CODE_BUCKET"], f"flights/{commit}.tar.gz"
     archive = subprocess.run(["git", "archive", "--format=tar.gz", commit], check=True, capture_output=True).stdout
     boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=archive)
-    values = {"METALWORKS_FLOW_CODE": f"s3://{bucket}/{key}", "FLIGHTS_COMMIT": commit, "FLIGHTS_SCHEDULE": schedule}
+    values = {
+        "METALWORKS_FLOW_CODE": f"s3://{bucket}/{key}",
+        "METALWORKS_FLOW_CODE_SHA256": hashlib.sha256(archive).hexdigest(),
+        "FLIGHTS_COMMIT": commit,
+        "FLIGHTS_SCHEDULE": schedule,
+    }
     subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=True, env=os.environ | values
     )

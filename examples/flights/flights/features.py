@@ -7,7 +7,7 @@ from pandas.tseries.holiday import USFederalHolidayCalendar
 
 TARGET = "arr_delay"
 NUMBERS = [
-    "dep_delay", "departure_hour", "weekday", "holiday", "distance",
+    "dep_delay", "departure_hour", "weekday", "holiday", "distance", "scheduled_minutes",
     "seats", "temp", "wind_speed", "precip", "visib",
 ]  # fmt: skip
 CATEGORIES = ["carrier", "origin", "dest"]
@@ -24,7 +24,7 @@ def build(raw: pd.DataFrame) -> pd.DataFrame:
     calendar = pd.DataFrame(
         {
             "departure_hour": scheduled.dt.hour + flown["minute"] / 60,
-            "weekday": scheduled.dt.weekday,
+            "weekday": scheduled.dt.day_of_week,
             "holiday": _near_holiday(scheduled),
         }
     )

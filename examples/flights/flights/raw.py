@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 MONTHS = "SELECT DISTINCT year, month FROM flights ORDER BY year, month"
 
-# One row per flight, with the weather at its scheduled hour and its aircraft. The order is total, so that
-# everyone who prepares a month gets the same file.
+# One row per flight, with its aircraft, the weather at its scheduled hour, and the minutes that its schedule
+# allows (the arrival is in the destination's time; a day is added where that is the next one). The order is
+# total, so that everyone who prepares a month gets the same file.
 FLIGHTS = """
 SELECT f.time_hour AT TIME ZONE 'America/New_York' AS scheduled_hour, f.minute,
        f.carrier, f.origin, f.dest, f.distance, f.dep_delay, f.arr_delay,
-       p.seats, w.temp, w.wind_speed, w.precip, w.visib
+       p.seats, w.temp, w.wind_speed, w.precip, w.visib,
+       mod(1440 + extract(epoch FROM make_timestamp(f.year, f.month, f.day, f.sched_arr_time / 100,
+         f.sched_arr_time %% 100, 0) AT TIME ZONE a.tzone - f.time_hour) / 60 - f.minute, 1440) AS scheduled_minutes
 FROM flights f
+LEFT JOIN airports a ON a.faa = f.dest
 LEFT JOIN planes p USING (tailnum)
 LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour
 WHERE f.year = %s AND f.month = %s

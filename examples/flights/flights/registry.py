@@ -51,9 +51,15 @@ def versions() -> list[dict[str, Any]]:
     return sorted((described(version) for version in found), key=lambda version: version["version"])
 
 
+def in_service() -> int | None:
+    """Number of the champion's version."""
+    present = champion()
+    return int(present.version) if present else None
+
+
 def learnt() -> str | None:
     """The newest month that any registered version was made with."""
-    return max((version.tags["data.newest_month"] for version in _registered()), default=None)
+    return max((version.tags.get("data.newest_month", "") for version in _registered()), default=None)
 
 
 def promote() -> dict[str, Any]:
@@ -74,7 +80,12 @@ def promote() -> dict[str, Any]:
 
 def described(version: ModelVersion) -> dict[str, Any]:
     """A registered version as the commands print it."""
-    return {"version": int(version.version), "champion": CHAMPION in version.aliases, **version.tags}
+    return {
+        "version": int(version.version),
+        "champion": CHAMPION in version.aliases,
+        "run_id": version.run_id,
+        **version.tags,
+    }
 
 
 def _registered() -> list[ModelVersion]:
@@ -89,15 +100,16 @@ def _register(run: Run) -> ModelVersion:
 
 def _contender(present: ModelVersion, month: str) -> rules.Contender:
     """The champion on the newest month: as recorded where that was its own, else scored on the prepared data."""
-    if present.tags["data.newest_month"] >= month:
-        return rules.Contender(present.tags["data.newest_month"], float(present.tags["rmse"]))
+    learnt_until = present.tags.get("data.newest_month", "")
+    if learnt_until >= month:
+        return rules.Contender(learnt_until, float(present.tags["rmse"]))
     from flights import prepare, scores  # with them come pandas and scikit-learn, which a look-up does without
 
     model = mlflow.pyfunc.load_model(f"models:/{MODEL}@{CHAMPION}")
     held_out = prepare.load()[month]
     if not set(model.metadata.get_input_schema().input_names()) <= set(held_out.columns):
-        return rules.Contender(present.tags["data.newest_month"], float("inf"))
-    return rules.Contender(present.tags["data.newest_month"], scores.score(model, held_out)["rmse"])
+        return rules.Contender(learnt_until, float("inf"))
+    return rules.Contender(learnt_until, scores.score(model, held_out)["rmse"])
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float]:

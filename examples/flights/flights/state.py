@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from flights import deploy, raw, registry, rules, versions
+from flights import deploy, raw, registry, rules, service, versions
 
 
-def state() -> dict[str, Any]:
-    """Code, data, models, versions and deployment."""
+def state(url: str) -> dict[str, Any]:
+    """Code, data, models, versions, deployment, and the version that answers at `url`."""
     return {
         "commit": versions.commit(),
         "data": versions.data(),
         "models": registry.runs(),
         "versions": registry.versions(),
+        "champion": registry.in_service(),
+        "served": service.served(url),
         "deployed": deploy.deployed(),
         "new_months": rules.new_months(raw.arrived_months(), registry.learnt()),
     }

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 from mlflow.models import infer_signature
 from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
 
 from flights import models, prepare, registry, scores, versions
 from flights.features import FEATURES, TARGET
@@ -43,7 +44,8 @@ def train(extra_tags: dict[str, str] | None = None) -> None:
             print(f"{name}: recorded already")
             continue
         with mlflow.start_run(run_name=name, tags=tags):
-            model = models.build(name, options, seed).fit(sample[FEATURES], sample[TARGET])
+            with threadpool_limits(params["train"]["threads"]):
+                model = models.build(name, options, seed).fit(sample[FEATURES], sample[TARGET])
             record(model, {"model": name, "seed": seed, "rows": len(sample), **options}, sample, months[newest])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 DATA = Path("data/features")
+LOCK = Path("dvc.lock")
 
 # What a served model needs; the rest of uv.lock is for preparing, scheduling and recording.
 MODEL_PACKAGES = ["mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops"]
@@ -28,13 +29,11 @@ def dirty() -> bool:
     return "METALWORKS_FLOW_CODE" not in os.environ and bool(_git("status", "--porcelain"))
 
 
-def data(lock: str | None = None) -> str | None:
-    """DVC's hash of the prepared data, from dvc.lock (or a text like it); None: nothing prepared yet."""
-    if lock is None:
-        if not Path("dvc.lock").exists():
-            return None
-        lock = Path("dvc.lock").read_text()
-    outs = yaml.safe_load(lock)["stages"]["prepare"]["outs"]
+def data() -> str | None:
+    """DVC's hash of the prepared data, as dvc.lock has it; None: nothing is prepared yet."""
+    if not LOCK.exists():
+        return None
+    outs = yaml.safe_load(LOCK.read_text())["stages"]["prepare"]["outs"]
     found: str = next(out["md5"] for out in outs if out["path"] == str(DATA))
     return found.removesuffix(".dir")
 

@@ -87,7 +87,7 @@ def main() -> None:
     root = Path(sys.argv[1])
     cuda, toolkit = root / "debian12/x86_64", root / "toolkit/amd64"
     for folder in (cuda, toolkit):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     gpg = ["gpg", "--batch", "--passphrase", ""]
     subprocess.run([*gpg, "--quick-generate-key", "test@example.org", "ed25519", "sign", "never"], check=True)
     for version in DRIVERS:

@@ -47,5 +47,7 @@ def kernel(host) -> str:
     return Path(path).parent.name
 
 
-def held(host) -> set[str]:
-    return set(host.check_output("apt-mark showhold").split())
+@pytest.fixture
+def held(host) -> Callable[[], set[str]]:
+    """Return what apt holds, each time it is asked."""
+    return lambda: set(host.check_output("apt-mark showhold").split())

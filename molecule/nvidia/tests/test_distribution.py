@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from .conftest import held
-
 testinfra_hosts = ["ansible://nvidia-distribution"]
 PACKAGES = {"libcuda1", "nvidia-smi", "nvidia-kernel-dkms", "nvidia-persistenced"}
 
 
-def test_driver_is_installed_and_held(host) -> None:
+def test_driver_is_installed_and_held(host, held) -> None:
     for name in PACKAGES:
         assert host.package(name).is_installed
-    assert held(host) == PACKAGES
+    assert held() == PACKAGES
 
 
 def test_module_is_built_for_the_kernel(host, kernel: str) -> None:

@@ -12,7 +12,8 @@ from ansible.module_utils.basic import AnsibleModule
 DOCUMENTATION = """
 module: base_files
 short_description: Directories and small files of root
-description: Directories and files exist with these contents, owned by root, 0755 and 0644, and are replaced in one step.
+description:
+  - Directories (0755) and files (0644) of root exist; a file is replaced in one step.
 options:
   directories: {type: list, elements: path, default: [], description: Directories that exist.}
   files: {type: dict, default: {}, description: Path and content of files that exist.}

@@ -57,7 +57,8 @@ def main() -> None:
         module.run_command(["systemctl", "start", UNIT])
         state = show(module)
         if state["ActiveState"] != "active" and state["ConditionResult"] == "yes":
-            said = module.run_command(["journalctl", "--unit", UNIT, "--lines", "20", "--no-pager", "--output", "cat"])[1]
+            command = ["journalctl", "--unit", UNIT, "--lines", "20", "--no-pager", "--output", "cat"]
+            said = module.run_command(command)[1]
             module.fail_json(msg=f"{UNIT} is {state['ActiveState']}. Last lines of its journal:\n{said}")
     runs = state["ActiveState"] == "active"
     if runs:

@@ -45,7 +45,7 @@ def main() -> None:
     )
     wants, path = module.params, Path(module.params["path"])
     if not re.search(rf"^uv=={re.escape(wants['version'])}\s", wants["requirements"], re.MULTILINE):
-        module.fail_json(msg=f"uv {wants['version']} is wanted, but the requirements hold hashes of another: make locks")
+        module.fail_json(msg=f"the requirements hold no hashes of uv {wants['version']}; `make locks` writes them")
     changed = standing(module, path) != wants["version"]
     if changed and not module.check_mode:
         with tempfile.TemporaryDirectory(prefix="metalworks-uv-") as scratch:

@@ -26,8 +26,8 @@ RETURN = """
 ansible_facts:
   type: dict
   returned: always
-  description: One key, C(nvidia), with devices, container, kernel, headers, built, loaded, nouveau, gpus, smi_error,
-    packages, interrupted, sources, keyrings, cdi and docker.
+  description: One key, C(nvidia), with devices, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
+    smi_error, packages, interrupted, sources, keyrings, cdi and docker.
 """
 
 VENDOR = "0x10de"
@@ -69,6 +69,13 @@ def built_versions(status: str, kernel: str) -> list[str]:
     # dkms 3: "nvidia/580.1, 6.1.0-1-amd64, x86_64: installed"; dkms 2 has ", " for the first slash.
     line = re.compile(r"^nvidia[\w-]*(?:/|, )([^,]+), ([^,]+), [^:]+: installed\s*$", re.MULTILINE)
     return sorted({version for version, built_for in line.findall(status) if built_for == kernel})
+
+
+def dkms_sources(root: Path) -> list[str]:
+    """Return the module sources that DKMS can build, as `name/version`."""
+    setting = re.compile(r"^PACKAGE_(?:NAME|VERSION)=[\"']?([^\"'\s]+)", re.MULTILINE)
+    found = (setting.findall(read(conf)) for conf in sorted((root / "usr/src").glob("nvidia*/dkms.conf")))
+    return ["/".join(pair) for pair in found if len(pair) == 2]
 
 
 def parse_packages(listing: str) -> dict[str, dict[str, Any]]:
@@ -175,6 +182,7 @@ def main() -> None:
         "kernel": kernel,
         "headers": (root / "lib/modules" / kernel / "build").exists(),
         "built": built_versions(run("dkms", "status")[0], kernel),
+        "dkms": dkms_sources(root),
         "loaded": loaded,
         "nouveau": (root / "sys/module/nouveau").exists(),
         "gpus": parse_gpus(smi),

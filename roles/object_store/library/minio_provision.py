@@ -51,12 +51,14 @@ actions: {type: list, returned: always, description: What was (in check mode wou
 """
 
 ADMIN = "/minio/admin/v3"
+NEVER = ["s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"]
+"""Where versions are kept, deleting is hiding. MinIO lets whoever may delete also delete a version for good, unless
+that is denied in so many words."""
 POLICY_PREFIX = "metalworks-"
 """A policy of this module is the prefix and the access key that it is for: so a key that nobody owns is found."""
 
 BUCKET_ACTIONS = ["s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:ListBucket", "s3:ListBucketVersions"]
 READ_ACTIONS = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectTagging"]
-# Deleting is hiding where a bucket keeps versions: no consumer may delete a version for good.
 WRITE_ACTIONS = [
     "s3:AbortMultipartUpload",
     "s3:DeleteObject",
@@ -71,11 +73,13 @@ def policy(buckets: list[str], access: str) -> dict[str, Any]:
     write = access == "readwrite"
     on_buckets = [*BUCKET_ACTIONS, *(["s3:ListBucketMultipartUploads"] if write else [])]
     on_objects = [*READ_ACTIONS, *(WRITE_ACTIONS if write else [])]
+    objects = [f"arn:aws:s3:::{name}/*" for name in buckets]
     return {
         "Version": "2012-10-17",
         "Statement": [
             {"Effect": "Allow", "Action": on_buckets, "Resource": [f"arn:aws:s3:::{name}" for name in buckets]},
-            {"Effect": "Allow", "Action": on_objects, "Resource": [f"arn:aws:s3:::{name}/*" for name in buckets]},
+            {"Effect": "Allow", "Action": on_objects, "Resource": objects},
+            {"Effect": "Deny", "Action": NEVER, "Resource": objects},
         ],
     }
 
@@ -83,7 +87,9 @@ def policy(buckets: list[str], access: str) -> dict[str, Any]:
 def normal(document: dict[str, Any]) -> list[str]:
     """Return a policy's statements in a form that does not depend on the order the server keeps them in."""
     return sorted(
-        json.dumps({name: sorted(part) if isinstance(part, list) else part for name, part in one.items()}, sort_keys=1)
+        json.dumps(
+            {name: sorted(part) if isinstance(part, list) else part for name, part in one.items()}, sort_keys=True
+        )
         for one in document.get("Statement", [])
     )
 
@@ -97,7 +103,7 @@ def sealed(secret: str, data: bytes, salt: bytes, nonce: bytes) -> bytes:
 
     cipher = AESGCM(hashlib.pbkdf2_hmac("sha256", secret.encode(), salt, 8192, 32))
     header = cipher.encrypt(nonce + (0).to_bytes(4, "little"), b"", b"")
-    package = cipher.encrypt(nonce + (1).to_bytes(4, "little"), data, b"\x80" + header)
+    package: bytes = cipher.encrypt(nonce + (1).to_bytes(4, "little"), data, b"\x80" + header)
     return salt + b"\x02" + nonce + package
 
 

@@ -32,15 +32,15 @@ def prove(store: Store, who: str, bucket: str, *, write: bool) -> None:
     if not write:
         return
     content, path = os.urandom(64), f"/{bucket}/.metalworks-probe-{os.urandom(8).hex()}"
-    put = store.ask("PUT", path, body=content).expect(f"{who}: write to {bucket}")
+    put = store.ask("PUT", path, body=content).expect(f"{who}: write in {bucket}")
     try:
-        if store.ask("GET", path).expect(f"{who}: read from {bucket}").body != content:
+        if store.ask("GET", path).expect(f"{who}: read in {bucket}").body != content:
             raise StoreError(f"{who}: {bucket} returned other bytes than were written")
     finally:
         # A bucket that keeps versions is left as found where the key may do that; hidden otherwise.
         version = put.headers.get("x-amz-version-id")
         if not (version and store.ask("DELETE", path, {"versionId": version}).ok):
-            store.ask("DELETE", path).expect(f"{who}: delete from {bucket}")
+            store.ask("DELETE", path).expect(f"{who}: delete in {bucket}")
 
 
 def main() -> None:

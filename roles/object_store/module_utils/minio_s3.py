@@ -7,13 +7,16 @@ import hmac
 import json
 import re
 import ssl
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 TIMEOUT_SECONDS = 30
+STARTING_SECONDS = 60
+"""How long a server may say that it is still starting."""
+STARTING = ("XMinioServerNotInitialized", "XMinioIAMNotInitialized")
 
 
 class StoreError(Exception):
@@ -24,8 +27,7 @@ class UnreachableError(StoreError):
     """Nothing answers at the endpoint."""
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What the store answered."""
 
     status: int
@@ -58,11 +60,11 @@ class Reply:
 
 
 def sign(
-    method: str, url: str, payload: bytes, *, region: str, access_key: str, secret_key: str, when: datetime
+    method: str, url: str, payload: bytes, *, region: str, access_key: str, secret_key: str, when: time.struct_time
 ) -> dict[str, str]:
     """Return the headers that make a request to this URL one of the key's: AWS Signature Version 4."""
     parts = urlsplit(url)
-    stamp, day = when.strftime("%Y%m%dT%H%M%SZ"), when.strftime("%Y%m%d")
+    stamp, day = time.strftime("%Y%m%dT%H%M%SZ", when), time.strftime("%Y%m%d", when)
     digest = hashlib.sha256(payload).hexdigest()
     headers = {"host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     names = ";".join(headers)
@@ -74,9 +76,7 @@ def sign(
     for piece in (day, region, "s3", "aws4_request", to_sign):
         key = hmac.new(key, piece.encode(), hashlib.sha256).digest()
     credential = f"{access_key}/{scope}"
-    headers["authorization"] = (
-        f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={key.hex()}"
-    )
+    headers["authorization"] = f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={key.hex()}"
     return headers
 
 
@@ -97,7 +97,17 @@ class Store:
         )
 
     def ask(self, method: str, path: str, query: Mapping[str, str] | None = None, body: bytes = b"") -> Reply:
-        """Send a signed request. An HTTP error is a reply; silence is an UnreachableError."""
+        """Send a signed request, again while the server says that it is starting.
+
+        An HTTP error is a reply; silence is an UnreachableError.
+        """
+        deadline = time.monotonic() + STARTING_SECONDS
+        while (reply := self._send(method, path, query, body)).code in STARTING and time.monotonic() < deadline:
+            time.sleep(0.25)
+        return reply
+
+    def _send(self, method: str, path: str, query: Mapping[str, str] | None, body: bytes) -> Reply:
+        """Send one signed request."""
         pairs = [f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in (query or {}).items()]
         target = quote(path, safe="/-_.~") + ("?" + "&".join(sorted(pairs)) if pairs else "")
         headers = sign(
@@ -107,7 +117,7 @@ class Store:
             region=self.region,
             access_key=self.access_key,
             secret_key=self.secret_key,
-            when=datetime.now(timezone.utc),
+            when=time.gmtime(),
         )
         try:
             self._connection.request(method, target, body=body, headers=headers)

@@ -55,8 +55,9 @@ STATE = """
 select json_build_object(
   'loaded', extract(epoch from pg_conf_load_time()),
   'pending', coalesce((select json_agg(name order by name) from pg_settings where pending_restart), '[]'),
-  'errors', coalesce((select json_agg(format('%s line %s: %s', f.sourcefile, f.sourceline, error)) from pg_file_settings f
-      left join pg_settings using (name) where error is not null and coalesce(context, '') <> 'postmaster'), '[]'),
+  'errors', coalesce((select json_agg(format('%s line %s: %s', f.sourcefile, f.sourceline, error))
+      from pg_file_settings f left join pg_settings using (name)
+      where error is not null and coalesce(context, '') <> 'postmaster'), '[]'),
   'hba_errors', coalesce((select json_agg(format('pg_hba.conf line %s: %s', line_number, error))
       from pg_hba_file_rules where error is not null), '[]'),
   'roles', (select json_object_agg(rolname, json_build_object('verifier', coalesce(rolpassword, ''), 'plain',
@@ -200,7 +201,8 @@ class Cluster:
             # Only on a clean host that is checked: the package is installed before.
             self.act("everything: the server is not installed")
             return
-        if self.module.run_command(["systemctl", "is-enabled", "--quiet", "postgresql.service"])[0] and self.act("enable"):
+        disabled = self.module.run_command(["systemctl", "is-enabled", "--quiet", "postgresql.service"])[0]
+        if disabled and self.act("enable the server at boot"):
             self.systemctl("enable", "postgresql.service")
         self.put(self.settings, self.wants["settings"], 0o644)
         old_hba = self.put(self.hba, self.wants["hba"], 0o640)
@@ -210,8 +212,9 @@ class Cluster:
             self.systemctl("start", self.unit)
         state = self.load(self.state(), old_hba)
         todo = statements(state, self.wants["databases"])
-        if any([self.act(action) for action, _ in todo]):
-            self.sql("\n".join(sql for _, sql in todo))
+        allowed = [sql for action, sql in todo if self.act(action)]
+        if allowed:
+            self.sql("\n".join(allowed))
 
     def load(self, state: dict[str, Any], old_hba: str | None) -> dict[str, Any]:
         """Make the server work with what its files say; return its state then."""

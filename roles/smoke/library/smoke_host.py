@@ -105,7 +105,10 @@ def answer(url: str) -> str:
 def look_at(want: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a verdict for each unit that matches a pattern, or one that says that none does."""
     verdicts = []
-    for unit in units_like(want["unit"]) or ([] if want.get("optional") else [want["unit"]]):
+    found = units_like(want["unit"])
+    if not found and not want.get("optional"):
+        verdicts.append(verdict(f"unit {want['unit']}", False, 0, "there is none; has site.yml run on this host?"))
+    for unit in found:
         start = time.monotonic()
         state = output(["systemctl", "show", "--value", "--property=ActiveState", unit]).strip() or "unknown"
         fault = "" if state == "active" else f"{unit} is {state}; try: systemctl status {unit}"

@@ -76,6 +76,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         self.problems += rules.two_on_one_port(self.host, wanted)
         return wanted
 
+    def _wants_device(self) -> bool:
+        device = self._task.args["device"]
+        return device["group"] in self.variables["group_names"] and bool(self._value(device["variable"]))
+
     def _judge_host(self, wanted: list[dict[str, Any]]) -> dict[str, Any]:
         """Look at the host itself, once."""
         args = self._task.args
@@ -100,6 +104,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.too_small(
                 self.host, facts, seen["disks"], rules.strictest(self.variables["group_names"], args["minimums"])
             ),
+            *rules.missing_device(self.host, seen["nvidia_devices"], self._wants_device()),
             *rules.taken_ports(self.host, seen["listeners"], wanted),
         ]
         # The last one tells `gathering = smart` that it need not ask again.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -45,6 +46,10 @@ listeners:
   type: list
   elements: dict
   sample: [{port: 5000, unit: mlflow.service, process: mlflow}]
+nvidia_devices:
+  description: Number of NVIDIA's cards.
+  returned: always
+  type: int
 disks:
   description: Size and free space in MB of the filesystem of each path.
   returned: always
@@ -71,21 +76,29 @@ def unit_of(cgroup: str) -> str:
     return units[-1] if units else ""
 
 
+def sockets_of(process: pathlib.Path) -> set[str]:
+    """Return the inodes of a process's sockets; a descriptor may be closed while one looks."""
+    inodes = set()
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(link.readlink())
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    return inodes
+
+
 def holders(inodes: dict[str, int], proc: pathlib.Path) -> list[dict[str, Any]]:
     """Return every listening port once per process that holds it, with that process's unit."""
     found: dict[tuple[int, str, str], None] = {}
-    owned = set()
+    owned: set[str] = set()
     for process in proc.glob("[0-9]*"):
-        try:
-            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
-            sockets = {link[8:-1] for link in links if link.startswith("socket:[")} & inodes.keys()
+        with contextlib.suppress(OSError):  # the process ended meanwhile, or is not ours to look at
+            sockets = sockets_of(process) & inodes.keys()
             if sockets:
                 unit = unit_of((process / "cgroup").read_text())
                 name = (process / "comm").read_text().strip()
                 found.update(dict.fromkeys((inodes[inode], unit, name) for inode in sockets))
                 owned |= sockets
-        except OSError:  # the process ended meanwhile, or is not ours to look at
-            continue
     found.update(dict.fromkeys((port, "", "") for inode, port in inodes.items() if inode not in owned))
     return [{"port": port, "unit": unit, "process": name} for port, unit, name in sorted(found)]
 
@@ -97,6 +110,12 @@ def disk(path: str) -> dict[str, int]:
         place = place.parent
     usage = shutil.disk_usage(place)
     return {"size_mb": usage.total >> 20, "free_mb": usage.free >> 20}
+
+
+def nvidia_devices(pci: pathlib.Path) -> int:
+    """Return how many of a PCI bus's devices are NVIDIA's graphics or compute cards."""
+    cards = (place for place in pci.glob("*") if (place / "vendor").read_text().strip() == "0x10de")
+    return sum((place / "class").read_text().startswith(("0x0300", "0x0302")) for place in cards)
 
 
 def main() -> None:
@@ -128,6 +147,7 @@ def main() -> None:
         ansible_facts=facts,
         python=list(sys.version_info[:2]),
         disks={path: disk(path) for path in module.params["paths"]},
+        nvidia_devices=nvidia_devices(pathlib.Path("/sys/bus/pci/devices")),
         listeners=holders(inodes, pathlib.Path("/proc")),
     )
 

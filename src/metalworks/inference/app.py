@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def from_environment() -> FastAPI:
     """Return the server that the environment describes; for uvicorn's --factory."""
-    return create_app(Settings())
+    return create_app(Settings.model_validate({}))
 
 
 def _settings(request: Request) -> Settings:

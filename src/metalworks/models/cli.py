@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--model", required=True, help="name of the registered model")
     command.add_argument("--alias", default="champion", help="alias of the wanted version (default: %(default)s)")
     command.add_argument("--dest", required=True, type=Path, help="folder of the service's versions")
+    command.add_argument("--server-lock", required=True, type=Path, help="locked requirements of the inference server")
     command.add_argument("--uv", default="uv", help="uv that resolves the environment (default: the one on PATH)")
     return _fetch(parser.parse_args(argv))
 
@@ -41,8 +42,9 @@ def _fetch(arguments: argparse.Namespace) -> int:
     if not tracking_uri:
         print("metalworks-model: MLFLOW_TRACKING_URI is not set: it names the MLflow server", file=sys.stderr)
         return 1
+    dest, server_lock = arguments.dest.absolute(), arguments.server_lock
     try:
-        fetched = fetch(tracking_uri, arguments.model, arguments.alias, arguments.dest.absolute(), uv=arguments.uv)
+        fetched = fetch(tracking_uri, arguments.model, arguments.alias, dest, server_lock, uv=arguments.uv)
     except (FetchError, OSError) as error:
         print(f"metalworks-model: {error}", file=sys.stderr)
         return 1

@@ -27,7 +27,9 @@ class Fetched:
     requirements_sha256: str
 
 
-def fetch(tracking_uri: str, model: str, alias: str, dest: Path, *, uv: str = "uv") -> Fetched | None:
+def fetch(
+    tracking_uri: str, model: str, alias: str, dest: Path, server_lock: Path, *, uv: str = "uv"
+) -> Fetched | None:
     """Make `dest/<version>` hold the version that `alias` points to; None while there is no such model or alias."""
     card = registry.resolve(tracking_uri, model, alias)
     if card is None:
@@ -35,7 +37,7 @@ def fetch(tracking_uri: str, model: str, alias: str, dest: Path, *, uv: str = "u
     with _alone_in(dest):
         version_dir = dest / card.version
         changed = _place(tracking_uri, card, version_dir)
-        changed = lock.ensure_lock(version_dir, uv=uv) or changed
+        changed = lock.ensure_lock(version_dir, server_lock, uv=uv) or changed
     requirements = version_dir / lock.FILE_NAME
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
     return Fetched(card.version, changed, str(version_dir), str(requirements), digest)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 import sys
-from collections.abc import Mapping
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -18,80 +16,78 @@ from metalworks.models.errors import FetchError
 FILE_NAME = "requirements.lock"
 
 SERVER_REQUIREMENTS = ("fastapi>=0.115", "uvicorn[standard]>=0.35", "pydantic-settings>=2.10")
-"""What the server needs besides MLflow, whose version is the one this program itself runs with."""
-
-_PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
+"""What the server needs besides MLflow, whose version is the one in the server's own lock."""
 
 
-def ensure_lock(version_dir: Path, *, uv: str = "uv") -> bool:
+def ensure_lock(version_dir: Path, server_lock: Path, *, uv: str = "uv") -> bool:
     """Make the lock of a fetched version be the one its requirements ask for; tell whether that was work.
 
-    Versions are chosen anew only where they must be: those of this program's own environment come first, then those
-    of the newest lock beside this one. So models that record the same requirements share one environment.
+    Models that record the same requirements share one lock, hence one environment. Otherwise versions are chosen
+    anew only where they must be: those in the server's own lock come first, then those of the newest lock beside
+    this one.
     """
-    requirements = version_dir / "model" / "requirements.txt"
-    if not requirements.is_file():
-        raise FetchError(f"{requirements} is missing: log the model with its requirements")
-    _check_mlflow(requirements)
-    wanted = "\n".join([f"mlflow=={metadata.version('mlflow')}", *SERVER_REQUIREMENTS]) + "\n"
-    installed = _installed()
+    recorded = version_dir / "model" / "requirements.txt"
+    if not recorded.is_file():
+        raise FetchError(f"{recorded} is missing: log the model with its requirements")
+    server = pins(server_lock.read_text())
+    _check_mlflow(recorded, server["mlflow"])
+    wanted = "\n".join([f"mlflow=={server['mlflow']}", *SERVER_REQUIREMENTS]) + "\n"
+    header = f"# Locked by metalworks-model from requirements {_digest(wanted, server, recorded)}\n"
     lock = version_dir / FILE_NAME
-    header = f"# Locked by metalworks-model from requirements {_digest(wanted, installed, requirements)}\n"
-    if lock.is_file() and lock.read_text().startswith(header):
+    known = sorted(version_dir.parent.glob(f"*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    fitting = [path for path in known if path.read_text().startswith(header)]
+    if lock in fitting:
         return False
     new = version_dir / f"{FILE_NAME}.new"
-    new.write_text(_as_text(_neighbours(version_dir) | installed))
-    _compile(version_dir, wanted, new, uv)
-    new.write_text(header + new.read_text())
+    if fitting:
+        new.write_bytes(fitting[0].read_bytes())
+    else:
+        new.write_text(_as_text((pins(known[0].read_text()) if known else {}) | server))
+        _compile(version_dir, wanted, new, uv)
+        new.write_text(header + new.read_text())
     new.replace(lock)
     return True
 
 
 def pins(text: str) -> dict[str, str]:
-    """Return the versions that a lock pins, by name."""
-    return {str(canonicalize_name(name)): version for name, version in _PIN.findall(text)}
+    """Return what a lock installs on this host: versions by name."""
+    return {
+        canonicalize_name(each.name): specifier.version
+        for each in _requirements(text)
+        for specifier in each.specifier
+        if specifier.operator == "==" and (each.marker is None or each.marker.evaluate())
+    }
 
 
-def _check_mlflow(requirements: Path) -> None:
-    """Refuse a model that asks for another MLflow than the server runs with."""
-    ours = metadata.version("mlflow")
-    for line in requirements.read_text().splitlines():
+def _requirements(text: str) -> Iterator[Requirement]:
+    """Yield the packages a requirements file names; its options, comments and paths are for uv to judge."""
+    for line in text.splitlines():
         try:
-            requirement = Requirement(line.partition(" #")[0].strip())
-        except InvalidRequirement:  # an option, a comment or a path: uv judges those
+            yield Requirement(line.partition(" #")[0].removesuffix("\\").strip())
+        except InvalidRequirement:
             continue
-        if canonicalize_name(requirement.name) in {"mlflow", "mlflow-skinny"} and not requirement.specifier.contains(
-            ours, prereleases=True
-        ):
+
+
+def _check_mlflow(recorded: Path, ours: str) -> None:
+    """Refuse a model that asks for another MLflow than the server runs with."""
+    for each in _requirements(recorded.read_text()):
+        is_mlflow = canonicalize_name(each.name) in {"mlflow", "mlflow-skinny"}
+        if is_mlflow and not each.specifier.contains(ours, prereleases=True):
             raise FetchError(
-                f"the model was recorded with {requirement}, but this platform serves with mlflow {ours}: "
+                f"the model was recorded with {each}, but this platform serves with mlflow {ours}: "
                 f"log the model again with mlflow {ours}"
             )
 
 
-def _installed() -> dict[str, str]:
-    """Return the versions of this program's own environment, which are those the server is tested with."""
-    found = {canonicalize_name(item.metadata["Name"]): item.version for item in metadata.distributions()}
-    return {str(name): version for name, version in sorted(found.items()) if name != "metalworks"}
-
-
-def _neighbours(version_dir: Path) -> dict[str, str]:
-    """Return the versions in the newest lock of the same service."""
-    locks = sorted(version_dir.parent.glob(f"*/{FILE_NAME}"), key=lambda lock: lock.stat().st_mtime)
-    if not locks:
-        return {}
-    return pins(locks[-1].read_text())
-
-
-def _digest(wanted: str, installed: Mapping[str, str], requirements: Path) -> str:
-    digest = hashlib.sha256(f"{wanted}\n{_as_text(installed)}\n".encode())
-    for file in (requirements, requirements.with_name("constraints.txt")):
+def _digest(wanted: str, server: Mapping[str, str], recorded: Path) -> str:
+    digest = hashlib.sha256(f"{wanted}\n{_as_text(server)}\n".encode())
+    for file in (recorded, recorded.with_name("constraints.txt")):
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
 
 
-def _as_text(pins: Mapping[str, str]) -> str:
-    return "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
+def _as_text(pinned: Mapping[str, str]) -> str:
+    return "".join(f"{name}=={version}\n" for name, version in sorted(pinned.items()))
 
 
 def _compile(version_dir: Path, wanted: str, output: Path, uv: str) -> None:

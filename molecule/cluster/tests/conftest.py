@@ -1,0 +1,19 @@
+"""The cluster as its users reach it: over SSH, as an ordinary user with sudo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+from scripts import lab_hosts
+
+Reach = Callable[[str], Host]
+
+
+@pytest.fixture(scope="session")
+def reach() -> Reach:
+    """A way to any host by its name."""
+    return lambda name: testinfra.get_host(f"ssh://{name}", ssh_config=str(lab_hosts.SSH_CONFIG), sudo=True)

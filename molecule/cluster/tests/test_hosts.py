@@ -1,0 +1,47 @@
+"""Every program runs where the inventory says, comes back after a reboot, and is found by name."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Reach
+
+UNITS = [
+    ("services-1", "postgresql@15-main.service", 5432),
+    ("services-1", "minio.service", 9000),
+    ("services-1", "mlflow.service", 5000),
+    ("services-1", "prefect-server.service", 4200),
+    ("gpu-1", "prefect-worker-gpu.service", None),
+    ("gpu-1", "inference-delay.service", 8000),
+    ("cpu-1", "prefect-worker-cpu.service", None),
+]
+PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1"]
+
+
+@pytest.mark.parametrize(("name", "unit", "port"), UNITS)
+def test_the_unit_runs_and_will_after_a_reboot(reach: Reach, name: str, unit: str, port: int | None) -> None:
+    host = reach(name)
+    assert host.service(unit).is_running, host.run(f"journalctl -u {unit} -n 30 --no-pager").stdout
+    assert host.service(unit).is_enabled
+    if port:
+        assert [socket for socket in host.socket.get_listening_sockets() if socket.endswith(f":{port}")]
+
+
+@pytest.mark.parametrize("name", PLATFORM)
+def test_nothing_failed_and_no_process_of_ours_is_root(reach: Reach, name: str) -> None:
+    host = reach(name)
+    assert host.run("systemctl list-units --state=failed --plain --no-legend").stdout == ""
+    ours = host.run("ps -eo user:32=,args= | grep -E '/opt/metalworks/|/usr/local/bin/minio' | grep -v grep").stdout
+    assert [line for line in ours.splitlines() if line.startswith("root ")] == []
+
+
+@pytest.mark.parametrize("name", PLATFORM)
+def test_every_host_finds_every_other_by_name(reach: Reach, name: str) -> None:
+    hosts_file = reach(name).file("/etc/hosts").content_string
+    for other in [*PLATFORM, "customer-db"]:
+        assert other in hosts_file.split(), hosts_file
+
+
+@pytest.mark.parametrize("name", PLATFORM)
+def test_secrets_on_hosts_are_not_for_everybody(reach: Reach, name: str) -> None:
+    found = reach(name).run("find /etc/metalworks -name '*.env' -perm /007 2>/dev/null")
+    assert found.stdout == ""

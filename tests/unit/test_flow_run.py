@@ -1,0 +1,295 @@
+"""A flow run gets its own project's code and locked environment, or says why not."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from metalworks import flow_run
+
+# An engine that shows what a flow would see. As a local package it needs no index: the tests work offline.
+ENGINE = """
+import json, os, sys
+import demo
+print(json.dumps({"cwd": os.getcwd(), "demo": demo.WHAT, "python": sys.prefix, "mark": os.environ.get("MARK")}))
+"""
+PROJECT = """
+[project]
+name = "demo"
+version = "0.1.0"
+requires-python = ">=3.11"
+dependencies = ["prefect"]
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[tool.uv.sources]
+prefect = {path = "local/prefect", editable = true}
+"""
+PREFECT = """
+[project]
+name = "prefect"
+version = "3.0.0"
+requires-python = ">=3.11"
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+"""
+URL = "s3://flow-code/demo/0123abc.tar.gz"
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find uv as a worker does, offline, and give this interpreter a Prefect to compare with."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    monkeypatch.setattr(metadata, "version", {"prefect": "3.0.0"}.__getitem__)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a flow project, locked."""
+    files = {
+        "pyproject.toml": PROJECT,
+        "src/demo/__init__.py": "WHAT = 'first'\n",
+        "local/prefect/pyproject.toml": PREFECT,
+        "local/prefect/prefect/__init__.py": "",
+        "local/prefect/prefect/engine.py": ENGINE,
+    }
+    for name, text in files.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    subprocess.run(["uv", "lock", "--quiet"], cwd=tmp_path / "project", check=True)
+    return tmp_path / "project"
+
+
+def pack(folder: Path) -> bytes:
+    """Return the folder as the archive of a deployment."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+    return packed.getvalue()
+
+
+class Store:
+    """The object store of a test."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    def fetch(self, url: str) -> bytes:
+        self.asked.append(url)
+        return self.objects[url]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    found = Store()
+    monkeypatch.setattr(flow_run, "fetch", found.fetch)
+    return found
+
+
+Start = Callable[..., tuple[dict[str, object], list[str]]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, store: Store) -> Start:
+    """Return a function that runs an archive as a worker would: what the flow saw, and what was logged."""
+
+    def run(archive: bytes, **variables: str) -> tuple[dict[str, object], list[str]]:
+        store.objects[URL] = archive
+        code = tmp_path / f"run-{time.monotonic_ns()}"
+        code.mkdir()
+        told: list[str] = []
+        given = {**os.environ, "METALWORKS_FLOW_CODE": URL, "METALWORKS_FLOW_CACHE": str(tmp_path / "cache")}
+        line, environment = flow_run.command(code, given | variables, told.append)
+        done = subprocess.run(line, cwd=code, env=environment, check=True, capture_output=True, text=True)
+        saw = json.loads(done.stdout)
+        assert saw["cwd"] == str(code)
+        return saw, told
+
+    return run
+
+
+def environments(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "cache/environments").iterdir() if path.is_dir()]
+
+
+def test_without_code_the_workers_own_engine_runs() -> None:
+    line, environment = flow_run.command(Path("/nowhere"), {"MARK": "kept"}, print)
+    assert line == [sys.executable, "-m", "prefect.engine"]
+    assert environment == {"MARK": "kept"}
+
+
+def test_a_flow_runs_in_its_own_code_and_environment(start: Start, project: Path, tmp_path: Path) -> None:
+    saw, told = start(pack(project), MARK="kept")
+    (environment,) = environments(tmp_path)
+    assert saw["demo"] == "first"
+    assert saw["python"] == str(environment)
+    assert saw["mark"] == "kept"
+    assert ["Installing" in told[0], "Installed" in told[1]] == [True, True]
+
+
+def test_commits_with_one_lock_share_an_environment(start: Start, project: Path, tmp_path: Path) -> None:
+    first = pack(project)
+    start(first)
+    (project / "src/demo/__init__.py").write_text("WHAT = 'second'\n")
+    saw, told = start(pack(project))
+    assert saw["demo"] == "second"
+    assert told == []
+    assert start(first)[0]["demo"] == "first"
+    assert len(environments(tmp_path)) == 1
+
+
+def test_another_lock_is_another_environment(start: Start, project: Path, tmp_path: Path) -> None:
+    start(pack(project))
+    text = (project / "pyproject.toml").read_text()
+    (project / "pyproject.toml").write_text(text.replace(">=3.11", ">=3.11,<4"))
+    subprocess.run(["uv", "lock", "--quiet"], cwd=project, check=True)
+    start(pack(project))
+    assert len(environments(tmp_path)) == 2
+
+
+def test_a_half_built_environment_is_built_anew(start: Start, project: Path, tmp_path: Path) -> None:
+    start(pack(project))
+    (environment,) = environments(tmp_path)
+    (environment / flow_run.MARKER).unlink()
+    (environment / "bin/python").unlink()
+    saw, told = start(pack(project))
+    assert saw["python"] == str(environment)
+    assert len(told) == 2
+
+
+def test_a_second_run_waits_for_the_environment(project: Path, tmp_path: Path) -> None:
+    """While somebody holds the lock, nobody else builds; afterwards the finished one is taken as it is."""
+    cache = tmp_path / "cache"
+    target = cache / "environments" / flow_run.identity(project)
+    target.mkdir(parents=True)
+    script = """
+import pathlib, sys
+from metalworks import flow_run
+print(flow_run.environment_of(*map(pathlib.Path, sys.argv[1:]), print))
+"""
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen([sys.executable, "-c", script, project, cache], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(1)
+        (target / flow_run.MARKER).touch()
+    assert waiting.communicate(timeout=20)[0].strip() == str(target)
+
+
+def test_a_digest_saves_the_download(start: Start, store: Store, project: Path) -> None:
+    archive = pack(project)
+    digest = hashlib.sha256(archive).hexdigest()
+    start(archive, METALWORKS_FLOW_CODE_SHA256=digest)
+    start(archive, METALWORKS_FLOW_CODE_SHA256=digest)
+    assert store.asked == [URL]
+    start(archive)
+    assert store.asked == [URL, URL]
+
+
+def test_other_code_than_was_deployed_is_refused(start: Start, project: Path) -> None:
+    with pytest.raises(flow_run.FlowRunError, match="Deploy again"):
+        start(pack(project), METALWORKS_FLOW_CODE_SHA256="0" * 64)
+
+
+def spoil_lock(project: Path) -> None:
+    text = (project / "pyproject.toml").read_text()
+    (project / "pyproject.toml").write_text(text.replace('["prefect"]', '["prefect", "another"]'))
+
+
+def remove_lock(project: Path) -> None:
+    (project / "uv.lock").unlink()
+
+
+def without_prefect(project: Path) -> None:
+    (project / "pyproject.toml").write_text(textwrap.dedent(PROJECT).replace('["prefect"]', "[]").partition("[tool")[0])
+    subprocess.run(["uv", "lock", "--quiet"], cwd=project, check=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_lock, "cannot be installed from its uv.lock"),
+        (remove_lock, "has no uv.lock at its root"),
+        (without_prefect, "uv add prefect==3.0.0"),
+    ],
+)
+def test_a_project_that_cannot_run_is_refused(
+    spoil: Callable[[Path], None], words: str, start: Start, project: Path, tmp_path: Path
+) -> None:
+    spoil(project)
+    with pytest.raises(flow_run.FlowRunError, match=words):
+        start(pack(project))
+    assert not list(tmp_path.glob("cache/environments/*/*"))
+
+
+def test_what_is_no_archive_is_refused(start: Start) -> None:
+    with pytest.raises(flow_run.FlowRunError, match=r"no readable \.tar\.gz"):
+        start(b"<html>gone</html>")
+
+
+@pytest.mark.parametrize("url", ["/srv/flows", "https://store/flows.tar.gz", "s3://flow-code", "s3:///key"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(flow_run.FlowRunError, match="must look like s3://"):
+        flow_run.bucket_and_key(url)
+
+
+def test_another_prefect_is_pointed_out(start: Start, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", {"prefect": "3.9.9"}.__getitem__)
+    assert "locks prefect 3.0.0, this platform runs 3.9.9" in start(pack(project))[1][0]
+
+
+def test_what_is_not_used_for_long_is_removed(start: Start, project: Path, tmp_path: Path) -> None:
+    start(pack(project))
+    (environment,) = environments(tmp_path)
+    (archive,) = (tmp_path / "cache/code").iterdir()
+    flow_run.prune(tmp_path / "cache")
+    assert environment.exists()
+    assert archive.exists()
+    long_ago = time.time() - flow_run.KEEP_SECONDS - 1
+    for path in (environment / flow_run.MARKER, archive):
+        os.utime(path, (long_ago, long_ago))
+    with environment.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        flow_run.prune(tmp_path / "cache")
+        assert environment.exists(), "a run is just taking it"
+    flow_run.prune(tmp_path / "cache")
+    assert not environment.exists()
+    assert not archive.exists()
+
+
+def test_a_run_makes_its_environment_used(start: Start, project: Path, tmp_path: Path) -> None:
+    start(pack(project))
+    marker = environments(tmp_path)[0] / flow_run.MARKER
+    os.utime(marker, (0, 0))
+    start(pack(project))
+    assert time.time() - marker.stat().st_mtime < 60
+
+
+def test_main_says_why_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METALWORKS_FLOW_CODE", "nowhere")
+    monkeypatch.setenv("METALWORKS_FLOW_CACHE", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        flow_run.main()
+    assert ended.value.code == 1
+    assert "METALWORKS_FLOW_CODE is 'nowhere'" in capfd.readouterr().err

@@ -1,0 +1,353 @@
+"""The modules of roles/object_store: signatures, policies, and what is sent to a server that has something already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from tests.unit.repository import load
+
+s3 = load("roles/object_store/module_utils/minio_s3.py")
+sys.modules["ansible.module_utils.minio_s3"] = s3  # as Ansible ships it with the modules
+provision = load("roles/object_store/library/minio_provision.py")
+probe = load("roles/object_store/library/s3_probe.py")
+
+BUCKETS = [{"name": "data", "versioning": True}, {"name": "results", "versioning": False}]
+ADA = {"name": "ada", "access_key": "ada", "secret_key": "secret-ada", "buckets": ["data"], "access": "readwrite"}
+BOB = {"name": "bob", "access_key": "bob", "secret_key": "secret-bob", "buckets": ["results"], "access": "readonly"}
+
+
+def wants(**changes: Any) -> dict[str, Any]:
+    return {
+        "endpoint": "http://store:9000",
+        "region": "us-east-1",
+        "root_user": "root",
+        "root_password": "root-password",
+        "buckets": BUCKETS,
+        "consumers": [ADA, BOB],
+    } | changes
+
+
+class Server:
+    """Enough of MinIO to be provisioned: it checks keys by secret and keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[str, str] = {}
+        self.policies: dict[str, Any] = {}
+        self.users: dict[str, dict[str, str]] = {}
+
+    def reply(self, status: int, body: bytes = b"") -> Any:
+        return s3.Reply(status, body, {})
+
+    def error(self, status: int, code: str) -> Any:
+        return self.reply(status, f"<Error><Code>{code}</Code></Error>".encode())
+
+    def ask(self, store: Any, method: str, path: str, query: dict[str, str] | None, body: bytes) -> Any:
+        root = {"secretKey": "root-password"}
+        secret = (root if store.access_key == "root" else self.users.get(store.access_key, {})).get("secretKey")
+        if secret is None:
+            return self.error(403, "InvalidAccessKeyId")
+        if store.secret_key != secret:
+            return self.error(403, "SignatureDoesNotMatch")
+        query = query or {}
+        if path.startswith(provision.ADMIN):
+            return self.admin(path.removeprefix(provision.ADMIN + "/"), query, body)
+        name = path.strip("/")
+        if method == "PUT" and "versioning" in query:
+            self.buckets[name] = "Enabled" if b"Enabled" in body else "Suspended"
+        elif method == "PUT":
+            self.buckets[name] = ""
+        elif name not in self.buckets:
+            return self.error(404, "NoSuchBucket")
+        elif "versioning" in query:
+            return self.reply(200, f"<Status>{self.buckets[name]}</Status>".encode() if self.buckets[name] else b"<x/>")
+        elif store.access_key != "root" and f"arn:aws:s3:::{name}" not in self.reachable(store.access_key):
+            return self.error(403, "AccessDenied")
+        return self.reply(200)
+
+    def reachable(self, user: str) -> list[str]:
+        policy = self.policies.get(self.users[user].get("policyName", ""), {"Statement": []})
+        return [resource for one in policy["Statement"] for resource in one["Resource"]]
+
+    def admin(self, call: str, query: dict[str, str], body: bytes) -> Any:
+        user = query.get("accessKey", query.get("userOrGroup", ""))
+        if call == "list-canned-policies":
+            return self.reply(200, json.dumps(self.policies).encode())
+        if call == "add-canned-policy":
+            self.policies[query["name"]] = json.loads(body)
+        elif call == "remove-canned-policy":
+            del self.policies[query["name"]]
+        elif call == "user-info":
+            if user not in self.users:
+                return self.reply(404, b'{"Code":"XMinioAdminNoSuchUser","Message":"none"}')
+            return self.reply(200, json.dumps(self.users[user]).encode())
+        elif call == "add-user":
+            self.users[user] = self.users.get(user, {}) | json.loads(opened("root-password", body))
+        elif call == "remove-user":
+            del self.users[user]
+        elif call == "set-user-or-group-policy":
+            self.users[user]["policyName"] = query["policyName"]
+        return self.reply(200)
+
+
+def opened(secret: str, body: bytes) -> bytes:
+    """Decrypt what the module sealed, as the server would: a header package, then one final package."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    salt, algorithm, nonce, package = body[:32], body[32:33], body[33:41], body[41:]
+    assert algorithm == b"\x02"
+    cipher = AESGCM(hashlib.pbkdf2_hmac("sha256", secret.encode(), salt, 8192, 32))
+    header = cipher.encrypt(nonce + bytes(4), b"", b"")
+    return cipher.decrypt(nonce + (1).to_bytes(4, "little"), package, b"\x80" + header)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
+
+    def ask(store: Any, method: str, path: str, query: Any = None, body: bytes = b"") -> Any:
+        return made.ask(store, method, path, query, body)
+
+    monkeypatch.setattr(s3.Store, "ask", ask)
+    return made
+
+
+def run(dry: bool = False, **changes: Any) -> list[str]:
+    call = provision.Provision(wants(**changes), dry=dry)
+    call.run()
+    return list(call.actions)
+
+
+def test_signature_is_amazons() -> None:
+    """A request whose signature Amazon's documentation of Signature Version 4 gives (list objects)."""
+    headers = s3.sign(
+        "GET",
+        "https://examplebucket.s3.amazonaws.com/?max-keys=2&prefix=J",
+        b"",
+        region="us-east-1",
+        access_key="AKIAIOSFODNN7EXAMPLE",
+        secret_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        when=time.strptime("2013-05-24", "%Y-%m-%d"),
+    )
+    signature = headers["authorization"].rpartition("Signature=")[2]
+    assert signature == "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"<Error><Code>NoSuchBucket</Code><Message>no</Message></Error>", "NoSuchBucket"),
+        (b'{"Code":"XMinioAdminNoSuchUser","Message":"no"}', "XMinioAdminNoSuchUser"),
+        (b"<html>", ""),
+    ],
+)
+def test_errors_are_told_apart_by_code(body: bytes, code: str) -> None:
+    reply = s3.Reply(404, body, {})
+    assert reply.code == code
+    with pytest.raises(s3.StoreError, match=f"look: HTTP 404 {code}".rstrip()):
+        reply.expect("look")
+
+
+@pytest.mark.parametrize("endpoint", ["store:9000", "ftp://store", "http://", ""])
+def test_endpoint_must_be_a_url(endpoint: str) -> None:
+    with pytest.raises(s3.StoreError, match="is no http"):
+        s3.Store(endpoint, "us-east-1", "a", "b")
+
+
+def test_silence_is_told_apart_from_refusal() -> None:
+    with pytest.raises(s3.UnreachableError, match="does not answer"):
+        s3.Store("http://127.0.0.1:1", "us-east-1", "a", "b").ask("GET", "/")
+
+
+def test_names_in_paths_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def send(store: Any, method: str, target: str, **rest: Any) -> None:
+        asked.append(target)
+        raise OSError("enough")
+
+    monkeypatch.setattr(s3.HTTPConnection, "request", send)
+    with pytest.raises(s3.UnreachableError):
+        s3.Store("http://store:9000/", "us-east-1", "a", "b").ask("GET", "/b/ü +", {"z": "1/2", "a": "é"})
+    assert asked == ["/b/%C3%BC%20%2B?a=%C3%A9&z=1%2F2"]
+    assert unquote(asked[0]).startswith("/b/ü +")
+
+
+def test_policy_reaches_its_buckets_and_nothing_else() -> None:
+    statements = provision.policy(["data", "code"], "readwrite")["Statement"]
+    resources = {resource for one in statements for resource in one["Resource"]}
+    assert resources == {f"arn:aws:s3:::{name}" for name in ("data", "code", "data/*", "code/*")}
+    allowed = {action for one in statements if one["Effect"] == "Allow" for action in one["Action"]}
+    assert not [action for action in allowed if "*" in action]
+    assert {"s3:PutObject", "s3:GetObject", "s3:DeleteObject"} <= allowed
+    assert "s3:DeleteObjectVersion" in next(one for one in statements if one["Effect"] == "Deny")["Action"]
+
+
+def test_readonly_writes_nothing() -> None:
+    statements = provision.policy(["data"], "readonly")["Statement"]
+    allowed = {action for one in statements if one["Effect"] == "Allow" for action in one["Action"]}
+    assert not [action for action in allowed if action.startswith(("s3:Put", "s3:Delete", "s3:Abort"))]
+
+
+def test_order_in_a_policy_does_not_matter() -> None:
+    ours = provision.policy(["data", "code"], "readwrite")
+    theirs = {"Version": ours["Version"], "Statement": []}
+    for one in reversed(ours["Statement"]):
+        theirs["Statement"].append({name: part[::-1] if isinstance(part, list) else part for name, part in one.items()})
+    assert provision.normal(theirs) == provision.normal(ours)
+    assert provision.normal(provision.policy(["data"], "readwrite")) != provision.normal(ours)
+
+
+def test_sealed_body_opens_with_the_secret() -> None:
+    sealed = provision.sealed("root-password", b'{"secretKey":"x"}', b"s" * 32, b"n" * 8)
+    assert opened("root-password", sealed) == b'{"secretKey":"x"}'
+    assert b"secretKey" not in sealed
+
+
+def test_everything_is_made_once(server: Server) -> None:
+    first = run()
+    assert first == [
+        "make bucket data",
+        "versioning of data: Enabled",
+        "make bucket results",
+        *(f"{what}{who}{where}" for who in ("ada", "bob") for what, where in (
+            ("policy of ", ""), ("key of ", ""), ("policy of ", " on its key"))),
+    ]  # fmt: skip
+    assert server.users["ada"] == {"secretKey": "secret-ada", "status": "enabled", "policyName": "metalworks-ada"}
+    assert run() == []
+
+
+def test_a_check_changes_nothing(server: Server) -> None:
+    assert run(dry=True)
+    assert (server.buckets, server.policies, server.users) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("stop", range(9))
+def test_a_call_that_was_killed_is_finished_by_the_next(
+    server: Server, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, sent = provision.Provision.send, 0
+
+    def killed(self: Any, *arguments: Any, **options: Any) -> None:
+        nonlocal sent
+        sent += 1
+        if sent > stop:
+            raise KeyboardInterrupt
+        send(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(provision.Provision, "send", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    run()
+    assert run() == []
+    assert server.users.keys() == {"ada", "bob"}
+
+
+@pytest.mark.parametrize(
+    ("change", "actions"),
+    [
+        ({"consumers": [ADA | {"secret_key": "rotated-secret"}, BOB]}, ["key of ada"]),
+        ({"consumers": [ADA | {"buckets": ["data", "results"]}, BOB]}, ["policy of ada"]),
+        ({"consumers": [ADA | {"access": "readonly"}, BOB]}, ["policy of ada"]),
+        ({"consumers": [ADA]}, ["remove key bob", "remove policy metalworks-bob"]),
+        ({"buckets": [BUCKETS[0] | {"versioning": False}, BUCKETS[1]]}, ["versioning of data: Suspended"]),
+    ],
+)
+def test_only_the_difference_is_sent(server: Server, change: dict[str, Any], actions: list[str]) -> None:
+    run()
+    assert run(dry=True, **change) == actions
+    assert run(**change) == actions
+    assert run(**change) == []
+
+
+def test_tampering_is_mended(server: Server) -> None:
+    run()
+    server.users["ada"] |= {"status": "disabled", "policyName": "readwrite"}
+    server.policies["metalworks-bob"]["Statement"] = []
+    assert run() == ["key of ada", "policy of ada on its key", "policy of bob"]
+
+
+def test_what_others_made_stays(server: Server) -> None:
+    server.buckets["theirs"] = ""
+    server.policies["readwrite"] = {"Statement": []}
+    server.users["theirs"] = {"secretKey": "x", "status": "enabled", "policyName": "readwrite"}
+    run()
+    assert "theirs" in server.buckets
+    assert "readwrite" in server.policies
+    assert "theirs" in server.users
+
+
+def test_a_key_that_is_refused_ends_the_call(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "reachable", lambda user: [])
+    with pytest.raises(s3.StoreError, match="list data with the key of ada: HTTP 403 AccessDenied"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"consumers": [ADA, BOB | {"access_key": "ada"}]}, "two consumers have one access key: ada"),
+        ({"consumers": [ADA | {"access_key": "root"}]}, "that is the server's root user"),
+        ({"consumers": [ADA | {"buckets": []}]}, "consumer ada has no bucket"),
+        ({"consumers": [ADA | {"buckets": ["dat"]}]}, "consumer ada wants buckets that are not in the list: dat"),
+        ({"consumers": [ADA | {"secret_key": "short"}]}, "a secret key at least 8"),
+    ],
+)
+def test_wrong_wishes_are_named(change: dict[str, Any], message: str) -> None:
+    assert message in provision.wrong(wants(**change))
+    assert provision.wrong(wants()) == ""
+
+
+class Elsewhere:
+    """A store that somebody else runs."""
+
+    def __init__(self, *, damage: bool = False, versions: bool = False, refuse: str = "") -> None:
+        self.objects: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.damage, self.versions, self.refuse = damage, versions, refuse
+
+    def ask(self, method: str, path: str, query: dict[str, str] | None = None, body: bytes = b"") -> Any:
+        self.asked.append(method)
+        if method == self.refuse:
+            return s3.Reply(403, b"<Code>AccessDenied</Code>", {})
+        if method == "PUT":
+            self.objects[path] = body
+            return s3.Reply(200, b"", {"x-amz-version-id": "v1"} if self.versions else {})
+        if method == "DELETE" and query and "versionId" in query:
+            return s3.Reply(403, b"<Code>AccessDenied</Code>", {})
+        if method == "DELETE":
+            del self.objects[path]
+        return s3.Reply(200, b"other" if self.damage else self.objects.get(path, b""), {})
+
+
+@pytest.mark.parametrize("versions", [False, True])
+def test_probe_leaves_nothing_behind(versions: bool) -> None:
+    store = Elsewhere(versions=versions)
+    probe.prove(store, "ada", "data", write=True)
+    assert "PUT" in store.asked
+    assert store.objects == {}
+
+
+def test_probe_of_a_reader_writes_nothing() -> None:
+    store = Elsewhere()
+    probe.prove(store, "ada", "data", write=False)
+    assert store.asked == ["GET"]
+
+
+def test_probe_names_what_is_refused() -> None:
+    with pytest.raises(s3.StoreError, match="ada: write in data: HTTP 403 AccessDenied"):
+        probe.prove(Elsewhere(refuse="PUT"), "ada", "data", write=True)
+
+
+def test_probe_sees_other_bytes() -> None:
+    store = Elsewhere(damage=True)
+    with pytest.raises(s3.StoreError, match="other bytes than were written"):
+        probe.prove(store, "ada", "data", write=True)
+    assert store.objects == {}

@@ -1,0 +1,266 @@
+"""The verdict on a platform: what counts as ok, failed and not checked, and that nothing gets lost on the way."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import smoke
+from tests.unit.repository import ROOT, load
+
+client = load("roles/smoke/files/client.py")
+module = load("roles/smoke/library/smoke_host.py")
+judge = load("roles/smoke/action_plugins/smoke_verdict.py")
+PROGRAM = (ROOT / "roles/smoke/files/client.py").read_text()
+
+
+def check(ok: bool = True, skipped: bool = False, **other: Any) -> dict[str, Any]:
+    return {"name": "unit mlflow.service", "ok": ok, "skipped": skipped, "seconds": 0.5, "detail": "why"} | other
+
+
+# -- All hosts' checks become one verdict
+
+
+def test_all_checks_passed() -> None:
+    found = judge.verdict({"s1": {"checks": [check()]}, "g1": {"checks": [check(skipped=True)]}}, "here")
+    assert found["ok"]
+    assert found["failures"] == []
+    assert found["checks"][0]["host"] == "s1"
+    assert found["figures"]["checks"] == 2
+    assert found["figures"]["checks_skipped"] == 1
+    assert all(isinstance(figure, int | float) for figure in found["figures"].values())
+    assert smoke.exit_status(found) == smoke.OK
+
+
+def test_a_failed_check_is_named() -> None:
+    found = judge.verdict({"s1": {"checks": [check(), check(ok=False)]}}, "here")
+    assert not found["ok"]
+    assert found["failures"] == ["unit mlflow.service on s1: why"]
+    assert smoke.exit_status(found) == smoke.FAILED
+    assert "FAILED unit mlflow.service on s1: why" in judge.summary(found)
+
+
+def test_a_host_that_was_not_reached_is_not_ok() -> None:
+    found = judge.verdict({"s1": {"checks": [check()]}, "g1": {"unchecked": "timed out"}}, "here")
+    assert not found["ok"]
+    assert found["unchecked"] == {"g1": "timed out"}
+    assert smoke.exit_status(found) == smoke.UNKNOWN
+
+
+def test_a_failure_outweighs_an_unreached_host() -> None:
+    found = judge.verdict({"s1": {"checks": [check(ok=False)]}, "g1": {}}, "here")
+    assert smoke.exit_status(found) == smoke.FAILED
+
+
+def test_no_check_at_all_is_not_ok() -> None:
+    assert not judge.verdict({}, "here")["ok"]
+    assert smoke.exit_status(judge.verdict({}, "here")) == smoke.UNKNOWN
+    assert smoke.exit_status(None) == smoke.UNKNOWN
+
+
+def test_table_ends_with_what_failed() -> None:
+    hosts = {"s1": {"checks": [check(ok=False), check(name="fine"), check(name="later", skipped=True)]}, "g1": {}}
+    lines = smoke.table(judge.verdict(hosts, "here")).splitlines()
+    assert [line.split()[0] for line in lines] == ["ok", "none", "FAILED", "?"]
+
+
+def test_missing_inventory_is_not_a_failed_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["smoke", "--inventory", "inventory/nowhere"])
+    assert smoke.main() == smoke.UNKNOWN
+    assert "inventory/nowhere" in capsys.readouterr().err
+
+
+def test_a_playbook_that_wrote_no_verdict_could_not_check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An old verdict must not speak for a run that came to nothing."""
+    old = tmp_path / "smoke.json"
+    old.write_text(json.dumps(judge.verdict({"s1": {"checks": [check()]}}, "here")))
+    monkeypatch.setattr(smoke, "VERDICT", old)
+    monkeypatch.setattr(smoke, "play", lambda *_: "what Ansible said")
+    monkeypatch.setattr(sys, "argv", ["smoke", "--inventory", "inventory/example"])
+    assert smoke.main() == smoke.UNKNOWN
+    assert "what Ansible said" in capsys.readouterr().err
+
+
+# -- A client's session on a host
+
+
+def doing(*lines: str) -> str:
+    """Return a program whose `main` does this."""
+    return "\n    ".join(["import json, sys, time\n\ndef main(checks):", *lines]) + "\n"
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(module, "command", lambda session: [session["python"], "-"])
+    return {"name": "s", "user": "ada", "python": sys.executable, "checks": []}
+
+
+def test_session_answers_for_every_check(session: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLOUR", "red")
+    right = {"name": "right", "kind": "environment", "arguments": {"expected": {"COLOUR": "red"}}}
+    wrong = {"name": "wrong", "kind": "environment", "arguments": {"expected": {"COLOUR": "blue"}}}
+    verdicts = module.work(session | {"checks": [right, wrong]}, PROGRAM, {}, 30)
+    assert [(each["name"], each["ok"]) for each in verdicts] == [("right", True), ("wrong", False)]
+    assert "COLOUR is 'red', not 'blue'" in verdicts[1]["detail"]
+
+
+def test_session_that_dies_fails_what_it_did_not_do(session: dict[str, Any]) -> None:
+    program = doing(f"print('{client.MARK}' + json.dumps({check(name='a')}))", "sys.exit('out of memory')")
+    verdicts = module.work(session | {"checks": [{"name": "a"}, {"name": "b"}]}, program, {}, 30)
+    assert [(each["name"], each["ok"]) for each in verdicts] == [("a", True), ("b", False)]
+    assert "out of memory" in verdicts[1]["detail"]
+
+
+def test_session_that_hangs_is_ended(session: dict[str, Any]) -> None:
+    program = doing("time.sleep(60)")
+    verdicts = module.work(session | {"checks": [{"name": "a"}]}, program, {}, 1)
+    assert [(each["ok"], each["detail"]) for each in verdicts] == [(False, "not done: no answer within 1 s")]
+
+
+def test_session_without_its_program_says_what_to_do(session: dict[str, Any]) -> None:
+    verdicts = module.work(session | {"python": "/nowhere/python", "checks": [{"name": "a"}]}, PROGRAM, {}, 5)
+    assert "/nowhere/python" in verdicts[0]["detail"]
+    assert "site.yml" in verdicts[0]["detail"]
+
+
+def test_secrets_reach_a_check_by_stdin(session: dict[str, Any]) -> None:
+    program = doing("sys.exit(checks[0]['arguments']['password'][::-1] + ' ' + ' '.join(sys.argv))")
+    asked = [{"name": "a", "kind": "database", "secret": "mlflow"}]
+    verdicts = module.work(session | {"checks": asked}, program, {"mlflow": "hush"}, 30)
+    assert "hsuh -" in verdicts[0]["detail"]
+
+
+def test_sessions_wait_for_the_one_before(session: dict[str, Any], tmp_path: Path) -> None:
+    place = tmp_path / "order"
+    program = doing("time.sleep(checks[0]['wait'])", f"print(checks[0]['name'], file=open('{place}', 'a'))")
+    sessions = [
+        session | {"name": "first", "checks": [{"name": "1", "wait": 0.5}]},
+        session | {"name": "second", "after": "first", "checks": [{"name": "2", "wait": 0}]},
+    ]
+    module.run_all({"units": [], "sessions": sessions, "program": program, "secrets": {}, "timeout": 30})
+    assert place.read_text().split() == ["1", "2"]
+
+
+def test_environment_files_read_as_systemd_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.env"
+    path.write_text(
+        '# Ansible managed\nPLAIN="value"\nHARD="a \\"b\\" \\$c \\\\ \\`d\\`"\nURL="postgresql://u@h/d?a=b"\n'
+    )
+    assert module.env_file(str(path)) == {"PLAIN": "value", "HARD": 'a "b" $c \\ `d`', "URL": "postgresql://u@h/d?a=b"}
+
+
+# -- Units
+
+STATES = {"active.service": "active", "down.service": "inactive", "inference-a.service": "active"}
+
+
+def systemd(argv: list[str]) -> str:
+    if argv[1] == "list-units":
+        return "".join(f"{name} loaded {state} - \n" for name, state in STATES.items())
+    if argv[1] == "show":
+        return STATES.get(argv[-1], "inactive")
+    return "line one\nline two\n"
+
+
+@pytest.fixture
+def _units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "output", systemd)
+
+
+@pytest.mark.usefixtures("_units")
+def test_active_unit() -> None:
+    assert [each["ok"] for each in module.look_at({"unit": "active.service"})] == [True]
+
+
+@pytest.mark.usefixtures("_units")
+def test_stopped_unit_is_named_with_its_journal() -> None:
+    (found,) = module.look_at({"unit": "down.service"})
+    assert not found["ok"]
+    assert found["name"] == "unit down.service"
+    assert "down.service is inactive" in found["detail"]
+    assert "line one | line two" in found["detail"]
+
+
+@pytest.mark.usefixtures("_units")
+def test_unit_that_is_not_there_fails_unless_optional() -> None:
+    assert [each["ok"] for each in module.look_at({"unit": "gone-*.service"})] == [False]
+    assert module.look_at({"unit": "gone-*.service", "optional": True}) == []
+
+
+@pytest.mark.usefixtures("_units")
+def test_pattern_means_every_unit_that_fits() -> None:
+    assert [each["name"] for each in module.look_at({"unit": "inference-*.service"})] == ["unit inference-a.service"]
+
+
+# -- Talking to a service
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        good = self.path == "/good"
+        self.send_response(200 if good else 503)
+        self.end_headers()
+        self.wfile.write(b'{"a": 1}' if good else b"database is gone")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("_units")
+def test_active_unit_that_does_not_answer_fails(service: str) -> None:
+    assert module.look_at({"unit": "active.service", "url": f"{service}/good"})[0]["ok"]
+    sick = module.look_at({"unit": "active.service", "url": f"{service}/sick"})[0]
+    assert not sick["ok"]
+    assert "answers 503" in sick["detail"]
+    assert "does not answer" in module.answer("http://127.0.0.1:9/")
+
+
+def test_requests_keep_the_reason(service: str) -> None:
+    assert client.request(f"{service}/good") == {"a": 1}
+    with pytest.raises(OSError, match="database is gone"):
+        client.request(f"{service}/sick")
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9"):
+        client.request("http://127.0.0.1:9/")
+
+
+def test_waiting_ends() -> None:
+    assert client.wait_for(lambda: "now", 1, "nothing") == "now"
+    with pytest.raises(TimeoutError, match="no end within 0 s"):
+        client.wait_for(lambda: None, 0, "no end")
+
+
+def test_model_that_is_missing_is_not_ok_silently(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> str:
+        raise client.NotApplicable("no model delay@champion in the registry yet")
+
+    monkeypatch.setitem(client.CHECKS, "prediction", missing)
+    client.main([{"name": "prediction of delay", "kind": "prediction"}])
+    said = json.loads(capsys.readouterr().out.removeprefix(client.MARK))
+    assert said["skipped"]
+    assert "no model delay@champion" in said["detail"]
+
+
+def test_smoke_flow_stands_where_the_check_says() -> None:
+    assert "metalworks.smoke_flow.smoke" in PROGRAM
+    assert "def smoke()" in (ROOT / "src/metalworks/smoke_flow.py").read_text()

@@ -1,0 +1,370 @@
+"""What validate.yml says of bad input: each message once, and nothing of good input."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.repository import load
+
+rules = load("roles/validate/rules.py")
+probe = load("roles/validate/library/validate_host.py")
+
+GROUPS = {
+    "all": ["s1", "g1", "db"],
+    "ungrouped": [],
+    "platform": ["s1", "g1"],
+    "services": ["s1"],
+    "gpu": ["g1"],
+    "outside": ["db"],
+    "mlflow": ["s1"],
+}
+FACTS = {
+    "distribution": "Debian",
+    "distribution_version": "12.11",
+    "distribution_major_version": "12",
+    "memtotal_mb": 8000,
+}
+SUPPORTED = {"Debian": ["12", "13"], "Ubuntu": ["22.04", "24.04"]}
+CA = "-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n"
+
+
+def the_only(problems: list[Any]) -> Any:
+    """Return the one problem there is, which must say what to do."""
+    assert len(problems) == 1, problems
+    assert problems[0].cure
+    return problems[0]
+
+
+# -- Inventory
+
+
+def test_groups_with_hosts_pass() -> None:
+    assert rules.empty_groups(GROUPS, ["mlflow"], "services") == []
+
+
+@pytest.mark.parametrize("groups", [GROUPS | {"mlflow": []}, {}])
+def test_empty_group(groups: dict[str, list[str]]) -> None:
+    problem = the_only(rules.empty_groups(groups, ["mlflow"], "services"))
+    assert problem.where == "group `mlflow`"
+    assert "without a host" in problem.what
+    assert "`services`" in problem.cure
+
+
+def test_all_empty_groups_are_one_problem() -> None:
+    assert (
+        the_only(rules.empty_groups({}, ["mlflow", "postgresql"], "services")).where == "groups `mlflow`, `postgresql`"
+    )
+
+
+def test_placed_hosts_pass() -> None:
+    assert rules.stray_hosts(GROUPS, ["platform", "outside"]) == []
+
+
+def test_host_in_a_misspelt_group() -> None:
+    groups = GROUPS | {"all": [*GROUPS["all"], "g2"], "gpus": ["g2"]}
+    problem = the_only(rules.stray_hosts(groups, ["platform", "outside"]))
+    assert problem.where == "host g2"
+    assert problem.cure == "Did you mean group `gpu`?"
+
+
+def test_host_in_no_group() -> None:
+    groups = GROUPS | {"all": [*GROUPS["all"], "x"], "ungrouped": ["x"]}
+    assert "in no group" in the_only(rules.stray_hosts(groups, ["platform", "outside"])).what
+
+
+@pytest.mark.parametrize("name", ["gpu-1", "a", "gpu1.example.org", "10.0.0.1"])
+def test_host_names_that_work(name: str) -> None:
+    assert rules.bad_host_names([name]) == []
+
+
+@pytest.mark.parametrize("name", ["gpu_1", "GPU", "-a", "a-", "a b"])
+def test_host_names_that_do_not(name: str) -> None:
+    assert the_only(rules.bad_host_names([name])).where == f"host {name}"
+
+
+def test_two_hosts_with_one_address() -> None:
+    assert rules.shared_addresses({"a": "192.0.2.1", "b": "192.0.2.2"}) == []
+    problem = the_only(rules.shared_addresses({"a": "192.0.2.1", "b": "192.0.2.2", "c": "192.0.2.1"}))
+    assert (problem.where, problem.what) == ("hosts a and c", "have one address, 192.0.2.1")
+
+
+# -- Variables
+
+KNOWN = {"mlflow_port", "mlflow_workers", "developers", "apt_mirror", "prefect_worker_pools"}
+
+
+def unknown(*names: str, renamed: dict[str, str] | None = None) -> list[Any]:
+    prefixes, choices = ("mlflow_", "prefect_worker_"), {"developers", "apt_mirror"}
+    found: list[Any] = rules.unknown_variables(
+        names, KNOWN, prefixes, choices, renamed or {}, lambda name: f" (of {name})"
+    )
+    return found
+
+
+def test_known_and_foreign_variables_pass() -> None:
+    assert unknown("mlflow_port", "developers", "team_colour") == []
+
+
+def test_misspelt_variable_of_a_role() -> None:
+    problem = the_only(unknown("mlflow_prot"))
+    assert problem.where == "variable `mlflow_prot` (of mlflow_prot)"
+    assert problem.cure == "Did you mean `mlflow_port`?"
+
+
+def test_unheard_of_variable_of_a_role() -> None:
+    assert "Remove it" in the_only(unknown("mlflow_favourite_colour")).cure
+
+
+def test_misspelt_choice_of_the_site() -> None:
+    assert the_only(unknown("developer")).cure == "Did you mean `developers`?"
+
+
+def test_renamed_variable() -> None:
+    problem = the_only(unknown("mlflow_listen", renamed={"mlflow_listen": "mlflow_port"}))
+    assert (problem.what, problem.cure) == ("was renamed", "It is called `mlflow_port` now")
+
+
+def test_names_that_a_file_sets() -> None:
+    assert rules.settings("---\n# no: 1\nyes: 2\n__internal: 3\nnested:\n  deeper: 4\n") == {
+        "yes",
+        "__internal",
+        "nested",
+    }
+
+
+def test_secrets_that_a_file_needs(tmp_path: Path) -> None:
+    path = tmp_path / "wiring.yml"
+    path.write_text(
+        "a: '{{ vault_a }}'\n# b: '{{ vault_comment }}'\nc: \"{{ vault_c | default('') }}\"\n"
+        "d: '{{ vault_d if x else 0 }}'\ne: '{{ vault_keys.worker }}'\n"
+    )
+    assert rules.referenced_secrets([path]) == {"vault_a": "wiring.yml", "vault_keys": "wiring.yml"}
+
+
+def test_secrets_that_are_there_pass() -> None:
+    assert rules.missing_secrets({"vault_a": "wiring.yml"}, {"vault_a": "x"}, "Run this") == []
+    assert rules.missing_keys("vault_keys", {"worker": "x"}, ["worker"], "Run this") == []
+
+
+def test_missing_secret() -> None:
+    problem = the_only(rules.missing_secrets({"vault_a": "wiring.yml"}, {}, "Run this"))
+    assert problem == ("secret `vault_a`", "is not defined, and wiring.yml needs it", "Run this")
+
+
+def test_empty_secret() -> None:
+    assert "is empty" in the_only(rules.missing_secrets({"vault_a": "wiring.yml"}, {"vault_a": ""}, "Run this")).what
+
+
+def test_misspelt_secret() -> None:
+    found = rules.missing_secrets({"vault_password": "wiring.yml"}, {"vault_pasword": "x"}, "Run this")
+    assert the_only(found).cure == "Rename `vault_pasword` to this"
+
+
+@pytest.mark.parametrize("keys", [None, {}, {"other": "x"}, {"worker": ""}, "text"])
+def test_missing_key(keys: Any) -> None:
+    assert "no key for `worker`" in the_only(rules.missing_keys("vault_keys", keys, ["worker"], "Run this")).what
+
+
+def test_duplicates() -> None:
+    assert rules.duplicates("`developers`", ["ada", "bob"]) == []
+    assert "ada twice" in the_only(rules.duplicates("`developers`", ["ada", "bob", "ada"])).what
+
+
+def test_readable_ca_file_passes(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text(CA)
+    assert rules.unreadable_ca_files([str(tmp_path / "ca.pem")], "extra_ca_certificates") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "No such file"), (b"hello", "no PEM certificate"), (b"\x30\x82\xff\xfe", "is it DER?")],
+)
+def test_unreadable_ca_file(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    problem = the_only(rules.unreadable_ca_files([str(path)], "extra_ca_certificates"))
+    assert problem.where == "variable `extra_ca_certificates`"
+    assert str(path) in problem.what
+    assert said in problem.what
+
+
+def test_relative_ca_file() -> None:
+    assert "absolute" in the_only(rules.unreadable_ca_files(["ca.pem"], "extra_ca_certificates")).what
+
+
+def test_variable_that_cannot_be_computed() -> None:
+    problem = the_only(rules.unresolved({("mlflow_url", "'vault_x' is undefined"): ["s1", "g1"]}, []))
+    assert problem.where == "variable `mlflow_url` of s1, g1"
+    assert problem.cure.startswith("Set `vault_x`")
+
+
+def test_what_a_missing_secret_breaks_is_not_told_again() -> None:
+    assert rules.unresolved({("mlflow_url", "'vault_x' is undefined"): ["s1"]}, ["vault_x"]) == []
+
+
+# -- Hosts
+
+
+def test_unreachable_host() -> None:
+    reason = "Data could not be sent. Make sure this host can be reached over ssh: Connection timed out."
+    problem = rules.unreachable("g1", "192.0.2.1", reason)
+    assert problem.what == "cannot be reached at 192.0.2.1 (Connection timed out)"
+    assert "ansible_user" in problem.cure
+
+
+def test_host_without_sudo() -> None:
+    assert "sudo: a password is required" in rules.unusable("g1", "sudo: a password is required").what
+
+
+@pytest.mark.parametrize(("name", "version"), [("Debian", "12.11"), ("Debian", "13.1"), ("Ubuntu", "24.04")])
+def test_supported_systems(name: str, version: str) -> None:
+    facts = {"distribution": name, "distribution_version": version, "distribution_major_version": version.split(".")[0]}
+    assert rules.unsupported_system("g1", facts, SUPPORTED) == []
+
+
+@pytest.mark.parametrize(("name", "version"), [("Debian", "11.9"), ("Ubuntu", "24.10"), ("Rocky", "9.4")])
+def test_unsupported_system(name: str, version: str) -> None:
+    facts = {"distribution": name, "distribution_version": version, "distribution_major_version": version.split(".")[0]}
+    problem = the_only(rules.unsupported_system("g1", facts, SUPPORTED))
+    assert name in problem.what
+    assert problem.cure == "Install one of: Debian 12, 13; Ubuntu 22.04, 24.04"
+
+
+def test_old_python() -> None:
+    assert rules.old_python("g1", [3, 11], [3, 11]) == []
+    assert "has Python 3.10; at least 3.11" in the_only(rules.old_python("g1", [3, 10], [3, 11])).what
+
+
+NEED = {"memory_mb": 4000, "disk_mb": 20000, "free_mb": 2000, "group": "group `gpu`"}
+
+
+def test_large_enough_host_passes() -> None:
+    assert rules.too_small("g1", FACTS, {"/opt": {"size_mb": 20000, "free_mb": 2000}}, NEED) == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "size", "free", "said"),
+    [
+        (3999, 20000, 2000, "3999 MB of memory; group `gpu` needs 4000 MB"),
+        (4000, 19999, 2000, "a disk of 19999 MB under /opt; group `gpu` needs 20000 MB"),
+        (4000, 20000, 1999, "1999 MB free under /opt"),
+    ],
+)
+def test_too_small_host(memory: int, size: int, free: int, said: str) -> None:
+    disks = {path: {"size_mb": size, "free_mb": free} for path in ("/opt", "/var")}
+    assert said in the_only(rules.too_small("g1", {"memtotal_mb": memory}, disks, NEED)).what
+
+
+@pytest.mark.parametrize(("devices", "wanted"), [(1, True), (0, False), (1, False)])
+def test_gpu_host_that_is_as_wanted_passes(devices: int, wanted: bool) -> None:
+    assert rules.missing_device("g1", devices, wanted) == []
+
+
+def test_gpu_host_without_a_device() -> None:
+    problem = the_only(rules.missing_device("g1", 0, True))
+    assert problem.what == "is in group `nvidia` and has no NVIDIA device"
+    assert "nvidia_require_device" in problem.cure
+
+
+def test_devices_are_counted_by_pci_id(tmp_path: Path) -> None:
+    for name, vendor, kind in (("a", "0x10de", "0x030200"), ("b", "0x10de", "0x040300"), ("c", "0x8086", "0x030000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+    assert probe.nvidia_devices(tmp_path) == 1
+    assert probe.nvidia_devices(tmp_path / "none") == 0
+
+
+def test_a_host_needs_the_most_of_its_groups() -> None:
+    minimums = {"gpu": {"memory_mb": 4, "disk_mb": 1}, "dev": {"memory_mb": 2, "disk_mb": 9}}
+    need = rules.strictest(["dev", "gpu", "all"], minimums)
+    assert (need["memory_mb"], need["disk_mb"], need["free_mb"]) == (4, 9, 0)
+
+
+WANT = [{"port": 5000, "unit": "mlflow.service", "variable": "mlflow_port"}]
+
+
+@pytest.mark.parametrize(
+    "listener",
+    [
+        {"port": 5000, "unit": "mlflow.service", "process": "mlflow"},
+        {"port": 22, "unit": "ssh.service", "process": "sshd"},
+    ],
+)
+def test_own_and_other_ports_pass(listener: dict[str, Any]) -> None:
+    assert rules.taken_ports("s1", [listener], WANT) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "process", "holder"),
+    [("wiki.service", "python3", "wiki.service"), ("", "python3", "python3"), ("", "", "another program")],
+)
+def test_taken_port(unit: str, process: str, holder: str) -> None:
+    problem = the_only(rules.taken_ports("s1", [{"port": 5000, "unit": unit, "process": process}], WANT))
+    assert problem.what == f"port 5000, meant for mlflow.service, is held by {holder}"
+    assert "mlflow_port" in problem.cure
+
+
+def test_a_port_may_be_held_by_a_unit_of_a_pattern() -> None:
+    want = [{"port": 5432, "unit": "postgresql*.service", "variable": "postgresql_port"}]
+    held = [{"port": 5432, "unit": "postgresql@15-main.service", "process": "postgres"}]
+    assert rules.taken_ports("s1", held, want) == []
+
+
+def test_two_parts_on_one_port() -> None:
+    two = [*WANT, {"port": 5000, "unit": "inference-a.service", "variable": "inference_services"}]
+    assert rules.two_on_one_port("s1", WANT) == []
+    problem = the_only(rules.two_on_one_port("s1", two))
+    assert "both to listen on port 5000" in problem.what
+    assert problem.cure == "Change inference_services or mlflow_port"
+
+
+def test_report_numbers_every_problem() -> None:
+    text = rules.report([rules.Problem("host a", "is down", "Start it"), rules.Problem("host b", "is slow", "Wait")])
+    assert text.splitlines() == [
+        "2 problems found; no host was changed.",
+        "  1. host a: is down.",
+        "     Start it",
+        "  2. host b: is slow.",
+        "     Wait",
+    ]
+    assert rules.report([rules.Problem("a", "b", "c")]).startswith("1 problem found;")
+
+
+# -- What is read on a host
+
+
+def test_unit_is_the_innermost_of_a_process() -> None:
+    assert (
+        probe.unit_of("0::/system.slice/system-postgresql.slice/postgresql@15-main.service\n")
+        == "postgresql@15-main.service"
+    )
+    assert probe.unit_of("1:name=systemd:/docker/4f/system.slice/mlflow.service\n2:cpu:/\n") == "mlflow.service"
+    assert probe.unit_of("0::/user.slice/user-1000.slice/session-3.scope\n") == "session-3.scope"
+    assert probe.unit_of("0::/\n") == ""
+
+
+def test_listening_port_is_found_with_its_holder() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        found = probe.holders(probe.listening_inodes(Path("/proc/net/tcp").read_text()), Path("/proc"))
+        mine = [each for each in found if each["port"] == port]
+        assert [each["process"] for each in mine] == [Path("/proc/self/comm").read_text().strip()]
+    assert port not in probe.listening_inodes(Path("/proc/net/tcp").read_text()).values()
+
+
+def test_port_of_a_hidden_process_is_told_without_a_holder(tmp_path: Path) -> None:
+    assert probe.holders({"123": 5000}, tmp_path) == [{"port": 5000, "unit": "", "process": ""}]
+
+
+def test_disk_of_a_path_that_is_yet_to_be_made(tmp_path: Path) -> None:
+    there = os.statvfs(tmp_path)
+    assert probe.disk(str(tmp_path / "not/yet"))["size_mb"] == there.f_blocks * there.f_frsize >> 20

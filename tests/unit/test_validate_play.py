@@ -1,0 +1,106 @@
+"""The whole of validate.yml, run on a site with one mistake of each kind: all are told, and in one go."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.repository import ROOT
+
+HOSTS = {
+    "services": {"hosts": {"services-1": {"ansible_host": "192.0.2.11"}}},
+    "gpu": {"hosts": {"gpu_1": {"ansible_host": "192.0.2.11"}}},
+    "gpus": {"hosts": {"gpu-9": {"ansible_host": "192.0.2.29"}}},
+    "cpu": {
+        "hosts": {
+            "cpu-1": {"ansible_host": "127.0.0.1", "ansible_connection": "ssh", "ansible_port": 9},
+            "cpu-2": {"ansible_host": "192.0.2.32", "ansible_python_interpreter": "/nowhere/python3"},
+        }
+    },
+    "dev": {"hosts": {}},
+}
+MISTAKES = {
+    "ansible_connection": "local",
+    "ansible_become": False,
+    "ansible_python_interpreter": sys.executable,
+    "developers": [{"name": "ada"}, {"name": "ada"}, {"name": "eve"}],
+    "extra_ca_certificates": ["/nowhere/ca.pem"],
+    "mlflow_prot": 8080,
+    "aptmirror": "https://mirror.example.org",
+    "prefect_server_work_pools": "{{ no_such_variable }}",
+    "validate_minimums": {"services": {"memory_mb": 10**9}},
+}
+SECRETS = {
+    "vault_postgresql_mlflow_password": "x",
+    "vault_postgresql_mlflow_auth_password": "",
+    "vault_object_store_root_password": "x",
+    "vault_object_store_secret_keys": {"mlflow": "x", "worker": "x", "ada": "x"},
+}
+TOLD = [
+    "host gpu-9: is only in `gpus`",
+    "host gpu_1: is not a name",
+    "hosts services-1 and gpu_1: have one address, 192.0.2.11",
+    "variable `mlflow_prot`",
+    "Did you mean `mlflow_port`?",
+    "Did you mean `apt_mirror`?",
+    "secret `vault_postgresql_mlflow_auth_password`: is empty",
+    "secret `vault_postgresql_prefect_password`: is not defined",
+    "secret `vault_object_store_secret_keys`: has no key for `eve`",
+    "variable `extra_ca_certificates`: /nowhere/ca.pem cannot be read",
+    "has ada twice",
+    "cannot be computed ('no_such_variable' is undefined)",
+    "host services-1: has",
+    "host cpu-1: cannot be reached at 127.0.0.1",
+    "host cpu-2: answers, but Ansible cannot work on it",
+]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def validate(place: Path, hosts: dict[str, Any], choices: dict[str, Any]) -> tuple[int, str]:
+    """Return exit status and words of validate.yml on a site made of this."""
+    shutil.copytree(ROOT / "inventory/example", place, symlinks=False)
+    (place / "hosts.yml").write_text(json.dumps(hosts))
+    (place / "group_vars/all/site.yml").write_text(json.dumps(choices))
+    (place / "group_vars/all/vault.yml").write_text(json.dumps(SECRETS))
+    program = Path(sys.executable).parent / "ansible-playbook"
+    done = subprocess.run(
+        [str(program), "-i", str(place), "playbooks/validate.yml"],
+        cwd=ROOT,
+        env=os.environ | {"ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml", "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path, taken_port: int) -> None:
+    status, words = validate(tmp_path / "ours", HOSTS, MISTAKES | {"object_store_port": taken_port})
+    assert status != 0
+    assert [
+        told for told in [*TOLD, f"port {taken_port}, meant for minio.service, is held by"] if told not in words
+    ] == []
+    assert f"{tmp_path}/ours/group_vars/all/site.yml:1" in words  # where the misspelt variable stands
+
+
+def test_site_without_hosts_is_told_so(tmp_path: Path) -> None:
+    """No play would match a host, and Ansible alone would call that a success."""
+    status, words = validate(tmp_path / "ours", {name: {"hosts": {}} for name in HOSTS}, {})
+    assert status != 0
+    assert "groups `postgresql`, `object_store`, `mlflow`, `prefect_server`: without a host" in words
