@@ -52,5 +52,5 @@ test: test-fast ## everything CI runs: test-fast, then the molecule scenarios
 test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host without a device
 	@$(PYTHON) -m scripts.scenarios nvidia
 
-locks: environment ## export the hosts' requirements from uv.lock
-	@$(PYTHON) -m scripts.locks
+locks: environment ## export the requirements of the hosts and docs/roles.md from their sources
+	@$(PYTHON) -m scripts.locks && $(PYTHON) -m scripts.role_docs

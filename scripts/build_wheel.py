@@ -6,9 +6,11 @@ The folder it stands in is named after the digest of the sources, so hosts can t
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,14 +18,19 @@ CACHE = ROOT / ".cache" / "dist"
 
 
 def sources() -> list[Path]:
-    """Return the files that make up the package, sorted."""
-    modules = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix == ".py" or path.name == "py.typed")
-    return [ROOT / "pyproject.toml", *modules]
+    """Return the modules of the package, sorted."""
+    return sorted(path for path in (ROOT / "src").rglob("*") if path.suffix == ".py" or path.name == "py.typed")
 
 
-def digest(files: list[Path]) -> str:
+def description() -> str:
+    """Return the part of pyproject.toml that decides what is built; a new test tool is not a new package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return json.dumps([project["project"], project["build-system"], project["tool"]["hatch"]], sort_keys=True)
+
+
+def digest(files: list[Path], described: str) -> str:
     """Return 16 hexadecimal digits that name this content."""
-    total = hashlib.sha256()
+    total = hashlib.sha256(described.encode())
     for path in files:
         total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return total.hexdigest()[:16]
@@ -34,7 +41,7 @@ def build() -> Path:
 
     Raises subprocess.CalledProcessError, after the builder's own words, when the package does not build.
     """
-    folder = CACHE / digest(sources())
+    folder = CACHE / digest(sources(), description())
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:

@@ -175,7 +175,7 @@ def additional_certificates(ours: str, theirs: str) -> list[str]:
 def authorize(these: Iterable[Host]) -> None:
     """Let the lab's key in, learn the hosts' keys through Docker (none is taken on trust), wait for SSH."""
     these = list(these)
-    forget_connections()
+    forget_connections(host.address for host in these)
     lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
     known = {line.split()[0]: line for line in lines}
     public = KEY.with_suffix(".pub").read_text()
@@ -215,16 +215,16 @@ def write_ssh_config(these: Iterable[Host]) -> None:
     SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
 
 
-def forget_connections() -> None:
-    """Close kept SSH connections: they may lead to a host that is no more."""
-    for socket in CONTROL_SOCKETS.glob("*"):
+def forget_connections(addresses: Iterable[str]) -> None:
+    """Close kept SSH connections: they may lead to a host that is no more. The inventory names them by address."""
+    for socket in (CONTROL_SOCKETS / address for address in addresses):
         subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "lab"], capture_output=True, check=False)
         socket.unlink(missing_ok=True)
 
 
 def remove() -> None:
     """Remove the hosts with their volumes, and their network."""
-    forget_connections()
+    forget_connections(socket.name for socket in CONTROL_SOCKETS.glob("*"))
     names = capture(["docker", "ps", "-aq", "--filter", f"label={LABEL}"]).split()
     if names:
         logged(["docker", "rm", "--force", "--volumes", *names])

@@ -13,13 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 GROUPS = {
-    "mlflow-server": "mlflow",
-    "prefect-server": "prefect_server",
-    "prefect-worker": "prefect_worker",
-    "inference": "inference",
-    "workstation": "workstation",
+    "mlflow-server": "mlflow/files/requirements.txt",
+    "prefect-server": "prefect_server/files/requirements.txt",
+    "prefect-worker": "prefect_worker/files/requirements.txt",
+    "inference": "inference/files/requirements.txt",
+    "inference-tools": "inference/files/tools.txt",
+    "workstation": "workstation/files/requirements.txt",
 }
-"""Dependency group in pyproject.toml → role that installs it."""
+"""Dependency group in pyproject.toml → file below roles/ that the role which installs it reads."""
 
 HEADER = "# Exported from uv.lock by `make locks`; change pyproject.toml instead.\n"
 
@@ -35,16 +36,10 @@ def export(group: str) -> str:
     return HEADER + subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def target(role: str) -> Path:
-    """Return where the export of a role's group stands."""
-    return ROOT / "roles" / role / "files" / "requirements.txt"
-
-
-def stale() -> list[str]:
-    """Return the roles whose committed export differs from uv.lock."""
-    return [
-        role for group, role in GROUPS.items() if not target(role).exists() or target(role).read_text() != export(group)
-    ]
+def stale() -> list[Path]:
+    """Return the committed exports that differ from uv.lock."""
+    files = {ROOT / "roles" / file: group for group, file in GROUPS.items()}
+    return [file for file, group in files.items() if not file.exists() or file.read_text() != export(group)]
 
 
 def main() -> int:
@@ -53,12 +48,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare only")
     if parser.parse_args().check:
         differing = stale()
-        for role in differing:
-            print(f"roles/{role}/files/requirements.txt differs from uv.lock: run `make locks`", file=sys.stderr)
+        for file in differing:
+            print(f"{file.relative_to(ROOT)} differs from uv.lock: run `make locks`", file=sys.stderr)
         return 1 if differing else 0
-    for group, role in GROUPS.items():
-        target(role).parent.mkdir(parents=True, exist_ok=True)
-        target(role).write_text(export(group))
+    for group, name in GROUPS.items():
+        file = ROOT / "roles" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(export(group))
     return 0
 
 

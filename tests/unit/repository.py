@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> Any:
     return (yaml.load(path.read_text(), Loader) if path.exists() else None) or {}
 
 
-def options(role: Path) -> dict[str, dict[str, Any]]:
-    """Return the options of a role's main entry point."""
-    found: dict[str, dict[str, Any]] = read_yaml(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
-    return found
+def entry_points(role: Path) -> list[dict[str, dict[str, Any]]]:
+    """Return the options of each of a role's entry points."""
+    specs = read_yaml(role / "meta/argument_specs.yml")["argument_specs"]
+    return [spec.get("options", {}) for spec in specs.values()]

@@ -10,6 +10,9 @@ from prefect.states import Completed, State
 
 from flights import handover, raw, registry, rules
 
+# A part that takes longer than these seconds is given up, so that the next run on schedule has its turn.
+PATIENCE = 3600
+
 
 @flow(log_prints=True)
 def retrain() -> State[Any]:
@@ -30,7 +33,7 @@ def retrain() -> State[Any]:
 
 def _run(deployment: str, **parameters: Any) -> str:
     """Run a deployment to its end; the id of its flow run."""
-    flow_run = run_deployment(deployment, parameters=parameters, poll_interval=2)
+    flow_run = run_deployment(deployment, parameters=parameters, poll_interval=2, timeout=PATIENCE)
     if flow_run.state is None or not flow_run.state.is_completed():
         raise RuntimeError(f"{deployment} ({flow_run.name}) ended as {flow_run.state}")
     return str(flow_run.id)

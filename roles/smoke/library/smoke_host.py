@@ -50,7 +50,7 @@ options:
   timeout:
     description: Seconds that one session may take.
     type: int
-    default: 90
+    default: 150
 author: Metalworks
 """
 
@@ -132,12 +132,15 @@ def env_file(path: str) -> dict[str, str]:
 
 
 def command(session: dict[str, Any]) -> list[str]:
-    """Return how the session's interpreter is started as its user, reading the program from stdin."""
+    """Return how the session's interpreter is started as its user, reading the program from stdin.
+
+    By absolute paths: a service's environment has a PATH of its own.
+    """
     if session.get("login"):  # it starts from an empty environment, as a person's does
         more = [f"{name}={value}" for name, value in session.get("environment", {}).items()]
         inner = shlex.join(["exec", "env", *more, session["python"], "-"])
-        return ["su", "--login", session["user"], "--command", inner]
-    return ["runuser", "--user", session["user"], "--", session["python"], "-"]
+        return ["/usr/bin/su", "--login", session["user"], "--command", inner]
+    return ["/usr/sbin/runuser", "--user", session["user"], "--", session["python"], "-"]
 
 
 def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout: int) -> list[dict[str, Any]]:
@@ -197,7 +200,7 @@ def main() -> None:
             "sessions": {"type": "list", "elements": "dict", "default": []},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "program": {"type": "str", "required": True, "no_log": True},  # no secret, but nothing for the journal
-            "timeout": {"type": "int", "default": 90},
+            "timeout": {"type": "int", "default": 150},
         },
         supports_check_mode=False,
     )

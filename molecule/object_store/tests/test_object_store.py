@@ -1,0 +1,165 @@
+"""MinIO on a host: what consumers get, and what a wrong wish or a killed process does to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+SCENARIO = Path(__file__).resolve().parent.parent
+REPOSITORY = SCENARIO.parent.parent
+ROOT_PASSWORD = 'molecule $root "password"'
+WORKER = {"name": "worker", "access_key": "worker", "secret_key": "worker-secret", "buckets": ["data", "results"]}
+OTHER = {"name": "other", "access_key": "other", "secret_key": "other-secret", "buckets": ["foreign"]}
+drifts = pytest.mark.drifts
+
+
+def play(**variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run the scenario's converge playbook once more, with these variables."""
+    command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], str(SCENARIO / "converge.yml")]
+    return subprocess.run(
+        [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+
+
+def pid(host) -> str:
+    return str(host.check_output("systemctl show minio --property MainPID --value"))
+
+
+@pytest.fixture(scope="module")
+def endpoint(host) -> str:
+    return f"http://{host.check_output('hostname --ip-address')}:9000"
+
+
+@pytest.fixture
+def converged(host, request):
+    """The process of the converged host; a test marked `drifts` is followed by a play that must mend it."""
+    yield pid(host)
+    if request.node.get_closest_marker("drifts"):
+        result = play()
+        assert result.returncode == 0, result.stdout
+
+
+def client(endpoint: str, key: str, secret: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+    )
+
+
+def refusal(call: Any, **arguments: Any) -> str:
+    """Return the code with which the store refuses a call."""
+    with pytest.raises(ClientError) as error:
+        call(**arguments)
+    return str(error.value.response["Error"]["Code"])
+
+
+def test_store_does_what_the_platform_asks_of_one(endpoint):
+    settings = {
+        "METALWORKS_S3_ENDPOINT": endpoint,
+        "METALWORKS_S3_REGION": "us-east-1",
+        "METALWORKS_S3_ACCESS_KEY": "worker",
+        "METALWORKS_S3_SECRET_KEY": "worker-secret",
+        "METALWORKS_S3_BUCKET": "data",
+        "METALWORKS_S3_FOREIGN_BUCKET": "foreign",
+    }
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/conformance/test_object_store.py"]
+    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_reader_reads_and_no_more(endpoint):
+    client(endpoint, "worker", "worker-secret").put_object(Bucket="data", Key="read-me", Body=b"x")
+    reader = client(endpoint, "reader", "reader-secret")
+    assert reader.get_object(Bucket="data", Key="read-me")["Body"].read() == b"x"
+    assert refusal(reader.put_object, Bucket="data", Key="read-me", Body=b"y") == "AccessDenied"
+    assert refusal(reader.delete_object, Bucket="data", Key="read-me") == "AccessDenied"
+
+
+def test_secrets_are_in_no_command_line_and_no_open_file(host):
+    commands = host.check_output("cat /proc/*/cmdline | tr '\\0' ' '")
+    assert "worker-secret" not in commands
+    assert ROOT_PASSWORD not in commands
+    environment = host.file("/etc/metalworks/minio.env")
+    assert (environment.user, environment.group, environment.mode) == ("root", "minio", 0o640)
+
+
+def test_killed_server_comes_back_with_its_data(host, endpoint, converged):
+    store = client(endpoint, "worker", "worker-secret")
+    store.put_object(Bucket="data", Key="survives", Body=b"x")
+    host.check_output("kill -9 %s", converged)
+    alive = "curl --silent --fail http://127.0.0.1:9000/minio/health/cluster"
+    assert host.run(f"timeout 60 sh -c 'until {alive}; do sleep 0.2; done'").rc == 0
+    assert pid(host) != converged
+    assert store.get_object(Bucket="data", Key="survives")["Body"].read() == b"x"
+
+
+@drifts
+def test_keys_follow_the_list_and_data_stays(host, endpoint, converged):
+    store = client(endpoint, "worker", "worker-secret")
+    store.put_object(Bucket="results", Key="kept", Body=b"x")
+    result = play(
+        object_store_buckets=[{"name": "data", "versioning": True}, {"name": "foreign"}],
+        object_store_consumers=[WORKER | {"secret_key": "rotated-secret", "buckets": ["data"]}, OTHER],
+    )
+    assert result.returncode == 0, result.stdout
+    assert pid(host) == converged
+    assert refusal(store.list_objects_v2, Bucket="data") == "SignatureDoesNotMatch"
+    rotated = client(endpoint, "worker", "rotated-secret")
+    assert rotated.list_objects_v2(Bucket="data")["Name"] == "data"
+    assert refusal(rotated.get_object, Bucket="results", Key="kept") == "AccessDenied"
+    # A consumer that is on the list no longer has no key, but a bucket that is on it no longer has its data.
+    assert refusal(client(endpoint, "reader", "reader-secret").list_objects_v2, Bucket="data") == "InvalidAccessKeyId"
+    root = client(endpoint, "molecule-root", ROOT_PASSWORD)
+    assert root.get_object(Bucket="results", Key="kept")["Body"].read() == b"x"
+
+
+@drifts
+def test_the_root_password_changes(host, endpoint, converged):
+    result = play(object_store_root_password="another-password")
+    assert result.returncode == 0, result.stdout
+    assert pid(host) != converged
+    assert client(endpoint, "worker", "worker-secret").list_objects_v2(Bucket="data")["Name"] == "data"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"object_store_root_password": "short"}, "object_store_root_password at least 8"),
+        ({"object_store_minio_source": "file"}, "file needs object_store_minio_file"),
+        ({"object_store_minio_source": "file", "object_store_minio_file": "/absent"}, "there is no file /absent"),
+        ({"object_store_minio_source": "file", "object_store_minio_file": "/bin/false"}, "failed to validate"),
+        ({"object_store_minio_source": "url", "object_store_minio_url": "http://127.0.0.1/minio"}, "64 lower-case"),
+        ({"object_store_minio_source": "ftp"}, "value of object_store_minio_source must be one of"),
+        ({"object_store_consumers": [OTHER | {"buckets": ["absent"]}]}, "buckets that are not in the list: absent"),
+    ],
+)
+def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converged, variables, message):
+    result = play(**variables)
+    assert result.returncode != 0
+    assert message in " ".join((result.stdout + result.stderr).split())
+    assert pid(host) == converged
+    assert client(endpoint, "worker", "worker-secret").list_objects_v2(Bucket="data")["Name"] == "data"
+
+
+def test_somebody_elses_store_is_proved_with_every_key(endpoint):
+    """Seen from the role, this store is one that somebody else runs."""
+    external = {"object_store_external": True, "object_store_endpoint": endpoint}
+    result = play(**external)
+    assert result.returncode == 0, result.stdout
+    assert "changed=0" in result.stdout
+    result = play(**external, object_store_consumers=[OTHER | {"buckets": ["data"]}])
+    assert result.returncode != 0
+    assert "other: list data: HTTP 403 AccessDenied" in result.stdout + result.stderr
