@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -33,16 +34,17 @@ CUSTOMER = EXAMPLE / "customer_db.yml"
 LOOP = EXAMPLE / "lab.yml"
 CUSTOMER_STAMP = LAB / "customer-db.stamp"
 VERDICT = BUILD / "lab.json"
+FLIGHTS = BUILD / "flights.json"
 # Group → what a person calls it and where it answers on the group's first host.
 PARTS = {
     "postgresql": ("PostgreSQL", "postgresql://{address}:5432"),
-    "object_store": ("object store (MinIO)", "http://{address}:9000, console http://{address}:9001"),
+    "object_store": ("MinIO (console: 9001)", "http://{address}:9000"),
     "mlflow": ("MLflow", "http://{address}:5000"),
     "prefect_server": ("Prefect", "http://{address}:4200"),
     "prefect_worker": ("Prefect worker", ""),
-    "inference": ("inference", "http://{address}:8000/invocations"),
+    "inference": ("inference", "http://{address}:8000"),
     "workstation": ("developers' machine", "users ml1, ml2"),
-    "outside": ("the customer's database", "postgresql://flights_reader@{address}:5432/flights"),
+    "outside": ("customer's database", "postgresql://{address}:5432/flights"),
 }
 
 
@@ -75,14 +77,15 @@ class Lab:
             for number, (title, stage) in enumerate(self.stages, start=1):
                 heading = f"[{number}/{len(self.stages)}] {title}"
                 before = time.monotonic()
-                outcome = stage(heading)
+                done = stage(heading)
                 self.seconds[stage.__name__] = round(time.monotonic() - before, 1)
-                self.say(f"{heading}: {outcome} ({duration(self.seconds[stage.__name__])})", style="green")
+                self.say(f"{heading}: {done} ({duration(self.seconds[stage.__name__])})", style="green")
         total = round(time.monotonic() - started, 1)
         write_verdict(total, self.seconds, self.changes)
+        flights = json.loads(FLIGHTS.read_text())
         self.console.print(overview())
-        self.console.print(scores())
-        self.say(look_around())
+        self.console.print(scores(flights))
+        self.say(f"{outcome(flights)}\n{look_around()}")
         self.say(f"The lab stands: {self.changes} changes on hosts, {duration(total)}.", style="bold green")
 
     def say(self, text: str, style: str | None = None) -> None:
@@ -202,10 +205,8 @@ def write_verdict(total: float, seconds: Mapping[str, float], changes: int) -> N
 
 def overview() -> Table:
     """What runs where, from the inventory."""
-    listed = json.loads(capture(["ansible-inventory", "-i", INVENTORY, "--playbook-dir", ROOT / "playbooks", "--list"]))
-    table = Table(title="What runs where", title_justify="left")
-    for column in ("part", "host", "address"):
-        table.add_column(column, overflow="fold")
+    listed = json.loads(capture(["ansible-inventory", "-i", INVENTORY, "--list"]))
+    table = Table("part", "host", "address", title="What runs where", title_justify="left", box=SIMPLE_HEAD)
     for group, (part, where) in PARTS.items():
         for host in members(listed, group):
             address = listed["_meta"]["hostvars"][host].get("ansible_host", host)
@@ -222,21 +223,34 @@ def members(listed: Mapping[str, Any], group: str) -> list[str]:
     return found
 
 
-def scores(path: Path = BUILD / "flights.json") -> Table:
-    """What the example's models scored, as the loop wrote it."""
-    flights = json.loads(path.read_text())
-    table = Table(title="Models of the example, compared in MLflow", title_justify="left")
-    columns = list(dict.fromkeys(key for model in flights["models"] for key in model))
-    for column in columns:
-        table.add_column(column)
+def scores(flights: Mapping[str, Any]) -> Table:
+    """What the example's models scored."""
+    keys = dict.fromkeys(key for model in flights["models"] for key in model if key != "name")
+    title = "Models of the example, compared in MLflow"
+    table = Table("model", *keys, title=title, title_justify="left", box=SIMPLE_HEAD)
     for model in flights["models"]:
-        best = model.get("name") == flights.get("champion")
-        cells = [
-            f"{model[key]:.4g}" if isinstance(model.get(key), float) else str(model.get(key, "")) for key in columns
-        ]
-        table.add_row(*cells, style="bold green" if best else None)
-    table.caption = f"champion: {flights.get('champion')}"
+        cells = [f"{model[key]:.4g}" if isinstance(model.get(key), float) else str(model.get(key, "")) for key in keys]
+        best = model["name"] == flights["champion"]
+        table.add_row(
+            f"{model['name']} (champion)" if best else model["name"], *cells, style="bold green" if best else ""
+        )
     return table
+
+
+def outcome(flights: Mapping[str, Any]) -> str:
+    """What became of the champion and of the scheduled retraining, as far as the loop tells."""
+    lines = []
+    if asked := flights.get("prediction"):
+        lines.append(
+            f"Prediction:   {asked['rows']} rows from {asked['url']} (version {asked['version']}), asked on "
+            f"{asked['asked_from']}; largest difference to the same model in-process: {asked['max_difference']}"
+        )
+    if again := flights.get("retrained"):
+        lines.append(
+            f"Retraining:   by schedule, prepared on {again['prepared_on']}, trained on {again['trained_on']}: "
+            f"version {again['version']}, {again['verdict']}"
+        )
+    return "\n".join(lines)
 
 
 def look_around() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 GROUPS = {
+    "base": "base/files/requirements.txt",
     "mlflow-server": "mlflow/files/requirements.txt",
     "prefect-server": "prefect_server/files/requirements.txt",
     "prefect-worker": "prefect_worker/files/requirements.txt",

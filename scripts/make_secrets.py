@@ -56,7 +56,7 @@ def complete(present: dict[str, Any], wanted: Iterable[str], people: Iterable[st
 
 def developers(inventory: Path) -> list[str]:
     """The names of the site's developers, as Ansible reads them from the inventory."""
-    listed = json.loads(capture(["ansible-inventory", "-i", inventory, "--playbook-dir", ROOT / "playbooks", "--list"]))
+    listed = json.loads(capture(["ansible-inventory", "-i", inventory, "--list"]))
     for variables in listed.get("_meta", {}).get("hostvars", {}).values():
         people = variables.get("developers", [])
         if not isinstance(people, list):

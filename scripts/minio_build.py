@@ -21,7 +21,7 @@ import yaml
 from scripts.common import BUILD, CACHE, ROOT, ProblemError, capture, end, environment, lock, logged
 
 PINS = ROOT / "group_vars" / "all" / "versions.yml"
-PROGRAMS = {"minio": "github.com/minio/minio", "mc": "github.com/minio/mc"}
+PROGRAMS = {"minio": "github.com/minio/minio"}
 GO_NEEDED = (1, 24)
 LOG = BUILD / "minio.log"
 
@@ -142,7 +142,7 @@ def main() -> None:
     """Build the named programs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "programs", nargs="*", metavar="minio|mc", default=["minio"], help="what to build (default: minio)"
+        "programs", nargs="*", metavar="minio", default=["minio"], help="what to build (default: minio)"
     )
     parser.add_argument("--print-path", action="store_true", help="print the binaries' paths and nothing else")
     arguments = parser.parse_args()

@@ -37,13 +37,18 @@ def test_the_overview_follows_the_inventory(monkeypatch: pytest.MonkeyPatch) -> 
     assert "PostgreSQL" not in text
 
 
-def test_the_scores_are_those_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "flights.json"
-    models = [{"name": "ridge", "rmse": 41.23456}, {"name": "trees", "rmse": 38.9}]
-    path.write_text(json.dumps({"models": models, "champion": "trees"}))
-    text = shown(lab.scores(path))
-    assert "41.23" in text
-    assert "champion: trees" in text
+def test_the_scores_and_the_champion_are_shown() -> None:
+    models = [{"rmse": 41.23456, "name": "ridge"}, {"rmse": 38.9, "name": "trees"}]
+    lines = shown(lab.scores({"models": models, "champion": "trees"})).splitlines()
+    assert ["ridge", "41.23"] in [line.split() for line in lines]
+    assert ["trees", "(champion)", "38.9"] in [line.split() for line in lines]
+
+
+def test_what_the_schedule_did_is_told() -> None:
+    retrained = {"prepared_on": "cpu-1", "trained_on": "gpu-1", "version": 2, "verdict": "better"}
+    text = lab.outcome({"retrained": retrained})
+    assert "prepared on cpu-1, trained on gpu-1: version 2, better" in text
+    assert "Prediction" not in text
 
 
 def test_the_verdict_has_flat_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def main() -> None:
     predict.add_argument("--url", required=True, help="of the model in service")
     deploy = step("deploy", "flights.deploy:deploy", "put this commit on a schedule")
     deploy.add_argument("--schedule", default="0 6 * * *", help="cron in UTC (default: %(default)s)")
-    retrain = step("retrain", "flights.deploy:retrain", "learn from months that have arrived, ahead of the schedule")
+    retrain = step("retrain", "flights.retrain:retrain", "learn from months that have arrived, ahead of the schedule")
     retrain.add_argument("--timeout", type=int, default=900, help="seconds (default: %(default)s)")
     state = step("state", "flights.state:state", "code, data, models, versions, service and deployment as JSON")
     state.add_argument("--url", required=True, help="of the model in service")

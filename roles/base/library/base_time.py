@@ -28,7 +28,7 @@ SOURCES = Path("/etc/chrony/sources.d/metalworks.sources")
 
 def show(module: AnsibleModule) -> dict[str, str]:
     """Return what systemd knows of the unit."""
-    names = "LoadState,ActiveState,UnitFileState,ConditionResult"
+    names = "LoadState,ActiveState,UnitFileState,ConditionResult,ConditionTimestampMonotonic"
     out = module.run_command(["systemctl", "show", UNIT, "--property", names], check_rc=True)[1]
     return dict(line.split("=", 1) for line in out.splitlines())
 
@@ -45,9 +45,11 @@ def main() -> None:
         module.exit_json(changed=True, runs=False)
     text = "".join(f"server {server} iburst\n" for server in module.params["servers"])
     rewrite = text != (SOURCES.read_text() if SOURCES.exists() else "")
-    enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active"
+    # systemd has looked at the condition before, and it did not hold: looking again would only fill the journal.
+    kept_out = state["ConditionResult"] == "no" and state["ConditionTimestampMonotonic"] != "0"
+    enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active" and not kept_out
     if module.check_mode:
-        module.exit_json(changed=rewrite or enable, runs=not start)
+        module.exit_json(changed=rewrite or enable or start, runs=state["ActiveState"] == "active")
     if rewrite:
         SOURCES.parent.mkdir(parents=True, exist_ok=True)
         SOURCES.write_text(text)

@@ -1,0 +1,63 @@
+"""Have the deployed flow learn from what has arrived, ahead of its schedule."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flights import raw, registry, rules
+from flights.deploy import RETRAIN
+
+
+def retrain(timeout: int) -> None:
+    """See to it that the months that have arrived are learnt: join the run under way, or start one."""
+    deadline = time.monotonic() + timeout
+    while rules.new_months(raw.arrived_months(), registry.learnt()):
+        with get_client(sync_client=True) as client:
+            run = _ended(client, _under_way(client) or _started(client), deadline)
+        if run.state and (run.state.is_failed() or run.state.is_crashed()):
+            raise SystemExit(f"The flow run {run.name} ended as {run.state}: `prefect flow-run logs {run.id}`.")
+        # Turned away because a scheduled run was first, or dead with its worker: the months are still to be learnt.
+        print(f"{run.name}: {run.state}")
+
+
+def _started(client: SyncPrefectClient) -> FlowRun:
+    return client.create_flow_run_from_deployment(client.read_deployment_by_name(RETRAIN).id)
+
+
+def _under_way(client: SyncPrefectClient) -> FlowRun | None:
+    deployment = client.read_deployment_by_name(RETRAIN)
+    active = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])),
+    )
+    runs = client.read_flow_runs(flow_run_filter=active, sort=FlowRunSort.START_TIME_DESC)
+    return next((run for run in runs if _lives(client, run)), None)
+
+
+def _ended(client: SyncPrefectClient, run: FlowRun, deadline: float) -> FlowRun:
+    """Wait for a run, as long as it lives."""
+    while not (run.state and run.state.is_final()) and _lives(client, run):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"The flow run {run.name} is still {run.state}: has its work pool a worker?")
+        time.sleep(2)
+        run = client.read_flow_run(run.id)
+    return run
+
+
+def _lives(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a run that is said to be under way holds the deployment's one slot: a dead one loses it soon."""
+    if run.state is None or run.state.type not in (StateType.PENDING, StateType.RUNNING):
+        return True
+    limit = client.read_deployment_by_name(RETRAIN).global_concurrency_limit
+    return limit is None or limit.active_slots > 0

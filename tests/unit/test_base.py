@@ -1,0 +1,45 @@
+"""roles/base: certificates are split and checked, and uv's pin is the one that is locked."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+
+from tests.unit.repository import ROOT, load, read_yaml
+
+certificates = load("roles/base/library/base_certificates.py")
+BUNDLE = Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt")
+
+
+@pytest.fixture(scope="module")
+def pems() -> list[str]:
+    """Return three certificates of this machine's bundle."""
+    return list(certificates.PEM.findall(BUNDLE.read_text(errors="replace")))[:3]
+
+
+def test_bundle_is_split(pems: list[str]) -> None:
+    text = "# a comment\n" + "\n\nanother\n".join(pems)
+    found = certificates.certificates(text)
+    assert list(found.values()) == [f"{pem}\n" for pem in pems]
+    assert all(len(key) == 32 for key in found)
+
+
+def test_same_certificate_counts_once(pems: list[str]) -> None:
+    again = pems[0].replace("\n", "\r\n")
+    assert len(certificates.wanted({"a.pem": pems[0], "b.pem": again + "\n" + pems[1]})) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----"],
+)
+def test_unreadable_file_is_named(text: str, pems: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"bad\.pem: not a readable PEM file with certificates"):
+        certificates.wanted({"good.pem": pems[0], "bad.pem": text})
+
+
+def test_uv_is_the_locked_one() -> None:
+    version = read_yaml(ROOT / "group_vars/all/versions.yml")["uv_version"]
+    assert f"uv=={version} \\\n" in (ROOT / "roles/base/files/requirements.txt").read_text()

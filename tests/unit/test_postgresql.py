@@ -1,0 +1,121 @@
+"""roles/postgresql: what is sent to a server that has something already, and that passwords travel as verifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.repository import load
+
+state = load("roles/postgresql/library/postgresql_state.py")
+
+WANTED = [
+    {"name": "mlflow", "owner": "mlflow", "password": "one"},
+    {"name": "prefect", "owner": "prefect", "password": "t'wo"},
+]
+
+
+def standing(**changes: Any) -> dict[str, Any]:
+    """What a server says that holds what is wanted."""
+    roles = {one["owner"]: {"verifier": state.verifier(one["password"], b"salt"), "plain": True} for one in WANTED}
+    databases = {one["name"]: {"owner": one["owner"], "open": False} for one in WANTED}
+    closed = {"owner": "postgres", "open": False}
+    return {
+        "roles": {"postgres": {"verifier": "", "plain": False}} | roles,
+        "databases": {"postgres": closed, "template1": closed} | databases,
+    } | changes
+
+
+def todo(known: dict[str, Any], wanted: list[dict[str, str]] = WANTED) -> list[str]:
+    return [action for action, _ in state.statements(known, wanted)]
+
+
+def test_verifier_is_postgresqls() -> None:
+    """Salt, password and result of the exchange in RFC 7677, which PostgreSQL's format is made of."""
+    import base64
+
+    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+    assert state.verifier("pencil", salt) == (
+        "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ=="
+        "$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+    )
+
+
+def test_verifier_is_recognised() -> None:
+    assert state.matches("one", state.verifier("one", b"salt", 1000))
+    assert not state.matches("two", state.verifier("one", b"salt"))
+    assert not state.matches("one", "")
+    assert not state.matches("one", "md5" + "0" * 32)
+
+
+def test_what_stands_is_left_alone() -> None:
+    assert todo(standing()) == []
+
+
+def test_all_is_made_on_an_empty_server() -> None:
+    empty = {"roles": {}, "databases": {"postgres": {"owner": "postgres", "open": True}}}
+    assert todo(empty) == [
+        "make role mlflow",
+        "make role prefect",
+        "make database mlflow",
+        "make database prefect",
+        "close database mlflow to everybody else",
+        "close database prefect to everybody else",
+        "close database postgres to everybody else",
+    ]
+
+
+def test_plain_passwords_never_reach_the_server() -> None:
+    statements = state.statements({"roles": {}, "databases": {}}, [WANTED[1] | {"password": "very-secret"}])
+    assert "very-secret" not in "".join(sql for _, sql in statements)
+    assert "SCRAM-SHA-256$" in statements[0][1]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "facts", "action"),
+    [
+        ("roles", "mlflow", {"verifier": "SCRAM-SHA-256$4096:c2FsdA==$x:y", "plain": True}, "password of role mlflow"),
+        (
+            "roles",
+            "mlflow",
+            {"verifier": state.verifier("one", b"s"), "plain": False},
+            "take privileges from role mlflow",
+        ),
+        ("databases", "mlflow", {"owner": "postgres", "open": False}, "owner of mlflow: mlflow"),
+        ("databases", "mlflow", {"owner": "mlflow", "open": True}, "close database mlflow to everybody else"),
+        ("databases", "template1", {"owner": "postgres", "open": True}, "close database template1 to everybody else"),
+    ],
+)
+def test_only_the_difference_is_sent(part: str, name: str, facts: dict[str, Any], action: str) -> None:
+    known = standing()
+    known[part][name] = facts
+    assert todo(known) == [action]
+
+
+def test_databases_of_others_stay_as_they_are() -> None:
+    known = standing()
+    known["databases"]["theirs"] = {"owner": "them", "open": True}
+    assert todo(known) == []
+
+
+def test_names_are_quoted() -> None:
+    odd = [{"name": 'a"; DROP TABLE x; --', "owner": "o", "password": "p"}]
+    sql = "\n".join(sql for _, sql in state.statements({"roles": {}, "databases": {}}, odd))
+    assert 'CREATE DATABASE "a""; DROP TABLE x; --" OWNER "o"' in sql
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([WANTED[0], WANTED[0]], "database listed twice: mlflow"),
+        ([WANTED[0] | {"owner": "postgres"}], "reserved for the server itself"),
+        ([WANTED[0] | {"name": "template1"}], "reserved for the server itself"),
+        ([WANTED[0] | {"password": "größe"}], "password of mlflow: printable ASCII"),
+        ([WANTED[0] | {"password": ""}], "password of mlflow: printable ASCII"),
+        ([WANTED[0], WANTED[1] | {"owner": "mlflow"}], "an owner of several databases has several passwords"),
+    ],
+)
+def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> None:
+    assert message in state.wrong(wanted)
+    assert state.wrong(WANTED) == ""
