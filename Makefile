@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint test-fast test test-nvidia locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint unit test-fast test test-nvidia locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -43,8 +43,11 @@ secrets: environment ## generate the secrets that INVENTORY=inventory/<site> lac
 lint: environment ## ruff, mypy, yamllint, ansible-lint
 	@ruff check . && ruff format --check . && mypy && yamllint . && ANSIBLE_INVENTORY=inventory/example ansible-lint
 
-test-fast: lint ## lint, argument specs, templates, unit tests: no containers
+unit: environment ## argument specs, templates, unit tests
 	@$(PYTHON) -m scripts.locks --check && pytest
+
+test-fast: environment ## lint and unit tests side by side: no containers
+	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
 test: test-fast ## everything CI runs: test-fast, then the molecule scenarios
 	@$(PYTHON) -m scripts.scenarios

@@ -38,6 +38,8 @@ done: {type: list, elements: str, returned: always, description: Paths written a
 """
 
 PROFILE = "default"
+FIRST_UID = 1000
+"""Accounts below are the system's and its services'."""
 
 
 def aws_credentials(text: str, access_key: str, secret_key: str) -> str:
@@ -46,7 +48,8 @@ def aws_credentials(text: str, access_key: str, secret_key: str) -> str:
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise ValueError(f"~/.aws/credentials is no INI file: {error}") from error
+        # No more than the first line: the others quote the file, which holds secrets.
+        raise ValueError(f"~/.aws/credentials is no INI file: {str(error).splitlines()[0]}") from error
     wanted = {"aws_access_key_id": access_key, "aws_secret_access_key": secret_key}
     if parser.has_section(PROFILE) and wanted.items() <= dict(parser.items(PROFILE)).items():
         return text
@@ -135,8 +138,11 @@ def converge(module: AnsibleModule) -> list[str]:
             module.run_command(
                 ["useradd", "--create-home", "--user-group", "--shell", "/bin/bash", name], check_rc=True
             )
+        person = pwd.getpwnam(name)
+        if person.pw_uid < FIRST_UID:
+            module.fail_json(msg=f"{name} is an account of the system; the developer needs another login name.")
         try:
-            done += furnish(pwd.getpwnam(name), wants, module.params["raw_database"], module.check_mode)
+            done += furnish(person, wants, module.params["raw_database"], module.check_mode)
         except (OSError, ValueError) as error:
             module.fail_json(msg=f"The home of {name} cannot be furnished; {name} should look at it: {error}")
     return done
