@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,10 @@ from uuid import UUID
 Tell = Callable[[str], None]
 
 ENGINE = ["-m", "prefect.engine"]
+RUN_ID = "PREFECT__FLOW_RUN_ID"
+UNFINISHED = {"PENDING", "RUNNING", "CANCELLING"}
+REPORT_SECONDS = 10.0
+"""A worker that lives this long after its flow has reported the end itself."""
 DEFAULT_CACHE = "/var/lib/prefect-worker"
 MARKER = ".complete"
 """Written last into an environment; its age is the time since a run last used the environment."""
@@ -197,6 +202,60 @@ def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
     return target
 
 
+# -- End
+
+
+def alive(process: int) -> bool:
+    """Tell whether a process is there, whoever's it is."""
+    return Path(f"/proc/{process}").exists()
+
+
+def crash(run: str, message: str) -> None:
+    """Make a reason the final state of a flow run, unless it has one."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Crashed
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run)).state
+        if state is None or state.type.value in UNFINISHED:
+            client.set_flow_run_state(UUID(run), Crashed(message=message))
+
+
+def watch(run: str) -> None:
+    """Leave a process behind that ends the flow run in Prefect when both this process and its worker have ended.
+
+    A worker reports what becomes of its flows, but one that is stopped kills them without a word: they would count as
+    running for ever. The process left behind notices the end by a pipe that this one, and what it becomes, holds open.
+    """
+    worker = os.getppid()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(reading)
+        os.set_inheritable(writing, True)
+        os.waitpid(child, 0)
+        return
+    if os.fork():  # the worker must not wait for a grandchild of its own
+        os._exit(0)
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # systemd stops all of the service at once; this one has work then
+    os.chdir("/")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    os.close(writing)
+    try:
+        os.read(reading, 1)
+        deadline = time.monotonic() + REPORT_SECONDS
+        while alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if not alive(worker):
+            crash(run, "The worker was stopped, restarted or killed while this run was on it.")
+    finally:
+        os._exit(0)
+
+
 # -- Run
 
 
@@ -221,7 +280,7 @@ def command(code: Path, variables: Mapping[str, str], tell: Tell) -> tuple[list[
 def log(message: str) -> None:
     """Print a line, and put it among the flow run's own logs."""
     print(message, flush=True)
-    if run := os.environ.get("PREFECT__FLOW_RUN_ID"):
+    if run := os.environ.get(RUN_ID):
         from prefect.client.orchestration import get_client
 
         now = datetime.now(UTC).isoformat()
@@ -230,22 +289,16 @@ def log(message: str) -> None:
             client.create_logs([line])
 
 
-def crash(message: str) -> None:
-    """Print why the flow cannot start, and make it the flow run's final state."""
-    print(message, file=sys.stderr, flush=True)
-    if run := os.environ.get("PREFECT__FLOW_RUN_ID"):
-        from prefect.client.orchestration import get_client
-        from prefect.states import Crashed
-
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(UUID(run), Crashed(message=message))
-
-
 def main() -> None:
     """Become the flow run's process, or end the flow run with the reason why it cannot start."""
+    run = os.environ.get(RUN_ID)
+    if run:
+        watch(run)
     try:
         line, variables = command(Path.cwd(), os.environ, log)
     except FlowRunError as error:
-        crash(str(error))
+        print(error, file=sys.stderr, flush=True)
+        if run:
+            crash(run, str(error))
         raise SystemExit(1) from error
     os.execve(line[0], line, variables)

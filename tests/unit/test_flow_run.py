@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -55,7 +56,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find uv as a worker does, offline, and give this interpreter a Prefect to compare with."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("UV_OFFLINE", "1")
-    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    monkeypatch.delenv(flow_run.RUN_ID, raising=False)
     monkeypatch.setattr(metadata, "version", {"prefect": "3.0.0"}.__getitem__)
 
 
@@ -293,3 +294,41 @@ def test_main_says_why_and_fails(
         flow_run.main()
     assert ended.value.code == 1
     assert "METALWORKS_FLOW_CODE is 'nowhere'" in capfd.readouterr().err
+
+
+# A worker that starts one flow run, which says that it is ready and then goes on until it is killed.
+WORKER = """
+import os, pathlib, subprocess, sys, time
+from metalworks import flow_run
+said = pathlib.Path(sys.argv[1])
+flow_run.REPORT_SECONDS = 1.0
+flow_run.crash = lambda run, message: said.write_text(f"{run}: {message}")
+if not os.fork():
+    flow_run.watch("run-1")
+    print(os.getpid(), flush=True)
+    os.execvp("sleep", ["sleep", "60"])
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("worker_lives", [False, True])
+def test_a_run_whose_worker_is_gone_is_ended(worker_lives: bool, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, said], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    flow = int(worker.stdout.readline())
+    try:
+        if worker_lives:
+            os.kill(flow, signal.SIGKILL)
+        else:
+            worker.kill()
+            worker.wait()
+            assert not said.exists(), "the flow still runs"
+            os.kill(flow, signal.SIGKILL)
+        deadline = time.monotonic() + 3
+        while not said.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert said.exists() is not worker_lives
+    finally:
+        worker.kill()
+        worker.communicate()
