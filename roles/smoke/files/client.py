@@ -119,7 +119,7 @@ def s3_client() -> Any:
 
 
 def clear(client: Any, bucket: str, prefix: str) -> None:
-    """Delete what is below a prefix. Old versions are the bucket's lifecycle rule's to remove: no client may."""
+    """Delete what is below a prefix. Old versions stay: no client may remove them."""
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
         for found in page.get("Contents", ()):
             client.delete_object(Bucket=bucket, Key=found["Key"])
