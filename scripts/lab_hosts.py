@@ -71,9 +71,10 @@ def hosts(there: Mapping[str, Mapping[str, Any]]) -> list[Host]:
 
 def up() -> str:
     """Make every declared host exist, run and let the lab's key in; say what was done."""
+    there = containers()
+    refuse_foreign(there)
     prepare_machine()
     names = {host.name for host in declared()}
-    there = containers()
     wanted = capture(["docker", "image", "inspect", "--format", "{{.Id}}", host_image.current()]).strip()
     outdated = sorted(name for name in names & there.keys() if there[name]["Image"] != wanted)
     if outdated:
@@ -89,6 +90,19 @@ def up() -> str:
         authorize(hosts(containers()))
     done = [f"{what} {', '.join(which)}" for what, which in (("created", missing), ("started", stopped)) if which]
     return "; ".join(done) or "all run already"
+
+
+def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names and addresses are the same for every checkout: one lab at a time, and not with another one's secrets."""
+    for each in there.values():
+        for bind in each["HostConfig"]["Binds"]:
+            source, target, *_ = bind.split(":")
+            if target == "/var/cache/metalworks/uv" and Path(source).resolve() != CACHE / "uv":
+                checkout = Path(source).parent.parent
+                raise ProblemError(
+                    f"the lab of {checkout} is up: `make lab-down` there first "
+                    "(here it removes that one too, but leaves the keys and secrets in its folder)"
+                )
 
 
 def prepare_machine() -> None:

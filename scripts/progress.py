@@ -136,11 +136,11 @@ def duration(seconds: float) -> str:
 
 
 def against(elapsed: float, expected: Expectation | None) -> str:
-    """The time that went by, beside the time it took before."""
+    """The time that went by, beside the time it is expected to take."""
     if expected is None:
         return f"{duration(elapsed)} (first run, no expectation)"
     if elapsed > expected.seconds * 1.1 + 5:
-        return f"{duration(elapsed)}, longer than last time's {duration(expected.seconds)}"
+        return f"{duration(elapsed)}, longer than the expected {duration(expected.seconds)}"
     return f"{duration(elapsed)} of about {duration(expected.seconds)}"
 
 

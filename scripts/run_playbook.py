@@ -58,7 +58,7 @@ def name_of(playbook: Path, limit: str | None) -> str:
 
 
 def expectation(name: str) -> Expectation | None:
-    """What the last run of this name was; before the first one, what was measured when this was written."""
+    """What the last run of this name was; before the first one, what a first run took on two cores."""
     last = RUNS / f"{name}.json"
     if last.exists():
         return Expectation(**json.loads(last.read_text()))

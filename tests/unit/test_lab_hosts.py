@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scripts import host_image, lab_hosts
-from scripts.common import ROOT
+from scripts.common import ROOT, ProblemError
 
 ONE = "-----BEGIN CERTIFICATE-----\nAAAA\nBBBB\n-----END CERTIFICATE-----"
 TWO = "-----BEGIN CERTIFICATE-----\nCCCC\n-----END CERTIFICATE-----"
@@ -17,7 +17,9 @@ TWO = "-----BEGIN CERTIFICATE-----\nCCCC\n-----END CERTIFICATE-----"
 
 def container(name: str, address: str, image: str = "new", running: bool = True) -> dict[str, Any]:
     networks = {lab_hosts.NETWORK: {"IPAMConfig": {"IPv4Address": address}}}
-    return {"Image": image, "State": {"Running": running}, "NetworkSettings": {"Networks": networks}, "Name": name}
+    binds = {"Binds": [f"{ROOT}/.cache/uv:/var/cache/metalworks/uv:rw", "/sys/fs/cgroup:/sys/fs/cgroup:rw"]}
+    state = {"State": {"Running": running}, "NetworkSettings": {"Networks": networks}, "HostConfig": binds}
+    return {"Image": image, "Name": name, **state}
 
 
 @pytest.fixture
@@ -82,6 +84,15 @@ def test_a_host_of_an_old_image_is_made_anew_but_one_added_by_hand_is_not(engine
     assert lab_hosts.up() == "created gpu-1"
     assert engine["done"][:2] == ["docker rm --force --volumes gpu-1", "molecule create"]
     assert "cpu-2" in engine["containers"]
+
+
+def test_the_lab_of_another_checkout_is_not_taken_over(engine: dict[str, Any]) -> None:
+    foreign = container("gpu-1", "198.51.100.21")
+    foreign["HostConfig"]["Binds"][0] = "/elsewhere/clone/.cache/uv:/var/cache/metalworks/uv:rw"
+    engine["containers"] = all_hosts(gpu_1=foreign)
+    with pytest.raises(ProblemError, match="the lab of /elsewhere/clone is up"):
+        lab_hosts.up()
+    assert engine["done"] == []
 
 
 def test_the_scenarios_hosts_are_the_inventorys() -> None:

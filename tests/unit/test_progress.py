@@ -84,7 +84,7 @@ def test_time_is_set_against_last_time() -> None:
     last = progress.Expectation(tasks=10, seconds=100)
     assert progress.against(65, None) == "1:05 (first run, no expectation)"
     assert progress.against(65, last) == "1:05 of about 1:40"
-    assert progress.against(190, last) == "3:10, longer than last time's 1:40"
+    assert progress.against(190, last) == "3:10, longer than the expected 1:40"
     assert (progress.count(3, last), progress.count(11, last), progress.count(3, None)) == ("3/10", "11", "3")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from scripts import run_playbook
-from scripts.common import ProblemError
+from scripts.common import ROOT, ProblemError
 
 PLAYBOOK = """\
 - name: A play
@@ -33,6 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "hosts.yml").write_text(f"all: {{hosts: {{here: {{{here}}}}}, vars: {{right: true}}}}\n")
     (tmp_path / "play.yml").write_text(PLAYBOOK)
     monkeypatch.setattr(run_playbook, "ROOT", tmp_path)
+    monkeypatch.setattr(run_playbook, "SHIPPED", tmp_path / "expected.json")
     monkeypatch.setattr(run_playbook, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(run_playbook, "LOG", tmp_path / "build" / "lab.log")
     return tmp_path
@@ -77,3 +79,19 @@ def test_a_playbook_that_cannot_start_shows_why(place: Path) -> None:
 def test_missing_files_are_named(place: Path) -> None:
     with pytest.raises(ProblemError, match=r"nowhere\.yml does not exist"):
         run_playbook.play(place / "nowhere.yml", [place / "hosts.yml"], console=Console())
+
+
+def test_a_first_run_is_set_against_what_is_shipped(place: Path) -> None:
+    run_playbook.SHIPPED.write_text('{"play": {"tasks": 4, "seconds": 90}}')
+    _, shown = play(place)
+    assert "1/4 Say it" in shown
+    assert "of about 1:30" in shown
+
+
+def test_what_is_shipped_is_about_playbooks_and_stages_that_exist() -> None:
+    shipped = json.loads((ROOT / "scripts" / "expected.json").read_text())
+    playbooks = [ROOT / "site.yml", *(ROOT / "examples" / "flights").glob("*.yml")]
+    stages = {f"stage-{path.stem}" for path in (ROOT / "scripts").glob("*.py")}
+    known = {run_playbook.name_of(path, None) for path in playbooks} | stages
+    assert set(shipped) <= known
+    assert "site" in shipped

@@ -33,13 +33,23 @@ def deploy(schedule: str) -> None:
     )
 
 
-def deployed() -> str | None:
-    """The commit that the schedule runs; None: nothing is deployed."""
+def schedule() -> dict[str, str | None]:
+    """The commit that is deployed, and when the schedule runs it next; None: nothing is, it does not."""
     from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStateType
+    from prefect.client.schemas.filters import FlowRunFilterState as State
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
-            return client.read_deployment_by_name(RETRAIN).version
+            deployment = client.read_deployment_by_name(RETRAIN)
         except ObjectNotFound:
-            return None
+            return {"deployed": None, "next_run": None}
+        due = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+            state=State(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        )
+        runs = client.read_flow_runs(flow_run_filter=due, sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, limit=1)
+    return {"deployed": deployment.version, "next_run": str(runs[0].next_scheduled_start_time) if runs else None}

@@ -8,7 +8,7 @@ from flights import deploy, raw, registry, rules, service, versions
 
 
 def state(url: str) -> dict[str, Any]:
-    """Code, data, models, versions, deployment, and the version that answers at `url`."""
+    """Code, data, models, versions, schedule, and the version that answers at `url`."""
     return {
         "commit": versions.commit(),
         "data": versions.data(),
@@ -16,6 +16,6 @@ def state(url: str) -> dict[str, Any]:
         "versions": registry.versions(),
         "champion": registry.in_service(),
         "served": service.served(url),
-        "deployed": deploy.deployed(),
+        **deploy.schedule(),
         "new_months": rules.new_months(raw.arrived_months(), registry.learnt()),
     }
