@@ -45,3 +45,9 @@ def test_every_host_finds_every_other_by_name(reach: Reach, name: str) -> None:
 def test_secrets_on_hosts_are_not_for_everybody(reach: Reach, name: str) -> None:
     found = reach(name).run("find /etc/metalworks -name '*.env' -perm /007 2>/dev/null")
     assert found.stdout == ""
+
+
+@pytest.mark.parametrize("port", [5000, 4200, 9001])
+def test_the_web_pages_are_served(reach: Reach, port: int) -> None:
+    page = reach("dev-1").check_output(f"curl --silent --fail --location http://services-1:{port}/")
+    assert "<!doctype html>" in page.lower()
