@@ -1,0 +1,83 @@
+"""roles/workstation: a person's own entries stay, the platform's are put beside them once."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from tests.unit.repository import load
+
+developers = load("roles/workstation/library/workstation_developers.py")
+files = load("roles/workstation/library/workstation_files.py")
+
+DATABASE = {"host": "db", "port": "5432", "name": "raw", "user": "reader", "password": r"a:b\c"}
+LINE = r"db:5432:raw:reader:a\:b\\c" + "\n"
+
+
+def test_other_profiles_and_settings_stay() -> None:
+    text = "[mine]\naws_access_key_id = x\n[default]\nregion = there\naws_access_key_id = old\n"
+    merged = developers.aws_credentials(text, "ada", "s3cret")
+    assert "[mine]\naws_access_key_id = x\n" in merged
+    assert "[default]\nregion = there\naws_access_key_id = ada\naws_secret_access_key = s3cret\n" in merged
+    assert developers.aws_credentials(merged, "ada", "s3cret") == merged
+
+
+def test_a_file_that_says_the_same_is_left_as_it_is() -> None:
+    text = "# by hand\n[default]\naws_secret_access_key=s3cret\naws_access_key_id=ada"
+    assert developers.aws_credentials(text, "ada", "s3cret") == text
+
+
+def test_a_file_that_is_no_ini_is_not_quoted() -> None:
+    with pytest.raises(ValueError, match=r"~/\.aws/credentials is no INI file") as refused:
+        developers.aws_credentials("s3cret of mine\n", "ada", "s3cret")
+    assert "of mine" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", LINE),
+        (LINE, LINE),
+        ("other:1:a:b:c\n" + LINE, "other:1:a:b:c\n" + LINE),
+        ("other:1:a:b:c\ndb:5432:raw:reader:old\n", LINE + "other:1:a:b:c\n"),
+    ],
+)
+def test_the_database_stands_in_pgpass_once(text: str, wanted: str) -> None:
+    assert developers.pgpass(text, DATABASE) == wanted
+
+
+def test_a_home_is_furnished_once(tmp_path: Path) -> None:
+    me = pwd.getpwuid(os.getuid())
+    person = pwd.struct_passwd((me.pw_name, "x", me.pw_uid, me.pw_gid, "", str(tmp_path), "/bin/bash"))
+    wants = {"access_key": "ada", "secret_key": "s3cret", "ssh_public_keys": ["ssh-ed25519 AAAA ada "]}
+    paths = [f"{tmp_path}/{name}" for name in (".aws/credentials", ".pgpass", ".ssh/authorized_keys")]
+    assert developers.furnish(person, wants, DATABASE, dry=True) == paths
+    assert list(tmp_path.iterdir()) == []
+    assert developers.furnish(person, wants, DATABASE, dry=False) == paths
+    assert {Path(path).stat().st_mode & 0o777 for path in paths} == {0o600}
+    assert (tmp_path / ".ssh").stat().st_mode & 0o777 == 0o700
+    assert Path(paths[2]).read_text() == "ssh-ed25519 AAAA ada\n"
+    assert developers.furnish(person, wants, DATABASE, dry=False) == []
+    Path(paths[1]).chmod(0o644)
+    assert developers.furnish(person, wants | {"ssh_public_keys": None}, DATABASE, dry=False) == [paths[1]]
+
+
+@pytest.mark.parametrize("text", ["", "A=1", "A=1\n", "A=1\n\n"])
+def test_a_block_is_added_once_and_replaced_in_place(text: str) -> None:
+    once = files.with_block(text, "B=2\n")
+    assert once.startswith(text)
+    assert files.with_block(once, "B=2") == once
+    assert files.with_block(once + "C=3\n", "B=4") == once.replace("B=2", "B=4") + "C=3\n"
+
+
+def test_a_link_replaces_what_stands_there(tmp_path: Path) -> None:
+    path = tmp_path / "dvc"
+    path.write_text("a program")
+    assert files.link(path, "/opt/dvc", dry=True)
+    assert path.read_text() == "a program"
+    assert files.link(path, "/opt/dvc", dry=False)
+    assert not files.link(path, "/opt/dvc", dry=False)
+    assert str(path.readlink()) == "/opt/dvc"
