@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint unit test-fast test test-nvidia locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint unit test-fast test test-nvidia test-kills locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -54,6 +54,9 @@ test: test-fast ## everything CI runs: test-fast, then the molecule scenarios
 
 test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host without a device
 	@$(PYTHON) -m scripts.scenarios nvidia
+
+test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
+	@$(PYTHON) -m scripts.kill_sweep
 
 locks: environment ## export the requirements of the hosts and docs/roles.md from their sources
 	@$(PYTHON) -m scripts.locks && $(PYTHON) -m scripts.role_docs

@@ -48,6 +48,19 @@ def empty_groups(groups: Mapping[str, Sequence[str]], required: Iterable[str], h
     return [Problem(where, "without a host", cure)]
 
 
+def crowded_groups(groups: Mapping[str, Sequence[str]], single: Iterable[str]) -> list[Problem]:
+    """Refuse a second host for a role that runs on one."""
+    return [
+        Problem(
+            f"group `{name}`",
+            f"has the hosts {', '.join(groups[name])}; its role runs on one",
+            f"Keep one of them: in groups.yml, give `{name}` that host under `hosts:` instead of `children:`",
+        )
+        for name in single
+        if len(groups.get(name, ())) > 1
+    ]
+
+
 def stray_hosts(groups: Mapping[str, Sequence[str]], homes: Sequence[str]) -> list[Problem]:
     """Refuse hosts that are in no group of the platform: usually a group's name is misspelt."""
     placed = {host for home in homes for host in groups.get(home, ())}
@@ -229,7 +242,7 @@ def old_python(host: str, python: Sequence[int], minimum: Sequence[int]) -> list
     if tuple(python) >= tuple(minimum):
         return []
     has, needs = (".".join(map(str, version)) for version in (python, minimum))
-    cure = "Install a newer one (Ubuntu 22.04: python3.11 and python3.11-venv) and set ansible_python_interpreter to it"
+    cure = "Install a newer one and set ansible_python_interpreter to it"
     return [Problem(f"host {host}", f"has Python {has}; at least {needs} is needed", cure)]
 
 

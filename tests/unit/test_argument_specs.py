@@ -74,6 +74,6 @@ def test_role_says_what_it_is_for(role: Path) -> None:
     assert galaxy["description"]
     assert {platform["name"]: platform["versions"] for platform in galaxy["platforms"]} == {
         "Debian": ["bookworm", "trixie"],
-        "Ubuntu": ["jammy", "noble"],
+        "Ubuntu": ["noble"],
     }
     assert read_yaml(role / "meta/main.yml")["dependencies"] == []

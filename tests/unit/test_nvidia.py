@@ -19,7 +19,6 @@ DRIVER = ROLES / "nvidia_driver"
 DISTRIBUTIONS = {
     "debian_12": ("Debian", "bookworm", "6.1.0-42-amd64"),
     "debian_13": ("Debian", "trixie", "6.12.57+deb13-cloud-amd64"),
-    "ubuntu_22": ("Ubuntu", "jammy", "5.15.0-161-generic"),
     "ubuntu_24": ("Ubuntu", "noble", "6.8.0-88-generic"),
 }
 VERSIONS = ["580.1.2", "595.3.4"]
@@ -244,7 +243,6 @@ def test_tables_are_complete(distribution: str) -> None:
     [
         ("debian_12", "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"),
         ("debian_13", "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/"),
-        ("ubuntu_22", "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64/"),
         ("ubuntu_24", "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64/"),
     ],
 )
@@ -278,7 +276,6 @@ UBUNTU_580 = [
         ("debian_12", VERSIONS, "580.1.2", DEBIAN),
         ("debian_12", VERSIONS[1:], "595.3.4", DEBIAN),
         ("debian_13", VERSIONS, "595.3.4", DEBIAN),
-        ("ubuntu_22", VERSIONS, "580.1.2", UBUNTU_580),
         ("ubuntu_24", VERSIONS, "580.1.2", UBUNTU_580),
         ("ubuntu_24", VERSIONS[1:], "595.3.4", UBUNTU),
     ],
@@ -329,7 +326,6 @@ def test_packages_of_the_distribution(distribution: str, pending: list[str]) -> 
     [
         ("debian_12", ["linux-headers-amd64", "linux-headers-6.1.0-42-amd64"]),
         ("debian_13", ["linux-headers-cloud-amd64", "linux-headers-6.12.57+deb13-cloud-amd64"]),
-        ("ubuntu_22", ["linux-headers-5.15.0-161-generic"]),
     ],
 )
 def test_headers(distribution: str, headers: list[str]) -> None:
@@ -417,7 +413,7 @@ def test_somebody_elses_entry_of_the_repository_is_seen() -> None:
 
 @pytest.mark.parametrize(
     ("distribution", "version"),
-    [("debian_12", "13.0.3"), ("debian_13", "13.2.2"), ("ubuntu_22", "13.0.3"), ("ubuntu_24", "13.0.3")],
+    [("debian_12", "13.0.3"), ("debian_13", "13.2.2"), ("ubuntu_24", "13.0.3")],
 )
 def test_packages_of_cuda(distribution: str, version: str) -> None:
     wants = {"cuda_versions": ["13.0.3", "13.2.2"], "cuda_components": ["libraries", "toolkit"]}

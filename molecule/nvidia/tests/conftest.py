@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,16 +25,10 @@ class Result:
 
 
 @pytest.fixture
-def play(host) -> Callable[..., Result]:
+def play(host, play) -> Callable[..., Result]:
     """Run the plays once more on this test's host, with other variables."""
     name = host.backend.host
-
-    def run(**variables: Any) -> Result:
-        command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], "--limit", name]
-        command += [str(SCENARIO / "converge.yml"), "--extra-vars", json.dumps(variables)]
-        return Result(name, subprocess.run(command, capture_output=True, text=True, cwd=SCENARIO.parent.parent))
-
-    return run
+    return lambda **variables: Result(name, play("--limit", name, **variables))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,14 +21,6 @@ OTHER = {"name": "other", "access_key": "other", "secret_key": "other-secret", "
 drifts = pytest.mark.drifts
 
 
-def play(**variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run the scenario's converge playbook once more, with these variables."""
-    command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], str(SCENARIO / "converge.yml")]
-    return subprocess.run(
-        [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=REPOSITORY
-    )
-
-
 def pid(host) -> str:
     return str(host.check_output("systemctl show minio --property MainPID --value"))
 
@@ -40,7 +31,7 @@ def endpoint(host) -> str:
 
 
 @pytest.fixture
-def converged(host, request):
+def converged(host, request, play):
     """The process of the converged host; a test marked `drifts` is followed by a play that must mend it."""
     yield pid(host)
     if request.node.get_closest_marker("drifts"):
@@ -107,7 +98,7 @@ def test_killed_server_comes_back_with_its_data(host, endpoint, converged):
 
 
 @drifts
-def test_keys_follow_the_list_and_data_stays(host, endpoint, converged):
+def test_keys_follow_the_list_and_data_stays(host, endpoint, converged, play):
     store = client(endpoint, "worker", "worker-secret")
     store.put_object(Bucket="results", Key="kept", Body=b"x")
     result = play(
@@ -127,7 +118,7 @@ def test_keys_follow_the_list_and_data_stays(host, endpoint, converged):
 
 
 @drifts
-def test_the_root_password_changes(host, endpoint, converged):
+def test_the_root_password_changes(host, endpoint, converged, play):
     result = play(object_store_root_password="another-password")
     assert result.returncode == 0, result.stdout
     assert pid(host) != converged
@@ -146,7 +137,7 @@ def test_the_root_password_changes(host, endpoint, converged):
         ({"object_store_consumers": [OTHER | {"buckets": ["absent"]}]}, "buckets that are not in the list: absent"),
     ],
 )
-def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converged, variables, message):
+def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converged, variables, message, play):
     result = play(**variables)
     assert result.returncode != 0
     assert message in " ".join((result.stdout + result.stderr).split())
@@ -154,7 +145,7 @@ def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converg
     assert client(endpoint, "worker", "worker-secret").list_objects_v2(Bucket="data")["Name"] == "data"
 
 
-def test_somebody_elses_store_is_proved_with_every_key(endpoint):
+def test_somebody_elses_store_is_proved_with_every_key(endpoint, play):
     """Seen from the role, this store is one that somebody else runs."""
     external = {"object_store_external": True, "object_store_endpoint": endpoint}
     result = play(**external)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,14 +10,6 @@ SCENARIO = Path(__file__).resolve().parent.parent
 KEEPER = {"name": "shop", "owner": "keeper", "password": "keeper's password"}
 READER = {"name": "library", "owner": "reader", "password": "reader-password"}
 drifts = pytest.mark.drifts
-
-
-def play(**variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run the scenario's converge playbook once more, with these variables."""
-    command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], str(SCENARIO / "converge.yml")]
-    return subprocess.run(
-        [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=SCENARIO.parent.parent
-    )
 
 
 def ask(host, user: str, password: str, database: str, sql: str = "select 1"):
@@ -39,7 +27,7 @@ def started(host) -> str:
 
 
 @pytest.fixture
-def converged(host, request):
+def converged(host, request, play):
     """The server of the converged host; a test marked `drifts` is followed by a play that must mend it."""
     yield started(host)
     if request.node.get_closest_marker("drifts"):
@@ -75,7 +63,7 @@ def test_cluster_is_as_the_role_wants_it(host):
 
 
 @drifts
-def test_a_setting_that_needs_no_restart_gets_none(host, converged):
+def test_a_setting_that_needs_no_restart_gets_none(host, converged, play):
     result = play(postgresql_settings={"work_mem": "7MB"}, postgresql_hba_lines=["host all all 192.0.2.1/32 reject"])
     assert result.returncode == 0, result.stdout
     assert admin(host, "show work_mem") == "7MB"
@@ -84,7 +72,7 @@ def test_a_setting_that_needs_no_restart_gets_none(host, converged):
 
 
 @drifts
-def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, converged):
+def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, converged, play):
     # What a play leaves that was killed after it wrote the settings and before it acted on them.
     settings = "/etc/postgresql/15/main/conf.d/metalworks.conf"
     host.check_output(f"sed --in-place \"s/^max_connections.*/max_connections = '150'/\" {settings}")
@@ -95,7 +83,7 @@ def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, converged):
 
 
 @drifts
-def test_tampering_is_mended(host, converged):
+def test_tampering_is_mended(host, converged, play):
     admin(host, "alter role keeper superuser password 'other'")
     admin(host, "grant connect on database library to public")
     result = play()
@@ -104,7 +92,7 @@ def test_tampering_is_mended(host, converged):
     assert admin(host, "select has_database_privilege('keeper', 'library', 'connect')") == "f"
 
 
-def test_a_stopped_server_is_started(host, converged):
+def test_a_stopped_server_is_started(host, converged, play):
     host.check_output("systemctl stop postgresql@15-main")
     result = play()
     assert result.returncode == 0, result.stdout
@@ -123,7 +111,7 @@ def test_a_stopped_server_is_started(host, converged):
         ({"postgresql_databases": [KEEPER, READER | {"password": ""}]}, "password of reader: printable ASCII"),
     ],
 )
-def test_wrong_wishes_are_refused_while_the_server_serves(host, converged, variables, message):
+def test_wrong_wishes_are_refused_while_the_server_serves(host, converged, variables, message, play):
     result = play(**variables)
     assert result.returncode != 0
     assert message in " ".join((result.stdout + result.stderr).replace("\\", "").split())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,14 +9,6 @@ import pytest
 drifts = pytest.mark.drifts
 SCENARIO = Path(__file__).resolve().parent.parent
 ROOT = "/opt/metalworks/demo"
-
-
-def play(**variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the scenario's converge playbook once more, with these variables."""
-    command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], str(SCENARIO / "converge.yml")]
-    return subprocess.run(
-        [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=SCENARIO.parent.parent
-    )
 
 
 def pids(host) -> dict[str, str]:
@@ -34,7 +23,7 @@ def wait_until(host, condition: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def as_converged(host, request):
+def as_converged(host, request, play):
     """The processes of the converged host; a test marked `drifts` is followed by a play that must mend it."""
     yield pids(host)
     if request.node.get_closest_marker("drifts"):
@@ -59,14 +48,14 @@ def test_secrets_are_for_root_and_the_service_only(host):
 
 
 @drifts
-def test_a_changed_environment_restarts_that_service_only(host, as_converged):
+def test_a_changed_environment_restarts_that_service_only(host, as_converged, play):
     result = play(worker_mark="second")
     assert result.returncode == 0, result.stdout
     assert pids(host)["demo-web"] == as_converged["demo-web"]
     assert pids(host)["demo-worker"] != as_converged["demo-worker"]
 
 
-def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, as_converged):
+def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, as_converged, play):
     # What a play leaves that was killed after it changed a file and before it restarted the service.
     host.run_test("sh -c 'echo two >> /etc/worker-input'")
     result = play()
@@ -82,7 +71,7 @@ def test_a_killed_process_comes_back(host, as_converged):
 
 
 @drifts
-def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_converged):
+def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_converged, play):
     state = f"readlink {ROOT}/current; ls {ROOT}/releases"
     before = host.check_output(state)
     result = play(lock=str(SCENARIO / "files" / "wrong_hash.txt"))
@@ -92,7 +81,7 @@ def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_co
     assert pids(host) == as_converged
 
 
-def test_a_half_built_release_is_built_anew(host):
+def test_a_half_built_release_is_built_anew(host, play):
     release = host.check_output(f"readlink {ROOT}/current")
     host.check_output(f"rm -r {release}/.complete {release}/lib")
     result = play()
@@ -100,7 +89,7 @@ def test_a_half_built_release_is_built_anew(host):
     assert host.check_output(f"{ROOT}/current/bin/python -c 'import h11; print(h11.__version__)'") == "0.16.0"
 
 
-def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged):
+def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged, play):
     before = host.file("/etc/systemd/system/demo-worker.service").sha256sum
     result = play(worker_command="bin/no-such-program")
     assert result.returncode != 0
@@ -110,7 +99,7 @@ def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged):
 
 
 @drifts
-def test_a_service_that_does_not_get_healthy_shows_its_journal(host):
+def test_a_service_that_does_not_get_healthy_shows_its_journal(host, play):
     result = play(worker_command="bin/python -c 'raise SystemExit(\"the reason\")'", worker_health_timeout="20")
     assert result.returncode != 0
     assert "demo-worker.service" in result.stdout

@@ -34,6 +34,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         missing, names = self._secrets(groups["all"])
         problems = [
             *empty,
+            *rules.crowded_groups(groups, args["single_groups"]),
             *rules.stray_hosts(groups, args["homes"]),
             *rules.bad_host_names(ours),
             *rules.shared_addresses({host: self._host_value(host, "ansible_host", host) for host in ours}),

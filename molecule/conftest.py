@@ -1,0 +1,30 @@
+"""What the tests of several scenarios do to their hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common import ROOT
+
+Play = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def play() -> Play:
+    """Return a way to run the scenario's converge playbook once more, with these variables."""
+    playbook = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
+
+    def run(*options: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], *options, str(playbook)]
+        return subprocess.run(
+            [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+
+    return run
