@@ -43,9 +43,6 @@ if [ ! -x "$uv" ]; then
     .cache/tools/uv.partial/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
     mv .cache/tools/uv.partial ".cache/tools/uv-$uv_version"
 fi
-echo "Environment: uv sync --locked"
-quiet=--quiet
-[ ! -t 2 ] || quiet=
-# shellcheck disable=SC2086 # empty or one word, on purpose
-UV_PYTHON_DOWNLOADS=never "$uv" sync --locked $quiet --python "$(python3 -c 'import sys; print(sys.executable)')"
+echo "Environment: uv sync --locked (half a minute the first time)"
+UV_PYTHON_DOWNLOADS=never "$uv" sync --locked --quiet --python "$(python3 -c 'import sys; print(sys.executable)')"
 echo "$wanted" >.venv/made-from

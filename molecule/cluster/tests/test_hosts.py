@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from conftest import Reach
 
@@ -51,3 +53,8 @@ def test_secrets_on_hosts_are_not_for_everybody(reach: Reach, name: str) -> None
 def test_the_web_pages_are_served(reach: Reach, port: int) -> None:
     page = reach("dev-1").check_output(f"curl --silent --fail --location http://services-1:{port}/")
     assert "<!doctype html>" in page.lower()
+
+
+def test_prefects_pages_ask_the_host_that_they_came_from(reach: Reach) -> None:
+    settings = reach("dev-1").check_output("curl --silent --fail http://services-1:4200/ui-settings")
+    assert json.loads(settings)["api_url"] == "/api"
