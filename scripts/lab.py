@@ -37,12 +37,13 @@ VERDICT = BUILD / "lab.json"
 FLIGHTS = BUILD / "flights.json"
 # Group → what a person calls it and where it answers on the group's first host.
 PARTS = {
-    "postgresql": ("PostgreSQL", "postgresql://{address}:5432"),
-    "object_store": ("MinIO (console: 9001)", "http://{address}:9000"),
-    "mlflow": ("MLflow", "http://{address}:5000"),
-    "prefect_server": ("Prefect", "http://{address}:4200"),
+    "gateway": ("start page", "https://metalworks.internal"),
+    "postgresql": ("PostgreSQL", "closed to other hosts"),
+    "object_store": ("MinIO", "https://s3.metalworks.internal, https://console.metalworks.internal"),
+    "mlflow": ("MLflow", "https://mlflow.metalworks.internal"),
+    "prefect_server": ("Prefect", "https://prefect.metalworks.internal"),
     "prefect_worker": ("Prefect worker", ""),
-    "inference": ("inference", "http://{address}:8000"),
+    "inference": ("inference", "https://inference.metalworks.internal/delay"),
     "workstation": ("developers' machine", "users ml1, ml2"),
     "outside": ("customer's database", "postgresql://{address}:5432/flights"),
 }
@@ -257,6 +258,8 @@ def look_around() -> str:
     """What to type next."""
     config = lab_hosts.SSH_CONFIG.relative_to(ROOT)
     return (
+        "In a browser: chromium --host-resolver-rules='MAP *.metalworks.internal 198.51.100.11, "
+        "MAP metalworks.internal 198.51.100.11' https://metalworks.internal\n"
         f"Look around:  ssh -F {config} services-1\n"
         f"As developer: ssh -F {config} -t dev-1 sudo -iu ml1\n"
         "By hand:      .venv/bin/ansible-playbook -i inventory/lab site.yml --limit gpu-1\n"

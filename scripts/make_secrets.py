@@ -1,27 +1,59 @@
 """Generate the secrets a site lacks: inventory/<site>/group_vars/all/vault.yml, readable by its owner only.
 
 What stands there is kept, so running this again changes nothing. Values are never printed. The names come
-from group_vars/all/vault.example.yml; the object store's keys are one per consumer and one per developer.
+from group_vars/all/vault.example.yml; some are mappings with a value for each of certain machines and people, two are
+the internal CA.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
 
 from scripts.common import ROOT, ProblemError, capture, end
 
 EXAMPLE = ROOT / "group_vars" / "all" / "vault.example.yml"
-PER_CONSUMER = "vault_object_store_secret_keys"
-CONSUMERS = ("mlflow", "worker")
+
+
+class Keyed(NamedTuple):
+    """Whose values a mapping of secrets holds: these machines', and those of users with these roles."""
+
+    machines: frozenset[str]
+    roles: frozenset[str]
+
+
+NOBODY: frozenset[str] = frozenset()
+WRITERS = frozenset({"admin", "developer"})
+EVERYBODY = WRITERS | {"viewer"}
+WORKERS = ("worker-cpu", "worker-gpu")  # one identity per work pool
+KEYED = {
+    "vault_object_store_secret_keys": Keyed(frozenset({"mlflow", *WORKERS}), WRITERS),
+    "vault_user_passwords": Keyed(NOBODY, EVERYBODY),
+    "vault_machine_passwords": Keyed(frozenset({"inference", *WORKERS}), NOBODY),
+    "vault_inference_tokens": Keyed(frozenset(WORKERS), WRITERS),
+}
+CA_KEY, CA_CERTIFICATE = "vault_ca_private_key", "vault_ca_certificate"
+CA_YEARS = 10
 # What somebody else gives us: only a lab, whose other side is ours too, makes these.
 GIVEN = frozenset({"vault_raw_database_password"})
 HEADER = (
@@ -40,29 +72,107 @@ def new_value() -> str:
     return secrets.token_urlsafe(32)
 
 
-def complete(present: dict[str, Any], wanted: Iterable[str], people: Iterable[str]) -> dict[str, Any]:
+def new_ca_key() -> str:
+    """A fresh private key for the internal CA, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def new_ca_certificate(key_text: str) -> str:
+    """A certificate for the internal CA's key, in PEM, with which it issues those of hosts and nothing else."""
+    try:
+        key = cast(CertificateIssuerPrivateKeyTypes, load_pem_private_key(key_text.encode(), None))
+    except (ValueError, TypeError):
+        raise ProblemError(f"{CA_KEY} is no private key in PEM: correct it, or remove it for a new CA") from None
+    # The random part tells CAs of several sites, and the next one of this site, apart.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Metalworks internal CA {secrets.token_hex(4)}")])
+    now = datetime.datetime.now(datetime.UTC)
+    other = ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
+    other += ["digital_signature", "encipher_only", "decipher_only"]
+    usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, **dict.fromkeys(other, False))
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=365 * CA_YEARS))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(usage, critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def ca(present: Mapping[str, Any]) -> dict[str, str]:
+    """The internal CA's key and certificate, where they are missing; they are made for each other."""
+    if present.get(CA_CERTIFICATE):
+        if present.get(CA_KEY):
+            return {}
+        raise ProblemError(f"{CA_CERTIFICATE} stands without {CA_KEY}: give its key, or remove it for a new CA")
+    key = present.get(CA_KEY) or new_ca_key()
+    return {CA_KEY: key, CA_CERTIFICATE: new_ca_certificate(key)}
+
+
+def holders(keyed: Keyed, people: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Who has a value in a mapping of secrets: machines first, then people as they are listed."""
+    return [*sorted(keyed.machines), *(person["name"] for person in people if person.get("role") in keyed.roles)]
+
+
+def complete(present: Mapping[str, Any], wanted: Iterable[str], people: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The secrets that stand, with the missing ones added."""
-    result = dict(present)
+    result, people = dict(present), list(people)
     for name in wanted:
-        if name == PER_CONSUMER:
-            keys = dict(result.get(name) or {})
-            for consumer in (*CONSUMERS, *people):
-                keys.setdefault(consumer, new_value())
-            result[name] = keys
+        if keyed := KEYED.get(name):
+            values = dict(result.get(name) or {})
+            for holder in holders(keyed, people):
+                values[holder] = values.get(holder) or new_value()
+            result[name] = values
+        elif name in (CA_KEY, CA_CERTIFICATE):
+            result |= ca(result)
         elif not result.get(name):
             result[name] = new_value()
     return result
 
 
-def developers(inventory: Path) -> list[str]:
-    """The names of the site's developers, as Ansible reads them from the inventory."""
+def without(present: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """The secrets less those to be made anew: `all` but the CA and what somebody else gave, one, or one's `one.holder`.
+
+    A new CA makes every certificate anew and every browser distrust the platform: it has to be named.
+    """
+    ours = [name for name in present if name not in GIVEN]
+    if which == "all":
+        return {name: value for name, value in present.items() if name in (*GIVEN, CA_KEY, CA_CERTIFICATE)}
+    name, _, holder = which.partition(".")
+    if name not in ours or (holder and holder not in (present[name] if isinstance(present[name], dict) else {})):
+        raise ProblemError(f"there is no secret `{which}` of ours in the vault; it has {', '.join(ours)}")
+    if holder:
+        return {**present, name: {key: value for key, value in present[name].items() if key != holder}}
+    gone = (CA_KEY, CA_CERTIFICATE) if name in (CA_KEY, CA_CERTIFICATE) else (name,)
+    return {key: value for key, value in present.items() if key not in gone}
+
+
+def platform_users(inventory: Path) -> list[dict[str, Any]]:
+    """The site's users, as Ansible reads them from the inventory."""
     listed = json.loads(capture(["ansible-inventory", "-i", inventory, "--list"]))
     for variables in listed.get("_meta", {}).get("hostvars", {}).values():
-        people = variables.get("developers", [])
+        people = variables.get("platform_users", [])
         if not isinstance(people, list):
-            raise ProblemError(f"`developers` in {inventory} has to be a literal list for its keys to be generated")
-        return [person["name"] for person in people]
+            raise ProblemError(f"`platform_users` in {inventory} has to be a literal list for secrets to be generated")
+        for person in people:
+            if not isinstance(person, dict) or not person.get("name") or person.get("role") not in EVERYBODY:
+                who = person.get("name") if isinstance(person, dict) else person
+                roles = ", ".join(sorted(EVERYBODY))
+                raise ProblemError(f"`platform_users` in {inventory}: {who} needs a name and a role, one of {roles}")
+        return people
     raise ProblemError(f"{inventory} has no hosts: write hosts.yml first")
+
+
+class Dumper(yaml.SafeDumper):
+    """YAML in which a text of several lines, such as a key, stands as such."""
+
+
+def as_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Choose how a text is written."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+Dumper.add_representer(str, as_text)
 
 
 def read(vault: Path) -> dict[str, Any]:
@@ -85,18 +195,18 @@ def write(vault: Path, content: dict[str, Any]) -> None:
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
         handle.write(HEADER)
-        yaml.safe_dump(content, handle, sort_keys=False)
+        yaml.dump(content, handle, Dumper, sort_keys=False)
     partial.replace(vault)
 
 
-def ensure(inventory: Path, *, also_given: bool = False) -> list[str]:
-    """Write what is missing and return the names that were added."""
+def ensure(inventory: Path, *, also_given: bool = False, rotate: str = "") -> list[str]:
+    """Write what is missing, or what is to be made anew, and return the names that were added."""
     if not inventory.is_dir():
         raise ProblemError(f"{inventory} is no inventory directory; give one like inventory/lab")
     vault = inventory / "group_vars" / "all" / "vault.yml"
     present = read(vault)
     wanted = [name for name in names(EXAMPLE.read_text()) if also_given or name not in GIVEN]
-    content = complete(present, wanted, developers(inventory))
+    content = complete(without(present, rotate) if rotate else present, wanted, platform_users(inventory))
     if content == present:
         return []
     write(vault, content)
@@ -110,8 +220,9 @@ def main() -> None:
     parser.add_argument(
         "--also-given", action="store_true", help="also make those that somebody else gives (for a lab)"
     )
+    parser.add_argument("--rotate", default="", help="make anew: all, vault_x, or vault_x.HOLDER; then run site.yml")
     arguments = parser.parse_args()
-    added = ensure(arguments.inventory.resolve(), also_given=arguments.also_given)
+    added = ensure(arguments.inventory.resolve(), also_given=arguments.also_given, rotate=arguments.rotate)
     print(f"added: {', '.join(added)}" if added else "complete already")
 
 

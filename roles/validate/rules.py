@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -310,3 +312,173 @@ def two_on_one_port(host: str, wanted: Sequence[Mapping[str, Any]]) -> list[Prob
                 cure = f"Change {' or '.join(sorted({first['variable'], second['variable']}))}"
                 found.append(Problem(f"host {host}", what, cure))
     return found
+
+
+# -- Who may come in, and with what
+
+ROLES = ("admin", "developer", "viewer")
+SHORTEST = 16
+WELL_KNOWN = (
+    "password",
+    "passwort",
+    "changeme",
+    "secret",
+    "admin",
+    "metalworks",
+    "letmein",
+    "welcome",
+    "qwerty",
+    "minio",
+)
+CLASSES = ("0-9", "a-z", "A-Z", "^0-9a-zA-Z")
+LONG_OF_ONE_CLASS = 32
+
+
+def unknown_roles(users: Iterable[Any], variable: str, roles: Sequence[str] = ROLES) -> list[Problem]:
+    """Refuse users without a name, and those whose role nothing knows."""
+    found = []
+    for number, user in enumerate(users, 1):
+        entry = user if isinstance(user, Mapping) else {}
+        name, role = entry.get("name"), entry.get("role")
+        if not name:
+            cure = "Give it `name`, `role` and, for an account on developers' machines, `ssh_public_keys`"
+            found.append(Problem(f"variable `{variable}`", f"entry {number} has no name", cure))
+        elif role not in roles:
+            what = f"{name} has {'no role' if role is None else f'the role `{role}`, which nothing knows'}"
+            near = did_you_mean(str(role), roles)
+            cure = f"Did you mean `{near}`?" if near else f"Give one of {', '.join(roles)}"
+            found.append(Problem(f"variable `{variable}`", what, cure))
+    return found
+
+
+def weakness(secret: str) -> str:
+    """Return why a secret can be guessed, or nothing; the secret itself never gets into the answer."""
+    if len(secret) < SHORTEST:
+        return f"is shorter than {SHORTEST} characters"
+    rest = secret.lower()
+    for word in WELL_KNOWN:
+        rest = rest.replace(word, "")
+    if len(re.sub(r"[^a-z]", "", rest)) < SHORTEST // 2 and len(rest) < len(secret):
+        return "is made of a well-known word"
+    if len(set(secret)) < SHORTEST // 2:
+        return "repeats a few characters"
+    if len(secret) < LONG_OF_ONE_CLASS and any(re.fullmatch(f"[{one}]+", secret) for one in CLASSES):
+        return "is of one kind of character only"
+    return ""
+
+
+def weak_secrets(secrets: Mapping[str, Any], given: Iterable[str], cure: str) -> list[Problem]:
+    """Refuse secrets that somebody wrote by hand and others can guess; not those that another side gives us."""
+    found = []
+    for name in sorted(set(secrets) - set(given)):
+        held = secrets[name]
+        for holder, value in held.items() if isinstance(held, Mapping) else [("", held)]:
+            # Keys and certificates are judged by what they are; what is empty is reported as missing.
+            why = "" if not value or "-----BEGIN " in str(value) else weakness(str(value))
+            if why:
+                where = f"secret `{name}`" + (f", key `{holder}`" if holder else "")
+                found.append(Problem(where, why, f"Remove it from the vault. {cure}"))
+    return found
+
+
+# -- The team's own certificates
+
+
+def bad_own_certificate(
+    host: str, own: Mapping[str, str], names: Iterable[str], contents: Callable[[str], bytes] | None = None
+) -> list[Problem]:
+    """Refuse a certificate of the team's that the host could not serve with, or its clients would not believe.
+
+    `contents` returns what a file holds; give one that decrypts if the files may be encrypted with ansible-vault.
+    """
+    where = f"variable `own_certificates` of {host}"
+    if not own:
+        return []
+    if absent := [kind for kind in ("certificate", "key", "ca") if not own.get(kind)]:
+        return [Problem(where, f"lacks {', '.join(absent)}", "Name PEM files by absolute paths, or leave it empty")]
+    read, found = {}, []
+    for kind in ("certificate", "key", "ca"):
+        fault, read[kind] = _own_file(kind, own[kind], contents or (lambda path: Path(path).read_bytes()))
+        if fault:
+            cure = "Name a readable PEM file on the controller by its absolute path; a key without a passphrase"
+            found.append(Problem(where, f"{kind} {own[kind]} {fault}", cure))
+    if found:
+        return found
+    return [Problem(where, *fault) for fault in _own_faults(own, read["certificate"], read["key"], read["ca"], names)]
+
+
+def _own_file(kind: str, path: str, contents: Callable[[str], bytes]) -> tuple[str, Any]:
+    """Return why a file of the team's cannot be used, and what it holds."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if not Path(path).is_absolute():
+        return "is not an absolute path", None
+    try:
+        text = contents(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})", None
+    try:
+        return "", (load_pem_private_key(text, None) if kind == "key" else x509.load_pem_x509_certificates(text))
+    except (ValueError, TypeError):
+        return f"holds no {'private key in PEM without a passphrase' if kind == 'key' else 'PEM certificate'}", None
+
+
+def _own_faults(
+    own: Mapping[str, str], chain: Sequence[Any], key: Any, cas: Sequence[Any], names: Iterable[str]
+) -> list[tuple[str, str]]:
+    """Return what is wrong with readable files, each with its cure."""
+    import datetime
+
+    from cryptography import x509
+
+    first, now, found = chain[0], datetime.datetime.now(datetime.UTC), []
+    ask = "Ask the CA for a newer one and name its file"
+    if first.not_valid_after_utc < now:
+        found.append((f"{own['certificate']} expired on {first.not_valid_after_utc:%Y-%m-%d}", ask))
+    if first.not_valid_before_utc > now:
+        what = f"{own['certificate']} is not valid before {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        found.append((what, "Wait for that time, correct the controller's clock, or name another one"))
+    if first.public_key() != key.public_key():
+        what = f"{own['key']} is not the key of the first certificate in {own['certificate']}"
+        found.append((what, "Name the key it was requested with; the host's own certificate comes first in the chain"))
+    try:
+        held = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        held = []
+    patterns = [str(name.value).lower() for name in held]
+    absent = [name for name in names if not any(_covers(pattern, name.lower()) for pattern in patterns)]
+    if absent:
+        what = f"{own['certificate']} is not for {', '.join(absent)}"
+        found.append((what, f"Ask for one with these names as well as {', '.join(patterns) or 'its subject'}"))
+    if not _issued(chain, cas):
+        what = f"{own['certificate']} does not lead to a certificate in {own['ca']}"
+        found.append((what, "Append the intermediate certificates to the chain in order, or name the CA it comes from"))
+    return found
+
+
+def _covers(pattern: str, name: str) -> bool:
+    """Tell whether a name of a certificate is for this name; a star stands for one label, the first."""
+    try:
+        return str(ipaddress.ip_address(name)) == pattern
+    except ValueError:
+        pass
+    if pattern.startswith("*."):
+        return name.partition(".")[2] == pattern[2:]
+    return pattern == name
+
+
+def _issued(chain: Sequence[Any], cas: Sequence[Any]) -> bool:
+    """Tell whether each certificate was issued by the next, and the last one by, or is, a trusted one."""
+
+    def by(issuer: Any, issued: Any) -> bool:
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            issued.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
+    links = all(by(issuer, issued) for issued, issuer in itertools.pairwise(chain))
+    return links and (chain[-1] in cas or any(by(ca, chain[-1]) for ca in cas))

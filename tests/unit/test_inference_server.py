@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -278,3 +279,17 @@ def test_settings_come_from_the_environment(version_dir: Path, monkeypatch: pyte
     monkeypatch.setenv("METALWORKS_INFERENCE_MODEL_DIR", str(version_dir))
     monkeypatch.setenv("METALWORKS_INFERENCE_REQUEST_TIMEOUT", "1.5")
     assert from_environment().state.settings == Settings(service="delay", model_dir=version_dir, request_timeout=1.5)
+
+
+def test_callers_show_a_token(version_dir: Path) -> None:
+    digests = frozenset({hashlib.sha256(b"s3cret").hexdigest()})
+    settings = Settings(service="delay", model_dir=version_dir, tokens_sha256=digests)
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/ping").status_code == 200
+        for path in ("/version", "/docs", "/openapi.json", "/ping/", "/nothing"):
+            refused = client.get(path, follow_redirects=False)
+            assert refused.status_code == 401, path
+            assert refused.json()["error_code"] == "UNAUTHENTICATED"
+        for header in ("Bearer wrong", "Basic s3cret", "s3cret", "Bearer", ""):
+            assert client.get("/version", headers={"Authorization": header}).status_code == 401
+        assert client.get("/version", headers={"Authorization": "bearer s3cret"}).status_code == 200

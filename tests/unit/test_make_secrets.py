@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from scripts import make_secrets
 from scripts.common import ROOT, ProblemError
 
 HOSTS = "services: {hosts: {a: {ansible_host: 127.0.0.1}}}\n"
-VARIABLES = "developers: [{name: ada}, {name: grace}]\n"
+USERS = [{"name": "ada", "role": "admin"}, {"name": "grace", "role": "developer"}, {"name": "vera", "role": "viewer"}]
 
 
 @pytest.fixture
@@ -20,8 +23,12 @@ def inventory(tmp_path: Path) -> Path:
     directory = tmp_path / "group_vars" / "all"
     directory.mkdir(parents=True)
     (directory / "00-product").symlink_to(ROOT / "group_vars" / "all")
-    (directory / "site.yml").write_text(VARIABLES)
+    users(tmp_path, USERS)
     return tmp_path
+
+
+def users(inventory: Path, listed: object) -> None:
+    (inventory / "group_vars" / "all" / "site.yml").write_text(yaml.safe_dump({"platform_users": listed}))
 
 
 def vault(inventory: Path) -> Path:
@@ -34,7 +41,7 @@ def test_it_makes_what_is_missing_once_and_says_names_only(
     monkeypatch.setattr("sys.argv", ["make_secrets", str(inventory)])
     make_secrets.main()
     made = yaml.safe_load(vault(inventory).read_text())
-    assert set(made["vault_object_store_secret_keys"]) == {"mlflow", "worker", "ada", "grace"}
+    assert set(made) == set(make_secrets.names(make_secrets.EXAMPLE.read_text())) - make_secrets.GIVEN
     assert vault(inventory).stat().st_mode & 0o777 == 0o600
     said = capsys.readouterr().out
     assert "vault_object_store_root_password" in said
@@ -49,17 +56,105 @@ def values(made: dict[str, object]) -> list[str]:
     return [value for value in made.values() if isinstance(value, str)] + [v for each in nested for v in each.values()]
 
 
-def test_a_new_developer_gets_a_key_and_the_others_keep_theirs(inventory: Path) -> None:
+def test_each_mapping_holds_its_machines_and_the_people_whose_role_asks_for_it(inventory: Path) -> None:
+    make_secrets.ensure(inventory)
+    made = yaml.safe_load(vault(inventory).read_text())
+    for name, people in {
+        "vault_user_passwords": {"ada", "grace", "vera"},
+        "vault_object_store_secret_keys": {"ada", "grace"},
+        "vault_inference_tokens": {"ada", "grace"},
+        "vault_machine_passwords": set(),
+    }.items():
+        assert set(made[name]) == people | make_secrets.KEYED[name].machines
+        assert len(set(made[name].values())) == len(made[name])
+
+
+def test_every_mapping_is_in_the_example() -> None:
+    assert set(make_secrets.KEYED) <= set(make_secrets.names(make_secrets.EXAMPLE.read_text()))
+
+
+def test_a_new_user_gets_secrets_and_the_others_keep_theirs(inventory: Path) -> None:
     make_secrets.ensure(inventory)
     before = yaml.safe_load(vault(inventory).read_text())
-    (inventory / "group_vars" / "all" / "site.yml").write_text(
-        "developers: [{name: ada}, {name: grace}, {name: mary}]\n"
-    )
-    assert make_secrets.ensure(inventory) == ["vault_object_store_secret_keys"]
+    users(inventory, [*USERS[:2], {"name": "mary", "role": "developer"}])
+    gained = {"vault_inference_tokens", "vault_object_store_secret_keys", "vault_user_passwords"}
+    assert set(make_secrets.ensure(inventory)) == gained
     after = yaml.safe_load(vault(inventory).read_text())
-    assert set(after["vault_object_store_secret_keys"]) - set(before["vault_object_store_secret_keys"]) == {"mary"}
-    del after["vault_object_store_secret_keys"]["mary"]
+    for name in gained:
+        assert set(after[name]) - set(before[name]) == {"mary"}
+        del after[name]["mary"]
+    # What a user had who is gone stays here too: the platform reads only what its list names.
     assert after == before
+
+
+@pytest.mark.parametrize("user", [{"name": "ada"}, {"name": "ada", "role": "root"}, {"role": "admin"}, "ada"])
+def test_a_user_without_a_known_role_is_refused(inventory: Path, user: object) -> None:
+    users(inventory, [user])
+    with pytest.raises(ProblemError, match="one of admin, developer, viewer"):
+        make_secrets.ensure(inventory)
+
+
+def test_users_have_to_be_a_list(inventory: Path) -> None:
+    users(inventory, "{{ others }}")
+    with pytest.raises(ProblemError, match="has to be a literal list"):
+        make_secrets.ensure(inventory)
+
+
+# -- The internal CA
+
+
+def ca(made: dict[str, str]) -> tuple[Any, x509.Certificate]:
+    key = load_pem_private_key(made[make_secrets.CA_KEY].encode(), None)
+    return key, x509.load_pem_x509_certificate(made[make_secrets.CA_CERTIFICATE].encode())
+
+
+def test_the_ca_may_issue_hosts_certificates_and_nothing_else() -> None:
+    key, certificate = ca(make_secrets.ca({}))
+    assert certificate.public_key() == key.public_key()
+    assert key.curve.name == "secp256r1"
+    certificate.verify_directly_issued_by(certificate)
+    assert certificate.subject.rfc4514_string().startswith("CN=Metalworks internal CA ")
+    assert certificate.subject != ca(make_secrets.ca({}))[1].subject
+    extensions = {extension.oid: extension for extension in certificate.extensions}
+    constraints = extensions[x509.BasicConstraints.oid]
+    assert constraints.critical
+    assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+    usage = extensions[x509.KeyUsage.oid]
+    assert usage.critical
+    assert usage.value.key_cert_sign
+    assert not usage.value.digital_signature
+    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 365 * make_secrets.CA_YEARS
+
+
+def test_a_ca_that_stands_is_kept_and_a_key_gets_the_certificate_it_lacks() -> None:
+    made = make_secrets.ca({})
+    assert make_secrets.ca(made) == {}
+    again = make_secrets.ca({make_secrets.CA_KEY: made[make_secrets.CA_KEY]})
+    assert again[make_secrets.CA_KEY] == made[make_secrets.CA_KEY]
+    key, certificate = ca(again)
+    assert certificate.public_key() == key.public_key()
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        ({make_secrets.CA_CERTIFICATE: "x"}, "vault_ca_certificate stands without vault_ca_private_key"),
+        ({make_secrets.CA_KEY: "se"}, "vault_ca_private_key is no private key in PEM"),
+    ],
+)
+def test_half_a_ca_is_told(present: dict[str, str], message: str) -> None:
+    with pytest.raises(ProblemError, match=message) as told:
+        make_secrets.ca(present)
+    assert "for a new CA" in str(told.value)
+
+
+def test_a_text_of_several_lines_is_written_as_one_reads_it(inventory: Path) -> None:
+    make_secrets.ensure(inventory)
+    text = vault(inventory).read_text()
+    assert "vault_ca_certificate: |\n  -----BEGIN CERTIFICATE-----\n" in text
+
+
+# -- The file
 
 
 def test_what_others_give_is_made_only_for_a_lab(inventory: Path) -> None:
@@ -88,3 +183,29 @@ def test_secrets_are_long_and_need_no_quoting() -> None:
 def test_an_inventory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match="no inventory directory"):
         make_secrets.ensure(tmp_path / "nowhere")
+
+
+def test_all_secrets_are_made_anew_but_the_ca_and_what_was_given() -> None:
+    people = [{"name": "ada", "role": "developer"}]
+    wanted = make_secrets.names(make_secrets.EXAMPLE.read_text())
+    before = make_secrets.complete({}, wanted, people)
+    after = make_secrets.complete(make_secrets.without(before, "all"), wanted, people)
+    same = {"vault_ca_private_key", "vault_ca_certificate", "vault_raw_database_password"}
+    assert {name for name in before if before[name] == after[name]} == same
+
+
+def test_one_secret_is_made_anew() -> None:
+    people = [{"name": "ada", "role": "developer"}]
+    wanted = make_secrets.names(make_secrets.EXAMPLE.read_text())
+    before = make_secrets.complete({}, wanted, people)
+    after = make_secrets.complete(make_secrets.without(before, "vault_user_passwords.ada"), wanted, people)
+    assert {name for name in before if before[name] != after[name]} == {"vault_user_passwords"}
+    ca = make_secrets.complete(make_secrets.without(before, "vault_ca_certificate"), wanted, people)
+    assert ca["vault_ca_private_key"] != before["vault_ca_private_key"]
+
+
+@pytest.mark.parametrize("which", ["vault_x", "vault_user_passwords.eve", "vault_raw_database_password"])
+def test_what_is_not_ours_is_not_made_anew(which: str) -> None:
+    present = {"vault_user_passwords": {"ada": "x"}, "vault_raw_database_password": "x"}
+    with pytest.raises(ProblemError, match="there is no secret"):
+        make_secrets.without(present, which)

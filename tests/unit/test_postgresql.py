@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts import make_secrets
 from tests.unit.repository import load
 
 state = load("roles/postgresql/library/postgresql_state.py")
@@ -119,3 +124,55 @@ def test_names_are_quoted() -> None:
 def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> None:
     assert message in state.wrong(wanted)
     assert state.wrong(WANTED) == ""
+
+
+# -- TLS
+
+
+@pytest.mark.parametrize(
+    ("listens", "address"),
+    [
+        ("*", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "::1"),
+        ("localhost", "localhost"),
+        ("10.1.2.3, 127.0.0.1", "10.1.2.3"),
+        ("", ""),
+    ],
+)
+def test_the_server_is_asked_where_it_listens(listens: str, address: str) -> None:
+    assert state.address(listens) == address
+
+
+def answer(reply: bytes, context: ssl.SSLContext | None = None) -> tuple[int, threading.Thread]:
+    """A server that answers the first client's wish for TLS; return its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as client:
+            assert client.recv(8) == b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+            client.sendall(reply)
+            if context:
+                with context.wrap_socket(client, server_side=True) as secured:
+                    secured.recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return listener.getsockname()[1], thread
+
+
+def test_the_certificate_that_a_server_shows_is_read(tmp_path: Path) -> None:
+    made = make_secrets.ca({})
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / make_secrets.CA_CERTIFICATE, tmp_path / make_secrets.CA_KEY)
+    port, thread = answer(b"S", context)
+    assert state.shown("127.0.0.1", port) == ssl.PEM_cert_to_DER_cert(made[make_secrets.CA_CERTIFICATE])
+    thread.join()
+
+
+def test_a_server_without_tls_shows_none() -> None:
+    port, thread = answer(b"N")
+    assert state.shown("127.0.0.1", port) == b""
+    thread.join()

@@ -231,15 +231,16 @@ def test_active_unit_that_does_not_answer_fails(service: str) -> None:
     sick = module.look_at({"unit": "active.service", "url": f"{service}/sick"})[0]
     assert not sick["ok"]
     assert "answers 503" in sick["detail"]
-    assert "does not answer" in module.answer("http://127.0.0.1:9/")
+    assert "does not answer" in module.answer("http://127.0.0.1:9/", "")
+    assert "does not answer" in module.answer("http://localhost/", "/nowhere/api.sock")
 
 
 def test_requests_keep_the_reason(service: str) -> None:
-    assert client.request(f"{service}/good") == {"a": 1}
+    assert client.request(f"{service}/good", authorization="Bearer x") == {"a": 1}
     with pytest.raises(OSError, match="database is gone"):
-        client.request(f"{service}/sick")
+        client.request(f"{service}/sick", authorization="Bearer x")
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9"):
-        client.request("http://127.0.0.1:9/")
+        client.request("http://127.0.0.1:9/", authorization="Bearer x")
 
 
 def test_waiting_ends() -> None:

@@ -23,6 +23,7 @@ from ansible.utils.collection_loader import AnsibleCollectionConfig
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
+from scripts import make_secrets
 from tests.unit.repository import ROOT, read_yaml
 
 TEMPLATES = sorted(ROOT.glob("roles/*/templates/**/*.j2"))
@@ -75,10 +76,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, Inventor
     shutil.copytree(ROOT / "inventory/lab", place, symlinks=True, ignore=ignore)
     (root / "inventory/example").symlink_to(ROOT / "inventory/example")
     (root / "group_vars").symlink_to(ROOT / "group_vars")
-    example = (ROOT / "group_vars/all/vault.example.yml").read_text()
-    secrets: dict[str, Any] = {name: f"s3cret-{name}" for name in re.findall(r"^#\s*(vault_\w+):", example, re.M)}
-    people = [person["name"] for person in read_yaml(place / "group_vars/all/site.yml")["developers"]]
-    secrets["vault_object_store_secret_keys"] = {name: f"key-{name}" for name in ["mlflow", "worker", *people]}
+    wanted = make_secrets.names((ROOT / "group_vars/all/vault.example.yml").read_text())
+    secrets = make_secrets.complete({}, wanted, read_yaml(place / "group_vars/all/site.yml")["platform_users"])
     (place / "group_vars/all/vault.yml").write_text(yaml.safe_dump(secrets))
     loader = DataLoader()
     loader.set_basedir(str(place))  # as for an imported playbook: nothing stands beside it
@@ -169,7 +168,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "json": json.loads,
     "pip.conf": is_ini,
     "pg_hba.conf": is_hba,
-    "metalworks.conf": is_settings,
+    "postgresql/metalworks.conf": is_settings,
 }
 
 
@@ -182,7 +181,8 @@ def test_template_renders(path: Path, site: tuple[DataLoader, InventoryManager, 
     assert "Undefined" not in text
     assert not re.search(r"[=: ]None$", text, re.M)
     name = path.name.removesuffix(".j2")
-    reader = READERS.get(name) or READERS.get(name.rpartition(".")[2])
+    role = path.relative_to(ROOT / "roles").parts[0]
+    reader = READERS.get(name) or READERS.get(f"{role}/{name}") or READERS.get(name.rpartition(".")[2])
     if reader:
         reader(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import socket
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from scripts import make_secrets
 from tests.unit.repository import load
 
 rules = load("roles/validate/rules.py")
+certificates = load("roles/certificates/action_plugins/certificates_host.py")
 probe = load("roles/validate/library/validate_host.py")
 
 GROUPS = {
@@ -374,3 +377,155 @@ def test_port_of_a_hidden_process_is_told_without_a_holder(tmp_path: Path) -> No
 def test_disk_of_a_path_that_is_yet_to_be_made(tmp_path: Path) -> None:
     there = os.statvfs(tmp_path)
     assert probe.disk(str(tmp_path / "not/yet"))["size_mb"] == there.f_blocks * there.f_frsize >> 20
+
+
+# -- Who may come in, and with what
+
+
+def test_users_with_known_roles_pass() -> None:
+    users = [{"name": role, "role": role} for role in rules.ROLES]
+    assert rules.unknown_roles(users, "platform_users") == []
+
+
+@pytest.mark.parametrize(
+    ("user", "what", "cure"),
+    [
+        ({"name": "ada", "role": "developper"}, "ada has the role `developper`", "Did you mean `developer`?"),
+        ({"name": "ada", "role": "root"}, "ada has the role `root`", "one of admin, developer, viewer"),
+        ({"name": "ada"}, "ada has no role", "one of admin, developer, viewer"),
+        ({"role": "admin"}, "entry 1 has no name", "Give it `name`"),
+        ("ada", "entry 1 has no name", "Give it `name`"),
+    ],
+)
+def test_users_whose_role_nothing_knows(user: Any, what: str, cure: str) -> None:
+    problem = the_only(rules.unknown_roles([user], "platform_users"))
+    assert problem.where == "variable `platform_users`"
+    assert what in problem.what
+    assert cure in problem.cure
+
+
+@pytest.mark.parametrize(
+    ("secret", "why"),
+    [
+        ("Tr0ub4dor&3", "shorter than 16"),
+        ("changemechangeme", "well-known"),
+        ("Password-123456789", "well-known"),
+        ("metalworks-admin-2026", "well-known"),
+        ("aaaaaaaaaaaaaaaaaaaa", "repeats"),
+        ("ab1ab1ab1ab1ab1ab1", "repeats"),
+        ("8164302957183046", "one kind"),
+        ("correcthorsebatterystaple", "one kind"),
+    ],
+)
+def test_weak_secrets(secret: str, why: str) -> None:
+    for secrets in ({"vault_a": secret}, {"vault_a": {"ada": secret}}):
+        problem = the_only(rules.weak_secrets(secrets, [], "Run `make secrets`"))
+        assert "`vault_a`" in problem.where
+        assert why in problem.what
+        assert "make secrets" in problem.cure
+        assert secret not in str(problem)
+
+
+def test_what_is_generated_or_none_of_ours_is_strong_enough() -> None:
+    generated = [make_secrets.new_value() for _ in range(500)]
+    key = make_secrets.ca({})["vault_ca_private_key"]
+    given = {"vault_raw_database_password": "short", "vault_ca_private_key": key, "vault_empty": "", "vault_none": {}}
+    secrets = {"vault_a": dict(enumerate(generated)), "vault_hex": "0f3c9a7be1d24568", **given}
+    assert rules.weak_secrets(secrets, ["vault_raw_database_password"], "Run it") == []
+
+
+# -- The team's own certificates
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """Return the files of a certificate for `s1` and more names, from a CA that `make secrets` made."""
+    secrets = make_secrets.ca({})
+    ca, ca_key = certificates.certificate(secrets["vault_ca_certificate"], ""), secrets["vault_ca_private_key"]
+    key = make_secrets.new_ca_key()
+    signer = certificates.private_key(ca_key, "")
+    host = certificates.issue(request(key), ca, signer, ["s1", "*.lab.test", "10.1.2.3", "fd00::7"], 90)
+    texts = {"certificate": host, "key": key, "ca": secrets["vault_ca_certificate"], "ca_key": ca_key}
+    for kind, text in texts.items():
+        (tmp_path / kind).write_text(text)
+    return {kind: str(tmp_path / kind) for kind in ("certificate", "key", "ca")}
+
+
+def request(key: str) -> str:
+    """Return a signed request for a certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(certificates.private_key(key, ""), hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+NAMES = ["s1", "mlflow.lab.test", "10.1.2.3", "fd00:0::7"]
+
+
+def test_own_certificate_that_fits_passes(own: dict[str, str]) -> None:
+    assert rules.bad_own_certificate("s1", own, NAMES) == []
+    assert rules.bad_own_certificate("s1", {}, NAMES) == []
+
+
+def reissue(own: dict[str, str], valid_days: int = 90, **moved: Any) -> None:
+    """Replace the certificate by one that a clock set to another time would issue."""
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(**moved)
+    directory = Path(own["ca"]).parent
+    ca = certificates.certificate(Path(own["ca"]).read_text(), "")
+    signer = certificates.private_key((directory / "ca_key").read_text(), "")
+    text = certificates.issue(request(Path(own["key"]).read_text()), ca, signer, ["s1"], valid_days, now)
+    Path(own["certificate"]).write_text(text)
+
+
+def test_own_certificate_not_yet_valid(own: dict[str, str]) -> None:
+    reissue(own, days=3)
+    assert "is not valid before" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
+
+
+def test_own_certificate_expired(own: dict[str, str]) -> None:
+    # The CA is an hour old: within that, the host's certificate has come and gone.
+    reissue(own, valid_days=0, minutes=-10)
+    problem = the_only(rules.bad_own_certificate("s1", own, ["s1"]))
+    assert "expired on" in problem.what
+    assert "newer" in problem.cure
+
+
+@pytest.mark.parametrize("name", ["s2", "a.b.lab.test", "10.1.2.4", "lab.test"])
+def test_own_certificate_for_other_names(own: dict[str, str], name: str) -> None:
+    problem = the_only(rules.bad_own_certificate("s1", own, ["s1", name]))
+    assert f"is not for {name}" in problem.what
+    assert "*.lab.test" in problem.cure
+
+
+def test_own_key_that_does_not_fit(own: dict[str, str]) -> None:
+    Path(own["key"]).write_text(make_secrets.new_ca_key())
+    problem = the_only(rules.bad_own_certificate("s1", own, ["s1"]))
+    assert "is not the key" in problem.what
+    assert problem.where == "variable `own_certificates` of s1"
+
+
+def test_own_certificate_of_another_ca(own: dict[str, str]) -> None:
+    Path(own["ca"]).write_text(make_secrets.ca({})["vault_ca_certificate"])
+    assert "does not lead to" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
+
+
+def test_own_chain_that_ends_with_the_ca_passes(own: dict[str, str]) -> None:
+    with Path(own["certificate"]).open("a") as chain:
+        chain.write(Path(own["ca"]).read_text())
+    assert rules.bad_own_certificate("s1", own, ["s1"]) == []
+
+
+@pytest.mark.parametrize("kind", ["certificate", "key", "ca"])
+def test_own_files_that_cannot_be_used(own: dict[str, str], kind: str) -> None:
+    for path, what in (("/nowhere", "cannot be read"), ("relative", "is not an absolute path"), ("", f"lacks {kind}")):
+        assert what in the_only(rules.bad_own_certificate("s1", own | {kind: path}, ["s1"])).what
+    Path(own[kind]).write_text("damaged")
+    assert f"{kind} {own[kind]} holds no" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
+
+
+def test_own_files_may_be_encrypted(own: dict[str, str]) -> None:
+    plain = {path: Path(path).read_bytes() for path in own.values()}
+    Path(own["key"]).write_text("$ANSIBLE_VAULT;1.1;AES256\n")
+    assert rules.bad_own_certificate("s1", own, NAMES, contents=plain.__getitem__) == []

@@ -32,8 +32,16 @@ MISTAKES = {
     "ansible_connection": "local",
     "ansible_become": False,
     "ansible_python_interpreter": sys.executable,
-    "developers": [{"name": "ada"}, {"name": "ada"}, {"name": "eve"}],
+    "platform_users": [
+        {"name": "ada", "role": "developer"},
+        {"name": "ada", "role": "developer"},
+        {"name": "eve", "role": "admin"},
+        {"name": "bob", "role": "boss"},
+    ],
     "extra_ca_certificates": ["/nowhere/ca.pem"],
+    "own_certificates": {
+        "services-1": {"certificate": "/nowhere/c.pem", "key": "/nowhere/key.pem", "ca": "/nowhere/ca.pem"}
+    },
     "mlflow_prot": 8080,
     "aptmirror": "https://mirror.example.org",
     "prefect_server_work_pools": "{{ no_such_variable }}",
@@ -43,7 +51,7 @@ SECRETS = {
     "vault_postgresql_mlflow_password": "x",
     "vault_postgresql_mlflow_auth_password": "",
     "vault_object_store_root_password": "x",
-    "vault_object_store_secret_keys": {"mlflow": "x", "worker": "x", "ada": "x"},
+    "vault_object_store_secret_keys": {"mlflow": "x", "worker-gpu": "x", "ada": "x"},
 }
 TOLD = [
     "host gpu-9: is only in `gpus`",
@@ -57,6 +65,9 @@ TOLD = [
     "secret `vault_object_store_secret_keys`: has no key for `eve`",
     "variable `extra_ca_certificates`: /nowhere/ca.pem cannot be read",
     "has ada twice",
+    "variable `platform_users`: bob has the role `boss`, which nothing knows",
+    "secret `vault_object_store_root_password`: is shorter than 16 characters",
+    "variable `own_certificates` of services-1: key /nowhere/key.pem cannot be read",
     "cannot be computed ('no_such_variable' is undefined)",
     "host services-1: has",
     "host cpu-1: cannot be reached at 127.0.0.1",
@@ -103,4 +114,4 @@ def test_site_without_hosts_is_told_so(tmp_path: Path) -> None:
     """No play would match a host, and Ansible alone would call that a success."""
     status, words = validate(tmp_path / "ours", {name: {"hosts": {}} for name in HOSTS}, {})
     assert status != 0
-    assert "groups `postgresql`, `object_store`, `mlflow`, `prefect_server`: without a host" in words
+    assert "groups `postgresql`, `object_store`, `mlflow`, `prefect_server`, `gateway`: without a host" in words

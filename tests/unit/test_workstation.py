@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,23 +18,38 @@ DATABASE = {"host": "db", "port": "5432", "name": "raw", "user": "reader", "pass
 LINE = r"db:5432:raw:reader:a\:b\\c" + "\n"
 
 
+def aws(text: str) -> str:
+    key = {"aws_access_key_id": "ada", "aws_secret_access_key": "s3cret"}
+    return str(developers.ini(text, ".aws/credentials", "default", key))
+
+
 def test_other_profiles_and_settings_stay() -> None:
     text = "[mine]\naws_access_key_id = x\n[default]\nregion = there\naws_access_key_id = old\n"
-    merged = developers.aws_credentials(text, "ada", "s3cret")
+    merged = aws(text)
     assert "[mine]\naws_access_key_id = x\n" in merged
     assert "[default]\nregion = there\naws_access_key_id = ada\naws_secret_access_key = s3cret\n" in merged
-    assert developers.aws_credentials(merged, "ada", "s3cret") == merged
+    assert aws(merged) == merged
 
 
 def test_a_file_that_says_the_same_is_left_as_it_is() -> None:
     text = "# by hand\n[default]\naws_secret_access_key=s3cret\naws_access_key_id=ada"
-    assert developers.aws_credentials(text, "ada", "s3cret") == text
+    assert aws(text) == text
 
 
 def test_a_file_that_is_no_ini_is_not_quoted() -> None:
     with pytest.raises(ValueError, match=r"~/\.aws/credentials is no INI file") as refused:
-        developers.aws_credentials("s3cret of mine\n", "ada", "s3cret")
+        aws("s3cret of mine\n")
     assert "of mine" not in str(refused.value)
+
+
+def test_a_persons_prefect_profiles_stay() -> None:
+    text = 'active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "DEBUG"\n[profiles.other]\n'
+    merged = developers.prefect_profiles(text, {"PREFECT_API_AUTH_STRING": "ada:new"})
+    assert tomllib.loads(merged) == {
+        "active": "mine",
+        "profiles": {"mine": {"PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_API_AUTH_STRING": "ada:new"}, "other": {}},
+    }
+    assert developers.prefect_profiles(merged, {"PREFECT_API_AUTH_STRING": "ada:new"}) == merged
 
 
 @pytest.mark.parametrize(
@@ -52,14 +68,19 @@ def test_the_database_stands_in_pgpass_once(text: str, wanted: str) -> None:
 def test_a_home_is_furnished_once(tmp_path: Path) -> None:
     me = pwd.getpwuid(os.getuid())
     person = pwd.struct_passwd((me.pw_name, "x", me.pw_uid, me.pw_gid, "", str(tmp_path), "/bin/bash"))
-    wants = {"access_key": "ada", "secret_key": "s3cret", "ssh_public_keys": ["ssh-ed25519 AAAA ada "]}
-    paths = [f"{tmp_path}/{name}" for name in (".aws/credentials", ".pgpass", ".ssh/authorized_keys")]
+    wants = {"name": "ada", "password": "pass", "access_key": "ada", "secret_key": "s3cret", "inference_token": "t0ken"}
+    wants |= {"ssh_public_keys": ["ssh-ed25519 AAAA ada "]}
+    names = (".aws/credentials", ".mlflow/credentials", ".prefect/profiles.toml", ".config/metalworks/inference_token")
+    paths = [f"{tmp_path}/{name}" for name in (*names, ".pgpass", ".ssh/authorized_keys")]
     assert developers.furnish(person, wants, DATABASE, dry=True) == paths
     assert list(tmp_path.iterdir()) == []
     assert developers.furnish(person, wants, DATABASE, dry=False) == paths
     assert {Path(path).stat().st_mode & 0o777 for path in paths} == {0o600}
     assert (tmp_path / ".ssh").stat().st_mode & 0o777 == 0o700
-    assert Path(paths[2]).read_text() == "ssh-ed25519 AAAA ada\n"
+    assert Path(paths[5]).read_text() == "ssh-ed25519 AAAA ada\n"
+    assert "mlflow_tracking_password = pass" in Path(paths[1]).read_text()
+    profiles = tomllib.loads(Path(paths[2]).read_text())["profiles"]
+    assert profiles == {"metalworks": {"PREFECT_API_AUTH_STRING": "ada:pass"}}
     assert developers.furnish(person, wants, DATABASE, dry=False) == []
     Path(paths[1]).chmod(0o644)
     assert developers.furnish(person, wants | {"ssh_public_keys": None}, DATABASE, dry=False) == [paths[1]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,11 +18,18 @@ def ask(url: str, rows: pd.DataFrame) -> list[float]:
     request = urllib.request.Request(
         f"{url.rstrip('/')}/invocations",
         data=json.dumps(payload(rows)).encode(),
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **who()},
     )
     with urllib.request.urlopen(request, timeout=60) as response:
         answer: list[float] = json.load(response)["predictions"]
     return answer
+
+
+def who() -> dict[str, str]:
+    """Header that says who asks: a worker's token is in its environment, a person's in a file of the home."""
+    file = Path.home() / ".config/metalworks/inference_token"
+    token = os.environ.get("METALWORKS_INFERENCE_TOKEN") or (file.read_text().strip() if file.exists() else "")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def payload(rows: pd.DataFrame) -> dict[str, Any]:
@@ -32,7 +41,8 @@ def payload(rows: pd.DataFrame) -> dict[str, Any]:
 def served(url: str) -> int | None:
     """The version that answers there; None: nothing answers."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/version", timeout=10) as response:
+        request = urllib.request.Request(f"{url.rstrip('/')}/version", headers=who())
+        with urllib.request.urlopen(request, timeout=10) as response:
             return int(json.load(response)["version"])
     except urllib.error.URLError:
         return None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-SCENARIO = Path(__file__).resolve().parent.parent
+TRUSTED = "/etc/metalworks/tls/ca.crt"
+PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 KEEPER = {"name": "shop", "owner": "keeper", "password": "keeper's password"}
 READER = {"name": "library", "owner": "reader", "password": "reader-password"}
 drifts = pytest.mark.drifts
 
 
-def ask(host, user: str, password: str, database: str, sql: str = "select 1"):
+def ask(host, user: str, password: str, database: str, sql: str = "select 1", at: str = "127.0.0.1", **tls: str):
     """Run SQL over TCP, as a service would."""
-    command = "PGPASSWORD=%s psql --no-align --tuples-only --host 127.0.0.1 --username %s --dbname %s --command %s"
-    return host.run(command, password, user, database, sql)
+    target = {"host": at, "user": user, "dbname": database, "sslmode": "verify-full", "sslrootcert": TRUSTED}
+    conninfo = " ".join(f"{name}={value}" for name, value in (target | tls).items())
+    command = "PGPASSWORD=%s psql --no-align --tuples-only --command %s %s"
+    return host.run(command, password, sql, conninfo)
 
 
 def admin(host, sql: str) -> str:
@@ -60,6 +64,73 @@ def test_cluster_is_as_the_role_wants_it(host):
     memory = int(host.check_output("awk '/MemTotal/ {print $2}' /proc/meminfo")) // 1024
     buffers = int(admin(host, "select setting::bigint * 8 / 1024 from pg_settings where name = 'shared_buffers'"))
     assert 0.9 * memory / 8 < buffers < 1.1 * memory / 8, "a quarter of half the memory"
+
+
+def library(host, **tls: str):
+    return ask(host, "reader", "reader-password", "library", **tls)
+
+
+def test_the_server_proves_itself_and_speaks_nothing_but_tls(host):
+    sql = "select ssl, version, cipher from pg_stat_ssl where pid = pg_backend_pid()"
+    assert ask(host, "reader", "reader-password", "library", sql).stdout.strip() == "t|TLSv1.3|TLS_AES_256_GCM_SHA384"
+    assert library(host, ssl_max_protocol_version="TLSv1.2").rc == 0
+    assert 'does not match host name "localhost"' in library(host, at="localhost").stderr
+    refused = library(host, sslmode="disable")
+    assert refused.rc != 0
+    assert "no pg_hba.conf entry for host" in refused.stderr
+    assert "no encryption" in refused.stderr
+    too_old = library(host, ssl_min_protocol_version="TLSv1", ssl_max_protocol_version="TLSv1.1")
+    assert too_old.rc != 0
+
+
+def test_a_client_that_trusts_another_ca_refuses_the_server(host):
+    host.check_output("printf '%%s' %s > /tmp/other.crt", (PLACE / "other.crt").read_text())
+    refused = library(host, sslrootcert="/tmp/other.crt")
+    assert refused.rc != 0
+    assert "certificate verify failed" in refused.stderr
+
+
+@drifts
+def test_a_new_certificate_is_shown_without_a_restart(host, converged, play):
+    result = play(ca="other")
+    assert result.returncode == 0, result.stdout
+    assert library(host).rc == 0
+    assert started(host) == converged
+
+
+def test_a_reload_owed_by_a_killed_play_is_made_up_for(host, converged, play):
+    # What a play leaves that was killed after it renewed the certificate: the server still shows the old one.
+    tls = "/etc/metalworks/tls"
+    host.check_output(f"mkdir /tmp/old; cp -a {tls}/* /tmp/old")
+    result = play(ca="other")
+    assert result.returncode == 0, result.stdout
+    host.check_output(f"cp -a {tls} /tmp/new; cp -a /tmp/old/* {tls}")
+    host.check_output("runuser -u postgres -- psql --command 'select pg_reload_conf()'")
+    host.check_output(f"cp -a /tmp/new/* {tls}; rm -r /tmp/new /tmp/old")
+    assert library(host).rc != 0
+    result = play(ca="other")
+    assert result.returncode == 0, result.stdout
+    assert library(host).rc == 0
+    assert started(host) == converged
+    result = play()
+    assert result.returncode == 0, result.stdout
+
+
+@drifts
+def test_a_server_that_may_not_read_the_key_is_put_right(host, converged, play):
+    host.check_output("gpasswd --delete postgres metalworks-tls; systemctl stop postgresql@15-main")
+    result = play()
+    assert result.returncode == 0, result.stdout
+    assert library(host).rc == 0
+
+
+def test_a_certificate_that_the_key_does_not_fit_is_refused_while_the_server_serves(host, converged, play):
+    host.check_output(f"cp {TRUSTED} /etc/wrong.crt")
+    result = play(certificate="/etc/wrong.crt")
+    assert result.returncode != 0
+    assert "the server keeps the certificate it has" in result.stdout
+    assert started(host) == converged
+    assert library(host).rc == 0
 
 
 @drifts

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import base64
+import grp
 import hashlib
 import hmac
 import json
 import os
 import re
 import shutil
+import socket
+import ssl
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ description:
   - Writes the settings and the rules for clients, if the server accepts them; otherwise the old ones stay.
   - Starts the cluster, makes it load files that are newer than what it loaded, and restarts it when the server
     itself says that a setting waits for that.
+  - Asks the server for the certificate that it shows to clients, and makes it load the one that stands in its place.
   - Makes databases and their owners; an owner reaches its own databases only. Databases are never removed.
   - Talks to the server as C(postgres) over the local socket with C(psql). Passwords travel as SCRAM verifiers, on
     standard input.
@@ -31,6 +36,14 @@ options:
   cluster: {type: str, default: main, description: Name of the cluster.}
   settings: {type: str, required: true, description: Content of a file in the cluster's C(conf.d).}
   hba: {type: str, required: true, description: Content of the cluster's C(pg_hba.conf).}
+  tls:
+    type: dict
+    required: true
+    description: Certificate that the server shows.
+    suboptions:
+      certificate: {type: path, required: true, description: Chain in PEM, the server's own first.}
+      key: {type: path, required: true, description: Its private key.}
+      group: {type: str, required: true, description: Group that reads the key.}
   databases:
     type: list
     elements: dict
@@ -47,12 +60,16 @@ actions: {type: list, returned: always, description: What was (in check mode wou
 """
 
 RELOAD_SECONDS = 10
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+"""What a client sends that wants TLS; the server answers with S or N."""
 ITERATIONS = 4096
 """Rounds of SCRAM-SHA-256, the server's own default."""
 
 # Everything decisions rest on, in one answer.
 STATE = """
 select json_build_object(
+  'listens', current_setting('listen_addresses'),
+  'port', current_setting('port')::int,
   'loaded', extract(epoch from pg_conf_load_time()),
   'pending', coalesce((select json_agg(name order by name) from pg_settings where pending_restart), '[]'),
   'errors', coalesce((select json_agg(format('%s line %s: %s', f.sourcefile, f.sourceline, error))
@@ -122,6 +139,24 @@ def statements(state: dict[str, Any], databases: list[dict[str, str]]) -> list[t
     return todo
 
 
+def address(listens: str) -> str:
+    """Return an address at which a server that listens so answers on its own host; empty if at none."""
+    first = listens.split(",")[0].strip()
+    return {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104 - compared
+
+
+def shown(host: str, port: int) -> bytes:
+    """Return the certificate that the server shows to clients; nothing if it speaks no TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is only compared
+    with socket.create_connection((host, port), timeout=10) as plain:
+        plain.sendall(SSL_REQUEST)
+        if plain.recv(1) != b"S":
+            return b""
+        with context.wrap_socket(plain) as client:
+            return client.getpeercert(binary_form=True) or b""
+
+
 class Cluster:
     """One cluster and the module that acts on it."""
 
@@ -129,6 +164,7 @@ class Cluster:
         """Read which cluster is meant."""
         self.module, self.wants = module, module.params
         self.actions, self.diff = list[str](), list[dict[str, str]]()
+        self.group: grp.struct_group | None = None
         version, cluster = self.wants["version"], self.wants["cluster"]
         self.unit = f"postgresql@{version}-{cluster}.service"
         self.log = Path(f"/var/log/postgresql/postgresql-{version}-{cluster}.log")
@@ -195,12 +231,49 @@ class Cluster:
         draft.replace(path)
         return old
 
+    def read_key(self) -> None:
+        """Let the server's user read the key; a pair that the server would refuse never gets near it."""
+        tls = self.wants["tls"]
+        if not Path(tls["certificate"]).exists() and self.module.check_mode:
+            return  # only on a clean host that is checked
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls["certificate"], tls["key"])
+            self.group = group = grp.getgrnam(tls["group"])
+        except (OSError, KeyError) as error:  # one of OpenSSL's is an OSError
+            self.fail(f"the server keeps the certificate it has: {tls['certificate']}, {tls['key']}: {error}")
+        if "postgres" not in group.gr_mem and self.act(f"make postgres a member of {tls['group']}"):
+            self.module.run_command(["usermod", "--append", "--groups", tls["group"], "postgres"], check_rc=True)
+        if not self.module.check_mode:
+            code, _, err = self.module.run_command(["runuser", "-u", "postgres", "--", "test", "-r", tls["key"]])
+            if code:
+                self.fail(f"the server keeps the certificate it has: postgres may not read {tls['key']} {err}")
+
+    def outdated(self, state: dict[str, Any]) -> bool:
+        """Tell whether clients are shown another certificate than the one that stands in its place."""
+        if not (host := address(state["listens"])) or not Path(self.wants["tls"]["certificate"]).exists():
+            return False
+        first = Path(self.wants["tls"]["certificate"]).read_text().partition("-----END")[0]
+        wanted = ssl.PEM_cert_to_DER_cert(f"{first[first.index('-----BEGIN') :]}-----END CERTIFICATE-----\n")
+        try:
+            return shown(host, state["port"]) != wanted
+        except OSError:
+            return True
+
+    def left_out(self) -> bool:
+        """Tell whether the server was started before its user became a member of the key's group."""
+        if not self.group:
+            return True
+        process = (self.data / "postmaster.pid").read_text().splitlines()[0]
+        groups = re.search(r"^Groups:(.*)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+        return not groups or str(self.group.gr_gid) not in groups[1].split()
+
     def run(self) -> None:
         """Bring the cluster to what is wanted."""
         if not self.program.exists():
             # Only on a clean host that is checked: the package is installed before.
             self.act("everything: the server is not installed")
             return
+        self.read_key()
         disabled = self.module.run_command(["systemctl", "is-enabled", "--quiet", "postgresql.service"])[0]
         if disabled and self.act("enable the server at boot"):
             self.systemctl("enable", "postgresql.service")
@@ -223,7 +296,11 @@ class Cluster:
                 self.put(self.hba, old_hba, 0o640)
             self.fail("the server would refuse its files, and keeps the old settings: " + "; ".join(wrong))
         newest = max(path.stat().st_ctime for path in (self.settings, self.hba) if path.exists())
-        if newest > state["loaded"] and self.act("reload"):
+        if self.left_out():
+            if self.act("restart to read the certificate's key"):
+                self.systemctl("restart", self.unit)
+                state = self.state()
+        elif (newest > state["loaded"] or self.outdated(state)) and self.act("reload"):
             self.sql("select pg_reload_conf();")
             before, deadline = state["loaded"], time.monotonic() + RELOAD_SECONDS
             while state["loaded"] == before:
@@ -236,6 +313,8 @@ class Cluster:
             state = self.state()
             if state["pending"]:
                 self.fail(f"still not in force after a restart: {', '.join(state['pending'])}")
+        if not self.module.check_mode and self.outdated(state):
+            self.fail(f"clients are not shown {self.wants['tls']['certificate']}; see {self.log}")
         return state
 
 
@@ -257,13 +336,14 @@ def wrong(databases: list[dict[str, str]]) -> str:
 
 def main() -> None:
     """Read the arguments and converge."""
-    text = {"type": "str", "required": True}
+    text, path = ({"type": kind, "required": True} for kind in ("str", "path"))
     module = AnsibleModule(
         argument_spec={
             "version": text,
             "cluster": {"type": "str", "default": "main"},
             "settings": text,
             "hba": text,
+            "tls": {"type": "dict", "required": True, "options": {"certificate": path, "key": path, "group": text}},
             "databases": {
                 "type": "list",
                 "elements": "dict",

@@ -8,13 +8,16 @@ client's environment has only where a check needs it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import io
 import json
 import os
+import ssl
 import subprocess
 import tempfile
 import time
@@ -32,12 +35,13 @@ class NotApplicable(Exception):
     """There is nothing to check yet; the text says what is missing."""
 
 
-def request(url: str, method: str = "GET", body: Any = None, timeout: float = 30) -> Any:
+def request(url: str, method: str = "GET", body: Any = None, *, authorization: str) -> Any:
     """Return the JSON (or else the text) that a URL answers; its error text becomes the exception's."""
     data = None if body is None else json.dumps(body).encode()
-    query = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    headers = {"Content-Type": "application/json", "Authorization": authorization}
+    query = urllib.request.Request(url, data, headers, method=method)
     try:
-        with urllib.request.urlopen(query, timeout=timeout) as answer:
+        with urllib.request.urlopen(query, timeout=30) as answer:
             text = answer.read().decode()
     except urllib.error.HTTPError as error:
         error.msg = f"{error.msg}: {error.read().decode(errors='replace')[:300]}"
@@ -45,6 +49,11 @@ def request(url: str, method: str = "GET", body: Any = None, timeout: float = 30
     except (urllib.error.URLError, TimeoutError) as error:
         raise ConnectionError(f"{url}: {getattr(error, 'reason', error)}") from error
     return json.loads(text) if text.strip()[:1] in ("{", "[") else text
+
+
+def basic(user: str, password: str) -> str:
+    """Return the header's value that says who asks."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def wait_for(ready: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -69,12 +78,13 @@ ROW = (
 )
 
 
-def database(host: str, port: int, database: str, user: str, password: str) -> str:
+def database(host: str, port: int, ca: str, database: str, user: str, password: str) -> str:
     """Write and read one row as a database's owner, with the driver that the owner's program uses."""
     where: dict[str, Any] = {"host": host, "port": port, "user": user, "password": password}
     if importlib.util.find_spec("psycopg2"):
+        tls = {"sslmode": "verify-full", "sslrootcert": ca}
         psycopg2 = importlib.import_module("psycopg2")
-        with contextlib.closing(psycopg2.connect(dbname=database, connect_timeout=10, **where)) as connection:
+        with contextlib.closing(psycopg2.connect(dbname=database, connect_timeout=10, **tls, **where)) as connection:
             with connection, connection.cursor() as cursor:
                 for statement in ROW[:3]:
                     cursor.execute(statement)
@@ -85,7 +95,9 @@ def database(host: str, port: int, database: str, user: str, password: str) -> s
         asyncpg = importlib.import_module("asyncpg")
 
         async def work() -> tuple[Any, int]:
-            connection = await asyncpg.connect(database=database, timeout=10, **where)
+            connection = await asyncpg.connect(
+                database=database, timeout=10, ssl=ssl.create_default_context(cafile=ca), **where
+            )
             try:
                 async with connection.transaction():
                     for statement in ROW[:2]:
@@ -147,7 +159,7 @@ def model() -> str:
     mlflow = importlib.import_module("mlflow")
     tag = os.urandom(6).hex()
     client = mlflow.MlflowClient()
-    experiment = client.create_experiment(f"{PLACE}-{tag}", artifact_location=f"mlflow-artifacts:/{PLACE}/{tag}")
+    experiment = client.create_experiment(f"{PLACE}-{tag}")
     try:
 
         class Doubler(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
@@ -171,7 +183,8 @@ def purge_experiments(bucket: str, keep: int) -> str:
     """Delete for good what earlier checks left in MLflow's bin, once there is enough to be worth the import."""
     query = {"filter": f"name LIKE '{PLACE}-%'", "view_type": "DELETED_ONLY", "max_results": 1000}
     url = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search"
-    found = request(url, "POST", query).get("experiments", [])
+    admin = basic(os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    found = request(url, "POST", query, authorization=admin).get("experiments", [])
     if len(found) <= keep:
         return f"{len(found)} deleted experiments of earlier checks wait, {keep} may"
     ids = ",".join(experiment["experiment_id"] for experiment in found)
@@ -207,16 +220,16 @@ def sample(model_uri: str) -> Any:
 
 def prediction(url: str, model: str, alias: str) -> str:
     """Ask an inference service, as another service would."""
-    query = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/alias?name={model}&alias={alias}"
-    try:
-        wanted = request(query)["model_version"]["version"]
-    except urllib.error.HTTPError as error:
-        if error.code != 404:
-            raise
-        missing = f"no model {model}@{alias} in the registry yet; register one and run playbooks/inference.yml"
-        raise NotApplicable(missing) from error
-    served = request(f"{url}/version")
-    answer = request(f"{url}/invocations", "POST", sample(f"models:/{model}/{served['version']}"))
+    mlflow = importlib.import_module("mlflow")
+    token = Path.home().joinpath(".config/metalworks/inference_token").read_text().strip()
+    # Asked for by its name, a model that is not there is answered as one that is not for everybody.
+    found = mlflow.MlflowClient().search_registered_models(f"name = '{model}'")
+    if not (wanted := found[0].aliases.get(alias) if found else None):
+        raise NotApplicable(f"no model {model}@{alias} in the registry yet; register one and run playbooks/inference.yml")
+    bearer = f"Bearer {token}"
+    served = request(f"{url}/version", authorization=bearer)
+    example = sample(f"models:/{model}/{served['version']}")
+    answer = request(f"{url}/invocations", "POST", example, authorization=bearer)
     if "predictions" not in answer:
         raise AssertionError(f"{url}/invocations answered {str(answer)[:200]}")
     behind = "" if str(served["version"]) == str(wanted) else f"; {alias} is version {wanted} by now"
@@ -227,9 +240,10 @@ def prediction(url: str, model: str, alias: str) -> str:
 # -- Flows
 
 
-def flow(api: str, pool: str, timeout: float) -> str:
+def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
     """Run a flow on a work pool and tell which host took it."""
-    flow_id = request(f"{api}/flows/", "POST", {"name": f"{PLACE}-{pool}-{os.urandom(4).hex()}"})["id"]
+    ask = functools.partial(request, authorization=basic(user, password))
+    flow_id = ask(f"{api}/flows/", "POST", {"name": f"{PLACE}-{pool}-{os.urandom(4).hex()}"})["id"]
     try:
         deployment = {
             "name": PLACE,
@@ -237,26 +251,26 @@ def flow(api: str, pool: str, timeout: float) -> str:
             "work_pool_name": pool,
             "entrypoint": "metalworks.smoke_flow.smoke",  # the worker's environment holds it: no code is fetched
         }
-        deployment_id = request(f"{api}/deployments/", "POST", deployment)["id"]
-        run_id = request(f"{api}/deployments/{deployment_id}/create_flow_run", "POST", {})["id"]
+        deployment_id = ask(f"{api}/deployments/", "POST", deployment)["id"]
+        run_id = ask(f"{api}/deployments/{deployment_id}/create_flow_run", "POST", {})["id"]
 
         def ended() -> Any:
-            found = request(f"{api}/flow_runs/{run_id}")
+            found = ask(f"{api}/flow_runs/{run_id}")
             return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         try:
             done = wait_for(ended, timeout, "no end of the flow run")
         except TimeoutError as error:
-            state = request(f"{api}/flow_runs/{run_id}")["state"]
+            state = ask(f"{api}/flow_runs/{run_id}")["state"]
             raise TimeoutError(f"{error}: it is {state['name']}; is a worker of pool {pool} running?") from error
         if done["state_type"] != "COMPLETED":
-            said = request(f"{api}/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
+            said = ask(f"{api}/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
             words = " | ".join(line["message"] for line in said[-3:])
             raise AssertionError(f"the run ended as {done['state_name']}: {done['state']['message']} {words[-600:]}")
         worker = done["labels"].get("prefect.worker.name", "no worker's name")
         return f"flow run completed by {worker}"
     finally:
-        request(f"{api}/flows/{flow_id}", "DELETE")
+        ask(f"{api}/flows/{flow_id}", "DELETE")
 
 
 # -- Data versions

@@ -27,7 +27,7 @@ description:
     does not. Every session runs a program as a client's user; sessions run side by side. It reports and never fails.
 options:
   units:
-    description: Units, as patterns of names, each with C(unit), and optionally C(url) and C(optional).
+    description: Units, as patterns of names, each with C(unit), and optionally C(url), C(socket) and C(optional).
     type: list
     elements: dict
     default: []
@@ -91,8 +91,12 @@ def units_like(pattern: str) -> list[str]:
     return [name for line in listed.splitlines() if fnmatch.fnmatch(name := line.split()[0], pattern)]
 
 
-def answer(url: str) -> str:
-    """Return what is wrong with a health URL's answer, or nothing."""
+def answer(url: str, path: str) -> str:
+    """Return what is wrong with a health URL's answer, on a Unix socket if there is a path; or nothing."""
+    if path:
+        asked = ["curl", "--silent", "--show-error", "--fail", "--max-time", "10", "--unix-socket", path, url]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return f"{path} does not answer ({said.stderr.strip()})" if said.returncode else ""
     try:
         with urllib.request.urlopen(url, timeout=10):
             return ""
@@ -113,7 +117,7 @@ def look_at(want: dict[str, Any]) -> list[dict[str, Any]]:
         state = output(["systemctl", "show", "--value", "--property=ActiveState", unit]).strip() or "unknown"
         fault = "" if state == "active" else f"{unit} is {state}; try: systemctl status {unit}"
         if not fault and want.get("url"):
-            fault = answer(want["url"])
+            fault = answer(want["url"], want.get("socket", ""))
         detail = f"{fault}{journal(unit)}" if fault else "active" + (", healthy" if want.get("url") else "")
         verdicts.append(verdict(f"unit {unit}", not fault, time.monotonic() - start, detail))
     return verdicts

@@ -6,11 +6,12 @@ from __future__ import annotations
 import grp
 import hashlib
 import os
+import socket
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -31,6 +32,7 @@ options:
   group: {type: str, required: true, description: Group that may read the environment file.}
   restart_on: {type: list, elements: path, default: [], description: Files and folders the process depends on.}
   health_url: {type: str, default: "", description: URL that answers 200 when the service works.}
+  health_socket: {type: str, default: "", description: Unix socket that the URL is asked on instead of its host.}
   health_timeout: {type: int, default: 120, description: Seconds to become healthy.}
 """
 
@@ -43,6 +45,7 @@ POLL_SECONDS = 0.25
 STEADY_SECONDS = 2.0
 """Without a health URL, a service counts as up when one process has lived this long."""
 CRASHES_TO_GIVE_UP = 5
+HEALTH_SECONDS = 5.0
 
 
 def digest(paths: list[Path]) -> str:
@@ -60,11 +63,44 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def answers(url: str) -> bool:
-    """Tell whether a GET of the URL is answered with 200, without any proxy in between."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+class SocketConnection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, host: str, path: str, timeout: float) -> None:
+        """Remember the socket."""
+        super().__init__(host, timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect to the socket, whatever the URL's host is."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class SocketHandler(urllib.request.HTTPHandler):
+    """Opens http: URLs on one Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        """Remember the socket."""
+        super().__init__()
+        self.path = path
+
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        """Ask on the socket."""
+
+        def connection(host: str, *, timeout: float = HEALTH_SECONDS, **_: object) -> HTTPConnection:
+            return SocketConnection(host, self.path, timeout)
+
+        return self.do_open(connection, request)
+
+
+def answers(url: str, path: str) -> bool:
+    """Tell whether a GET of the URL (on a Unix socket if there is a path) is answered with 200, without any proxy."""
+    handlers = [SocketHandler(path)] if path else []
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
     try:
-        with opener.open(url, timeout=5) as response:
+        with opener.open(url, timeout=HEALTH_SECONDS) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, HTTPException, OSError):
         return False
@@ -100,7 +136,7 @@ class Unit:
         )
 
 
-def wait(unit: Unit, wanted: str, url: str, timeout: int) -> float:
+def wait(unit: Unit, wanted: str, url: str, path: str, timeout: int) -> float:
     """Block until the wanted revision runs and is healthy; return the seconds it took, or fail the task."""
     stamp = Path(f"/run/metalworks/{unit.service.removesuffix('.service')}.revision")
     began = time.monotonic()
@@ -112,7 +148,7 @@ def wait(unit: Unit, wanted: str, url: str, timeout: int) -> float:
             steady_pid, steady_since = state["MainPID"], now
         started = stamp.exists() and stamp.read_text().strip() == wanted
         running = started and state["ActiveState"] == "active" and state["SubState"] == "running"
-        if running and (answers(url) if url else now - steady_since >= STEADY_SECONDS):
+        if running and (answers(url, path) if url else now - steady_since >= STEADY_SECONDS):
             return now - began
         if int(state["NRestarts"]) - crashes >= CRASHES_TO_GIVE_UP:
             unit.fail(f"keeps ending ({state['Result']}): {CRASHES_TO_GIVE_UP} times in {now - began:.0f} s.")
@@ -191,7 +227,8 @@ def converge(module: AnsibleModule) -> dict[str, object]:
         write(revision_file, f"{wanted}\n", 0o644, 0)
     if action != "none":
         unit.systemctl("--no-block", "restart", unit.service)
-    result["seconds"] = round(wait(unit, wanted, wants["health_url"], wants["health_timeout"]), 2)
+    seconds = wait(unit, wanted, wants["health_url"], wants["health_socket"], wants["health_timeout"])
+    result["seconds"] = round(seconds, 2)
     return result
 
 
@@ -205,6 +242,7 @@ def main() -> None:
             "group": {"type": "str", "required": True},
             "restart_on": {"type": "list", "elements": "path", "default": []},
             "health_url": {"type": "str", "default": ""},
+            "health_socket": {"type": "str", "default": ""},
             "health_timeout": {"type": "int", "default": 120},
         },
         supports_check_mode=True,

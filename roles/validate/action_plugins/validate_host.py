@@ -31,6 +31,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         self.unresolved: list[tuple[str, str]] = []
         if self._task.args["home"] in self.variables["group_names"]:
             self._judge_roles()
+            self.problems += self._judge_certificate()
             result |= self._judge_host(self._wanted_ports())
         return result | {"problems": [list(problem) for problem in self.problems], "unresolved": self.unresolved}
 
@@ -68,13 +69,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if port["group"] not in self.variables["group_names"] or port["variable"] not in self.variables:
                 continue
             value = self._value(port["variable"])
-            for entry in value if isinstance(value, list) else [{"port": value}]:
+            # What cannot be computed is told elsewhere.
+            for entry in value if isinstance(value, list) else [{"port": value}] if value else []:
                 if isinstance(entry, dict):
                     unit = port["unit"].format_map(defaultdict(str, entry))
                     number = int(entry.get("port", port.get("default")))
                     wanted.append({"port": number, "unit": unit, "variable": port["variable"]})
         self.problems += rules.two_on_one_port(self.host, wanted)
         return wanted
+
+    def _judge_certificate(self) -> list[Any]:
+        """Look at the team's own certificate for this host, if it brings one."""
+        own, names = self._value("certificates_own"), self._value("certificates_names") or []
+        return list(rules.bad_own_certificate(self.host, own, names, self._contents)) if own else []
+
+    def _contents(self, path: str) -> bytes:
+        """Return what a file on the controller holds, decrypted if it is ansible-vault's."""
+        with open(path, "rb"):  # for the reason why, in the system's words
+            return bytes(self._loader.get_text_file_contents(path).encode())
 
     def _wants_device(self) -> bool:
         device = self._task.args["device"]

@@ -43,6 +43,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.unreadable_ca_files(self._value("extra_ca_certificates"), "extra_ca_certificates"),
             *[found for name, field in args["unique"].items() for found in self._duplicates(name, field)],
         ]
+        problems += rules.unknown_roles(self._value("platform_users"), "platform_users")
+        problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
         looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
         problems += [rules.Problem(*problem) for host in looked_at for problem in host.get("problems", ())]
         if not empty:  # without a host to point at, nothing can be wired, and saying so helps nobody
@@ -86,16 +88,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             found += [path for place in places for path in sorted(place.iterdir()) if path.suffix in (".yml", ".yaml")]
         return found
 
-    def _secrets(self, hosts: list[str]) -> tuple[list[Any], list[str]]:
-        """Return the problems with secrets, and the names of those that are missing."""
-        args = self._task.args
+    def _all_secrets(self, hosts: list[str]) -> dict[str, Any]:
+        """Return the secrets that the site sets, for all hosts or for one."""
         secrets = {name: value for name, value in self.variables.items() if name.startswith("vault_")}
         for host in hosts:
             for name in self.hostvars[host]:
                 if name.startswith("vault_") and name not in secrets:
                     secrets[name] = self._host_value(host, name, None)
+        return secrets
+
+    def _cure(self) -> str:
+        """Return how secrets are added to this inventory."""
+        inventory = self._short(Path(self.variables["ansible_inventory_sources"][0]))
+        return str(self._task.args["cure"].format(inventory=inventory))
+
+    def _secrets(self, hosts: list[str]) -> tuple[list[Any], list[str]]:
+        """Return the problems with secrets, and the names of those that are missing."""
+        args, secrets, cure = self._task.args, self._all_secrets(hosts), self._cure()
         needed = rules.referenced_secrets(sorted((self.product / "group_vars/all").glob("*.yml")))
-        cure = args["cure"].format(inventory=self._short(Path(self.variables["ansible_inventory_sources"][0])))
         missing = rules.missing_secrets(needed, secrets, cure)
         names = [name for name in needed if not secrets.get(name)]
         for name, wanted in args["keys"].items():

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import configparser
+import grp
 import io
+import json
 import os
 import pwd
+import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +22,19 @@ DOCUMENTATION = """
 module: workstation_developers
 short_description: Developers have accounts, and their keys lie where clients look for them
 description:
-  - Makes an account per developer and, in its home, C(~/.aws/credentials), C(~/.pgpass) and C(~/.ssh/authorized_keys).
-  - Of the first two only the platform's entry is touched; what else a person keeps there stays. The third holds
-    exactly the listed keys, if any are listed.
+  - Makes an account per developer and, in its home, C(~/.aws/credentials), C(~/.mlflow/credentials),
+    C(~/.prefect/profiles.toml), C(~/.config/metalworks/inference_token), C(~/.pgpass) and C(~/.ssh/authorized_keys).
+  - Only the platform's entry is touched; what else a person keeps there stays. The last one holds exactly the listed
+    keys, if any are listed.
+  - An account that this module made and that is no longer listed is locked, its processes are ended and nobody logs
+    in to it any more; its files stay.
   - Works in a home as its owner, so a link that somebody laid there leads no further than the owner may go.
 options:
   developers:
     type: list
     elements: dict
     required: true
-    description: Mappings with name, access_key, secret_key and, optionally, ssh_public_keys.
+    description: Mappings with name, password, access_key, secret_key, inference_token and perhaps ssh_public_keys.
   raw_database:
     type: dict
     description: Mapping with host, port, name, user and password; absent means that there is none.
@@ -37,29 +44,48 @@ RETURN = """
 done: {type: list, elements: str, returned: always, description: Paths written and accounts made.}
 """
 
-PROFILE = "default"
+PREFECT_PROFILE = "metalworks"
+MEMBERS = "metalworks-people"
+"""Group of the accounts that this module made, so that it knows them when they are no longer listed."""
 FIRST_UID = 1000
 """Accounts below are the system's and its services'."""
 
 
-def aws_credentials(text: str, access_key: str, secret_key: str) -> str:
-    """Return the file's text with this key in its default profile; the same text if it is there already."""
+def ini(text: str, name: str, section: str, wanted: dict[str, str]) -> str:
+    """Return the text of an INI file with these values in a section; the same text if they are there already."""
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(text)
     except configparser.Error as error:
         # No more than the first line: the others quote the file, which holds secrets.
-        raise ValueError(f"~/.aws/credentials is no INI file: {str(error).splitlines()[0]}") from error
-    wanted = {"aws_access_key_id": access_key, "aws_secret_access_key": secret_key}
-    if parser.has_section(PROFILE) and wanted.items() <= dict(parser.items(PROFILE)).items():
+        raise ValueError(f"~/{name} is no INI file: {str(error).splitlines()[0]}") from error
+    if parser.has_section(section) and wanted.items() <= dict(parser.items(section)).items():
         return text
-    if not parser.has_section(PROFILE):
-        parser.add_section(PROFILE)
-    for name, value in wanted.items():
-        parser.set(PROFILE, name, value)
+    if not parser.has_section(section):
+        parser.add_section(section)
+    for key, value in wanted.items():
+        parser.set(section, key, value)
     written = io.StringIO()
     parser.write(written)
     return written.getvalue()
+
+
+def prefect_profiles(text: str, wanted: dict[str, str]) -> str:
+    """Return Prefect's profiles with these settings in the active one; the same text if they are there already."""
+    try:
+        known = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"~/.prefect/profiles.toml is no TOML file: {error}") from error
+    profiles = {name: dict(values) for name, values in known.get("profiles", {}).items()}
+    active = known.get("active", PREFECT_PROFILE)
+    profile = profiles.setdefault(active, {})
+    if wanted.items() <= profile.items():
+        return text
+    profile.update(wanted)
+    lines = [f"active = {json.dumps(active)}"]
+    for name, values in profiles.items():
+        lines += ["", f"[profiles.{json.dumps(name)}]", *(f"{key} = {json.dumps(values[key])}" for key in values)]
+    return "\n".join(lines) + "\n"
 
 
 def pgpass(text: str, database: dict[str, Any]) -> str:
@@ -112,12 +138,30 @@ def keep(path: Path, text: str, dry: bool) -> bool:
     return True
 
 
+def expired(name: str) -> bool:
+    """Tell whether an account is closed, by the date in /etc/shadow."""
+    for line in Path("/etc/shadow").read_text().splitlines():
+        fields = line.split(":")
+        if fields[0] == name:
+            return fields[7] != "" and int(fields[7]) * 86400 < time.time()
+    return False
+
+
 def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str, Any] | None, dry: bool) -> list[str]:
     """Put a developer's keys into the home; return the paths that were not as wanted."""
     home = Path(person.pw_dir)
-    credentials, passwords, logins = home / ".aws/credentials", home / ".pgpass", home / ".ssh/authorized_keys"
+    aws, mlflow, prefect = home / ".aws/credentials", home / ".mlflow/credentials", home / ".prefect/profiles.toml"
+    passwords, logins = home / ".pgpass", home / ".ssh/authorized_keys"
+    name, password = wants["name"], wants["password"]
+    key = {"aws_access_key_id": wants["access_key"], "aws_secret_access_key": wants["secret_key"]}
+    tracking = {"mlflow_tracking_username": name, "mlflow_tracking_password": password}
     with acting_as(person):
-        texts = {credentials: aws_credentials(read(credentials), wants["access_key"], wants["secret_key"])}
+        texts = {
+            aws: ini(read(aws), ".aws/credentials", "default", key),
+            mlflow: ini(read(mlflow), ".mlflow/credentials", "mlflow", tracking),
+            prefect: prefect_profiles(read(prefect), {"PREFECT_API_AUTH_STRING": f"{name}:{password}"}),
+            home / ".config/metalworks/inference_token": f"{wants['inference_token']}\n",
+        }
         if database:
             texts[passwords] = pgpass(read(passwords), database)
         if wants["ssh_public_keys"] is not None:
@@ -129,6 +173,18 @@ def converge(module: AnsibleModule) -> list[str]:
     """Make every account and furnish its home; return what was done."""
     done = []
     accounts = {person.pw_name for person in pwd.getpwall()}
+    members = {name for group in grp.getgrall() if group.gr_name == MEMBERS for name in group.gr_mem}
+    if module.params["developers"] and not any(group.gr_name == MEMBERS for group in grp.getgrall()):
+        done.append(MEMBERS)
+        if not module.check_mode:
+            module.run_command(["groupadd", "--system", MEMBERS], check_rc=True)
+    for name in sorted(members - {wants["name"] for wants in module.params["developers"]}):
+        if name in accounts and not expired(name):
+            done.append(f"{name} is locked out")
+            if not module.check_mode:
+                # Sessions that are open end too; pkill says 1 when there are none.
+                module.run_command(["usermod", "--lock", "--expiredate", "1", name], check_rc=True)
+                module.run_command(["pkill", "--signal", "KILL", "--uid", name])
     for wants in module.params["developers"]:
         name = wants["name"]
         if name not in accounts:
@@ -141,6 +197,12 @@ def converge(module: AnsibleModule) -> list[str]:
         person = pwd.getpwnam(name)
         if person.pw_uid < FIRST_UID:
             module.fail_json(msg=f"{name} is an account of the system; the developer needs another login name.")
+        if name not in members or expired(name):
+            done.append(f"{name} may log in")
+            if not module.check_mode:
+                module.run_command(
+                    ["usermod", "--append", "--groups", MEMBERS, "--expiredate", "", name], check_rc=True
+                )
         try:
             done += furnish(person, wants, module.params["raw_database"], module.check_mode)
         except (OSError, ValueError) as error:
@@ -161,8 +223,10 @@ def main() -> None:
                 "options": {
                     "name": text,
                     "ssh_public_keys": {"type": "list", "elements": "str", "no_log": False},
+                    "password": secret,
                     "access_key": {**text, "no_log": False},
                     "secret_key": secret,
+                    "inference_token": secret,
                 },
             },
             "raw_database": {

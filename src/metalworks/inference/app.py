@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Respons
 from mlflow.pyfunc.utils.environment import _simulate_serving_environment
 from pydantic import BaseModel
 
+from metalworks.inference.access import RequireToken
 from metalworks.inference.scoring import JSON, ServedModel
 from metalworks.inference.settings import Settings
 
@@ -59,6 +60,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.served = None
     app.include_router(_router)
+    if settings.tokens_sha256:
+        app.add_middleware(RequireToken, digests=settings.tokens_sha256)
+    else:
+        _logger.warning("Everybody who reaches this port may ask for predictions: no token is set")
     return app
 
 

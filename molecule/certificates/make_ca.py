@@ -1,0 +1,16 @@
+"""Put two CAs into the scenario's folder, made as `make secrets` makes a site's; scenario postgresql does it too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scripts import make_secrets
+
+for name in ("ca", "other"):
+    certificate, key = (Path(sys.argv[1]) / f"{name}.{end}" for end in ("crt", "key"))
+    if not certificate.exists():
+        made = make_secrets.ca({})
+        key.touch(0o600)
+        key.write_text(made[make_secrets.CA_KEY])
+        certificate.write_text(made[make_secrets.CA_CERTIFICATE])

@@ -1,0 +1,82 @@
+"""Every generated secret, looked for everywhere on every host: it is found only where it belongs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts import lab_hosts
+
+HOSTS = ["services-1", "gpu-1", "cpu-1", "dev-1"]
+# Settings of services, credentials of people and of the model fetcher, the gateway's hashes excepted.
+BELONGS = ("/etc/metalworks/", "/home/", "/var/lib/inference/.mlflow/")
+SEARCH = """
+import os, subprocess
+from pathlib import Path
+SKIPPED = {"/var/lib/postgresql", "/var/lib/minio", "/var/cache/metalworks"}
+def look(where, content, mode=0):
+    for name, text in SECRETS.items():
+        if text.encode() in content:
+            FOUND.append([where, name, mode & 0o777])
+FOUND = []
+for root in ("/etc", "/var", "/opt/metalworks", "/home", "/root", "/run", "/tmp", "/usr/local"):
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in ("site-packages", ".venv", "udev")
+                      and f"{folder}/{name}" not in SKIPPED]
+        for path in (Path(folder, name) for name in files):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26:
+                look(str(path), path.read_bytes(), path.stat().st_mode)
+# As it was written: the files above hold it packed.
+journal = ["journalctl", "--no-pager", "--all", "--output=export"]
+look("the journal", subprocess.run(journal, capture_output=True).stdout)
+for process in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
+    try:
+        command = (process / "cmdline").read_bytes()
+    except OSError:
+        continue
+    look(f"the command line {command[:60]}", command)
+"""
+
+
+def secrets() -> dict[str, str]:
+    """Every secret of the site by a name for it; of a private key, a line that is in no other."""
+    site: dict[str, Any] = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/vault.yml").read_text())
+    del site["vault_ca_certificate"]
+    found = {}
+    for name, value in site.items():
+        for holder, text in value.items() if isinstance(value, dict) else [("", value)]:
+            found[f"{name} {holder}".rstrip()] = text.splitlines()[1] if "PRIVATE KEY" in text else text
+    return found
+
+
+def search(name: str, wanted: dict[str, str]) -> list[tuple[str, str, int]]:
+    """Look on a host; the program, with what it looks for, goes by stdin and leaves no trace."""
+    program = f"SECRETS = {wanted!r}\n{SEARCH}\nimport json; print(json.dumps(FOUND))\n"
+    command = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), name, "sudo python3 -"]
+    done = subprocess.run(command, input=program, capture_output=True, text=True, check=True, timeout=300)
+    return [(place, secret, mode) for place, secret, mode in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_secrets_are_found_only_where_they_belong(name: str) -> None:
+    found = search(name, secrets())
+    assert found, "the search finds nothing at all: is it broken?"
+    assert [(place, secret) for place, secret, _ in found if not place.startswith(BELONGS)] == []
+    assert [(place, oct(mode)) for place, _, mode in found if mode & 0o007] == []
+    assert [place for place, secret, _ in found if secret.startswith(("vault_ca_", "vault_mlflow_admin"))
+            and not place.startswith("/etc/metalworks/mlflow")] == []  # fmt: skip
+
+
+def test_the_search_finds_what_is_leaked() -> None:
+    """On a host that knows it from nowhere else, in a file that everybody may read."""
+    leaked = {"leaked": "a-secret-that-was-made-up-for-this-test"}
+    command = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), "cpu-1", "tee /tmp/leak"]
+    subprocess.run(command, input=leaked["leaked"], text=True, check=True, capture_output=True)
+    try:
+        assert ("/tmp/leak", "leaked", 0o644) in search("cpu-1", leaked)
+    finally:
+        subprocess.run([*command[:-1], "rm /tmp/leak"], check=True)

@@ -1,0 +1,532 @@
+"""A gateway before stand-ins that tell what they were asked: who gets in, what is passed on, what is kept apart."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import testinfra
+import yaml
+
+from scripts.common import ROOT
+
+DOMAIN = "metalworks.internal"
+CONVERGE = yaml.safe_load((ROOT / "molecule/gateway/converge.yml").read_text())
+VARIABLES = CONVERGE[0]["roles"][0]["vars"]
+SITES, USERS = VARIABLES["gateway_sites"], VARIABLES["gateway_users"]
+REALM = 'basic realm="metalworks"'
+ADA, VERA = "ada:ada-password", "vera:vera-password"
+drifts = pytest.mark.drifts
+
+
+@pytest.fixture(scope="module")
+def host():
+    """Return the host without Ansible in between, which costs a second for each of hundreds of small questions."""
+    return testinfra.get_host("docker://gateway")
+
+
+def ask(host, site: str, path: str, *options: str):
+    """Ask through the gateway; return status, headers and text of the answer."""
+    name = f"{site}.{DOMAIN}".lstrip(".")
+    quoted = " ".join(f"'{option}'" for option in options)
+    result = host.run(
+        f"curl --silent --include --path-as-is --cacert /etc/metalworks/tls/ca.crt --max-time 60 "
+        f"--connect-to ::127.0.0.1:443 {quoted} 'https://{name}{path}'"
+    )
+    # Answers like `100 Continue` come first.
+    shown = re.sub(r"\A(?:HTTP/1.1 1\d\d [^\n]*\n\n)+", "", result.stdout.replace("\r", ""))
+    head, _, text = shown.partition("\n\n")
+    lines = head.splitlines()
+    return SimpleNamespace(
+        status=int(lines[0].split()[1]) if lines else 0,
+        headers=[tuple(line.lower().split(": ", 1)) for line in lines[1:]],
+        text=text,
+        code=result.rc,
+    )
+
+
+def told(answer) -> dict[str, str]:
+    """Return the headers that a stand-in was asked with; none came twice."""
+    assert answer.status == 200, answer
+    headers = json.loads(answer.text)["headers"]
+    assert len({name for name, _ in headers}) == len(headers), headers
+    return dict(headers)
+
+
+def started(host) -> str:
+    return str(host.check_output("systemctl show nginx --property ExecMainStartTimestampMonotonic,MainPID"))
+
+
+@pytest.fixture
+def converged(host, request, play):
+    """The running nginx; a test marked `drifts` is followed by a play that must mend it."""
+    yield started(host)
+    if request.node.get_closest_marker("drifts"):
+        result = play()
+        assert result.returncode == 0, result.stdout
+        again = play()
+        assert re.search(r"changed=0 .*failed=0", again.stdout), again.stdout
+
+
+# -- Who is let in
+def test_prefect_wants_a_name_and_password(host):
+    for options in ((), ("--user", "ada:wrong"), ("--user", "nobody:ada-password"), ("--user", "ada:")):
+        for method in ("GET", "POST"):
+            refused = ask(host, "prefect", "/api/flows", "--request", method, *options)
+            assert refused.status == 401
+            assert [v for n, v in refused.headers if n == "www-authenticate"] == ['basic realm="metalworks"']
+            assert json.loads(refused.text)["detail"]
+    for user in USERS:
+        assert ask(host, "prefect", "/api/flows", "--user", f"{user['name']}:{user['password']}").status == 200
+
+
+def test_a_password_stays_with_the_gateway(host):
+    assert "authorization" not in told(ask(host, "prefect", "/api/flows", "--user", ADA))
+    assert "authorization" not in told(ask(host, "prefect", "/api/health", "--user", ADA))
+
+
+def test_a_site_that_checks_users_itself_gets_the_login(host):
+    expected = "Basic " + base64.b64encode(ADA.encode()).decode()
+    assert told(ask(host, "mlflow", "/x", "--user", ADA))["authorization"] == expected
+    assert told(ask(host, "inference", "/delay/predict", "--header", "Authorization: Bearer t"))["authorization"] == (
+        "Bearer t"
+    )
+    assert "authorization" not in told(ask(host, "mlflow", "/x"))
+    # Its own refusal is passed on as it is.
+    refused = ask(host, "mlflow", "/unauthorized")
+    assert json.loads(refused.text) == {"said_by": "mlflow"}
+    assert [value for name, value in refused.headers if name == "www-authenticate"] == ['basic realm="mlflow"']
+
+
+def test_of_two_logins_the_first_counts_for_all(host):
+    first, second = (base64.b64encode(login.encode()).decode() for login in (ADA, VERA))
+    answer = ask(
+        host, "mlflow", "/x", "--header", f"Authorization: Basic {first}", "--header", f"authorization: Basic {second}"
+    )
+    assert answer.status == 400 or told(answer)["authorization"] == f"Basic {first}"
+
+
+def test_only_health_is_open(host):
+    assert ask(host, "prefect", "/api/health").status == 200
+    assert ask(host, "prefect", "/api/ready").status == 200
+    for path in ("/api/health/", "/api/health/x", "/api/healthy", "/api/health%2f..%2fflows", "/api/health/../flows"):
+        assert ask(host, "prefect", path).status == 401, path
+    for site in SITES:
+        answer = ask(host, "", f"/health/{site['name']}", "--user", ADA, "--header", "Cookie: a=b")
+        assert json.loads(answer.text)["path"] == site["health"]
+        assert set(told(answer)) == {"host"}
+        assert ask(host, "", f"/health/{site['name']}?verbose=1").status == 404
+        assert ask(host, "", f"/health/{site['name']}", "--request", "POST").status == 405
+    assert ask(host, "", "/health").text.strip() == "OK"
+    for path in ("/users", "/index.html/../users", "/../nginx.conf", "/health/nothing", "/host.key"):
+        assert ask(host, "", path).status in (400, 404), path
+
+
+# -- Who may do what
+@pytest.mark.parametrize(
+    ("site", "reads", "writes"),
+    [
+        ("mlflow", "/api/2.0/mlflow/runs/search", "/api/2.0/mlflow/runs/delete"),
+        ("prefect", "/api/flow_runs/filter", "/api/flow_runs/"),
+    ],
+)
+def test_a_viewer_reads_only(host, site, reads, writes):
+    for method in ("GET", "HEAD", "OPTIONS"):
+        extra = ("--head",) if method == "HEAD" else ("--request", method)
+        assert ask(host, site, writes, "--user", VERA, *extra).status == 200
+    assert ask(host, site, f"{reads}?limit=3", "--user", VERA, "--data", "{}").status == 200
+    for method in ("POST", "PATCH", "PUT", "DELETE"):
+        refused = ask(host, site, writes, "--user", VERA, "--request", method)
+        assert refused.status == 403
+        assert json.loads(refused.text)["error_code"] == "PERMISSION_DENIED"
+        assert ask(host, site, writes, "--user", ADA, "--request", method).status == 200
+        assert ask(host, site, writes, "--user", "worker-gpu:worker-password", "--request", method).status == 200
+    for path in (
+        f"{writes}?x={reads}",
+        f"{writes}#{reads}",
+        f"{writes}%3f{reads}",
+        f"{writes}%2f..%2f..%2f..%2f..%2f..{reads}",
+        f"{writes}/../../../../../..{reads}",
+        f"{reads}/x",
+        f"/x{reads}",
+        reads.replace("a", "%61"),
+    ):
+        assert ask(host, site, path, "--user", VERA, "--data", "{}").status in (400, 403), path
+
+
+def test_who_mlflow_might_know_and_the_gateway_does_not_reads_only(host):
+    """Python's base64 forgives more than nginx's: a name that nginx cannot read is no way around."""
+    login = base64.b64encode(VERA.encode()).decode()
+    for header in (f"Basic {login[:4]}!{login[4:]}", f"Basic  {login}", "Bearer x", "Basic " + "VERA:x"):
+        assert ask(host, "mlflow", "/x", "--request", "DELETE", "--header", f"Authorization: {header}").status == 403
+    anonymous = ask(host, "mlflow", "/x", "--request", "DELETE")
+    assert anonymous.status == 401
+    assert [value for name, value in anonymous.headers if name == "www-authenticate"] == [REALM]
+    for login in ("Ada:ada-password", "ada2:x", "xada:x"):
+        assert ask(host, "mlflow", "/x", "--request", "DELETE", "--user", login).status == 403
+
+
+# -- What is passed on
+def test_where_a_request_comes_from_is_the_gateways_word(host):
+    lies = [f"X-Forwarded-{what}: lie" for what in ("For", "Proto", "Host", "Port", "Prefix")]
+    lies += ["X-Real-IP: lie", "Forwarded: for=lie", "X_Forwarded_For: lie"]
+    headers = told(ask(host, "mlflow", "/x", *[part for lie in lies for part in ("--header", lie)]))
+    assert "lie" not in " ".join(headers.values())
+    assert headers["x-forwarded-proto"] == "https"
+    assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
+    assert headers["x-forwarded-host"] == headers["host"] == f"mlflow.{DOMAIN}"
+
+
+def test_what_is_signed_arrives_as_it_was(host):
+    path = "/bucket/a%2Fb%20c+d//e?X-Amz-Signature=s3cr3t&x=%2F"
+    answer = ask(host, "s3", path, "--header", f"Host: s3.{DOMAIN}:443", "--header", "x-amz-meta-a_b: c")
+    assert json.loads(answer.text)["path"] == path
+    assert told(answer)["host"] == f"s3.{DOMAIN}:443"
+    assert told(answer)["x-amz-meta-a_b"] == "c"
+    assert json.loads(ask(host, "mlflow", "/a%2Fb?x=%2F").text)["path"] == "/a%2Fb?x=%2F"
+
+
+def test_several_services_share_a_name(host):
+    assert json.loads(ask(host, "inference", "/delay/predict?a=b").text)["path"] == "/predict?a=b"
+    assert told(ask(host, "inference", "/delay/docs"))["x-forwarded-prefix"] == "/delay"
+    moved = ask(host, "inference", "/delay")
+    assert (
+        moved.status,
+        ("location", "/delay/") in [(n, v.removeprefix(f"https://inference.{DOMAIN}")) for n, v in moved.headers],
+    ) == (308, True)
+    for path in ("/", "/delays", "/other/x"):
+        assert ask(host, "inference", path).status == 404
+
+
+def test_pages_are_sent_with_what_browsers_should_know(host):
+    for site, path in (("", "/"), ("", "/health/mlflow"), ("mlflow", "/x"), ("prefect", "/x"), ("s3", "/x")):
+        headers = ask(host, site, path).headers
+        assert headers.count(("strict-transport-security", "max-age=31536000")) == 1
+        assert headers.count(("x-content-type-options", "nosniff")) == 1
+        assert ("server", "nginx") in headers
+        if site:
+            assert [value for name, value in headers if name == "x-frame-options"] == ["sameorigin"]
+
+
+WEBSOCKET = """
+import base64, os, socket, ssl, sys
+site, path, login = sys.argv[1:]
+context = ssl.create_default_context(cafile="/etc/metalworks/tls/ca.crt")
+name = site + ".metalworks.internal"
+wire = context.wrap_socket(socket.create_connection(("127.0.0.1", 443), timeout=10), server_hostname=name)
+head = ["GET " + path + " HTTP/1.1", "Host: " + name, "Connection: Upgrade", "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)).decode()]
+if login:
+    head.append("Authorization: Basic " + base64.b64encode(login.encode()).decode())
+wire.sendall(("\\r\\n".join(head) + "\\r\\n\\r\\n").encode())
+answer = b""
+while b"\\r\\n\\r\\n" not in answer:
+    answer += wire.recv(1)
+if b" 101 " in answer:
+    for _ in range(3):
+        wire.sendall(b"hello")
+        assert wire.recv(5) == b"hello"
+print(answer.split()[1].decode())
+"""
+
+
+def test_websockets_pass(host):
+    for site, path, login, status in (
+        ("prefect", "/api/events/in", ADA, "101"),
+        ("prefect", "/api/events/out", VERA, "101"),
+        ("prefect", "/api/events/in", VERA, "403"),
+        ("prefect", "/api/events/in", "", "401"),
+        ("prefect", "/api/events/out", "vera:wrong", "401"),
+        ("s3", "/ws/objectManager", "", "101"),
+    ):
+        assert host.check_output("python3 -c %s %s %s %s", WEBSOCKET, site, path, login) == status, (path, login)
+    assert "upgrade" not in told(
+        ask(host, "mlflow", "/x", "--header", "Upgrade: h2c", "--header", "Connection: Upgrade")
+    )
+
+
+STREAM = """
+set -eu
+curl --silent --show-error --cacert /etc/metalworks/tls/ca.crt --connect-to ::127.0.0.1:443 --max-time 120 "$@" \
+    </tmp/large >/tmp/answer &
+curl=$!
+disk=0 memory=0
+while kill -0 $curl 2>/dev/null; do
+    now=$(du --summarize --bytes /var/lib/nginx | cut -f1)
+    [ "$now" -le "$disk" ] || disk=$now
+    now=$(ps -o rss= -C nginx | awk '{ all += $1 } END { print all }')
+    [ "$now" -le "$memory" ] || memory=$now
+done
+wait $curl
+echo "$disk $memory"
+"""
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "--upload-file /tmp/large https://s3.metalworks.internal/bucket/large",
+        "--upload-file - --header Transfer-Encoding:chunked https://s3.metalworks.internal/bucket/large",
+        "--user ada:ada-password --upload-file /tmp/large "
+        "https://mlflow.metalworks.internal/api/2.0/mlflow-artifacts/artifacts/large",
+        "--limit-rate 100M https://s3.metalworks.internal/send/314572800",
+        "--limit-rate 100M https://mlflow.metalworks.internal/get-artifact/send/314572800",
+    ],
+)
+def test_large_files_fill_neither_disk_nor_memory(host, what):
+    host.check_output("truncate --size 300M /tmp/large")
+    disk, memory = host.check_output("sh -c %s sh " + what, STREAM).split()
+    assert int(disk) < 100_000
+    assert int(memory) < 60_000
+    if "send" in what:
+        assert host.file("/tmp/answer").size == 314572800
+    else:
+        assert json.loads(host.file("/tmp/answer").content_string)["size"] == 314572800
+
+
+def test_what_is_not_streamed_is_bounded(host):
+    host.check_output("truncate --size 300M /tmp/large")
+    for site, path in (
+        ("mlflow", "/api/2.0/mlflow/runs/log-batch"),
+        ("prefect", "/api/x"),
+        ("inference", "/delay/predict"),
+    ):
+        assert ask(host, site, path, "--user", ADA, "--upload-file", "/tmp/large").status == 413
+
+
+# -- TLS
+def test_unknown_names_hear_nothing(host):
+    for name in (f"other.{DOMAIN}", "example.org", "127.0.0.1", f"x.mlflow.{DOMAIN}"):
+        result = host.run("curl --insecure --silent --include --connect-to ::127.0.0.1:443 https://%s/", name)
+        assert (result.rc != 0, result.stdout) == (True, ""), name
+    foreign = ask(host, "mlflow", "/x", "--header", "Host: example.org")
+    assert (foreign.status, foreign.code) == (0, 52)
+    assert ask(host, "mlflow", "/x", "--header", f"Host: prefect.{DOMAIN}").status == 421
+    assert host.run("curl --silent --max-time 3 http://127.0.0.1/").rc == 7, "port 80 is closed"
+
+
+def test_only_good_tls_is_spoken(host):
+    base = "curl --silent --output /dev/null --cacert /etc/metalworks/tls/ca.crt --connect-to ::127.0.0.1:443"
+    url = f"https://mlflow.{DOMAIN}/x"
+    for options, works in (
+        ("--tlsv1.3", True),
+        ("--tlsv1.2 --tls-max 1.2", True),
+        ("--tlsv1.0 --tls-max 1.1 --ciphers DEFAULT@SECLEVEL=0", False),
+        ("--tls-max 1.2 --ciphers ECDHE-ECDSA-AES128-SHA", False),
+        ("--tls-max 1.2 --ciphers AES128-GCM-SHA256", False),
+    ):
+        assert (host.run(f"{base} {options} {url}").rc == 0) == works, options
+
+
+def upstream_names(host, count: int) -> list[str]:
+    names = []
+    for _ in range(count):
+        answer = ask(host, "inference", "/delay/predict", "--data", "{}")
+        names.append(json.loads(answer.text)["name"] if answer.status == 200 else str(answer.status))
+    return names
+
+
+def test_one_host_takes_over_from_another(host):
+    assert set(upstream_names(host, 20)) == {"delay1", "delay2"}
+    host.check_output("systemctl stop stand-in@delay1")
+    try:
+        assert set(upstream_names(host, 20)) == {"delay2"}
+        assert ask(host, "", "/health/delay").status == 200
+    finally:
+        host.check_output("systemctl start stand-in@delay1")
+
+
+def test_a_host_with_anothers_certificate_is_not_believed(host):
+    host.check_output("systemctl stop stand-in@delay1")
+    try:
+        host.check_output("cp /opt/stand-in/tls/delay2.crt /opt/stand-in/tls/delay2.crt.kept")
+        host.check_output("cp /opt/stand-in/tls/delay2.key /opt/stand-in/tls/delay2.key.kept")
+        for kind in ("crt", "key"):
+            host.check_output(f"cp /opt/stand-in/tls/delay1.{kind} /opt/stand-in/tls/delay2.{kind}")
+        host.check_output("systemctl restart stand-in@delay2")
+        assert set(upstream_names(host, 4)) == {"502"}
+        assert "certificate does not match" in host.check_output("tail -20 /var/log/nginx/error.log")
+    finally:
+        for kind in ("crt", "key"):
+            host.check_output(f"mv /opt/stand-in/tls/delay2.{kind}.kept /opt/stand-in/tls/delay2.{kind}")
+        host.check_output("systemctl restart stand-in@delay2 stand-in@delay1")
+
+
+def test_a_service_that_is_down_is_said_to_be(host):
+    host.check_output("systemctl stop stand-in@mlflow")
+    try:
+        answer = ask(host, "mlflow", "/x")
+        assert answer.status == 502
+        assert json.loads(answer.text)["detail"] == "The service does not answer."
+        assert ask(host, "", "/health/mlflow").status == 502
+        assert ask(host, "prefect", "/api/health").status == 200
+    finally:
+        host.check_output("systemctl start stand-in@mlflow")
+
+
+# -- The start page
+def test_start_page_is_one_closed_file(host):
+    page = ask(host, "", "/")
+    policy = dict(page.headers)["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for site in SITES:
+        assert site["title"] in page.text
+        assert f'data-health="/health/{site["name"]}"' in page.text
+    assert not re.search(r"(?:src|@import|url\()", page.text.split("</head>")[1])
+    assert ask(host, "", "/ca.crt").text.strip() == host.file("/etc/metalworks/tls/ca.crt").content_string.strip()
+
+
+# -- Files and logs
+def test_nothing_secret_is_left_lying(host):
+    ask(host, "s3", "/bucket/key?X-Amz-Signature=s3cr3t-signature", "--header", "Referer: https://a/?s3cr3t-signature")
+    host.check_output("systemctl stop stand-in@s3")
+    try:
+        assert ask(host, "s3", "/bucket/key?X-Amz-Signature=s3cr3t-signature").status == 502
+    finally:
+        host.check_output("systemctl start stand-in@s3")
+    assert '"path":"/bucket/key","status":502' in host.check_output("tail /var/log/nginx/access.log")
+    for secret in ("s3cr3t", "ada-password", "vera-password"):
+        assert host.run(f"grep --recursive --quiet {secret} /var/log/nginx /etc/nginx /run/metalworks").rc == 1
+        assert host.run(f"journalctl --unit nginx --no-pager | grep --quiet {secret}").rc == 1
+    users = host.file("/etc/nginx/metalworks/users")
+    assert (users.mode, users.user, users.group) == (0o640, "root", "www-data")
+    for path in ("/var/log/nginx/access.log", "/var/log/nginx/error.log"):
+        assert host.file(path).mode == 0o640
+
+
+def test_logs_are_rotated(host):
+    host.check_output("logrotate --force /etc/logrotate.d/nginx")
+    ask(host, "mlflow", "/after-the-rotation")
+    host.check_output("test -s /var/log/nginx/access.log.1")
+    assert "after-the-rotation" in host.file("/var/log/nginx/access.log").content_string
+
+
+def test_nginx_is_confined(host):
+    said = host.check_output("systemd-analyze security nginx --no-pager | tail -1")
+    assert float(re.search(r"nginx.service: ([\d.]+)", said)[1]) <= 2.0
+    pid = host.check_output("systemctl show nginx --property MainPID --value")
+    assert host.check_output(f"stat --format %U /proc/{pid}") == "www-data"
+
+
+# -- The role
+@drifts
+def test_users_change_without_an_interruption(host, converged, play):
+    old = host.file("/etc/nginx/metalworks/users").content_string
+    users = [
+        {"name": "vera", "role": "admin", "password": "vera-password"},
+        {"name": "noor", "role": "viewer", "password": "n"},
+    ]
+    result = play("--diff", gateway_users=users)
+    assert result.returncode == 0, result.stdout
+    assert "vera-password" not in result.stdout + result.stderr
+    assert ask(host, "prefect", "/api/flows", "--user", ADA).status == 401
+    assert ask(host, "mlflow", "/x", "--user", ADA, "--request", "DELETE").status == 403
+    assert ask(host, "prefect", "/api/flows/", "--user", VERA, "--request", "DELETE").status == 200
+    assert ask(host, "prefect", "/api/flows", "--user", "noor:n").status == 200
+    kept = [line for line in old.splitlines() if line.startswith("vera:")]
+    assert kept[0] in host.file("/etc/nginx/metalworks/users").content_string
+    users[1]["password"] = "other"
+    assert play(gateway_users=users).returncode == 0
+    assert ask(host, "prefect", "/api/flows", "--user", "noor:n").status == 401
+    assert ask(host, "prefect", "/api/flows", "--user", "noor:other").status == 200
+    assert started(host) == converged
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"gateway_max_body_size": "much"}, 'client_max_body_size" directive invalid value'),
+        (
+            {"gateway_sites": [SITES[0] | {"viewer_posts": ["/api/(x"]}]},
+            "pcre2_compile() failed: missing closing parenth",
+        ),
+        ({"gateway_sites": [SITES[0] | {"upstreams": ["nowhere.invalid:1"]}]}, "host has no address on this host"),
+        ({"gateway_sites": [SITES[0] | {"upstreams": ["a b"]}]}, "mlflow: upstreams are host:port"),
+        ({"gateway_sites": [SITES[0], SITES[0]]}, "two sites are named mlflow"),
+        ({"gateway_sites": [SITES[0] | {"name": "ML flow"}]}, "ML flow: name and host are"),
+        ({"gateway_sites": [SITES[0] | {"health": "health; deny all"}]}, "are paths; it has: health; deny all"),
+        ({"gateway_users": [USERS[0], USERS[0]]}, "two users are named ada"),
+        ({"gateway_users": [USERS[0] | {"name": "a:b"}]}, "a name is letters, digits and . _ @ -"),
+        ({"gateway_users": [USERS[0] | {"password": ""}]}, "ada has no password"),
+        ({"gateway_certificate": "/etc/metalworks/tls/none.crt"}, "nginx needs /etc/metalworks/tls/none.crt"),
+        ({"gateway_certificate": "/opt/stand-in/tls/delay1.crt"}, "key values mismatch"),
+        ({"gateway_groups": []}, "Permission denied"),
+    ],
+)
+def test_wrong_wishes_are_refused_while_the_old_serve(host, converged, play, variables, message):
+    before = host.check_output(
+        "sha256sum /etc/nginx/nginx.conf /etc/nginx/metalworks/* /etc/systemd/system/nginx.service.d/*"
+    )
+    result = play(**variables)
+    assert result.returncode != 0
+    shown = " ".join((result.stdout + result.stderr).replace("\\", "").split())
+    assert message in shown, result.stdout
+    assert "ada-password" not in shown
+    assert ask(host, "prefect", "/api/flows", "--user", ADA).status == 200
+    assert started(host) == converged
+    after = host.check_output(
+        "sha256sum /etc/nginx/nginx.conf /etc/nginx/metalworks/* /etc/systemd/system/nginx.service.d/*"
+    )
+    assert after == before
+    assert host.run("systemctl reload nginx").rc == 0
+
+
+@drifts
+def test_a_killed_play_is_finished_by_the_next(host, converged, play):
+    conf, kept = "/etc/nginx/nginx.conf", "/root/nginx.conf"
+    host.check_output(f"cp {conf} {kept}.old")
+    assert play(gateway_max_body_size="1k").returncode == 0
+    host.check_output(f"cp {conf} {kept}.new && cp {kept}.old {conf} && systemctl reload nginx")
+    old = host.check_output(f"grep --only-matching 'return 200 \"[0-9a-f]*' {kept}.old | cut -d '\"' -f 2")
+    loaded = "until curl --silent --unix-socket /run/nginx/state.sock http://localhost/ | grep --quiet %s; do :; done"
+    host.check_output("timeout 20 sh -c %s", loaded % old)
+    # What a play leaves that was killed after it wrote the configuration and before it loaded it.
+    host.check_output(f"cp {kept}.new {conf}")
+    result = play(gateway_max_body_size="1k")
+    assert result.returncode == 0, result.stdout
+    assert ask(host, "prefect", "/api/flows", "--user", ADA, "--data", "x" * 2000).status == 413
+    assert started(host) == converged
+
+
+@drifts
+def test_a_new_certificate_is_served_without_an_interruption(host, converged, play):
+    tls = "/etc/metalworks/tls"
+    host.check_output(
+        f"openssl x509 -req -in /opt/stand-in/tls/host.csr -CA {tls}/ca.crt -CAkey /opt/stand-in/tls/ca.key -days 9 "
+        f"-extfile /opt/stand-in/tls/host.ext -out {tls}/host.crt"
+    )
+    result = play()
+    assert result.returncode == 0, result.stdout
+    served = host.check_output(
+        f"openssl s_client -connect 127.0.0.1:443 -servername mlflow.{DOMAIN} </dev/null 2>/dev/null "
+        "| openssl x509 -noout -serial"
+    )
+    assert served == host.check_output(f"openssl x509 -noout -serial -in {tls}/host.crt")
+    assert started(host) == converged
+
+
+@drifts
+def test_tampering_and_a_stopped_service_are_mended(host, converged, play):
+    host.check_output("systemctl disable --now nginx")
+    host.check_output("ln -s ../sites-available/default /etc/nginx/sites-enabled/default")
+    host.check_output("chmod 0644 /etc/nginx/metalworks/users")
+    host.check_output(
+        "sed --in-place s/NoNewPrivileges=true/NoNewPrivileges=false/ "
+        "/etc/systemd/system/nginx.service.d/metalworks.conf"
+    )
+    result = play()
+    assert result.returncode == 0, result.stdout
+    assert host.service("nginx").is_enabled
+    assert not host.file("/etc/nginx/sites-enabled/default").exists
+    assert host.file("/etc/nginx/metalworks/users").mode == 0o640
+    assert host.check_output("systemctl show nginx --property NoNewPrivileges --value") == "yes"
+
+
+def test_nginx_that_was_killed_comes_back(host):
+    host.check_output("systemctl kill --kill-whom all --signal KILL nginx")
+    answered = "until curl --silent --fail --cacert %s --connect-to ::127.0.0.1:443 https://%s/health; do :; done"
+    host.check_output("timeout 20 sh -c %s", answered % ("/etc/metalworks/tls/ca.crt", DOMAIN))

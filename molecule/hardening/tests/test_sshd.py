@@ -1,0 +1,120 @@
+"""Keys alone get in, with today's algorithms, and what is wrong never stops the server."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ADDRESS
+
+OURS = "/etc/ssh/sshd_config.d/00-metalworks.conf"
+drifts = pytest.mark.drifts
+
+
+@pytest.fixture
+def converged(host, request, play):
+    """The server's process; a test marked `drifts` is followed by a play that must mend it."""
+    yield host.check_output("systemctl show ssh --property MainPID")
+    if request.node.get_closest_marker("drifts"):
+        result = play()
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture
+def ssh(attacker, key):
+    """Log in from outside."""
+
+    def ssh(*options: str, command: str = "true"):
+        given = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes"
+        return attacker.run(f"ssh {given} -i /root/id {' '.join(options)} ops@{ADDRESS} {command}")
+
+    return ssh
+
+
+def test_a_key_gets_in_and_nothing_else(ssh):
+    assert ssh().rc == 0
+    refused = ssh("-o PubkeyAuthentication=no", "-o PreferredAuthentications=password,keyboard-interactive,none")
+    assert "Permission denied (publickey)" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("-o KexAlgorithms=diffie-hellman-group14-sha1", "no matching key exchange method found"),
+        ("-o KexAlgorithms=ecdh-sha2-nistp256", "no matching key exchange method found"),
+        ("-o Ciphers=aes128-cbc", "no matching cipher found"),
+        ("-o Ciphers=aes256-ctr -o MACs=hmac-sha1", "no matching MAC found"),
+    ],
+)
+def test_old_algorithms_are_refused(ssh, option, message):
+    assert message in ssh(option).stderr
+
+
+def test_settings_are_in_force_over_those_of_others(host):
+    shown = host.check_output("sshd -T")
+    for line in ("passwordauthentication no", "permitemptypasswords no", "permitrootlogin without-password"):
+        assert line in shown
+    for line in ("x11forwarding no", "maxauthtries 4", "allowagentforwarding no", "clientaliveinterval 60"):
+        assert line in shown
+
+
+@drifts
+def test_agents_are_forwarded_where_that_is_wanted(host, converged, play, ssh):
+    script = "-A true"
+    assert play(sshd_allow_agent_forwarding=True).returncode == 0
+    assert "allowagentforwarding yes" in host.check_output("sshd -T")
+    assert ssh(script).rc == 0
+    assert host.check_output("systemctl show ssh --property MainPID") == converged, "reloaded, not restarted"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"sshd_ciphers": ["rot13"]}, "Bad SSH2 cipher spec"),
+        ({"sshd_settings": {"PermitRotLogin": "no"}}, "Bad configuration option: PermitRotLogin"),
+        ({"sshd_settings": {"maxauthtries": "9"}}, "comes before these settings: maxauthtries is 4 instead of 9"),
+    ],
+)
+def test_wrong_settings_are_refused_while_the_server_serves(host, converged, ssh, play, variables, message):
+    before = host.file(OURS).content_string
+    result = play(**variables)
+    assert result.returncode != 0
+    assert message in " ".join((result.stdout + result.stderr).replace("\\", "").split())
+    assert host.file(OURS).content_string == before
+    assert host.check_output("systemctl show ssh --property MainPID") == converged
+    assert ssh().rc == 0
+
+
+def test_a_broken_file_of_somebody_else_is_named_and_not_loaded(host, converged, ssh, play):
+    broken = "/etc/ssh/sshd_config.d/99-broken.conf"
+    host.check_output(f"echo 'Nonsense yes' > {broken}")
+    try:
+        result = play()
+        assert result.returncode != 0
+        assert f"{broken} line 1: Bad configuration option" in " ".join(result.stdout.split())
+        assert ssh().rc == 0
+    finally:
+        host.check_output(f"rm {broken}")
+    assert play().returncode == 0
+    assert host.check_output("systemctl show ssh --property MainPID") == converged
+
+
+@drifts
+def test_a_main_file_without_the_folder_is_mended(host, converged, play):
+    host.check_output("sed --in-place '/^Include/d' /etc/ssh/sshd_config")
+    assert "passwordauthentication yes" in host.check_output("sshd -T")
+    assert play().returncode == 0
+    assert "passwordauthentication no" in host.check_output("sshd -T")
+    assert " changed=0 " in play().stdout
+
+
+@drifts
+def test_a_reload_owed_by_a_killed_play_is_made_up_for(host, converged, play):
+    def reloads() -> int:
+        return int(host.check_output("journalctl --unit ssh | grep --count 'Received SIGHUP'"))
+
+    host.check_output("touch /etc/ssh/sshd_config.d/50-cloud-init.conf")
+    host.check_output("systemctl reload ssh")
+    before = reloads()
+    host.check_output(f"touch {OURS}")
+    assert play().returncode == 0
+    assert reloads() == before + 1
+    assert " changed=0 " in play().stdout

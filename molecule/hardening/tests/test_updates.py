@@ -1,0 +1,58 @@
+"""Security updates come by themselves, and nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_apt_reads_what_the_role_wants(host):
+    dump = host.check_output("apt-config dump")
+    for line in (
+        'APT::Periodic::Update-Package-Lists "1";',
+        'APT::Periodic::Unattended-Upgrade "1";',
+        'Unattended-Upgrade::Automatic-Reboot "false";',
+    ):
+        assert line in dump
+    origins = [line.split('"')[1] for line in dump.splitlines() if "::Origins-Pattern:: " in line]
+    assert origins
+    assert [origin for origin in origins if "security" not in origin.lower()] == []
+
+
+def test_a_dry_run_takes_security_alone_and_leaves_what_is_held(host):
+    said = host.check_output("unattended-upgrade --dry-run --debug 2>&1")
+    allowed = next(line for line in said.splitlines() if line.startswith("Allowed origins are:"))
+    assert "origin=Debian,codename=bookworm-security,label=Debian-Security" in allowed
+    assert "label=Debian," not in allowed + ","
+    held = next(line for line in said.splitlines() if line.startswith("Initial blacklist"))
+    assert "nvidia- cuda- postgresql-[0-9]+$" in held
+
+
+def test_it_runs_every_day_and_its_log_is_rotated(host):
+    for timer in ("apt-daily.timer", "apt-daily-upgrade.timer"):
+        assert host.service(timer).is_enabled
+        assert host.service(timer).is_running
+    rotated = host.check_output("logrotate --debug /etc/logrotate.conf 2>&1")
+    assert "/var/log/unattended-upgrades/unattended-upgrades.log" in rotated
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"unattended_upgrades_never": ["nvidia-("]}, "is no regular expression"),
+        ({"unattended_upgrades_origins": ['a";']}, "apt refuses the settings"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(host, play, variables, message):
+    before = host.check_output("apt-config dump")
+    result = play(**variables)
+    assert result.returncode != 0
+    assert message in " ".join((result.stdout + result.stderr).split())
+    assert host.check_output("apt-config dump") == before
+
+
+def test_stopped_timers_are_started(host, play):
+    host.check_output("systemctl disable --quiet --now apt-daily-upgrade.timer")
+    result = play()
+    assert result.returncode == 0, result.stdout
+    assert host.service("apt-daily-upgrade.timer").is_enabled
+    assert host.service("apt-daily-upgrade.timer").is_running

@@ -1,0 +1,207 @@
+#!/usr/bin/python
+"""The files of a host's certificate, the host's trust in its CA, and the daily check; the key is made here."""
+
+from __future__ import annotations
+
+import grp
+import os
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: certificates_host
+short_description: Key, certificate and trusted CA of a host
+description:
+  - Called twice by the action plugin of the same name. With C(look=true), it makes the key where one is needed and
+    tells what stands; without, it puts everything in its place.
+  - Every decision rests on what stands on the host, so a play that was killed is finished by the next one.
+  - A new CA means a new key. It waits beside the old one until its certificate is there, so that services never see
+    a pair that does not fit for longer than two renames take.
+options:
+  look: {type: bool, default: false, description: Only tell what stands.}
+  ca: {type: str, required: true, description: Certificates that the host and its clients trust, PEM.}
+  certificate: {type: str, default: "", description: Certificate of the host with its chain, PEM.}
+  key: {type: str, default: "", description: Its key, PEM; empty means the one that was made here.}
+  check: {type: str, required: true, description: Shell script of the daily check.}
+  service: {type: str, required: true, description: Unit that runs it.}
+  timer: {type: str, required: true, description: Unit that starts that one.}
+"""
+
+RETURN = """
+certificate: {type: str, returned: with look, description: Certificate that stands; empty if there is none.}
+request: {type: str, returned: with look, description: Request for a certificate, signed with the host's key.}
+actions: {type: list, returned: always, description: What was (with look or in check mode would be) done.}
+"""
+
+GROUP = "metalworks-tls"
+TLS = Path("/etc/metalworks/tls")
+CA, CERTIFICATE, KEY, NEXT_KEY = TLS / "ca.crt", TLS / "host.crt", TLS / "host.key", TLS / ".host.key.next"
+CHECK = Path("/opt/metalworks/certificates/check.sh")
+UNITS, SERVICE, TIMER = Path("/etc/systemd/system"), "metalworks-certificate.service", "metalworks-certificate.timer"
+# Not metalworks-*.crt: role base removes those of them that are not its own.
+TRUSTED = Path("/usr/local/share/ca-certificates/metalworks_ca.crt")
+TRUSTED_LINK, BUNDLE = Path("/etc/ssl/certs/metalworks_ca.pem"), Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def read(path: Path) -> str:
+    """Return what a file holds; nothing if it is not there."""
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+class Host:
+    """What stands on the host, and the module that changes it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        """Remember what is wanted."""
+        self.module, self.wants = module, module.params
+        self.actions = list[str]()
+        try:
+            self.group = grp.getgrnam(GROUP).gr_gid
+        except KeyError:
+            self.group = -1
+
+    def may(self, action: str) -> bool:
+        """Note what is to be done; tell whether it is to be carried out."""
+        self.actions.append(action)
+        return not (self.module.check_mode or self.wants["look"])
+
+    def openssl(self, *arguments: str) -> str:
+        """Return what openssl answers; nothing if it refuses."""
+        code, out, _ = self.module.run_command(["openssl", *arguments])
+        return "" if code else str(out)
+
+    def request(self, key: Path) -> str:
+        """Return a request for a certificate of this key; what it is for, the controller says."""
+        return self.openssl("req", "-new", "-batch", "-sha256", "-key", str(key), "-subj", "/CN=host")
+
+    def look(self) -> dict[str, str]:
+        """Tell what stands. A key is made where there is none that can be used, and where the CA is a new one."""
+        request = self.request(KEY) if read(CA) == self.wants["ca"] else ""
+        if request:
+            # What an earlier play left when it was killed is for a CA that is not wanted any more.
+            NEXT_KEY.unlink(missing_ok=True)
+        else:
+            self.actions.append("make a key")
+            if not self.module.check_mode:
+                self.folder(TLS)
+                command = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+                self.put_key(NEXT_KEY, self.module.run_command(command, check_rc=True)[1])
+                request = self.request(NEXT_KEY)
+        self.wants["certificate"] = read(CERTIFICATE)
+        return {"certificate": self.wants["certificate"], "request": request}
+
+    def folder(self, path: Path) -> None:
+        """Make a folder of root that everybody may enter."""
+        path.mkdir(parents=True, exist_ok=True, mode=0o755)
+
+    def put_key(self, path: Path, content: str) -> None:
+        """Write a key that only root reads, until it stands where it belongs."""
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+            handle.write(content)
+
+    def put(self, path: Path, content: str) -> bool:
+        """Make a public file hold this, in one step; tell whether it held something else."""
+        if path.exists() and read(path) == content and self.owned(path, 0o644, 0):
+            return False
+        if self.may(f"write {path}"):
+            self.folder(path.parent)
+            draft = path.with_name(f".{path.name}.next")
+            draft.unlink(missing_ok=True)
+            draft.write_text(content)
+            os.chown(draft, 0, 0)
+            draft.chmod(0o644)
+            draft.replace(path)
+        return True
+
+    def owned(self, path: Path, mode: int, group: int) -> bool:
+        """Tell whether a path belongs to root and this group, with this mode."""
+        facts = path.stat()
+        return (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (0, group, mode)
+
+    def apply(self) -> None:
+        """Put everything in its place; the CA's certificate last, because it says that the rest was issued by it."""
+        if self.group < 0 and self.may(f"make group {GROUP}"):
+            self.module.run_command(["groupadd", "--system", GROUP], check_rc=True)
+            self.group = grp.getgrnam(GROUP).gr_gid
+        if not (TLS.is_dir() and self.owned(TLS, 0o755, 0)) and self.may(f"make {TLS}"):
+            self.folder(TLS)
+            os.chown(TLS, 0, 0)
+            TLS.chmod(0o755)
+        self.place_key()
+        renewed = bool(self.wants["certificate"]) and self.put(CERTIFICATE, self.wants["certificate"])
+        self.put(CA, self.wants["ca"])
+        self.trust()
+        self.schedule(renewed)
+
+    def place_key(self) -> None:
+        """Give the key its place, owner and mode."""
+        if self.wants["key"] and not self.module.check_mode:
+            NEXT_KEY.unlink(missing_ok=True)  # of a play that was killed
+        if self.wants["key"] and read(KEY) != self.wants["key"]:
+            if not self.module.check_mode:
+                self.put_key(NEXT_KEY, self.wants["key"])
+        elif not NEXT_KEY.exists():
+            if KEY.exists() and not self.owned(KEY, 0o640, self.group) and self.may(f"owner and mode of {KEY}"):
+                os.chown(KEY, 0, self.group)
+                KEY.chmod(0o640)
+            return
+        if self.may(f"new key in {KEY}"):
+            os.chown(NEXT_KEY, 0, self.group)
+            NEXT_KEY.chmod(0o640)
+            NEXT_KEY.replace(KEY)
+
+    def trust(self) -> None:
+        """Let every program of the host trust the CA, and the one before it no longer."""
+        written = self.put(TRUSTED, self.wants["ca"])
+        if not written and self.wants["ca"].strip() in read(BUNDLE):
+            return
+        program = shutil.which("update-ca-certificates")
+        if program and self.may("rebuild what the host trusts"):
+            # A file that changed keeps the links of what it was, unless all links are made anew.
+            self.module.run_command([program, *(["--fresh"] if TRUSTED_LINK.exists() else [])], check_rc=True)
+
+    def schedule(self, renewed: bool) -> None:
+        """Let the check run every day, and forget that it failed when there is a new certificate."""
+        self.put(CHECK, self.wants["check"])
+        units = {SERVICE: self.wants["service"], TIMER: self.wants["timer"]}
+        written = [name for name, text in units.items() if self.put(UNITS / name, text)]
+        names = ["--property", "ActiveState,UnitFileState,NeedDaemonReload"]
+        out = self.module.run_command(["systemctl", "show", TIMER, SERVICE, *names], check_rc=True)[1]
+        timer, service = (dict(line.split("=", 1) for line in part.splitlines()) for part in out.split("\n\n"))
+        acting = not (self.module.check_mode or self.wants["look"])
+        if acting and (written or "yes" in (timer["NeedDaemonReload"], service["NeedDaemonReload"])):
+            self.module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+        fresh = timer["ActiveState"] == "active" and TIMER not in written
+        if not (fresh and timer["UnitFileState"] == "enabled") and self.may(f"start {TIMER}"):
+            self.module.run_command(["systemctl", "--quiet", "enable", TIMER], check_rc=True)
+            self.module.run_command(["systemctl", "restart", TIMER], check_rc=True)
+        if renewed and service["ActiveState"] == "failed" and acting:
+            self.module.run_command(["systemctl", "reset-failed", SERVICE], check_rc=True)
+
+
+def main() -> None:
+    """Read the arguments and look or act."""
+    text = {"type": "str", "required": True}
+    module = AnsibleModule(
+        argument_spec={
+            "look": {"type": "bool", "default": False},
+            "ca": text,
+            "certificate": {"type": "str", "default": ""},
+            "key": {"type": "str", "default": "", "no_log": True},
+            "check": text,
+            "service": text,
+            "timer": text,
+        },
+        supports_check_mode=True,
+    )
+    host = Host(module)
+    found = host.look() if module.params["look"] else {}
+    host.apply()
+    module.exit_json(changed=bool(host.actions), actions=host.actions, **found)
+
+
+if __name__ == "__main__":
+    main()

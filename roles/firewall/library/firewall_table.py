@@ -1,0 +1,251 @@
+#!/usr/bin/python
+"""The host's table of nftables is what its file says, in one call."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: firewall_table
+short_description: Table C(inet metalworks) in the kernel and in C(/etc/nftables.conf)
+description:
+  - Loads the rules in a network of their own first. What the kernel refuses there changes nothing; what it takes is
+    compared with the table that it works with.
+  - Replaces that table in one step, after it has armed a timer that brings the earlier one back. A second call with
+    C(confirm), over a new connection, stops the timer and writes the file that is loaded at boot.
+  - Without C(rules), changes the set of the platform's addresses alone, and nothing on a host without these rules.
+options:
+  rules: {type: str, default: "", description: The file without the addresses of C(platform).}
+  platform: {type: list, elements: str, required: true, description: Addresses, networks or names.}
+  rollback_seconds: {type: int, default: 120, description: Time for the confirmation.}
+  confirm: {type: bool, default: false, description: The rules that are loaded stay.}
+"""
+
+RETURN = """
+actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+unconfirmed: {type: bool, returned: success, description: A timer runs that will bring the earlier rules back.}
+"""
+
+TABLE = "inet metalworks"
+CONFIGURATION = Path("/etc/nftables.conf")
+BEFORE = Path("/run/metalworks/firewall-before.nft")
+TIMER = "metalworks-firewall-rollback"
+REPLACE = f"table {TABLE}\ndelete table {TABLE}\n"
+MARK = "# Who belongs to the platform.\n"
+# Debian's unit flushes everything when it is stopped or restarted, the rules of Docker too.
+DROP_IN = Path("/etc/systemd/system/nftables.service.d/metalworks.conf")
+DROP_IN_TEXT = f"[Service]\nExecStop=\nExecStop=-/usr/sbin/nft delete table {TABLE}\n"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def resolve(name: str) -> Iterable[str]:
+    """Return the addresses of a host's name; raises OSError when there are none."""
+    return {str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+
+
+def networks(names: list[str], look_up: Callable[[str], Iterable[str]] = resolve) -> list[Network]:
+    """Return what these addresses, networks and names stand for; raises OSError for an unknown name."""
+    found: set[Network] = set()
+    for name in names:
+        try:
+            found.add(ipaddress.ip_network(name, strict=False))
+        except ValueError:
+            found |= {ipaddress.ip_network(address.partition("%")[0]) for address in look_up(name)}
+    # A host knows itself under a loopback address, which is open anyway.
+    return sorted((one for one in found if not one.is_loopback), key=lambda one: (one.version, one))
+
+
+def members(found: list[Network]) -> str:
+    """Return the lines that fill the sets."""
+    lines = []
+    for version in (4, 6):
+        if ours := [str(one) for one in found if one.version == version]:
+            lines.append(f"add element {TABLE} platform{version} {{ {', '.join(ours)} }}\n")
+    return "".join(lines)
+
+
+def normal(value: Any) -> Any:
+    """Return a listing without what differs between two loads of the same rules."""
+    if isinstance(value, list):
+        return [normal(one) for one in value if not (isinstance(one, dict) and "metainfo" in one)]
+    if isinstance(value, dict):
+        kept = {key: normal(one) for key, one in value.items() if key != "handle"}
+        for key in kept.keys() & {"set", "elem"}:  # kept in a hash, whose order is chance
+            if isinstance(kept[key], list):
+                kept[key] = sorted(kept[key], key=lambda one: json.dumps(one, sort_keys=True))
+        return {"counter": None} if "counter" in kept else kept
+    return value
+
+
+def sets(listing: Any) -> list[Any]:
+    """Return the sets of a listing."""
+    return [one for one in (listing or {}).get("nftables", []) if "set" in one]
+
+
+def has_rules(text: str) -> bool:
+    """Tell whether somebody's file says more than Debian's, which lets everything through."""
+    return bool(re.search(r"\b(accept|drop|reject|dnat|snat|masquerade|include)\b", re.sub(r"#.*", "", text)))
+
+
+class Firewall:
+    """The table, and the module that acts on it."""
+
+    def __init__(self, module: AnsibleModule, nft: str) -> None:
+        """Remember whose commands run."""
+        self.module, self.nft = module, nft
+        self.actions, self.diff = list[str](), list[dict[str, str]]()
+
+    def fail(self, why: str) -> None:
+        """End the task with the reason."""
+        self.module.fail_json(msg=why, actions=self.actions)
+
+    def act(self, action: str) -> bool:
+        """Note what is done; tell whether it is to be carried out."""
+        self.actions.append(action)
+        return not self.module.check_mode
+
+    def run(self, *command: str, data: str = "") -> str:
+        """Run a command and return its output; a failure ends the task."""
+        code, out, err = self.module.run_command(list(command), data=data)
+        if code:
+            self.fail(f"{' '.join(command)}: {(err or out).strip()}")
+        return str(out)
+
+    def live(self) -> Any:
+        """Return the table that the kernel works with; nothing when there is none."""
+        code, out, _ = self.module.run_command([self.nft, "--json", "list", "table", *TABLE.split()])
+        return normal(json.loads(out)) if code == 0 else None
+
+    def tried(self, text: str) -> Any:
+        """Return what the kernel makes of the rules, in a network where they hurt nobody."""
+        script = f'"$0" --file - && "$0" --json list table {TABLE}'
+        code, out, err = self.module.run_command(["unshare", "--net", "sh", "-c", script, self.nft], data=text)
+        if code:
+            self.fail(f"nft refuses the rules; the old ones stay. It says:\n{err or out}")
+        return normal(json.loads(out))
+
+    def counting_down(self) -> bool:
+        """Tell whether the timer runs."""
+        return bool(self.module.run_command(["systemctl", "is-active", "--quiet", f"{TIMER}.timer"])[0] == 0)
+
+    def load(self, text: str, seconds: int) -> None:
+        """Replace the table, once it is certain that the earlier one comes back unless somebody confirms."""
+        self.run(self.nft, "--check", "--file", "-", data=text)
+        if self.counting_down():  # a killed play's; what stood before that one is still what is to come back
+            self.run("systemctl", "stop", f"{TIMER}.timer")
+        else:
+            earlier = self.module.run_command([self.nft, "list", "table", *TABLE.split()])[1]
+            write(BEFORE, f"{REPLACE}{earlier}", 0o600)
+        arm = ["systemd-run", "--quiet", "--collect", f"--unit={TIMER}", f"--on-active={seconds}"]
+        self.run(*arm, "--timer-property=AccuracySec=1s", self.nft, "--file", str(BEFORE))
+        self.run(self.nft, "--file", "-", data=text)
+
+    def store(self, text: str) -> None:
+        """Write the file that is loaded at boot."""
+        old = CONFIGURATION.read_text() if CONFIGURATION.exists() else ""
+        if old == text and CONFIGURATION.stat().st_mode & 0o777 == 0o644:
+            return
+        self.diff.append({"before_header": str(CONFIGURATION), "after_header": str(CONFIGURATION)})
+        self.diff[-1] |= {"before": old, "after": text}
+        if not self.act(f"write {CONFIGURATION}"):
+            return
+        if MARK not in old and has_rules(old):
+            kept = self.module.backup_local(str(CONFIGURATION))
+            self.module.warn(f"{CONFIGURATION} had rules of its own, which the next boot will not load: see {kept}")
+        write(CONFIGURATION, text, 0o644)
+
+    def serve(self) -> None:
+        """Have the file loaded at boot."""
+        if not (DROP_IN.exists() and DROP_IN.read_text() == DROP_IN_TEXT) and self.act(f"write {DROP_IN}"):
+            write(DROP_IN, DROP_IN_TEXT, 0o644)
+            self.run("systemctl", "daemon-reload")
+        names = "ActiveState,UnitFileState"
+        shown = self.run("systemctl", "show", "nftables.service", "--property", names).splitlines()
+        for line, verb in (("UnitFileState=enabled", "enable"), ("ActiveState=active", "start")):
+            if line not in shown and self.act(f"{verb} nftables.service"):
+                self.run("systemctl", "--quiet", verb, "nftables.service")
+
+    def converge(self, text: str, seconds: int, confirm: bool) -> bool:
+        """Bring kernel and file to these rules; tell whether they wait for a confirmation."""
+        wanted = self.tried(text)
+        if confirm and self.counting_down():
+            self.run("systemctl", "stop", f"{TIMER}.timer")
+        same = self.live() == wanted
+        if confirm and not same:
+            self.fail("nobody confirmed the new rules in time, and the host took them back; run the play again")
+        if not same and self.act("replace the rules"):
+            self.load(text, seconds)
+            return True
+        if not self.module.check_mode and self.counting_down():
+            return True
+        self.store(text)
+        self.serve()
+        return False
+
+    def register(self, platform: str) -> None:
+        """Change the set of the platform's addresses, and nothing else."""
+        old = CONFIGURATION.read_text() if CONFIGURATION.exists() else ""
+        head, mark, _ = old.partition(MARK)
+        if not mark:
+            return
+        wanted, live = self.tried(f"{head}{mark}{platform}"), self.live()
+        self.store(f"{head}{mark}{platform}")
+        if live and sets(live) != sets(wanted) and self.act("change the platform's addresses"):
+            empty = "".join(f"flush set {TABLE} platform{version}\n" for version in (4, 6))
+            self.run(self.nft, "--file", "-", data=f"{empty}{platform}")
+
+
+def write(path: Path, content: str, mode: int) -> None:
+    """Replace a file of root in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as sink:
+        sink.write(content)
+    Path(draft).chmod(mode)
+    Path(draft).replace(path)
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    module = AnsibleModule(
+        argument_spec={
+            "rules": {"type": "str", "default": ""},
+            "platform": {"type": "list", "elements": "str", "required": True},
+            "rollback_seconds": {"type": "int", "default": 120},
+            "confirm": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    wants = module.params
+    nft = module.get_bin_path("nft", opt_dirs=["/usr/sbin"])
+    if nft is None:
+        if wants["rules"] and not module.check_mode:
+            module.fail_json(msg="nftables is not installed")
+        module.exit_json(changed=bool(wants["rules"]), actions=[], unconfirmed=False)
+    try:
+        platform = members(networks(wants["platform"]))
+    except OSError as error:
+        module.fail_json(msg=f"{', '.join(wants['platform'])}: a name among these cannot be resolved here ({error})")
+    firewall, unconfirmed = Firewall(module, nft), False
+    if wants["rules"]:
+        text = f"{wants['rules']}{MARK}{platform}"
+        unconfirmed = firewall.converge(text, wants["rollback_seconds"], wants["confirm"])
+    else:
+        firewall.register(platform)
+    actions = firewall.actions
+    module.exit_json(changed=bool(actions), actions=actions, diff=firewall.diff, unconfirmed=unconfirmed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+#!/usr/bin/python
+"""A running nginx with its configuration, users and start page, in one call."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import grp
+import hashlib
+import hmac
+import http.client
+import os
+import pwd
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: gateway_state
+short_description: nginx runs this configuration, with these users and this page
+description:
+  - Writes the configuration if nginx accepts it; otherwise the old one stays and serves.
+  - Loads it when the running nginx says that it runs another. What it says covers certificate, key and authority, so a
+    play that was killed between a change and the reload loses nothing.
+  - Starts nginx, and restarts it when it was started with another unit.
+options:
+  configuration:
+    type: str
+    required: true
+    description: >-
+      Content of C(nginx.conf). C(@address:NAME@) becomes the host's address, C(@sha256:TAG@) the hash of the page's
+      first element of that name, as a Content-Security-Policy wants it, and C(@revision@) what the running nginx is
+      asked for.
+  unit: {type: str, required: true, description: Content of the drop-in of C(nginx.service).}
+  page: {type: str, required: true, description: Start page.}
+  users: {type: dict, required: true, description: Names and passwords.}
+  groups: {type: list, elements: str, required: true, description: UNIX groups of nginx besides its own.}
+  files: {type: list, elements: path, required: true, description: Files that nginx reads when it loads.}
+"""
+
+RETURN = """
+actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+"""
+
+ROUNDS = 1000
+"""Of SHA-256 crypt, the fewest there are. Every request costs them; passwords here are long and random."""
+RELOAD_SECONDS = 20
+NGINX = Path("/usr/sbin/nginx")
+CONFIGURATION = Path("/etc/nginx/nginx.conf")
+CANDIDATE = Path("/etc/nginx/.nginx.conf.candidate")
+FOLDER = Path("/etc/nginx/metalworks")
+USERS, PAGE = FOLDER / "users", FOLDER / "index.html"
+DEFAULT_SITE = Path("/etc/nginx/sites-enabled/default")
+UNIT, STARTED_WITH = Path("/etc/systemd/system/nginx.service.d/metalworks.conf"), Path("/run/metalworks/nginx.conf")
+RUNTIME = Path("/run/nginx")
+SOCKET = RUNTIME / "state.sock"
+USER = "www-data"
+
+
+def crypt(password: str, setting: str) -> str:
+    """Return the C library's hash of a password."""
+    library = ctypes.CDLL("libcrypt.so.1")
+    library.crypt.restype = ctypes.c_char_p
+    return str(library.crypt(password.encode(), setting.encode()).decode())
+
+
+def users_file(users: dict[str, str], known: str) -> str:
+    """Return the file that nginx looks users up in; who has the right hash in the known one keeps it."""
+    hashes = dict(line.split(":", 1) for line in known.splitlines() if ":" in line and not line.startswith("#"))
+    lines = ["# Managed by Ansible."]
+    for name, password in sorted(users.items()):
+        old = hashes.get(name, "")
+        if not (old.startswith(f"$5$rounds={ROUNDS}$") and hmac.compare_digest(crypt(password, old), old)):
+            old = crypt(password, f"$5$rounds={ROUNDS}${secrets.token_hex(8)}")
+        lines.append(f"{name}:{old}")
+    return "\n".join(lines) + "\n"
+
+
+def address(host: str) -> str:
+    """Return a host's address as nginx writes it.
+
+    Raises OSError if the host has none.
+    """
+    found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    first = sorted({entry[4][0] for entry in found}, key=lambda one: (":" in str(one), str(one)))[0]
+    return f"[{first}]" if ":" in str(first) else str(first)
+
+
+def fill(configuration: str, page: str, files: list[bytes], lookup: Callable[[str], str] = address) -> tuple[str, str]:
+    """Return the configuration with everything in its place, and its revision.
+
+    Raises OSError for a host without an address.
+    """
+
+    def inline(tag: re.Match[str]) -> str:
+        text = re.search(rf"<{tag[1]}>(.*?)</{tag[1]}>", page, re.DOTALL)
+        content = text[1] if text else ""
+        return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+    filled = re.sub(r"@address:([^@]+)@", lambda host: lookup(host[1]), configuration)
+    filled = re.sub(r"@sha256:(\w+)@", inline, filled)
+    total = hashlib.sha256(filled.encode())
+    for content in files:
+        total.update(hashlib.sha256(content).digest())
+    revision = total.hexdigest()
+    return filled.replace("@revision@", revision), revision
+
+
+def differs(path: Path, content: str, mode: int, group: int) -> bool:
+    """Tell whether the file is missing or has another content, mode or owner."""
+    if path.is_symlink() or not path.is_file() or path.read_text(errors="replace") != content:
+        return True
+    status = path.stat()
+    return (status.st_mode & 0o777, status.st_uid, status.st_gid) != (mode, 0, group)
+
+
+def write(path: Path, content: str, mode: int, group: int) -> None:
+    """Replace the file in one step, never readable by more than its mode allows."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(content)
+    os.chown(fresh, 0, group)
+    fresh.chmod(mode)
+    fresh.replace(path)
+
+
+class Local(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def connect(self) -> None:
+        """Connect to nginx's own socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(SOCKET))
+
+
+def running() -> str:
+    """Return the revision that the running nginx serves; empty if none answers."""
+    connection = Local("localhost", timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().read().decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+
+
+class Gateway:
+    """nginx on this host and the module that acts on it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        """Remember what is wanted."""
+        self.module, self.wants = module, module.params
+        self.actions = list[str]()
+
+    def fail(self, why: str) -> None:
+        """End the task with the reason."""
+        self.module.fail_json(msg=why, actions=self.actions)
+
+    def done(self) -> None:
+        """End the task."""
+        self.module.exit_json(changed=bool(self.actions), actions=self.actions)
+
+    def read(self, path: str) -> bytes:
+        """Return a file that nginx reads; fail the task if it is not there."""
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            self.fail(f"nginx needs {path}: {error.strerror}. Nothing was changed.")
+            raise
+
+    def test(self, content: str) -> None:
+        """Let nginx judge the configuration, as the user that it runs as; fail the task with its words."""
+        if not RUNTIME.exists():  # the service, when it starts, takes it over
+            RUNTIME.mkdir(mode=0o755)
+            os.chown(RUNTIME, pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid)
+        if not Path("/var/lib/nginx/body").exists():
+            os.chown("/var/lib/nginx", pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid)
+        write(CANDIDATE, content, 0o644, 0)
+        command = ["setpriv", f"--reuid={USER}", f"--regid={USER}"]
+        command += [f"--groups={','.join(self.wants['groups'])}" if self.wants["groups"] else "--clear-groups"]
+        command += ["--inh-caps=-all,+net_bind_service", "--ambient-caps=-all,+net_bind_service"]
+        try:
+            code, _, err = self.module.run_command([*command, "--", str(NGINX), "-t", "-q", "-c", str(CANDIDATE)])
+        finally:
+            CANDIDATE.unlink()
+        if code:
+            self.fail(f"nginx refuses the configuration; the old one stays. It says:\n{err}")
+
+    def systemctl(self, *arguments: str) -> None:
+        """Run a systemctl verb; fail the task with its words and the journal's."""
+        code, _, err = self.module.run_command(["systemctl", *arguments])
+        if code:
+            journal = ["journalctl", "--unit", "nginx.service", "--lines", "20", "--no-pager", "--output", "cat"]
+            self.fail(f"`systemctl {' '.join(arguments)}`: {err}{self.module.run_command(journal)[1]}")
+
+    def show(self) -> dict[str, str]:
+        """Return the service's properties that decisions rest on."""
+        command = ["systemctl", "show", "nginx.service", "--property", "ActiveState,UnitFileState,NeedDaemonReload"]
+        _, out, _ = self.module.run_command(command, check_rc=True)
+        return dict(line.split("=", 1) for line in out.splitlines())
+
+    def verify(self) -> None:
+        """Let systemd judge the unit before it is put in place."""
+        known = UNIT.read_text() if UNIT.exists() else None
+        write(UNIT, self.wants["unit"], 0o644, 0)
+        code, out, err = self.module.run_command(["systemd-analyze", "verify", "--man=no", "nginx.service"])
+        if code:
+            if known is None:
+                UNIT.unlink()
+            else:
+                write(UNIT, known, 0o644, 0)
+            self.fail(f"systemd refuses the unit; the old one stays. It says:\n{out}{err}")
+
+    def converge(self) -> None:
+        """Bring nginx to what is asked for."""
+        if not NGINX.exists():  # check mode on a host that has none yet
+            self.actions.append("install and start")
+            self.done()
+        contents = [
+            self.read(path) if not self.module.check_mode or Path(path).exists() else b""
+            for path in self.wants["files"]
+        ]
+        try:
+            configuration, revision = fill(self.wants["configuration"], self.wants["page"], contents)
+        except OSError as error:
+            self.fail(f"A site's host has no address on this host ({error}). Nothing was changed.")
+        group = grp.getgrnam(USER).gr_gid
+        users = users_file(self.wants["users"], USERS.read_text() if USERS.exists() else "")
+        files = [
+            (CONFIGURATION, configuration, 0o644, 0),
+            (PAGE, self.wants["page"], 0o644, 0),
+            (USERS, users, 0o640, group),
+        ]
+        stale = [file for file in files if differs(*file)]
+        self.actions += [f"write {path}" for path, *_ in stale]
+        unit = differs(UNIT, self.wants["unit"], 0o644, 0)
+        self.actions += [f"write {UNIT}"] * unit
+        default = DEFAULT_SITE.is_symlink() or DEFAULT_SITE.exists()
+        self.actions += [f"remove {DEFAULT_SITE}"] * default
+
+        state = self.show()
+        active = state["ActiveState"] in ("active", "reloading")
+        started_with = STARTED_WITH.read_text() if STARTED_WITH.exists() else ""
+        restart = not active or unit or state["NeedDaemonReload"] == "yes" or started_with != self.wants["unit"]
+        reload = not restart and running() != revision
+        enable = state["UnitFileState"] != "enabled"
+        self.actions += ["restart" if active else "start"] * restart + ["reload"] * reload + ["enable"] * enable
+        if self.module.check_mode or not self.actions:
+            self.done()
+
+        if any(path == CONFIGURATION for path, *_ in stale) or restart or reload:
+            self.test(configuration)
+        if unit:
+            self.verify()
+        for file in stale:
+            write(*file)
+        if default:
+            DEFAULT_SITE.unlink()
+        if restart:
+            self.systemctl("daemon-reload")
+            self.systemctl("restart", "nginx.service")
+        elif reload:
+            self.systemctl("reload", "nginx.service")
+        if enable:
+            self.systemctl("--quiet", "enable", "nginx.service")
+        self.wait(revision)
+        self.done()
+
+    def wait(self, revision: str) -> None:
+        """Block until the running nginx says that it runs this revision, or fail the task."""
+        deadline = time.monotonic() + RELOAD_SECONDS
+        while running() != revision:
+            if time.monotonic() > deadline:
+                log = Path("/var/log/nginx/error.log")
+                last = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
+                self.fail(f"nginx did not take the configuration in {RELOAD_SECONDS} s:\n" + "\n".join(last))
+            time.sleep(0.05)
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    module = AnsibleModule(
+        argument_spec={
+            "configuration": {"type": "str", "required": True},
+            "unit": {"type": "str", "required": True},
+            "page": {"type": "str", "required": True},
+            "users": {"type": "dict", "required": True, "no_log": True},
+            "groups": {"type": "list", "elements": "str", "required": True},
+            "files": {"type": "list", "elements": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    Gateway(module).converge()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Make the administrator's password the one that the environment holds, before MLflow's server starts.
+
+MLflow looks at MLFLOW_AUTH_ADMIN_PASSWORD only while its database of users is empty; here it counts at every start,
+so that a new password comes with a restart. The database's schema is made or brought up to date as well: the server's
+processes would all try at once.
+"""
+
+from __future__ import annotations
+
+from mlflow.server.auth.config import read_auth_config
+from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+config = read_auth_config()
+store = SqlAlchemyStore()
+store.init_db(config.database_uri)
+if not store.has_user(config.admin_username):
+    store.create_user(config.admin_username, config.admin_password, is_admin=True)
+elif not store.authenticate_user(config.admin_username, config.admin_password):
+    store.update_user(config.admin_username, password=config.admin_password, is_admin=True)

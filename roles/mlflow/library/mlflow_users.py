@@ -1,0 +1,182 @@
+#!/usr/bin/python
+"""Make MLflow's users, their passwords and their role what a list says, through the server's own API."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlencode
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: mlflow_users
+short_description: MLflow knows exactly the listed users
+description:
+  - Creates, changes and removes users of MLflow's basic-auth app. A user who is not listed is removed, the
+    administrator that the module works as excepted; what such a user recorded stays.
+  - Those who write get one role, which the module keeps as it is described.
+options:
+  url: {type: str, required: true, description: URL of the server.}
+  admin_user: {type: str, required: true, description: Administrator to work as.}
+  admin_password: {type: str, required: true, description: Password of that one.}
+  users:
+    type: list
+    elements: dict
+    required: true
+    description: Mappings with name, password, C(admin) (everything) and C(write) (has the role); else they only read.
+  role: {type: dict, required: true, description: C(name), and C(permissions) as resource type to permission.}
+"""
+
+RETURN = """
+done: {type: list, elements: str, returned: always, description: What was changed, without passwords.}
+"""
+
+WORKSPACE = "default"
+
+
+class Refused(Exception):
+    """The server does not do what is asked; the text says what and why."""
+
+
+class Server:
+    """MLflow's REST API, as one user."""
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        """Remember where and as whom."""
+        self.url = url.rstrip("/")
+        self.authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        # The server is on this host: a proxy of the site has no business in between.
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(self, method: str, path: str, **values: Any) -> dict[str, Any]:
+        """Return what the server answers; GET's values go into the query, the others' into the body."""
+        url, body = f"{self.url}/api/{path}", None
+        if method == "GET":
+            url += f"?{urlencode(values)}" if values else ""
+        else:
+            body = json.dumps(values).encode()
+        headers = {"Authorization": self.authorization, "Content-Type": "application/json"}
+        query = urllib.request.Request(url, body, headers, method=method)
+        try:
+            with self.opener.open(query, timeout=30) as answer:
+                return dict(json.loads(answer.read() or b"{}"))
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read().decode(errors="replace").split())[:300]
+            raise Refused(f"{method} {path} is answered with {error.code}: {said}") from error
+        except OSError as error:
+            raise Refused(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+
+    def lets_in(self) -> bool:
+        """Tell whether name and password are right."""
+        try:
+            self.ask("GET", "2.0/mlflow/users/current")
+        except Refused as error:
+            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 401:
+                return False
+            raise
+        return True
+
+
+def changes(params: dict[str, Any], dry: bool) -> list[str]:
+    """Bring the server to what is wanted; return what that took."""
+    server = Server(params["url"], params["admin_user"], params["admin_password"])
+    done: list[str] = []
+
+    def do(what: str, method: str, path: str, **values: Any) -> dict[str, Any]:
+        done.append(what)
+        return {} if dry else server.ask(method, path, **values)
+
+    role = keep_role(server, params["role"], do)
+    writers = {each["user_id"] for each in holders(server, role)} if role else set()
+    present = {user["username"]: user for user in server.ask("GET", "2.0/mlflow/users/list")["users"]}
+    for user in params["users"]:
+        name, password = user["name"], user["password"]
+        found = present.pop(name, None)
+        if found is None:
+            made = do(f"create {name}", "POST", "2.0/mlflow/users/create", username=name, password=password)
+            found = made.get("user", {"id": None, "is_admin": False})
+        elif not Server(params["url"], name, password).lets_in():
+            do(f"password of {name}", "PATCH", "2.0/mlflow/users/update-password", username=name, password=password)
+        if bool(found["is_admin"]) != user["admin"]:
+            what = f"{name} is {'an' if user['admin'] else 'no'} administrator"
+            do(what, "PATCH", "2.0/mlflow/users/update-admin", username=name, is_admin=user["admin"])
+        if (found["id"] in writers) != user["write"]:
+            verb, method = ("assign", "POST") if user["write"] else ("unassign", "DELETE")
+            do(f"{name} {'writes' if user['write'] else 'only reads'}", method, f"3.0/mlflow/roles/{verb}",
+               username=name, role_id=role)  # fmt: skip
+    for name in sorted(present.keys() - {params["admin_user"]}):
+        do(f"remove {name}", "DELETE", "2.0/mlflow/users/delete", username=name)
+    return done
+
+
+def holders(server: Server, role: int) -> list[dict[str, Any]]:
+    """Return who has a role."""
+    return list(server.ask("GET", "3.0/mlflow/roles/users/list", role_id=role).get("assignments", []))
+
+
+def keep_role(server: Server, wanted: dict[str, Any], do: Any) -> int | None:
+    """See to it that the role allows what it should, and no more; return its id, none in a dry run without it."""
+    roles = server.ask("GET", "3.0/mlflow/roles/list", workspace=WORKSPACE).get("roles", [])
+    role = next((each for each in roles if each["name"] == wanted["name"]), None)
+    if role is None:
+        made = do(f"role {wanted['name']}", "POST", "3.0/mlflow/roles/create", workspace=WORKSPACE, name=wanted["name"])
+        role = made.get("role")
+    known = server.ask("GET", "3.0/mlflow/roles/permissions/list", role_id=role["id"]) if role else {}
+    missing = dict(wanted["permissions"])
+    for each in known.get("role_permissions", []):
+        kind = each["resource_type"]
+        if each["resource_pattern"] == "*" and missing.get(kind) == each["permission"]:
+            del missing[kind]
+        else:
+            what = f"{wanted['name']} no longer {each['permission']} on {kind}"
+            do(what, "DELETE", "3.0/mlflow/roles/permissions/remove", role_permission_id=each["id"])
+    for kind, permission in missing.items():
+        do(
+            f"{wanted['name']} may {permission} every {kind}",
+            "POST",
+            "3.0/mlflow/roles/permissions/add",
+            role_id=role["id"] if role else None,
+            resource_type=kind,
+            resource_pattern="*",
+            permission=permission,
+        )
+    return int(role["id"]) if role else None
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    text = {"type": "str", "required": True}
+    secret = {**text, "no_log": True}
+    switch = {"type": "bool", "default": False}
+    module = AnsibleModule(
+        argument_spec={
+            "url": text,
+            "admin_user": text,
+            "admin_password": secret,
+            "users": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {"name": text, "password": secret, "admin": switch, "write": switch},
+            },
+            "role": {
+                "type": "dict",
+                "required": True,
+                "options": {"name": text, "permissions": {"type": "dict", "required": True}},
+            },
+        },
+        supports_check_mode=True,
+    )
+    try:
+        done = changes(module.params, module.check_mode)
+    except Refused as error:
+        module.fail_json(msg=f"MLflow's users cannot be kept: {error}")
+    module.exit_json(changed=bool(done), done=done)
+
+
+if __name__ == "__main__":
+    main()

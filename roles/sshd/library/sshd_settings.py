@@ -1,0 +1,158 @@
+#!/usr/bin/python
+"""A running SSH server with its file's settings in force, in one call."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: sshd_settings
+short_description: Settings of the SSH server that are in force
+description:
+  - Tries the settings, with all other files of the server as they are, before anything is written. They must be ones
+    that C(sshd) takes, and the values that it then works with must be these.
+  - Sees to it that C(sshd_config) reads its folder of additions before anything else.
+  - Reloads the server when its files are newer than what it has read.
+options:
+  settings: {type: str, required: true, description: Content of the file; one keyword and its value a line.}
+"""
+
+RETURN = """
+reloaded: {type: bool, returned: success, description: Whether the server was made to read its files.}
+"""
+
+MAIN = Path("/etc/ssh/sshd_config")
+FOLDER = Path("/etc/ssh/sshd_config.d")
+OURS = FOLDER / "00-metalworks.conf"
+INCLUDE = f"Include {FOLDER}/*.conf\n"
+UNIT = "ssh.service"
+SAME = {"prohibit-password": "without-password"}
+"""Values that `sshd -T` shows under an older name."""
+
+
+def including(text: str) -> str:
+    """Return the server's main file such that it reads the folder first."""
+    for line in text.splitlines():
+        if re.match(rf"\s*include\s+\"?{re.escape(str(FOLDER))}/\*\.conf\"?\s*$", line, re.IGNORECASE):
+            return text
+        if line.strip() and not line.lstrip().startswith("#"):
+            break
+    return INCLUDE + text
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Return keywords and values of a file or of `sshd -T`, all in small letters."""
+    lines = (line.strip() for line in text.splitlines())
+    split = (line.lower().split(None, 1) for line in lines if line and not line.startswith("#"))
+    return {one[0]: SAME.get(one[1], one[1]) for one in split if len(one) == 2}
+
+
+def not_in_force(settings: str, shown: str) -> list[str]:
+    """Return what is asked for and is not what the server would work with."""
+    known = pairs(shown)
+    return [
+        f"{key} is {known.get(key)} instead of {value}"
+        for key, value in pairs(settings).items()
+        if known.get(key) != value
+    ]
+
+
+def changed_at(show: str) -> float:
+    """Return when the unit changed its state last, which a reload is too; 0 for one that never ran."""
+    found = re.search(r"^StateChangeTimestamp=(?:\w+ )?([\d-]+ [\d:.]+) UTC$", show, re.MULTILINE)
+    return datetime.fromisoformat(f"{found[1]}+00:00").timestamp() if found else 0.0
+
+
+def came_as_root(environment: Mapping[str, str]) -> bool:
+    """Tell whether whoever runs this logged in as root over SSH."""
+    return environment.get("SUDO_USER", "root" if "SSH_CONNECTION" in environment else "") == "root"
+
+
+def write(path: Path, content: str) -> None:
+    """Replace a file of root in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as sink:
+        sink.write(content)
+    Path(draft).chmod(0o644)
+    Path(draft).replace(path)
+
+
+class Server:
+    """The SSH server, and the module that acts on it."""
+
+    def __init__(self, module: AnsibleModule, program: str) -> None:
+        """Remember whose commands run."""
+        self.module, self.program = module, program
+        self.diff = list[dict[str, str]]()
+
+    def tried(self, main: str, settings: str) -> str:
+        """Return what the server would work with; what it refuses ends the task."""
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where a socket starts the server, it may not be there yet
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / FOLDER.name
+            folder.mkdir()
+            for file in FOLDER.glob("*.conf"):
+                (folder / file.name).write_bytes(file.read_bytes())
+            (folder / OURS.name).write_text(settings)
+            (Path(scratch) / MAIN.name).write_text(main.replace(f"{FOLDER}/", f"{folder}/"))
+            code, out, err = self.module.run_command([self.program, "-T", "-f", str(Path(scratch) / MAIN.name)])
+            if code:
+                said = err.strip().replace(str(folder), str(FOLDER)).replace(scratch, str(MAIN.parent))
+                self.module.fail_json(msg=f"sshd refuses its settings; the running one keeps the old ones: {said}")
+        return str(out)
+
+    def put(self, path: Path, text: str) -> bool:
+        """Make a file hold this text; tell whether it was another."""
+        old = path.read_text() if path.exists() else ""
+        if old == text:
+            return False
+        self.diff.append({"before_header": str(path), "after_header": str(path), "before": old, "after": text})
+        if not self.module.check_mode:
+            write(path, text)
+        return True
+
+    def reload_owed(self) -> bool:
+        """Tell whether the server runs and its files are newer than what it has read."""
+        command = ["systemctl", "show", UNIT, "--timestamp=us+utc", "--property", "ActiveState,StateChangeTimestamp"]
+        show = self.module.run_command(command, check_rc=True)[1]
+        files = [MAIN, FOLDER, *FOLDER.glob("*.conf")]
+        newest = max(file.stat().st_ctime for file in files if file.exists())
+        return "ActiveState=active" in show and newest > changed_at(show)
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    module = AnsibleModule(
+        argument_spec={"settings": {"type": "str", "required": True}},
+        supports_check_mode=True,
+    )
+    settings = module.params["settings"]
+    program = module.get_bin_path("sshd", opt_dirs=["/usr/sbin"])
+    if program is None or not MAIN.exists():
+        # A machine that nobody logs in to over SSH; to give it a server would be the opposite of closing it.
+        module.exit_json(changed=False, reloaded=False)
+    if pairs(settings).get("permitrootlogin") == "no" and came_as_root(os.environ):
+        module.fail_json(msg="Ansible logs in as root here, and PermitRootLogin no would be its last time")
+    server = Server(module, program)
+    text = including(MAIN.read_text())
+    if wrong := not_in_force(settings, server.tried(text, settings)):
+        module.fail_json(msg=f"something in {MAIN} or {FOLDER} comes before these settings: {'; '.join(wrong)}")
+    # First the settings, then what makes them count.
+    written = [server.put(path, content) for path, content in ((OURS, settings), (MAIN, text))]
+    owed = server.reload_owed()
+    reload = owed and not module.check_mode
+    if reload:
+        module.run_command(["systemctl", "reload", UNIT], check_rc=True)
+    module.exit_json(changed=any(written) or owed, reloaded=reload, diff=server.diff)
+
+
+if __name__ == "__main__":
+    main()

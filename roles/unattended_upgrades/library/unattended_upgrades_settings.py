@@ -1,0 +1,104 @@
+#!/usr/bin/python
+"""Settings of unattended-upgrades that apt can read, and the timers that start it, in one call."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: unattended_upgrades_settings
+short_description: Daily updates with these settings
+description:
+  - Writes the settings, if apt and Python's regular expressions can read them, and enables and starts apt's timers.
+options:
+  settings: {type: str, required: true, description: Content of the file.}
+  never: {type: list, elements: str, required: true, description: Regular expressions in it.}
+"""
+
+RETURN = """
+actions: {type: list, returned: success, description: What was (in check mode would be) done.}
+"""
+
+FOLDER = Path("/etc/apt/apt.conf.d")
+# After what the packages and the installer of the distribution bring.
+OURS = FOLDER / "90metalworks-unattended-upgrades"
+TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
+
+
+def unreadable(patterns: list[str]) -> list[str]:
+    """Return the patterns that are no regular expressions, or that apt's quotes cannot hold, each with the reason."""
+    wrong = []
+    for pattern in patterns:
+        if not pattern or re.search(r'["\n]', pattern):
+            wrong.append(f"{pattern!r} (empty, or with a quote or a line break)")
+            continue
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            wrong.append(f"{pattern!r} ({error})")
+    return wrong
+
+
+def write(path: Path, content: str) -> None:
+    """Replace a file of root in one step."""
+    # apt passes over files whose names begin with a dot.
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as sink:
+        sink.write(content)
+    Path(draft).chmod(0o644)
+    Path(draft).replace(path)
+
+
+def idle_timers(module: AnsibleModule) -> list[tuple[str, str]]:
+    """Return what is to be done with which timer."""
+    todo = []
+    for timer in TIMERS:
+        command = ["systemctl", "show", timer, "--property", "ActiveState,UnitFileState"]
+        shown = module.run_command(command, check_rc=True)[1].splitlines()
+        if "UnitFileState=masked" in shown:
+            todo.append(("unmask", timer))
+        if "UnitFileState=enabled" not in shown:
+            todo.append(("enable", timer))
+        if "ActiveState=active" not in shown:
+            todo.append(("start", timer))
+    return todo
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    module = AnsibleModule(
+        argument_spec={
+            "settings": {"type": "str", "required": True},
+            "never": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    settings, actions, diff = module.params["settings"], [], []
+    if wrong := unreadable(module.params["never"]):
+        module.fail_json(msg=f"unattended_upgrades_never: {', '.join(wrong)} is no regular expression")
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as draft:
+        draft.write(settings)
+        draft.flush()
+        code, _, err = module.run_command(["apt-config", "--config-file", draft.name, "dump"])
+    if code:
+        module.fail_json(msg=f"apt refuses the settings; the old ones stay: {err.strip()}")
+    old = OURS.read_text() if OURS.exists() else ""
+    if old != settings or OURS.stat().st_mode & 0o777 != 0o644:
+        actions.append(f"write {OURS}")
+        diff.append({"before_header": str(OURS), "after_header": str(OURS), "before": old, "after": settings})
+        if not module.check_mode:
+            write(OURS, settings)
+    for verb, timer in idle_timers(module):
+        actions.append(f"{verb} {timer}")
+        if not module.check_mode:
+            module.run_command(["systemctl", "--quiet", verb, timer], check_rc=True)
+    module.exit_json(changed=bool(actions), actions=actions, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""roles/firewall: who the platform is, and what counts as the same rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.repository import load
+
+firewall = load("roles/firewall/library/firewall_table.py")
+NAMES = {"gpu-1": ["10.1.2.21", "fe80::1%eth0"], "services-1": ["127.0.1.1"]}
+
+
+def look_up(name: str) -> list[str]:
+    if name not in NAMES:
+        raise OSError(name)
+    return NAMES[name]
+
+
+def test_addresses_networks_and_names_fill_the_sets() -> None:
+    found = firewall.networks(["fd00::/64", "10.1.3.9/24", "gpu-1", "10.1.2.21", "services-1"], look_up)
+    assert firewall.members(found) == (
+        "add element inet metalworks platform4 { 10.1.2.21/32, 10.1.3.0/24 }\n"
+        "add element inet metalworks platform6 { fd00::/64, fe80::1/128 }\n"
+    )
+
+
+def test_nobody_fills_nothing() -> None:
+    assert firewall.members(firewall.networks([], look_up)) == ""
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(OSError, match="typo-1"):
+        firewall.networks(["10.1.2.3", "typo-1"], look_up)
+
+
+def listing() -> dict[str, list[object]]:
+    accept = {"match": {"left": {"payload": {"protocol": "icmp"}}, "right": {"set": ["a", "b"]}}}
+    return {
+        "nftables": [
+            {"metainfo": {"version": "1.0.6"}},
+            {"set": {"name": "platform4", "handle": 3, "elem": ["10.0.0.1", {"prefix": {"addr": "10.1.0.0"}}]}},
+            {"rule": {"handle": 9, "expr": [accept, {"counter": {"packets": 4, "bytes": 9}}, {"drop": None}]}},
+        ]
+    }
+
+
+def altered(*changes: tuple[str, str]) -> Any:
+    text = json.dumps(listing())
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return json.loads(text)
+
+
+def test_numbers_and_order_of_a_listing_do_not_matter() -> None:
+    chance = ('"handle": 9', '"handle": 12'), ('"packets": 4', '"packets": 5'), ('["a", "b"]', '["b", "a"]')
+    other = altered(("1.0.6", "1.1.0"), *chance)
+    assert firewall.normal(other) == firewall.normal(listing())
+
+
+@pytest.mark.parametrize("change", [('"drop"', '"accept"'), ("10.0.0.1", "10.0.0.2"), ('"icmp"', '"icmpv6"')])
+def test_everything_else_of_a_listing_does(change: tuple[str, str]) -> None:
+    assert firewall.normal(altered(change)) != firewall.normal(listing())
+
+
+def test_only_sets_are_compared_for_a_new_host() -> None:
+    assert len(firewall.sets(firewall.normal(listing()))) == 1
+    assert firewall.sets(None) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flush ruleset\ntable inet filter { chain input { type filter hook input priority filter; } }\n", False),
+        ("table inet filter { # accept\n}", False),
+        ("table inet filter { chain input { tcp dport 80 accept\n} }", True),
+        ('include "/etc/nftables.d/*.nft"', True),
+    ],
+)
+def test_rules_of_somebody_else_are_noticed(text: str, expected: bool) -> None:
+    assert firewall.has_rules(text) is expected

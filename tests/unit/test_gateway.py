@@ -1,0 +1,232 @@
+"""roles/gateway: what its templates make of sites, and what its module makes of users and files."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+
+from tests.unit.repository import ROOT, load, read_yaml
+
+state = load("roles/gateway/library/gateway_state.py")
+ROLE = ROOT / "roles/gateway"
+
+MLFLOW = {
+    "name": "mlflow",
+    "title": "Models & <experiments>",
+    "upstreams": ["127.0.0.1:5000"],
+    "health": "/health",
+    "viewer_posts": [r'/api/[a-z"]+\.x/search'],
+    "stream_paths": ["/artifacts/"],
+}
+PREFECT = {
+    "name": "prefect",
+    "title": "Flows",
+    "upstreams": ["unix:/run/prefect/api.sock"],
+    "login": "basic",
+    "health": "/api/health",
+    "open_paths": ["/api/ready"],
+}
+STORE = {
+    "name": "s3",
+    "title": "Files",
+    "upstreams": ["127.0.0.1:9000"],
+    "health": "/live",
+    "stream_paths": ["/"],
+    "link": "",
+}
+DELAY = {
+    "name": "arrival-delay",
+    "host": "inference",
+    "path": "/delay",
+    "title": "Delay",
+    "upstreams": ["gpu-1:8000", "gpu-2:8001"],
+    "protocol": "https",
+    "health": "/health",
+}
+USERS = [
+    {"name": "ada", "role": "admin", "password": "secret-one"},
+    {"name": "b.d", "role": "admin", "password": "secret-two"},
+    {"name": "vera", "role": "viewer", "password": "secret-three"},
+]
+
+
+def templar(**variables: Any) -> tuple[Templar, dict[str, Any]]:
+    """Return what renders with the role's defaults and vars, and these."""
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader([])
+    loader = DataLoader()
+    loader.set_basedir(str(ROLE))
+    known: dict[str, Any] = {}
+    for name in ("defaults/main.yml", "vars/main.yml"):
+        known |= loader.load_from_file(str(ROLE / name), trusted_as_template=True)
+    known |= {"gateway_domain": "ml.example", "ansible_managed": "managed", "role_path": str(ROLE)}
+    known |= {"gateway_sites": [MLFLOW, PREFECT, STORE, DELAY], "gateway_users": USERS} | variables
+    return Templar(loader=loader, variables=known), known
+
+
+def render(name: str, **variables: Any) -> str:
+    path = str(ROLE / "templates" / name)
+    lookup = trust_as_template(f"{{{{ lookup('ansible.builtin.template', {path!r}) }}}}")
+    return str(templar(**variables)[0].template(lookup))
+
+
+def block(text: str, start: str) -> str:
+    """Return the lines of a block of nginx's configuration, up to the brace at its own depth."""
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.strip() == f"{start} {{")
+    end = lines[first][: len(lines[first]) - len(lines[first].lstrip())] + "}"
+    return "\n".join(lines[first : lines.index(end, first) + 1])
+
+
+def problems(**variables: Any) -> list[str]:
+    found = templar(**variables)[0].template(trust_as_template("{{ __gateway_problems }}"))
+    assert isinstance(found, list)
+    return found
+
+
+def test_no_password_stands_in_configuration_page_or_unit() -> None:
+    for name in ("nginx.conf.j2", "index.html", "unit.conf.j2"):
+        text = render(name)
+        assert "secret-" not in text
+        assert "{{" not in text
+        assert "{%" not in text
+
+
+def test_braces_are_balanced_and_statements_end() -> None:
+    text = re.sub(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|(?m:#.*$)', "", render("nginx.conf.j2"))
+    depth = 0
+    for line in text.splitlines():
+        depth += line.count("{") - line.count("}")
+        assert depth >= 0
+    assert depth == 0
+
+
+def test_every_passed_on_request_has_its_origin_replaced() -> None:
+    text = render("nginx.conf.j2")
+    for name in ("@mlflow-plain", "@mlflow-stream", "@prefect-plain", "@s3-stream", "@arrival-delay-plain"):
+        body = block(text, f"location {name}")
+        for header in ("For", "Host", "Port", "Proto", "Prefix"):
+            assert f"proxy_set_header X-Forwarded-{header} " in body
+        assert "proxy_set_header Host $http_host;" in body
+        assert ('proxy_set_header Authorization "";' in body) == ("prefect" in name)
+        assert ("proxy_request_buffering off;" in body) == ("stream" in name)
+
+
+def test_login_stands_before_all_but_open_paths() -> None:
+    server = block(render("nginx.conf.j2", gateway_sites=[PREFECT]), "location /api/ready".replace("/api", "= /api"))
+    assert "auth_basic" not in server
+    text = render("nginx.conf.j2", gateway_sites=[PREFECT | {"stream_paths": ["/up/"]}])
+    assert text.count("auth_basic_user_file") == 2
+    assert "auth_basic_user_file" in block(text, "location ^~ /up/")
+
+
+def test_viewers_pass_only_where_it_is_listed() -> None:
+    text = render("nginx.conf.j2")
+    rules = block(text, 'map "$gateway_role $gateway_asks $gateway_path" $gateway_next_mlflow')
+    assert "default -refused;" in rules
+    assert r'"~^reader send (?:/api/[a-z\"]+\\.x/search)$" "";' in rules
+    assert "$gateway_next_s3" not in text
+    roles = block(text, "map $remote_user $gateway_role")
+    assert r'"~^(?:ada|b\\.d)$" admin;' in roles
+    assert "vera" not in roles
+    assert "default reader;" in roles
+    assert "default reader;" in block(render("nginx.conf.j2", gateway_users=[]), "map $remote_user $gateway_role")
+
+
+def test_each_host_of_a_site_proves_its_own_name() -> None:
+    names = block(render("nginx.conf.j2"), "map $upstream_addr $gateway_peer_arrival_delay")
+    assert "default nobody.invalid;" in names
+    assert r'"~(?:^|[ ,])\Q@address:gpu-2@:8001\E$" gpu-2;' in names
+
+
+def test_page_escapes_and_lists() -> None:
+    page = render("index.html")
+    assert page.startswith("<!doctype html>\n")
+    assert "Models &amp; &lt;experiments&gt;" in page
+    assert page.count("data-health=") == 4
+    assert 'href="https://inference.ml.example/delay/"' in page
+    assert 'href="https://s3.ml.example' not in page
+
+
+def test_sound_wishes_have_no_problems() -> None:
+    assert problems() == []
+    assert problems(gateway_sites=[], gateway_users=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ({"name": "ML", "host": "a"}, "small letters"),
+        ({"host": "a.b"}, "small letters"),
+        ({"path": "/a/"}, "without a slash at its end"),
+        ({"path": "delay"}, "without a slash at its end"),
+        ({"health": "/h;"}, "are paths"),
+        ({"open_paths": ["/a b"]}, "are paths"),
+        ({"stream_paths": ["/a}"]}, "are paths"),
+        ({"upstreams": []}, "upstreams are host:port"),
+        ({"upstreams": ["a"]}, "upstreams are host:port"),
+        ({"upstreams": ["unix:/a", "b:1"]}, "upstreams are host:port"),
+        ({"upstreams": ["unix:/a"], "protocol": "https"}, "upstreams are host:port"),
+    ],
+)
+def test_what_would_become_wrong_configuration_is_refused(site: dict[str, Any], message: str) -> None:
+    (problem,) = problems(gateway_sites=[MLFLOW | site])
+    assert message in problem
+
+
+def test_users_are_hashed_once() -> None:
+    users = {"ada": "pass word", "zoe": "ü"}
+    first = state.users_file(users, "")
+    assert [line.split(":")[0] for line in first.splitlines()[1:]] == ["ada", "zoe"]
+    assert "pass word" not in first
+    assert state.users_file(users, first) == first
+    changed = state.users_file(users | {"ada": "other"}, first)
+    assert changed.splitlines()[1] != first.splitlines()[1]
+    assert changed.splitlines()[2] == first.splitlines()[2]
+    assert "zoe" not in state.users_file({"ada": "pass word"}, first)
+
+
+@pytest.mark.parametrize(
+    "damaged", ["ada:", "ada:$5$rounds=1000$", "ada:plain", "ada:{PLAIN}one", "ada:$1$x$y", "junk"]
+)
+def test_a_damaged_hash_is_made_anew(damaged: str) -> None:
+    line = state.users_file({"ada": "one"}, damaged).splitlines()[1]
+    assert re.fullmatch(r"ada:\$5\$rounds=1000\$[0-9a-f]{16}\$[./0-9A-Za-z]{43}", line)
+
+
+def test_hash_is_sha256_crypts() -> None:
+    """As `openssl passwd -5 -salt saltstring` has it."""
+    hashed = "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"
+    assert state.crypt("Hello world!", "$5$saltstring") == hashed
+
+
+def test_placeholders_are_filled_in() -> None:
+    text = "server @address:gpu-1@:8000; style '@sha256:style@' script '@sha256:script@' return @revision@;"
+    page = "<style>a</style><script>b</script>"
+    filled, revision = state.fill(text, page, [b"certificate"], lambda host: f"address-of-{host}")
+    assert filled == (
+        "server address-of-gpu-1:8000; style 'sha256-ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=' "
+        f"script 'sha256-PiPoFgA5WUoziU9lZOGxNIu9egCI1CxKy3PurtWcAJ0=' return {revision};"
+    )
+    for changed in ((text, page, [b"renewed"]), (text + " ", page, [b"certificate"]), (text, page, [])):
+        assert state.fill(*changed, lambda host: f"address-of-{host}")[1] != revision
+    assert state.fill(text, page, [b"certificate"], lambda host: "moved")[1] != revision
+
+
+def test_addresses_are_written_as_nginx_wants_them() -> None:
+    assert state.address("127.0.0.1") == "127.0.0.1"
+    assert state.address("[::1]") == "[::1]"
+    with pytest.raises(OSError, match=r".+"):
+        state.address("nowhere.invalid")
+
+
+def test_site_defaults_are_the_specs() -> None:
+    spec = read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]["gateway_sites"]["options"]
+    told = {name: option["default"] for name, option in spec.items() if "default" in option}
+    assert read_yaml(ROLE / "vars/main.yml")["__gateway_site_defaults"] == told

@@ -1,0 +1,58 @@
+"""roles/sshd and roles/unattended_upgrades: what is in force, who came, and what can be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.repository import ROOT, load, read_yaml
+
+sshd = load("roles/sshd/library/sshd_settings.py")
+updates = load("roles/unattended_upgrades/library/unattended_upgrades_settings.py")
+INCLUDE = "Include /etc/ssh/sshd_config.d/*.conf\n"
+
+
+@pytest.mark.parametrize("text", [f"# a comment\n\n{INCLUDE}Port 22\n", f'include "{INCLUDE.split()[1]}"\n'])
+def test_a_main_file_that_reads_the_folder_first_stays(text: str) -> None:
+    assert sshd.including(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "Port 22\n", f"PasswordAuthentication yes\n{INCLUDE}", f"#{INCLUDE}"])
+def test_any_other_is_made_to(text: str) -> None:
+    assert sshd.including(text) == INCLUDE + text
+
+
+def test_what_is_not_in_force_is_told() -> None:
+    wanted = "# managed\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxAuthTries 4\n"
+    shown = "passwordauthentication yes\npermitrootlogin without-password\nmaxauthtries 4\n"
+    assert sshd.not_in_force(wanted, shown) == ["passwordauthentication is yes instead of no"]
+
+
+def test_time_of_the_last_change_is_read() -> None:
+    show = "ActiveState=active\nStateChangeTimestamp=Mon 2026-11-23 22:00:01.250000 UTC\n"
+    assert sshd.changed_at(show) == 1795471201.25
+    assert sshd.changed_at("ActiveState=inactive\nStateChangeTimestamp=\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SSH_CONNECTION": "…"}, True),
+        ({"SSH_CONNECTION": "…", "SUDO_USER": "ops"}, False),
+        ({"SUDO_USER": "root"}, True),
+        ({"SUDO_USER": "ops"}, False),
+        ({}, False),
+    ],
+)
+def test_who_came_as_root(environment: dict[str, str], expected: bool) -> None:
+    assert sshd.came_as_root(environment) is expected
+
+
+def test_algorithms_are_todays() -> None:
+    defaults = read_yaml(ROOT / "roles/sshd/defaults/main.yml")
+    named = [name for kind in ("kex_algorithms", "ciphers", "macs") for name in defaults[f"sshd_{kind}"]]
+    assert [name for name in named if any(old in name for old in ("sha1", "cbc", "md5", "nist", "group14"))] == []
+
+
+def test_patterns_that_cannot_be_read_are_told() -> None:
+    assert updates.unreadable(["nvidia-", r"libstdc\+\+6$", "postgresql-[0-9]+$"]) == []
+    assert len(updates.unreadable(["nvidia-(", "", 'a"b'])) == 3
