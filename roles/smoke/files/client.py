@@ -225,7 +225,9 @@ def prediction(url: str, model: str, alias: str) -> str:
     # Asked for by its name, a model that is not there is answered as one that is not for everybody.
     found = mlflow.MlflowClient().search_registered_models(f"name = '{model}'")
     if not (wanted := found[0].aliases.get(alias) if found else None):
-        raise NotApplicable(f"no model {model}@{alias} in the registry yet; register one and run playbooks/inference.yml")
+        raise NotApplicable(
+            f"no model {model}@{alias} in the registry yet; register one and run playbooks/inference.yml"
+        )
     bearer = f"Bearer {token}"
     served = request(f"{url}/version", authorization=bearer)
     example = sample(f"models:/{model}/{served['version']}")
