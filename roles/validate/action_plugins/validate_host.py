@@ -85,7 +85,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _contents(self, path: str) -> bytes:
         """Return what a file on the controller holds, decrypted if it is ansible-vault's."""
-        with open(path, "rb"):  # for the reason why, in the system's words
+        with Path(path).open("rb"):  # for the reason why, in the system's words
             return bytes(self._loader.get_text_file_contents(path).encode())
 
     def _wants_device(self) -> bool:
