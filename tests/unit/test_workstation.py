@@ -80,7 +80,7 @@ def test_a_home_is_furnished_once(tmp_path: Path) -> None:
     assert Path(paths[5]).read_text() == "ssh-ed25519 AAAA ada\n"
     assert "mlflow_tracking_password = pass" in Path(paths[1]).read_text()
     profiles = tomllib.loads(Path(paths[2]).read_text())["profiles"]
-    assert profiles == {"metalworks": {"PREFECT_API_AUTH_STRING": "ada:pass"}}
+    assert profiles == {"metalworks": developers.prefect_login("ada", "pass")}
     assert developers.furnish(person, wants, DATABASE, dry=False) == []
     Path(paths[1]).chmod(0o644)
     assert developers.furnish(person, wants | {"ssh_public_keys": None}, DATABASE, dry=False) == [paths[1]]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import grp
 import io
@@ -68,6 +69,15 @@ def ini(text: str, name: str, section: str, wanted: dict[str, str]) -> str:
     written = io.StringIO()
     parser.write(written)
     return written.getvalue()
+
+
+def prefect_login(name: str, password: str) -> dict[str, str]:
+    """Return Prefect's settings for who asks; not all of its clients send the first when they open a WebSocket."""
+    header = "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+    return {
+        "PREFECT_API_AUTH_STRING": f"{name}:{password}",
+        "PREFECT_CLIENT_CUSTOM_HEADERS": json.dumps({"Authorization": header}),
+    }
 
 
 def prefect_profiles(text: str, wanted: dict[str, str]) -> str:
@@ -159,7 +169,7 @@ def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str
         texts = {
             aws: ini(read(aws), ".aws/credentials", "default", key),
             mlflow: ini(read(mlflow), ".mlflow/credentials", "mlflow", tracking),
-            prefect: prefect_profiles(read(prefect), {"PREFECT_API_AUTH_STRING": f"{name}:{password}"}),
+            prefect: prefect_profiles(read(prefect), prefect_login(name, password)),
             home / ".config/metalworks/inference_token": f"{wants['inference_token']}\n",
         }
         if database:
