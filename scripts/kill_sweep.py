@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 
@@ -29,6 +30,8 @@ from scripts.lab import minio_in_background
 LOG = BUILD / "test-kills.log"
 VERDICT = BUILD / "test-kills.json"
 BANNER = re.compile(r"^(PLAY|TASK|RUNNING HANDLER) \[(.*)\] \*+$")
+ORPHANS: list[str] = []
+"""Processes of killed plays. Ansible gives them sessions of their own, so they live on, as they would elsewhere."""
 CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)")
 
 
@@ -104,12 +107,21 @@ def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) 
         if run.take(line, time.monotonic()) and run.tasks[-1] in wanted:
             # A moment within the task. What is over sooner than it was then is killed on the way to the next one.
             time.sleep(chance.uniform(0, seconds.get(run.tasks[-1], 0)))
+            ORPHANS.extend(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             return run.tasks[-1]
     if child.wait():
         raise ProblemError(f"after a kill, site.yml ended with {child.returncode} in `{run.tasks[-1]}`: see {LOG}")
     return None
+
+
+def end_orphans() -> None:
+    """End what killed plays have left on this machine, unless its number belongs to somebody else by now."""
+    for number in ORPHANS:
+        command = Path(f"/proc/{number}/cmdline")
+        if command.exists() and b"site.yml" in command.read_bytes():
+            os.kill(int(number), signal.SIGKILL)
 
 
 def sweep(wanted: Iterable[str], seconds: dict[str, float], chance: random.Random, console: Console) -> int:
@@ -144,6 +156,7 @@ def main() -> None:
             killed = sweep(first.changing, first.seconds, chance, console)
             again = converge()
         finally:
+            end_orphans()
             lab_hosts.remove()
             lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
     # Some tasks change something on new hosts only in one go; the sweep must have met nearly all.

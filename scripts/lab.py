@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from scripts import docker_engine, host_image, lab_hosts, make_secrets, minio_build
@@ -207,7 +207,8 @@ def write_verdict(total: float, seconds: Mapping[str, float], changes: int) -> N
 def overview() -> Table:
     """What runs where, from the inventory."""
     listed = json.loads(capture(["ansible-inventory", "-i", INVENTORY, "--list"]))
-    table = Table("part", "host", "address", title="What runs where", title_justify="left", box=SIMPLE_HEAD)
+    where_column = Column("address", overflow="fold")
+    table = Table("part", "host", where_column, title="What runs where", title_justify="left", box=SIMPLE_HEAD)
     for group, (part, where) in PARTS.items():
         for host in members(listed, group):
             address = listed["_meta"]["hostvars"][host].get("ansible_host", host)
