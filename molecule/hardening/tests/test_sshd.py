@@ -58,10 +58,9 @@ def test_settings_are_in_force_over_those_of_others(host):
 
 @drifts
 def test_agents_are_forwarded_where_that_is_wanted(host, converged, play, ssh):
-    script = "-A true"
     assert play(sshd_allow_agent_forwarding=True).returncode == 0
     assert "allowagentforwarding yes" in host.check_output("sshd -T")
-    assert ssh(script).rc == 0
+    assert ssh("-A").rc == 0
     assert host.check_output("systemctl show ssh --property MainPID") == converged, "reloaded, not restarted"
 
 
@@ -89,7 +88,8 @@ def test_a_broken_file_of_somebody_else_is_named_and_not_loaded(host, converged,
     try:
         result = play()
         assert result.returncode != 0
-        assert f"{broken} line 1: Bad configuration option" in " ".join(result.stdout.split())
+        said = " ".join((result.stdout + result.stderr).split())
+        assert f"{broken}: line 1: Bad configuration option" in said
         assert ssh().rc == 0
     finally:
         host.check_output(f"rm {broken}")
