@@ -28,8 +28,22 @@ def test_a_lab_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(lab_hosts, "containers", lambda: {"services-1": {}})
     monkeypatch.setattr(lab_hosts, "MADE_BY_TESTS", tmp_path / "made-by-tests")
     monkeypatch.setattr(lab_hosts, "remove", refuse)
+    monkeypatch.delenv("CI", raising=False)
     with pytest.raises(ProblemError, match="make lab-down"):
         scenarios.prepare()
+
+
+def test_hosts_that_a_killed_job_left_are_replaced_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = []
+    for module, name in ((docker_engine, "ensure"), (scenarios.host_image, "ensure"), (lab_hosts, "remove")):
+        monkeypatch.setattr(module, name, lambda name=name: done.append(name))
+    monkeypatch.setattr(lab_hosts, "prepare_machine", lambda: None)
+    monkeypatch.setattr(scenarios.make_secrets, "ensure", lambda *_, **__: None)
+    monkeypatch.setattr(lab_hosts, "containers", lambda: {"services-1": {}})
+    monkeypatch.setattr(lab_hosts, "MADE_BY_TESTS", tmp_path / "made-by-tests")
+    monkeypatch.setenv("CI", "true")
+    scenarios.prepare()
+    assert done == ["ensure", "ensure", "remove"]
 
 
 def test_the_view_follows_molecules_output() -> None:
