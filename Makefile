@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint unit test-fast test test-nvidia test-kills locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint unit test-fast test test-nvidia test-kills pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -57,6 +57,9 @@ test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host wit
 
 test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
 	@$(PYTHON) -m scripts.kill_sweep
+
+pictures: environment ## log in to the lab's pages in headless Chromium, TLS verified; renew docs/pictures
+	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.pictures
 
 locks: environment ## export the requirements of the hosts and docs/roles.md from their sources
 	@$(PYTHON) -m scripts.locks && $(PYTHON) -m scripts.role_docs

@@ -1,0 +1,156 @@
+"""Log in to the lab's web pages as a person does, in headless Chromium, and keep pictures for the docs.
+
+The browser trusts the platform's own authority by one import, nothing else is switched off: a page whose
+certificate it cannot verify ends this with an error. Each page must show what the example project left there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+
+from scripts import lab_hosts
+from scripts.common import ROOT, ProblemError, apt_install, capture, end
+
+PICTURES = ROOT / "docs" / "pictures"
+DOMAIN = "metalworks.internal"
+PERSON = "ml1"
+TIMEOUT = 30_000  # milliseconds
+
+
+def prepare() -> None:
+    """See to a browser, the tool that imports authorities, and a lab to look at."""
+    wanted = {"chromium": "chromium", "certutil": "libnss3-tools"}
+    if missing := [package for command, package in wanted.items() if not shutil.which(command)]:
+        apt_install(*missing, why="Looking at web pages")
+    if "services-1" not in lab_hosts.containers():
+        raise ProblemError("no lab is up: `make lab` first")
+
+
+def secrets() -> dict[str, Any]:
+    """What the lab's vault holds."""
+    loaded: dict[str, Any] = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/vault.yml").read_text())
+    return loaded
+
+
+@contextmanager
+def home(authority: str | None) -> Iterator[Path]:
+    """A home directory of a browser that trusts one authority, or none of ours."""
+    with tempfile.TemporaryDirectory(prefix="metalworks-browser-") as directory:
+        store = Path(directory) / ".pki" / "nssdb"
+        store.mkdir(parents=True)
+        capture(["certutil", "-N", "--empty-password", "-d", f"sql:{store}"])
+        if authority:
+            add = ["certutil", "-A", "-n", "Metalworks", "-t", "C,,", "-d", f"sql:{store}"]
+            capture(add, stdin=authority)
+        yield Path(directory)
+
+
+@contextmanager
+def browser(authority: str | None) -> Iterator[Browser]:
+    """A browser that finds the lab's names at the gateway."""
+    gateway = {host.name: host.address for host in lab_hosts.declared()}["services-1"]
+    with home(authority) as directory, sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            env={**os.environ, "HOME": str(directory)},
+            # A sandbox in a sandbox is not everywhere; the lab's pages are our own.
+            chromium_sandbox=os.geteuid() != 0,
+            args=[
+                f"--host-resolver-rules=MAP *.{DOMAIN} {gateway}, MAP {DOMAIN} {gateway}",
+                "--no-proxy-server",
+            ],
+        )
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@contextmanager
+def page(opened: Browser, site: str, *, password: str | None = None) -> Iterator[Page]:
+    """An empty page for a site, of a person who is logged in there."""
+    login = {"username": PERSON, "password": password, "origin": f"https://{site}"} if password else None
+    size = {"width": 1280, "height": 800}
+    context = opened.new_context(viewport=size, http_credentials=login, locale="en-GB")
+    context.set_default_timeout(TIMEOUT)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def refused_without_the_authority() -> None:
+    """Make sure that a browser without the import does not get through: else nothing below would be shown."""
+    with browser(None) as opened, page(opened, DOMAIN) as shown:
+        try:
+            shown.goto(f"https://{DOMAIN}/")
+        except Error as error:
+            if "ERR_CERT_AUTHORITY_INVALID" in error.message:
+                return
+            raise
+    raise ProblemError("a browser that does not know the platform's authority was let through")
+
+
+def keep(shown: Page, name: str) -> None:
+    """Take a picture of what is shown."""
+    shown.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
+    print(f"{name}: {shown.title()}")
+
+
+def start_page(opened: Browser) -> None:
+    """Everything is healthy, without a login."""
+    with page(opened, DOMAIN) as shown:
+        shown.goto(f"https://{DOMAIN}/")
+        expect(shown.locator("#all")).to_have_text("Everything is healthy", timeout=TIMEOUT)
+        keep(shown, "start")
+
+
+def mlflow(opened: Browser, password: str) -> None:
+    """The flights experiment and its runs."""
+    site = f"mlflow.{DOMAIN}"
+    with page(opened, site, password=password) as shown:
+        shown.goto(f"https://{site}/#/experiments")
+        shown.get_by_role("link", name="flight-delay", exact=True).first.click()
+        shown.wait_for_url(re.compile("experiments/[0-9]+"))
+        shown.goto(re.sub("(experiments/[0-9]+).*", r"\1/runs", shown.url))
+        expect(shown.get_by_text("ridge").first).to_be_visible(timeout=TIMEOUT)
+        keep(shown, "mlflow")
+
+
+def prefect(opened: Browser, password: str) -> None:
+    """A flow run that ended well."""
+    site = f"prefect.{DOMAIN}"
+    with page(opened, site, password=password) as shown:
+        shown.goto(f"https://{site}/runs")
+        expect(shown.get_by_text("Completed").first).to_be_visible(timeout=TIMEOUT)
+        expect(shown.get_by_text("No access")).to_have_count(0, timeout=TIMEOUT)  # until the work pool is known
+        keep(shown, "prefect")
+
+
+def main() -> None:
+    """Look at everything."""
+    prepare()
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    vault = secrets()
+    refused_without_the_authority()
+    with browser(vault["vault_ca_certificate"]) as opened:
+        start_page(opened)
+        mlflow(opened, vault["vault_user_passwords"][PERSON])
+        prefect(opened, vault["vault_user_passwords"][PERSON])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ProblemError as error:
+        end(error)
