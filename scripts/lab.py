@@ -262,7 +262,7 @@ def look_around() -> str:
         "In a browser: chromium --host-resolver-rules='MAP *.metalworks.internal 198.51.100.11, "
         "MAP metalworks.internal 198.51.100.11' https://metalworks.internal\n"
         f"Look around:  ssh -F {config} services-1\n"
-        f"As developer: ssh -F {config} -t dev-1 sudo -iu ml1\n"
+        f"As developer: ssh -F {config} -t dev-1 sudo su - ml1\n"
         "By hand:      .venv/bin/ansible-playbook -i inventory/lab site.yml --limit gpu-1\n"
         "Passwords:    inventory/lab/group_vars/all/vault.yml\n"
         "Check it:     make smoke      Remove it: make lab-down"

@@ -13,6 +13,7 @@ UNITS = [
     ("services-1", "mlflow.service", 5000),
     ("services-1", "prefect-server.service", None),
     ("services-1", "nginx.service", 443),
+    ("services-1", "platform-status.service", None),
     ("gpu-1", "prefect-worker-gpu.service", None),
     ("gpu-1", "inference-delay.service", 8000),
     ("cpu-1", "prefect-worker-cpu.service", None),

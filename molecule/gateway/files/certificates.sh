@@ -21,6 +21,8 @@ certificate host gateway metalworks.internal mlflow.metalworks.internal prefect.
     s3.metalworks.internal console.metalworks.internal inference.metalworks.internal
 certificate delay1 gpu-1
 certificate delay2 gpu-2
+certificate elsewhere console.metalworks.internal
+certificate database db-1
 
 install -m 0644 ca.crt "$tls/ca.crt"
 install -m 0640 -g metalworks-tls host.key "$tls/host.key"

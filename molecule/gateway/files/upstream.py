@@ -12,6 +12,7 @@ import pathlib
 import socket
 import socketserver
 import ssl
+import struct
 import sys
 from http.server import BaseHTTPRequestHandler
 
@@ -22,7 +23,10 @@ LISTEN: dict[str, str | tuple[str, int]] = {
     "s3": ("127.0.0.1", 9000),
     "delay1": ("127.0.0.2", 8000),
     "delay2": ("127.0.0.3", 8000),
+    "elsewhere": ("127.0.0.4", 8443),
+    "database": ("127.0.0.5", 5432),
 }
+WITH_TLS = ("delay1", "delay2", "elsewhere")
 NAME = sys.argv[1]
 
 
@@ -49,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
                 size, left = size + len(part), left - len(part)
         if "/send/" in self.path:
             return self.send(int(self.path.rsplit("/", 1)[1]))
+        if self.path.endswith("/workers/filter"):
+            return self.say(200, [{"name": "a worker"}] if "/gpu/" in self.path else [])
         if self.path == "/unauthorized":
             return self.say(401, {"said_by": NAME}, {"WWW-Authenticate": 'Basic realm="mlflow"'})
         told = {"name": NAME, "method": self.command, "path": self.path, "size": size}
@@ -89,6 +95,24 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+class Database(socketserver.BaseRequestHandler):
+    """PostgreSQL, up to where it wants a password."""
+
+    def handle(self) -> None:
+        assert self.request.recv(8) == struct.pack("!ii", 8, 80877103)
+        self.request.sendall(b"S")
+        with certified().wrap_socket(self.request, server_side=True) as wire:
+            assert b"user\0mlflow\0" in wire.recv(CHUNK)
+            wire.sendall(b"R" + struct.pack("!ii", 23, 10) + b"SCRAM-SHA-256\0\0")
+            assert not wire.recv(CHUNK), "the client leaves without a word"
+
+
+def certified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"/opt/stand-in/tls/{NAME}.crt", f"/opt/stand-in/tls/{NAME}.key")
+    return context
+
+
 class Quiet:
     """A server whose clients may leave when they like."""
 
@@ -115,11 +139,9 @@ if isinstance(where, str):
     server = Unix(where, Handler)
     pathlib.Path(where).chmod(0o666)
 else:
-    server = Tcp(where, Handler)
-    if NAME.startswith("delay"):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(f"/opt/stand-in/tls/{NAME}.crt", f"/opt/stand-in/tls/{NAME}.key")
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+    server = Tcp(where, Database if NAME == "database" else Handler)
+    if NAME in WITH_TLS:
+        server.socket = certified().wrap_socket(server.socket, server_side=True)
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
     notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"].replace("@", "\0"))
 server.serve_forever()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from scripts.common import ROOT
 
 DOMAIN = "metalworks.internal"
 CONVERGE = yaml.safe_load((ROOT / "molecule/gateway/converge.yml").read_text())
-VARIABLES = CONVERGE[0]["roles"][0]["vars"]
+VARIABLES = CONVERGE[0]["roles"][1]["vars"]
 SITES, USERS = VARIABLES["gateway_sites"], VARIABLES["gateway_users"]
 REALM = 'basic realm="metalworks"'
 ADA, VERA = "ada:ada-password", "vera:vera-password"
@@ -58,6 +59,12 @@ def told(answer) -> dict[str, str]:
 
 def started(host) -> str:
     return str(host.check_output("systemctl show nginx --property ExecMainStartTimestampMonotonic,MainPID"))
+
+
+@pytest.fixture(scope="session")
+def play(play):
+    """Return the way to run the play again, but for the role that is not looked at."""
+    return partial(play, "--skip-tags", "platform_status")
 
 
 @pytest.fixture
@@ -116,8 +123,9 @@ def test_only_health_is_open(host):
         assert ask(host, "prefect", path).status == 401, path
     for site in SITES:
         answer = ask(host, "", f"/health/{site['name']}", "--user", ADA, "--header", "Cookie: a=b")
-        assert json.loads(answer.text)["path"] == site["health"]
-        assert set(told(answer)) == {"host"}
+        if "says" not in site:
+            assert json.loads(answer.text)["path"] == site["health"]
+            assert told(answer) == {"host": f"{site.get('host', site['name'])}.{DOMAIN}"}
         assert ask(host, "", f"/health/{site['name']}?verbose=1").status == 404
         assert ask(host, "", f"/health/{site['name']}", "--request", "POST").status == 405
     assert ask(host, "", "/health").text.strip() == "OK"
@@ -365,6 +373,56 @@ def test_a_service_that_is_down_is_said_to_be(host):
         assert ask(host, "prefect", "/api/health").status == 200
     finally:
         host.check_output("systemctl start stand-in@mlflow")
+
+
+# -- The status of parts that have no health page
+def test_the_status_is_told_to_everybody(host):
+    for part, status, line in (
+        ("postgresql", 200, "Accepts connections"),
+        ("pool-gpu", 200, "1 worker is online"),
+        ("pool-cpu", 503, "No worker is online"),
+    ):
+        answer = ask(host, "", f"/health/{part}")
+        assert (answer.status, answer.text.strip()) == (status, line)
+        assert ("content-type", "text/plain; charset=utf-8") in answer.headers
+    # Only what is listed may be asked for.
+    assert ask(host, "", "/health/postgresql/").status == 404
+    told_nothing = "curl --silent --unix-socket /run/platform-status/http.sock http://localhost/postgresql"
+    assert host.run("runuser -u nobody -- " + told_nothing).rc == 7
+
+
+def test_what_stops_is_seen_on_the_page(host):
+    ill = "until curl --silent --cacert %s --connect-to ::127.0.0.1:443 https://%s/health/%s | grep --quiet '%s'; do :; done"
+    where = ("/etc/metalworks/tls/ca.crt", DOMAIN)
+    host.check_output("systemctl stop stand-in@database stand-in@prefect")
+    try:
+        for part in ("postgresql", "pool-gpu", "pool-cpu"):
+            host.check_output("timeout 10 sh -c %s", ill % (*where, part, "Does not answer"))
+            assert ask(host, "", f"/health/{part}").status == 503
+    finally:
+        host.check_output("systemctl start stand-in@database stand-in@prefect")
+    host.check_output("timeout 10 sh -c %s", ill % (*where, "postgresql", "Accepts connections"))
+    host.check_output("systemctl stop platform-status")
+    try:
+        stopped = ask(host, "", "/health/postgresql")
+        assert (stopped.status, "text/plain" in stopped.text) == (502, False)
+    finally:
+        host.check_output("systemctl start platform-status")
+    log = host.check_output("journalctl --unit platform-status --no-pager --output cat")
+    assert "postgresql: Does not answer ConnectionRefusedError" in log
+
+
+def test_the_status_is_confined(host):
+    said = host.check_output("systemd-analyze security platform-status --no-pager | tail -1")
+    assert float(re.search(r"platform-status.service: ([\d.]+)", said)[1]) <= 2.0
+    pid = host.check_output("systemctl show platform-status --property MainPID --value")
+    assert host.check_output(f"stat --format %U /proc/{pid}") == "platform-status"
+
+
+def test_a_site_of_another_gateway_is_only_told_of(host):
+    assert told(ask(host, "", "/health/console")) == {"host": f"console.{DOMAIN}"}
+    assert ask(host, "console", "/").status == 0
+    assert f'href="https://console.{DOMAIN}/"' in ask(host, "", "/").text
 
 
 # -- The start page

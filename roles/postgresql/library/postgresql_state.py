@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""A running PostgreSQL with its files' settings, databases, owners and privileges, in one call."""
+"""A running PostgreSQL in its sandbox, with its files' settings, databases, logins and privileges, in one call."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import shutil
 import socket
 import ssl
 import struct
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: postgresql_state
-short_description: Server, settings, databases and owners of a Debian PostgreSQL cluster
+short_description: Server, sandbox, settings, databases and logins of a Debian PostgreSQL cluster
 description:
   - Writes the settings and the rules for clients, if the server accepts them; otherwise the old ones stay.
   - Starts the cluster, makes it load files that are newer than what it loaded, and restarts it when the server
     itself says that a setting waits for that.
+  - Confines the cluster's unit, and restarts a server that was started without that or with less.
   - Asks the server for the certificate that it shows to clients, and makes it load the one that stands in its place.
   - Makes databases and their owners; an owner reaches its own databases only. Databases are never removed.
+  - Makes readers, which read all data of these databases and of no other, and write nothing.
   - Talks to the server as C(postgres) over the local socket with C(psql). Passwords travel as SCRAM verifiers, on
     standard input.
 options:
@@ -36,6 +39,10 @@ options:
   cluster: {type: str, default: main, description: Name of the cluster.}
   settings: {type: str, required: true, description: Content of a file in the cluster's C(conf.d).}
   hba: {type: str, required: true, description: Content of the cluster's C(pg_hba.conf).}
+  sandbox:
+    type: str
+    required: true
+    description: Lines for the cluster's unit, ending in its section C([Service]). Where its data lies is added.
   tls:
     type: dict
     required: true
@@ -53,6 +60,15 @@ options:
       name: {type: str, required: true, description: Database.}
       owner: {type: str, required: true, description: Role that owns it and logs in.}
       password: {type: str, required: true, description: Password of the owner.}
+  readers:
+    type: list
+    elements: dict
+    default: []
+    description: Roles that read all data of these databases.
+    suboptions:
+      name: {type: str, required: true, description: Role that logs in.}
+      password: {type: str, required: true, description: Its password.}
+      clients: {type: list, elements: str, default: [], description: Where it connects from; C(hba) lets it in.}
 """
 
 RETURN = """
@@ -64,6 +80,12 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """What a client sends that wants TLS; the server answers with S or N."""
 ITERATIONS = 4096
 """Rounds of SCRAM-SHA-256, the server's own default."""
+READ_ALL = "pg_read_all_data"
+"""The server's own role for reading, of which a reader is a member."""
+# What a server was started with, told by systemd itself: of a unit file, only what it has read counts.
+STAMP = """\
+ExecStartPre=+/bin/sh -c 'echo "{revision} $$INVOCATION_ID" | install -D -m 0644 /dev/stdin /run/metalworks/%N.revision'
+"""
 
 # Everything decisions rest on, in one answer.
 STATE = """
@@ -78,10 +100,13 @@ select json_build_object(
   'hba_errors', coalesce((select json_agg(format('pg_hba.conf line %s: %s', line_number, error))
       from pg_hba_file_rules where error is not null), '[]'),
   'roles', (select json_object_agg(rolname, json_build_object('verifier', coalesce(rolpassword, ''), 'plain',
-      rolcanlogin and not (rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls)))
-      from pg_authid),
+      rolcanlogin and not (rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls),
+      'member', coalesce((select json_agg(distinct pg_get_userbyid(roleid)) from pg_auth_members where member = pg_authid.oid),
+        '[]'))) from pg_authid),
   'databases', (select json_object_agg(datname, json_build_object('owner', pg_get_userbyid(datdba), 'open',
-      has_database_privilege('public', oid, 'connect') or has_database_privilege('public', oid, 'temporary')))
+      has_database_privilege('public', oid, 'connect') or has_database_privilege('public', oid, 'temporary'),
+      'grants', coalesce((select json_agg(json_build_array(pg_get_userbyid(grantee), privilege_type))
+        from aclexplode(datacl) where grantee <> 0), '[]')))
       from pg_database where datname <> 'template0'));
 """
 
@@ -108,11 +133,14 @@ def name(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-def statements(state: dict[str, Any], databases: list[dict[str, str]]) -> list[tuple[str, str]]:
+def statements(
+    state: dict[str, Any], databases: list[dict[str, str]], readers: list[dict[str, str]]
+) -> list[tuple[str, str]]:
     """Return what differs from what is wanted, as what it is for people and as SQL."""
     todo: list[tuple[str, str]] = []
     roles, existing = state["roles"], state["databases"]
-    for role, password in {one["owner"]: one["password"] for one in databases}.items():
+    logins = {one["owner"]: one["password"] for one in databases} | {one["name"]: one["password"] for one in readers}
+    for role, password in logins.items():
         plain = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
         if role not in roles:
             secret = verifier(password, os.urandom(16))
@@ -136,6 +164,28 @@ def statements(state: dict[str, Any], databases: list[dict[str, str]]) -> list[t
         if facts["open"] and (database in ours or database in ("postgres", "template1")):
             revoke = f"REVOKE CONNECT, TEMPORARY ON DATABASE {name(database)} FROM PUBLIC;"
             todo.append((f"close database {database} to everybody else", revoke))
+    for one in readers:
+        todo += reading(one["name"], state, list(ours))
+    return todo
+
+
+def reading(reader: str, state: dict[str, Any], databases: list[str]) -> list[tuple[str, str]]:
+    """Return what a reader lacks, and what it has beyond reading these databases."""
+    todo: list[tuple[str, str]] = []
+    role, member = name(reader), state["roles"].get(reader, {}).get("member", [])
+    for group in sorted(set(member) - {READ_ALL}):
+        todo.append((f"take {group} from role {reader}", f"REVOKE {name(group)} FROM {role};"))
+    if READ_ALL not in member:
+        todo.append((f"let role {reader} read", f"GRANT {READ_ALL} TO {role};"))
+    for database in {**dict.fromkeys(databases), **state["databases"]}:
+        grants = state["databases"].get(database, {}).get("grants", [])
+        has = {privilege for grantee, privilege in grants if grantee == reader}
+        may = {"CONNECT"} if database in databases else set()
+        if has - may:
+            revoke = f"REVOKE ALL ON DATABASE {name(database)} FROM {role};"
+            todo.append((f"take {', '.join(sorted(has - may))} on {database} from role {reader}", revoke))
+        if may - has or (may and has - may):
+            todo.append((f"let role {reader} into {database}", f"GRANT CONNECT ON DATABASE {name(database)} TO {role};"))
     return todo
 
 
@@ -172,6 +222,8 @@ class Cluster:
         self.data = Path(f"/var/lib/postgresql/{version}/{cluster}")
         self.etc = Path(f"/etc/postgresql/{version}/{cluster}")
         self.settings, self.hba = self.etc / "conf.d/metalworks.conf", self.etc / "pg_hba.conf"
+        self.drop_in = Path(f"/etc/systemd/system/{self.unit}.d/metalworks.conf")
+        self.stamp = Path(f"/run/metalworks/{Path(self.unit).stem}.revision")
 
     def fail(self, why: str) -> None:
         """End the task with the reason."""
@@ -204,13 +256,18 @@ class Cluster:
             said = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
             self.fail("\n".join([f"systemctl {verb} {unit}: {err.strip()}", f"Last lines of {self.log}:", *said]))
 
+    def shows(self, name: str) -> str:
+        """Return a property of the unit, as systemd has it."""
+        command = ["systemctl", "show", self.unit, "--property", name, "--value"]
+        return str(self.module.run_command(command, check_rc=True)[1]).strip()
+
     def act(self, action: str) -> bool:
         """Note what is done; tell whether it is to be carried out."""
         self.actions.append(action)
         return not self.module.check_mode
 
-    def put(self, path: Path, text: str, mode: int) -> str | None:
-        """Make a file of the server hold this text; return what it held if that was something else."""
+    def put(self, path: Path, text: str, mode: int, owner: str = "postgres") -> str | None:
+        """Make a file hold this text; return what it held if that was something else."""
         old = path.read_text() if path.exists() else ""
         if old == text:
             return None
@@ -220,7 +277,7 @@ class Cluster:
         draft = path.with_name(f".{path.name}.draft")
         draft.write_text(text)
         draft.chmod(mode)
-        shutil.chown(draft, "postgres", "postgres")
+        shutil.chown(draft, owner, owner)
         if path == self.settings:
             # The server's own reading: what it does not know or cannot take never reaches the running one.
             command = [str(self.program), "-C", "shared_buffers", "-D", str(self.etc), "-c", f"config_file={draft}"]
@@ -230,6 +287,46 @@ class Cluster:
                 self.fail(f"the server would refuse its settings, and keeps the old ones: {err.strip()}")
         draft.replace(path)
         return old
+
+    def revision(self) -> str:
+        """Return what stands for the wanted sandbox."""
+        return hashlib.sha256(self.sandbox().encode()).hexdigest()
+
+    def sandbox(self) -> str:
+        """Return the lines that confine the unit, less the stamp: what is wanted, and where data lies already."""
+        places = {self.data.resolve(), (self.data / "pg_wal").resolve()}
+        places |= {link.resolve() for link in (self.data / "pg_tblspc").glob("*")}
+        ours = [place for place in sorted(places) if not any(place.is_relative_to(one) for one in places - {place})]
+        # One that is not mounted is the server's to tell.
+        return self.wants["sandbox"] + "".join(f"ReadWritePaths=-{place}\n" for place in ours)
+
+    def confine(self) -> None:
+        """Make systemd know the sandbox, in which the server starts next time."""
+        content = self.sandbox() + STAMP.format(revision=self.revision())
+        if not self.drop_in.exists() or self.drop_in.read_text() != content:
+            self.verify(content)
+            if not self.module.check_mode:
+                self.drop_in.parent.mkdir(mode=0o755, exist_ok=True)
+        self.put(self.drop_in, content, 0o644, "root")
+        # A play that was killed in between may have left it to this one; systemd overlooks a folder that is new.
+        if self.unconfined() and not self.module.check_mode:
+            self.module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+
+    def verify(self, content: str) -> None:
+        """Let systemd judge the unit before it is changed; end the task with its words."""
+        with tempfile.TemporaryDirectory() as scratch:
+            unit = Path(scratch, self.unit)
+            unit.write_text(Path(self.shows("FragmentPath")).read_text())
+            (drop_in := Path(f"{unit}.d", "metalworks.conf")).parent.mkdir()
+            drop_in.write_text(content)
+            code, out, err = self.module.run_command(["systemd-analyze", "verify", str(unit)])
+        if code or scratch in err:
+            self.fail(f"systemd refuses the sandbox; nothing was changed. It says:\n{out}{err}")
+
+    def unconfined(self) -> bool:
+        """Tell whether the server was started by hand, before the sandbox, or in another one."""
+        known = self.stamp.read_text().split() if self.stamp.exists() else []
+        return known != [self.revision(), self.shows("InvocationID")]
 
     def read_key(self) -> None:
         """Let the server's user read the key; a pair that the server would refuse never gets near it."""
@@ -277,6 +374,7 @@ class Cluster:
         disabled = self.module.run_command(["systemctl", "is-enabled", "--quiet", "postgresql.service"])[0]
         if disabled and self.act("enable the server at boot"):
             self.systemctl("enable", "postgresql.service")
+        self.confine()
         self.put(self.settings, self.wants["settings"], 0o644)
         old_hba = self.put(self.hba, self.wants["hba"], 0o640)
         if not self.active():
@@ -284,7 +382,7 @@ class Cluster:
                 return
             self.systemctl("start", self.unit)
         state = self.load(self.state(), old_hba)
-        todo = statements(state, self.wants["databases"])
+        todo = statements(state, self.wants["databases"], self.wants["readers"])
         allowed = [sql for action, sql in todo if self.act(action)]
         if allowed:
             self.sql("\n".join(allowed))
@@ -296,10 +394,13 @@ class Cluster:
                 self.put(self.hba, old_hba, 0o640)
             self.fail("the server would refuse its files, and keeps the old settings: " + "; ".join(wrong))
         newest = max(path.stat().st_ctime for path in (self.settings, self.hba) if path.exists())
-        if self.left_out():
-            if self.act("restart to read the certificate's key"):
+        reasons = {"to read the certificate's key": self.left_out(), "for the sandbox": self.unconfined()}
+        if owed := [reason for reason, there in reasons.items() if there]:
+            if self.act(f"restart {' and '.join(owed)}"):
                 self.systemctl("restart", self.unit)
                 state = self.state()
+                if self.unconfined():
+                    self.fail(f"the server runs outside of {self.drop_in} after a restart; see systemctl cat {self.unit}")
         elif (newest > state["loaded"] or self.outdated(state)) and self.act("reload"):
             self.sql("select pg_reload_conf();")
             before, deadline = state["loaded"], time.monotonic() + RELOAD_SECONDS
@@ -318,7 +419,7 @@ class Cluster:
         return state
 
 
-def wrong(databases: list[dict[str, str]]) -> str:
+def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]]) -> str:
     """Return what is wrong with the wishes themselves, or nothing."""
     names = [one["name"] for one in databases]
     if doubled := sorted({one for one in names if names.count(one) > 1}):
@@ -326,8 +427,14 @@ def wrong(databases: list[dict[str, str]]) -> str:
     for one in databases:
         if one["owner"] == "postgres" or one["name"] in ("postgres", "template0", "template1"):
             return f"database {one['name']}, owner {one['owner']}: reserved for the server itself"
-        if not (one["password"].isascii() and one["password"].isprintable() and one["password"]):
-            return f"password of {one['owner']}: printable ASCII, not empty"
+    taken = {"postgres", *(one["owner"] for one in databases)}
+    for one in readers:
+        if one["name"] in taken:
+            return f"reader {one['name']}: there is another login of this name"
+        taken.add(one["name"])
+    for login, password in [(one.get("owner") or one["name"], one["password"]) for one in [*databases, *readers]]:
+        if not (password.isascii() and password.isprintable() and password):
+            return f"password of {login}: printable ASCII, not empty"
     passwords = {(one["owner"], one["password"]) for one in databases}
     if len(passwords) > len({owner for owner, _ in passwords}):
         return "an owner of several databases has several passwords"
@@ -343,6 +450,7 @@ def main() -> None:
             "cluster": {"type": "str", "default": "main"},
             "settings": text,
             "hba": text,
+            "sandbox": text,
             "tls": {"type": "dict", "required": True, "options": {"certificate": path, "key": path, "group": text}},
             "databases": {
                 "type": "list",
@@ -350,10 +458,20 @@ def main() -> None:
                 "required": True,
                 "options": {"name": text, "owner": text, "password": {**text, "no_log": True}},
             },
+            "readers": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": text,
+                    "password": {**text, "no_log": True},
+                    "clients": {"type": "list", "elements": "str", "default": []},
+                },
+            },
         },
         supports_check_mode=True,
     )
-    if problem := wrong(module.params["databases"]):
+    if problem := wrong(module.params["databases"], module.params["readers"]):
         module.fail_json(msg=problem)
     cluster = Cluster(module)
     cluster.run()

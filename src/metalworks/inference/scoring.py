@@ -10,9 +10,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PyFuncModel, load_model, scoring_server
 from mlflow.types import Schema
 
+from metalworks.inference.schema import JSON
 from metalworks.models import ModelCard
-
-JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
