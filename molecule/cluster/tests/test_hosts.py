@@ -51,6 +51,13 @@ def test_secrets_on_hosts_are_not_for_everybody(reach: Reach, name: str) -> None
     assert found.stdout == ""
 
 
+@pytest.mark.parametrize("name", PLATFORM)
+def test_nothing_of_ours_is_for_everybody_to_write(reach: Reach, name: str) -> None:
+    nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
+    found = reach(name).run(f"{nobody} find / -xdev -writable '(' -type f -o -type d ! -perm -1000 ')' 2>/dev/null")
+    assert found.stdout == ""
+
+
 EXPOSED = {"postgresql@15-main.service"}  # the distribution's own unit
 
 

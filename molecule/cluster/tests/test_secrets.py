@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Any
 
+import clients
 import pytest
-import yaml
 
 from scripts import lab_hosts
 
@@ -44,7 +43,7 @@ for process in (path for path in Path("/proc").iterdir() if path.name.isdigit())
 
 def secrets() -> dict[str, str]:
     """Every secret of the site by a name for it; of a private key, a line that is in no other."""
-    site: dict[str, Any] = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/vault.yml").read_text())
+    site = clients.secrets()
     del site["vault_ca_certificate"]
     found = {}
     for name, value in site.items():

@@ -69,6 +69,8 @@ def install(module: AnsibleModule, release: Path) -> None:
                 msg=f"The environment could not be installed; the current release keeps serving.\n"
                 f"{' '.join(step)}\n{out}{err}"
             )
+    # uv's own lock, which it leaves behind for everybody to write.
+    (release / ".lock").unlink(missing_ok=True)
     (release / MARKER).touch()
 
 

@@ -201,9 +201,8 @@ def converge(module: AnsibleModule) -> list[str]:
             done.append(name)
             if module.check_mode:
                 continue
-            module.run_command(
-                ["useradd", "--create-home", "--user-group", "--shell", "/bin/bash", name], check_rc=True
-            )
+            useradd = ["useradd", "--create-home", "--key", "HOME_MODE=0750", "--user-group", "--shell", "/bin/bash"]
+            module.run_command([*useradd, name], check_rc=True)
         person = pwd.getpwnam(name)
         if person.pw_uid < FIRST_UID:
             module.fail_json(msg=f"{name} is an account of the system; the developer needs another login name.")

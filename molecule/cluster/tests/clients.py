@@ -1,0 +1,67 @@
+"""How tests ask the platform: as a stranger from a machine outside, or as one of its people."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import yaml
+
+from scripts import lab_hosts
+from scripts.common import ROOT, environment
+
+DOMAIN = "metalworks.internal"
+ADDRESSES = {host.name: host.address for host in lab_hosts.declared()}
+STRANGER = "customer-db"
+"""A machine on the network that is no part of the platform."""
+
+
+def secrets() -> dict[str, Any]:
+    """The site's secrets as they are now, by their names in the vault."""
+    loaded: dict[str, Any] = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/vault.yml").read_text())
+    return loaded
+
+
+def over_ssh(name: str, command: str, text: str) -> str:
+    """What a command prints on a host that is given a text on its standard input: secrets leave no trace there."""
+    argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), name, command]
+    return subprocess.run(argv, input=text, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def ask(
+    site: str, path: str, *, login: str = "", token: str | None = None, body: dict[str, Any] | None = None
+) -> tuple[int, Any]:
+    """Status and content of an answer to a stranger's machine; TLS is verified with the platform's own CA.
+
+    `login` is name:password. curl reads everything from standard input.
+    """
+    name = f"{site}.{DOMAIN}".lstrip(".")
+    lines = [f'url = "https://{name}{path}"', f'resolve = "{name}:443:{ADDRESSES["services-1"]}"']
+    lines += ['write-out = "\\n%{http_code}"', 'cacert = "/tmp/ca.crt"', "silent", "noproxy = *"]
+    if login:
+        lines.append(f'user = "{login}"')
+    if token is not None:
+        lines.append(f'header = "Authorization: Bearer {token}"')
+    if body is not None:
+        quoted = json.dumps(body).replace('"', '\\"')
+        lines += [f'data = "{quoted}"', 'header = "Content-Type: application/json"']
+    text, _, status = over_ssh(STRANGER, "curl --config -", "\n".join(lines)).rpartition("\n")
+    return int(status), json.loads(text) if text.startswith(("{", "[")) else text
+
+
+def as_person(person: str, site: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Status and content of an answer to one of the platform's people."""
+    return ask(site, path, login=f"{person}:{secrets()['vault_user_passwords'][person]}", body=body)
+
+
+def import_authority() -> None:
+    """Carry the CA's certificate to the stranger's machine as a person imports it."""
+    over_ssh(STRANGER, "tee /tmp/ca.crt", secrets()["vault_ca_certificate"])
+
+
+def play(*playbooks: str, **choices: Any) -> None:
+    """Run playbooks on the cluster, with other choices than its own; they must succeed."""
+    command = ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), *playbooks, "--extra-vars", json.dumps(choices)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

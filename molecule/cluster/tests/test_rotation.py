@@ -1,0 +1,64 @@
+"""New secrets, all of them: the old ones open nothing any more, and whoever uses them goes on working.
+
+After the tests that look who gets in, before those that look for secrets: these then look for the new ones.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from clients import ask, import_authority, over_ssh, play, secrets
+
+from scripts import lab_hosts, make_secrets
+from scripts.common import BUILD, ROOT, environment
+
+S3 = "AWS_ACCESS_KEY_ID=ml1 AWS_SHARED_CREDENTIALS_FILE=/dev/null"
+LIST = 'import botocore.session as b; b.get_session().create_client("s3").list_objects_v2(Bucket="training-data")'
+# In ml1's own environment, but for the key.
+ASK_S3 = f"""sudo su - ml1 -c 'read -r key; export {S3} AWS_SECRET_ACCESS_KEY=$key
+exec /opt/metalworks/workstation/current/bin/python -c "$(echo {b64encode(LIST.encode()).decode()} | base64 -d)"'"""
+ASK_POSTGRESQL = """read -r PGPASSWORD
+export PGPASSWORD PGSSLMODE=verify-full PGSSLROOTCERT=/etc/metalworks/tls/ca.crt
+psql --host=services-1 --username=mlflow --command='select 1' mlflow"""
+
+
+def opens(name: str, command: str, secret: str) -> bool:
+    """Whether a program that reads a secret from stdin works with it."""
+    try:
+        over_ssh(name, command, f"{secret}\n")
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+def let_in(vault: Mapping[str, Any]) -> dict[str, bool]:
+    """What one person, and one service, get with these secrets."""
+    login = f"ml1:{vault['vault_user_passwords']['ml1']}"
+    key = vault["vault_object_store_secret_keys"]["ml1"]
+    password = vault["vault_postgresql_mlflow_password"]
+    return {
+        "MLflow": ask("mlflow", "/version", login=login)[0] == 200,
+        "Prefect": ask("prefect", "/api/admin/version", login=login)[0] == 200,
+        "inference": ask("inference", "/delay/version", token=vault["vault_inference_tokens"]["ml1"])[0] == 200,
+        "object store": opens("dev-1", ASK_S3, key),
+        "PostgreSQL": opens("services-1", ASK_POSTGRESQL, password),
+    }
+
+
+def test_every_secret_is_replaced_and_everything_works_on() -> None:
+    import_authority()
+    before = secrets()
+    assert let_in(before) == dict.fromkeys(let_in(before), True)
+    play("playbooks/rotate.yml")
+    after = secrets()
+    kept = {*make_secrets.GIVEN, make_secrets.CA_KEY, make_secrets.CA_CERTIFICATE}
+    assert {name for name in before if before[name] == after[name]} == kept
+    assert let_in(before) == dict.fromkeys(let_in(before), False)
+    assert let_in(after) == dict.fromkeys(let_in(after), True)
+    smoke = [sys.executable, "-m", "scripts.smoke", "--inventory", str(lab_hosts.INVENTORY)]
+    judged = subprocess.run(smoke, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert judged.returncode == 0, (BUILD / "smoke.json").read_text()
