@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -30,7 +31,13 @@ def over_ssh(name: str, command: str, text: str) -> str:
 
 
 def ask(
-    site: str, path: str, *, login: str = "", token: str | None = None, body: dict[str, Any] | None = None
+    site: str,
+    path: str,
+    *,
+    login: str = "",
+    token: str | None = None,
+    body: dict[str, Any] | None = None,
+    headers: Iterable[str] = (),
 ) -> tuple[int, Any]:
     """Status and content of an answer to a stranger's machine; TLS is verified with the platform's own CA.
 
@@ -39,6 +46,7 @@ def ask(
     name = f"{site}.{DOMAIN}".lstrip(".")
     lines = [f'url = "https://{name}{path}"', f'resolve = "{name}:443:{ADDRESSES["services-1"]}"']
     lines += ['write-out = "\\n%{http_code}"', 'cacert = "/tmp/ca.crt"', "silent", "noproxy = *"]
+    lines += [f'header = "{header}"' for header in headers]
     if login:
         lines.append(f'user = "{login}"')
     if token is not None:
@@ -50,9 +58,12 @@ def ask(
     return int(status), json.loads(text) if text.startswith(("{", "[")) else text
 
 
-def as_person(person: str, site: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+def as_person(
+    person: str, site: str, path: str, body: dict[str, Any] | None = None, headers: Iterable[str] = ()
+) -> tuple[int, Any]:
     """Status and content of an answer to one of the platform's people."""
-    return ask(site, path, login=f"{person}:{secrets()['vault_user_passwords'][person]}", body=body)
+    login = f"{person}:{secrets()['vault_user_passwords'][person]}"
+    return ask(site, path, login=login, body=body, headers=headers)
 
 
 def import_authority() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 import yaml
-from clients import ADDRESSES, STRANGER, as_person, ask, import_authority, over_ssh, play, secrets
+from clients import ADDRESSES, DOMAIN, STRANGER, as_person, ask, import_authority, over_ssh, play, secrets
 from conftest import Reach
 from testinfra.host import Host
 
@@ -111,6 +112,31 @@ def test_the_right_ones_are_not() -> None:
 def test_another_name_is_not_answered(attacker: Host) -> None:
     command = f"curl --silent --insecure --resolve other.example:443:{ADDRESSES['services-1']} https://other.example/"
     assert attacker.run(command).rc != 0
+
+
+# -- MLflow's own protection, behind the gateway
+
+
+def searched(*headers: str) -> int:
+    query = {"max_results": 1}
+    return as_person("ml1", "mlflow", "/api/2.0/mlflow/experiments/search", query, headers)[0]
+
+
+def test_mlflow_takes_requests_of_its_own_pages_and_no_others() -> None:
+    own = f"mlflow.{DOMAIN}"
+    assert [searched(f"Host: {own}"), searched(f"Host: {own}:443"), searched(f"Origin: https://{own}")] == [200] * 3
+    # Another site's page, in a browser that is logged in.
+    assert searched("Origin: https://elsewhere.example") == 403
+    # A name that somebody else's DNS lets lead here: the connection is closed (curl's 52), nothing is said.
+    with pytest.raises(subprocess.CalledProcessError, match="status 52"):
+        searched("Host: elsewhere.example")
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1:5000", 401), ("localhost", 401), ("elsewhere.example", 403)])
+def test_mlflow_itself_looks_at_the_name_too(reach: Reach, host: str, status: int) -> None:
+    asked = "curl --silent --output /dev/null --write-out '%%{http_code}' --header %s http://127.0.0.1:5000/"
+    # 401: the name is right, and a password is asked for.
+    assert int(reach("services-1").check_output(asked, f"Host: {host}")) == status
 
 
 # -- People's roles
