@@ -84,7 +84,7 @@ class Lab:
         total = round(time.monotonic() - started, 1)
         write_verdict(total, self.seconds, self.changes)
         flights = json.loads(FLIGHTS.read_text())
-        self.console.print(overview())
+        self.console.print(overview(), width=None if self.console.is_terminal else 120)
         self.console.print(scores(flights))
         self.say(f"{outcome(flights)}\n{look_around()}")
         self.say(f"The lab stands: {self.changes} changes on hosts, {duration(total)}.", style="bold green")
