@@ -71,8 +71,19 @@ def import_authority() -> None:
     over_ssh(STRANGER, "tee /tmp/ca.crt", secrets()["vault_ca_certificate"])
 
 
-def play(*playbooks: str, **choices: Any) -> None:
-    """Run playbooks on the cluster, with other choices than its own; they must succeed."""
-    command = ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), *playbooks, "--extra-vars", json.dumps(choices)]
+def play(*arguments: str, **choices: Any) -> str:
+    """Run playbooks on the cluster, with other choices than its own; they must succeed. What was printed."""
+    command = ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), *arguments, "--extra-vars", json.dumps(choices)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    return done.stdout + done.stderr
+
+
+def by_name(vault: dict[str, Any]) -> dict[str, str]:
+    """Every secret by a name for it; of a private key, a line that is in no other."""
+    found = {}
+    for name, value in vault.items():
+        for holder, text in value.items() if isinstance(value, dict) else [("", value)]:
+            if "BEGIN CERTIFICATE" not in text:
+                found[f"{name} {holder}".rstrip()] = text.splitlines()[1] if "PRIVATE KEY" in text else text
+    return found

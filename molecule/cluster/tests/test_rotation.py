@@ -11,7 +11,8 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
-from clients import ask, import_authority, over_ssh, play, secrets
+from clients import ask, by_name, import_authority, over_ssh, play, secrets
+from test_secrets import HOSTS, search
 
 from scripts import lab_hosts, make_secrets
 from scripts.common import BUILD, ROOT, environment
@@ -53,11 +54,15 @@ def test_every_secret_is_replaced_and_everything_works_on() -> None:
     import_authority()
     before = secrets()
     assert let_in(before) == dict.fromkeys(let_in(before), True)
-    play("playbooks/rotate.yml")
+    printed = play("playbooks/rotate.yml", "--diff", "-vvv")
     after = secrets()
+    both = [*by_name(before).items(), *by_name(after).items()]
+    assert [name for name, text in both if text in printed] == []
     kept = {*make_secrets.GIVEN, make_secrets.CA_KEY, make_secrets.CA_CERTIFICATE}
     assert {name for name in before if before[name] == after[name]} == kept
     assert let_in(before) == dict.fromkeys(let_in(before), False)
+    gone = by_name({name: value for name, value in before.items() if name not in kept})
+    assert {name: search(name, gone) for name in HOSTS} == {name: [] for name in HOSTS}
     assert let_in(after) == dict.fromkeys(let_in(after), True)
     smoke = [sys.executable, "-m", "scripts.smoke", "--inventory", str(lab_hosts.INVENTORY)]
     judged = subprocess.run(smoke, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)

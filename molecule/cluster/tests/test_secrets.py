@@ -41,17 +41,6 @@ for process in (path for path in Path("/proc").iterdir() if path.name.isdigit())
 """
 
 
-def secrets() -> dict[str, str]:
-    """Every secret of the site by a name for it; of a private key, a line that is in no other."""
-    site = clients.secrets()
-    del site["vault_ca_certificate"]
-    found = {}
-    for name, value in site.items():
-        for holder, text in value.items() if isinstance(value, dict) else [("", value)]:
-            found[f"{name} {holder}".rstrip()] = text.splitlines()[1] if "PRIVATE KEY" in text else text
-    return found
-
-
 def search(name: str, wanted: dict[str, str]) -> list[tuple[str, str, int]]:
     """Look on a host; the program, with what it looks for, goes by stdin and leaves no trace."""
     program = f"SECRETS = {wanted!r}\n{SEARCH}\nimport json; print(json.dumps(FOUND))\n"
@@ -62,7 +51,7 @@ def search(name: str, wanted: dict[str, str]) -> list[tuple[str, str, int]]:
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_secrets_are_found_only_where_they_belong(name: str) -> None:
-    found = search(name, secrets())
+    found = search(name, clients.by_name(clients.secrets()))
     assert found, "the search finds nothing at all: is it broken?"
     assert [(place, secret) for place, secret, _ in found if not place.startswith(BELONGS)] == []
     assert [(place, oct(mode)) for place, _, mode in found if mode & 0o007] == []
