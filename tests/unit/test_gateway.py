@@ -49,6 +49,22 @@ DELAY = {
     "protocol": "https",
     "health": "/health",
 }
+ELSEWHERE = PREFECT | {
+    "upstreams": ["prefect.ml.example:443"],
+    "protocol": "https",
+    "served": False,
+}
+DATABASE = {
+    "name": "postgresql",
+    "host": "",
+    "title": "Database",
+    "section": "Facts & <such>",
+    "link": "",
+    "upstreams": ["unix:/run/status/http.sock"],
+    "health": "/postgresql",
+    "says": True,
+    "served": False,
+}
 USERS = [
     {"name": "ada", "role": "admin", "password": "secret-one"},
     {"name": "b.d", "role": "admin", "password": "secret-two"},
@@ -154,8 +170,31 @@ def test_page_escapes_and_lists() -> None:
     assert 'href="https://s3.ml.example' not in page
 
 
+def test_page_has_sections_in_the_order_of_their_first_part() -> None:
+    page = render("index.html", gateway_sites=[DATABASE, DELAY, DATABASE | {"name": "other"}, MLFLOW])
+    assert re.findall(r"<h2>(.*)</h2>", page) == ["Facts &amp; &lt;such&gt;", "Services", "First steps"]
+    assert re.findall(r'data-health="/health/(.*?)"', page) == ["postgresql", "other", "arrival-delay", "mlflow"]
+    assert page.count('<p class="says">') == 2
+
+
+def test_what_is_not_served_here_is_only_told_of() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[ELSEWHERE, DATABASE, MLFLOW])
+    assert re.findall(r"^ +server_name (.*);", text, re.MULTILINE) == ["ml.example", "mlflow.ml.example"]
+    assert "$gateway_next_prefect" not in text
+    health = block(text, "location = /health/prefect")
+    assert "proxy_pass https://prefect/api/health;" in health
+    assert "proxy_ssl_name $gateway_peer_prefect;" in health
+    assert "proxy_set_header Host prefect.ml.example;" in health
+    assert "proxy_set_header Host localhost;" in block(text, "location = /health/postgresql")
+    page = render("index.html", gateway_sites=[ELSEWHERE, DATABASE])
+    assert 'href="https://prefect.ml.example/"' in page
+    assert "postgresql.ml.example" not in page
+    assert "https://.ml.example" not in page
+
+
 def test_sound_wishes_have_no_problems() -> None:
     assert problems() == []
+    assert problems(gateway_sites=[ELSEWHERE, DATABASE]) == []
     assert problems(gateway_sites=[], gateway_users=[]) == []
 
 
@@ -164,6 +203,7 @@ def test_sound_wishes_have_no_problems() -> None:
     [
         ({"name": "ML", "host": "a"}, "small letters"),
         ({"host": "a.b"}, "small letters"),
+        ({"host": ""}, "small letters"),
         ({"path": "/a/"}, "without a slash at its end"),
         ({"path": "delay"}, "without a slash at its end"),
         ({"health": "/h;"}, "are paths"),

@@ -295,6 +295,12 @@ def test_large_files_fill_neither_disk_nor_memory(host, what):
         assert json.loads(host.file("/tmp/answer").content_string)["size"] == 314572800
 
 
+def test_what_is_streamed_may_be_bounded_too(host):
+    host.check_output("truncate --size 401M /tmp/large")
+    refused = ask(host, "mlflow", "/api/2.0/mlflow-artifacts/artifacts/large", "--upload-file", "/tmp/large")
+    assert (refused.status, json.loads(refused.text)["error_code"]) == (413, "INVALID_PARAMETER_VALUE")
+
+
 def test_what_is_not_streamed_is_bounded(host):
     host.check_output("truncate --size 300M /tmp/large")
     for site, path in (
@@ -392,16 +398,16 @@ def test_the_status_is_told_to_everybody(host):
 
 
 def test_what_stops_is_seen_on_the_page(host):
-    ill = "until curl --silent --cacert %s --connect-to ::127.0.0.1:443 https://%s/health/%s | grep --quiet '%s'; do :; done"
-    where = ("/etc/metalworks/tls/ca.crt", DOMAIN)
+    page = f"curl --silent --cacert /etc/metalworks/tls/ca.crt --connect-to ::127.0.0.1:443 https://{DOMAIN}/health"
+    until = f"timeout 10 sh -c 'until {page}/$0 | grep --quiet \"$1\"; do sleep 0.1; done' %s %s"
     host.check_output("systemctl stop stand-in@database stand-in@prefect")
     try:
         for part in ("postgresql", "pool-gpu", "pool-cpu"):
-            host.check_output("timeout 10 sh -c %s", ill % (*where, part, "Does not answer"))
+            host.check_output(until, part, "Does not answer")
             assert ask(host, "", f"/health/{part}").status == 503
     finally:
         host.check_output("systemctl start stand-in@database stand-in@prefect")
-    host.check_output("timeout 10 sh -c %s", ill % (*where, "postgresql", "Accepts connections"))
+    host.check_output(until, "postgresql", "Accepts connections")
     host.check_output("systemctl stop platform-status")
     try:
         stopped = ask(host, "", "/health/postgresql")

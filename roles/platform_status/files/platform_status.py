@@ -1,0 +1,183 @@
+#!/usr/bin/python3
+"""Tell whether parts of the platform that have no health page of their own are well.
+
+Asked over HTTP on a Unix socket, by a gateway that everybody may ask: GET /<part> is answered with 200 or 503 and one
+line for people, in which nothing stands that a stranger may not know. However many ask, a part is looked at once in a
+while. What went wrong in detail is for the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import json
+import os
+import ssl
+import struct
+import time
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+SSL_REQUEST, PROTOCOL = 80877103, 196608
+"""Of PostgreSQL's first messages: its number for TLS, and version 3.0."""
+CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS, REFUSED = "57P03", "53300", "28"
+REQUEST_SECONDS = 10.0
+REQUEST_BYTES = 8192
+
+Check = Callable[[], Awaitable[str]]
+Answer = tuple[int, str]
+
+
+class Ill(Exception):
+    """A part answers, and is not well; the message is for everybody."""
+
+
+async def postgresql(host: str, port: int, database: str, user: str, ca: str) -> str:
+    """Come as a client does, with TLS and the server's name verified, up to where it would want the password."""
+    context = ssl.create_default_context(cafile=ca)
+    # Python 3.13 asks more of a certificate than PostgreSQL's own clients do.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(struct.pack("!ii", 8, SSL_REQUEST))
+        if await reader.readexactly(1) != b"S":
+            raise Ill("Does not answer as PostgreSQL with TLS does")
+        await writer.start_tls(context, server_hostname=host)
+        wishes = f"user\0{user}\0database\0{database}\0\0".encode()
+        writer.write(struct.pack("!ii", 8 + len(wishes), PROTOCOL) + wishes)
+        kind, length = struct.unpack("!ci", await reader.readexactly(5))
+        if kind not in (b"R", b"E") or not 4 < length < REQUEST_BYTES:
+            raise Ill("Does not answer as PostgreSQL does")
+        # Read to its end, so that the connection ends quietly, in the server's log too.
+        message = await reader.readexactly(length - 4)
+    finally:
+        writer.close()
+    if kind == b"E":
+        fields = {field[:1]: field[1:].decode(errors="replace") for field in message.split(b"\0")}
+        state = fields.get(b"C", "")
+        if state == CANNOT_CONNECT_NOW:
+            raise Ill("Starting, stopping or recovering")
+        if state == TOO_MANY_CONNECTIONS:
+            raise Ill("All connections are taken")
+        if not state.startswith(REFUSED):  # one that is well may know nobody of this name, here
+            raise Ill("Lets nobody in")
+    return "Accepts connections"
+
+
+class Received:
+    """What came from a socket, for http.client to read."""
+
+    def __init__(self, content: bytes) -> None:
+        """Keep it."""
+        self.content = content
+
+    def makefile(self, *_: object) -> io.BytesIO:
+        """Return it as the file that a socket would be."""
+        return io.BytesIO(self.content)
+
+
+async def work_pool(socket: str, pool: str) -> str:
+    """Ask Prefect for the pool's workers that it has lately heard of."""
+    body = json.dumps({"workers": {"status": {"any_": ["ONLINE"]}}})
+    path = f"/api/work_pools/{urllib.parse.quote(pool, safe='')}/workers/filter"
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        head = f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json"
+        writer.write(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        response = http.client.HTTPResponse(Received(await reader.read()))  # type: ignore[arg-type]
+    finally:
+        writer.close()
+    response.begin()
+    if response.status == http.HTTPStatus.NOT_FOUND:
+        raise Ill("Not in Prefect")
+    if response.status != http.HTTPStatus.OK:
+        raise Ill("Prefect cannot tell")
+    online = json.loads(response.read())
+    if not isinstance(online, list):
+        raise ValueError("Prefect tells of no list of workers")
+    if not online:
+        raise Ill("No worker is online")
+    return "1 worker is online" if len(online) == 1 else f"{len(online)} workers are online"
+
+
+class Part:
+    """A part of the platform, looked at when somebody asks and what is known of it is old."""
+
+    def __init__(self, name: str, check: Check, timeout: float, cache: float) -> None:
+        """Remember how it is looked at, and how often."""
+        self.name, self.check, self.timeout, self.cache = name, check, timeout, cache
+        self.look: asyncio.Task[Answer] | None = None
+        self.old_at, self.told = 0.0, ""
+
+    async def answer(self) -> Answer:
+        """Return status and line; all who ask meanwhile wait for the same look."""
+        if self.look is None or (self.look.done() and time.monotonic() >= self.old_at):
+            self.look = asyncio.create_task(self.examine())
+        return await asyncio.shield(self.look)
+
+    async def examine(self) -> Answer:
+        """Look at the part, in bounded time; never raise."""
+        status, why = 503, ""
+        try:
+            async with asyncio.timeout(self.timeout):
+                status, line = 200, await self.check()
+        except Ill as error:
+            line = str(error)
+        except ssl.SSLCertVerificationError as error:
+            line, why = "Its certificate is not valid", str(error)
+        except Exception as error:  # an ill part may answer anything; a crash here would tell nobody about the others
+            line, why = "Does not answer", repr(error)
+        if line != self.told:
+            print(f"{self.name}: {line}", why, flush=True)
+        self.told, self.old_at = line, time.monotonic() + self.cache
+        return status, line
+
+
+def parts(wishes: dict[str, Any]) -> dict[str, Part]:
+    """Return what may be asked for: path → part."""
+    checks: dict[str, Check] = {}
+    for one in wishes["postgresql"]:
+        name, reach = one["name"], {key: value for key, value in one.items() if key != "name"}
+        checks[name] = lambda reach=reach: postgresql(**reach, ca=wishes["ca"])  # type: ignore[misc]
+    for one in wishes["work_pools"]:
+        checks[one["name"]] = lambda pool=one["pool"]: work_pool(wishes["prefect_socket"], pool)  # type: ignore[misc]
+    return {f"/{name}": Part(name, check, wishes["timeout"], wishes["cache"]) for name, check in checks.items()}
+
+
+async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, known: dict[str, Part]) -> None:
+    """Answer one request."""
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            method, path, _ = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split(" ", 2)
+            if method not in ("GET", "HEAD"):
+                status, line = 405, "Only to be read"
+            elif path == "/":
+                status, line = 200, "OK"
+            elif path in known:
+                status, line = await known[path].answer()
+            else:
+                status, line = 404, "No such part"
+            body = f"{line}\n"
+            head = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "Content-Type: text/plain; charset=utf-8"]
+            head += [f"Content-Length: {len(body)}", "Cache-Control: no-store", "Connection: close"]
+            writer.write(("\r\n".join(head) + "\r\n\r\n" + ("" if method == "HEAD" else body)).encode())
+            await writer.drain()
+    except (OSError, EOFError, ValueError, asyncio.LimitOverrunError, TimeoutError):
+        pass  # who asks badly, or leaves, hears nothing
+    finally:
+        writer.close()
+
+
+async def serve(wishes: dict[str, Any]) -> None:
+    """Answer until stopped."""
+    known = parts(wishes)
+    server = await asyncio.start_unix_server(
+        lambda reader, writer: respond(reader, writer, known), wishes["socket"], limit=REQUEST_BYTES
+    )
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(json.loads(os.environ["PLATFORM_STATUS"])))

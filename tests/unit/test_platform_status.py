@@ -1,0 +1,238 @@
+"""roles/platform_status: what the service tells of servers that are well, ill, or something else."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.unit.repository import load
+
+status = load("roles/platform_status/files/platform_status.py")
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a certificate, with its key, that is valid for localhost and is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(serialization.Encoding.PEM, *plain)
+    )
+    return path
+
+
+def error(state: str) -> bytes:
+    fields = f"SFATAL\0C{state}\0Mno\0\0".encode()
+    return b"E" + struct.pack("!i", 4 + len(fields)) + fields
+
+
+def database(certificate: Path, says: bytes, seen: list[bytes] | None = None) -> Talk:
+    """Return a server that speaks PostgreSQL's protocol up to the login, then says this."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(8) == struct.pack("!ii", 8, 80877103)
+        writer.write(b"S")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        await writer.start_tls(context)
+        (length,) = struct.unpack("!i", await reader.readexactly(4))
+        startup = await reader.readexactly(length - 4)
+        writer.write(says)
+        rest = await reader.read()
+        if seen is not None:
+            seen.extend([startup, rest])
+
+    return talk
+
+
+async def ask_database(talk: Talk, ca: Path, host: str = "localhost", timeout: float = 5) -> tuple[int, str]:
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await talk(reader, writer)
+        except (OSError, EOFError):
+            pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(served, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        wishes = {"host": host, "port": port, "database": "mlflow", "user": "mlflow", "ca": str(ca)}
+        part = status.Part("postgresql", lambda: status.postgresql(**wishes), timeout, 0)
+        told: tuple[int, str] = await part.answer()
+        await asyncio.sleep(0.05)  # the server sees the end of the connection
+        return told
+
+
+SASL = b"R" + struct.pack("!ii", 23, 10) + b"SCRAM-SHA-256\0\0"
+
+
+def test_a_database_that_wants_a_password_is_well(certificate: Path) -> None:
+    seen = list[bytes]()
+    told = asyncio.run(ask_database(database(certificate, SASL, seen), certificate))
+    assert told == (200, "Accepts connections")
+    assert seen == [struct.pack("!i", 196608) + b"user\0mlflow\0database\0mlflow\0\0", b""]
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (error("28000"), (200, "Accepts connections")),
+        (error("57P03"), (503, "Starting, stopping or recovering")),
+        (error("53300"), (503, "All connections are taken")),
+        (error("58000"), (503, "Lets nobody in")),
+        (b"E" + struct.pack("!i", 5) + b"\0", (503, "Lets nobody in")),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", (503, "Does not answer as PostgreSQL does")),
+        (b"R" + struct.pack("!i", 2_000_000_000), (503, "Does not answer as PostgreSQL does")),
+    ],
+)
+def test_what_a_database_says_decides(certificate: Path, says: bytes, told: tuple[int, str]) -> None:
+    assert asyncio.run(ask_database(database(certificate, says), certificate)) == told
+
+
+async def without_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"N")
+
+
+async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def leaves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    return
+
+
+@pytest.mark.parametrize(
+    ("talk", "line"),
+    [
+        (without_tls, "Does not answer as PostgreSQL with TLS does"),
+        (mute, "Does not answer"),
+        (leaves, "Does not answer"),
+    ],
+)
+def test_what_is_no_database_is_ill(certificate: Path, talk: Talk, line: str) -> None:
+    assert asyncio.run(ask_database(talk, certificate, timeout=0.2)) == (503, line)
+
+
+def test_another_hosts_certificate_is_not_believed(certificate: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told = asyncio.run(ask_database(database(certificate, SASL), certificate, host="127.0.0.1"))
+    assert told == (503, "Its certificate is not valid")
+    assert "127.0.0.1" in capfd.readouterr().out, "who runs the platform hears more"
+
+
+def test_a_host_that_is_not_there_or_an_authority_that_is_not_there_is_ill(certificate: Path, tmp_path: Path) -> None:
+    assert asyncio.run(ask_database(mute, certificate, host="nowhere.invalid")) == (503, "Does not answer")
+    assert asyncio.run(ask_database(database(certificate, SASL), tmp_path / "none")) == (503, "Does not answer")
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ("200 OK\r\nContent-Length: 2\r\n\r\n[]", (503, "No worker is online")),
+        (
+            "200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n[{},\r\n3\r\n{}]\r\n0\r\n\r\n",
+            (200, "2 workers are online"),
+        ),
+        ("200 OK\r\n\r\n[{}]", (200, "1 worker is online")),
+        ('200 OK\r\n\r\n{"detail": "secret"}', (503, "Does not answer")),
+        ("404 Not Found\r\n\r\n{}", (503, "Not in Prefect")),
+        ("500 Internal Server Error\r\n\r\nsecret", (503, "Prefect cannot tell")),
+        ("", (503, "Does not answer")),
+    ],
+)
+def test_a_pool_is_what_prefect_says(tmp_path: Path, says: str, told: tuple[int, str]) -> None:
+    asked = list[bytes]()
+
+    async def prefect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"}}}"))
+        writer.write(f"HTTP/1.1 {says}".encode() if says else b"")
+        writer.close()
+
+    async def ask() -> tuple[int, str]:
+        path = str(tmp_path / "socket")
+        async with await asyncio.start_unix_server(prefect, path):
+            answer: tuple[int, str] = await status.Part("p", lambda: status.work_pool(path, "a b"), 5, 0).answer()
+            return answer
+
+    assert asyncio.run(ask()) == told
+    head, body = asked[0].decode().split("\r\n\r\n")
+    assert head.startswith("POST /api/work_pools/a%20b/workers/filter HTTP/1.0\r\n")
+    assert body == '{"workers": {"status": {"any_": ["ONLINE"]}}}'
+
+
+def test_many_who_ask_cause_one_look() -> None:
+    looks = 0
+
+    async def check() -> str:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.02)
+        return "Well"
+
+    async def ask() -> None:
+        part = status.Part("part", check, 5, 0.1)
+        impatient = asyncio.create_task(part.answer())
+        await asyncio.sleep(0)
+        impatient.cancel()
+        assert set(await asyncio.gather(*[part.answer() for _ in range(50)])) == {(200, "Well")}
+        assert await part.answer() == (200, "Well")
+        assert looks == 1
+        await asyncio.sleep(0.11)
+        await part.answer()
+        assert looks == 2
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ("GET / HTTP/1.0", "200 OK|OK\n"),
+        ("GET /postgresql HTTP/1.1", "503 Service Unavailable|Does not answer\n"),
+        ("HEAD /pool-cpu HTTP/1.1", "503 Service Unavailable|"),
+        ("GET /other HTTP/1.1", "404 Not Found|No such part\n"),
+        ("GET /postgresql?x HTTP/1.1", "404 Not Found|No such part\n"),
+        ("POST /postgresql HTTP/1.1", "405 Method Not Allowed|Only to be read\n"),
+        ("junk", ""),
+        ("GET /" + "x" * 20_000, ""),
+    ],
+)
+def test_only_what_is_listed_is_answered(tmp_path: Path, request_: str, told: str) -> None:
+    path = str(tmp_path / "http.sock")
+    wishes: dict[str, Any] = {"socket": path, "ca": "/nowhere", "prefect_socket": "/nowhere", "cache": 1, "timeout": 1}
+    wishes["postgresql"] = [{"name": "postgresql", "host": "localhost", "port": 1, "database": "d", "user": "u"}]
+    wishes["work_pools"] = [{"name": "pool-cpu", "pool": "cpu"}]
+
+    async def ask() -> str:
+        service = asyncio.create_task(status.serve(wishes))
+        while not Path(path).exists():
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(f"{request_}\r\nHost: x\r\n\r\n".encode())
+        answer = (await reader.read()).decode()
+        writer.close()
+        service.cancel()
+        return answer
+
+    head, _, body = asyncio.run(ask()).partition("\r\n\r\n")
+    assert (head.splitlines()[0].removeprefix("HTTP/1.1 ") + "|" + body if head else "") == told
