@@ -351,6 +351,16 @@ def unknown_roles(users: Iterable[Any], variable: str, roles: Sequence[str] = RO
     return found
 
 
+def reserved_names(names: Sequence[Any], taken: Iterable[str], variable: str) -> list[Problem]:
+    """Refuse people who are called like a machine."""
+    cure = "Choose another name for this person"
+    return [
+        Problem(f"variable `{variable}`", f"{name} is the name of a machine or an account of the platform", cure)
+        for name in taken
+        if name in names
+    ]
+
+
 def weakness(secret: str) -> str:
     """Return why a secret can be guessed, or nothing; the secret itself never gets into the answer."""
     if len(secret) < SHORTEST:

@@ -67,6 +67,8 @@ def test_each_mapping_holds_its_machines_and_the_people_whose_role_asks_for_it(i
     }.items():
         assert set(made[name]) == people | make_secrets.KEYED[name].machines
         assert len(set(made[name].values())) == len(made[name])
+    assert "backup" in made["vault_object_store_secret_keys"]
+    assert "backup" not in made["vault_machine_passwords"], "it asks no API"
 
 
 def test_every_mapping_is_in_the_example() -> None:

@@ -19,6 +19,7 @@ WANTED = [
     {"name": "mlflow", "owner": "mlflow", "password": "one"},
     {"name": "prefect", "owner": "prefect", "password": "t'wo"},
 ]
+BACKUP = {"name": "backup", "password": "three", "clients": []}
 
 
 def standing(**changes: Any) -> dict[str, Any]:
@@ -32,8 +33,8 @@ def standing(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def todo(known: dict[str, Any], wanted: list[dict[str, str]] = WANTED) -> list[str]:
-    return [action for action, _ in state.statements(known, wanted)]
+def todo(known: dict[str, Any], wanted: list[dict[str, str]] = WANTED, readers: Any = ()) -> list[str]:
+    return [action for action, _ in state.statements(known, wanted, list(readers))]
 
 
 def test_verifier_is_postgresqls() -> None:
@@ -72,7 +73,8 @@ def test_all_is_made_on_an_empty_server() -> None:
 
 
 def test_plain_passwords_never_reach_the_server() -> None:
-    statements = state.statements({"roles": {}, "databases": {}}, [WANTED[1] | {"password": "very-secret"}])
+    logins = [[one | {"password": "very-secret"}] for one in (WANTED[1], BACKUP)]
+    statements = state.statements({"roles": {}, "databases": {}}, *logins)
     assert "very-secret" not in "".join(sql for _, sql in statements)
     assert "SCRAM-SHA-256$" in statements[0][1]
 
@@ -106,7 +108,7 @@ def test_databases_of_others_stay_as_they_are() -> None:
 
 def test_names_are_quoted() -> None:
     odd = [{"name": 'a"; DROP TABLE x; --', "owner": "o", "password": "p"}]
-    sql = "\n".join(sql for _, sql in state.statements({"roles": {}, "databases": {}}, odd))
+    sql = "\n".join(sql for _, sql in state.statements({"roles": {}, "databases": {}}, odd, []))
     assert 'CREATE DATABASE "a""; DROP TABLE x; --" OWNER "o"' in sql
 
 
@@ -122,8 +124,65 @@ def test_names_are_quoted() -> None:
     ],
 )
 def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> None:
-    assert message in state.wrong(wanted)
-    assert state.wrong(WANTED) == ""
+    assert message in state.wrong(wanted, [])
+    assert state.wrong(WANTED, [BACKUP]) == ""
+
+
+@pytest.mark.parametrize(
+    ("readers", "message"),
+    [
+        ([BACKUP | {"name": "mlflow"}], "reader mlflow: there is another login of this name"),
+        ([BACKUP | {"name": "postgres"}], "reader postgres: there is another login of this name"),
+        ([BACKUP, BACKUP], "reader backup: there is another login of this name"),
+        ([BACKUP | {"password": ""}], "password of backup: printable ASCII"),
+    ],
+)
+def test_wrong_readers_are_named(readers: list[dict[str, Any]], message: str) -> None:
+    assert message in state.wrong(WANTED, readers)
+
+
+def reads(**changes: Any) -> dict[str, Any]:
+    """What a server says that has the reader as well."""
+    known = standing()
+    known["roles"]["backup"] = {"verifier": state.verifier("three", b"s"), "plain": True, "member": [state.READ_ALL]}
+    for name, facts in known["databases"].items():
+        facts["grants"] = [["backup", "CONNECT"]] if name in ("mlflow", "prefect") else []
+    known["roles"]["backup"] |= changes
+    return known
+
+
+def test_a_reader_is_made_and_let_into_these_databases() -> None:
+    assert todo(reads(), readers=[BACKUP]) == []
+    assert todo(standing(), readers=[BACKUP]) == [
+        "make role backup",
+        "let role backup read",
+        "let role backup into mlflow",
+        "let role backup into prefect",
+    ]
+    made = [sql for _, sql in state.statements(standing(), WANTED, [BACKUP])]
+    assert 'GRANT pg_read_all_data TO "backup";' in made
+    assert 'GRANT CONNECT ON DATABASE "prefect" TO "backup";' in made
+
+
+def test_on_an_empty_server_a_reader_is_let_into_what_was_made_before() -> None:
+    empty = {"roles": {}, "databases": {"postgres": {"owner": "postgres", "open": True, "grants": []}}}
+    actions = todo(empty, readers=[BACKUP])
+    assert actions.index("make database prefect") < actions.index("let role backup into prefect")
+
+
+def test_what_a_reader_has_beyond_reading_is_taken() -> None:
+    known = reads(member=["pg_write_all_data"], plain=False)
+    known["databases"]["mlflow"]["grants"] += [["backup", "CREATE"]]
+    grants = [["backup", "CONNECT"], ["other", "CONNECT"]]
+    known["databases"]["postgres"] = {"owner": "postgres", "open": False, "grants": grants}
+    assert sorted(todo(known, readers=[BACKUP])) == [
+        "let role backup into mlflow",
+        "let role backup read",
+        "take CONNECT on postgres from role backup",
+        "take CREATE on mlflow from role backup",
+        "take pg_write_all_data from role backup",
+        "take privileges from role backup",
+    ]
 
 
 # -- TLS

@@ -404,6 +404,12 @@ def test_users_whose_role_nothing_knows(user: Any, what: str, cure: str) -> None
     assert cure in problem.cure
 
 
+def test_people_who_are_called_like_a_machine() -> None:
+    problem = the_only(rules.reserved_names(["ada", "backup", None], ["backup", "inference"], "platform_users"))
+    assert problem.where == "variable `platform_users`"
+    assert "backup is the name of a machine" in problem.what
+
+
 @pytest.mark.parametrize(
     ("secret", "why"),
     [

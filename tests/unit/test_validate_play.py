@@ -37,6 +37,7 @@ MISTAKES = {
         {"name": "ada", "role": "developer"},
         {"name": "eve", "role": "admin"},
         {"name": "bob", "role": "boss"},
+        {"name": "backup", "role": "viewer"},
     ],
     "extra_ca_certificates": ["/nowhere/ca.pem"],
     "own_certificates": {
@@ -66,6 +67,7 @@ TOLD = [
     "variable `extra_ca_certificates`: /nowhere/ca.pem cannot be read",
     "has ada twice",
     "variable `platform_users`: bob has the role `boss`, which nothing knows",
+    "variable `platform_users`: backup is the name of a machine",
     "secret `vault_object_store_root_password`: is shorter than 16 characters",
     "variable `own_certificates` of services-1: key /nowhere/key.pem cannot be read",
     "cannot be computed ('no_such_variable' is undefined)",

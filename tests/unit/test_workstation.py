@@ -72,6 +72,7 @@ def test_a_home_is_furnished_once(tmp_path: Path) -> None:
     wants |= {"ssh_public_keys": ["ssh-ed25519 AAAA ada "]}
     names = (".aws/credentials", ".mlflow/credentials", ".prefect/profiles.toml", ".config/metalworks/inference_token")
     paths = [f"{tmp_path}/{name}" for name in (*names, ".pgpass", ".ssh/authorized_keys")]
+    tmp_path.chmod(0o700)
     assert developers.furnish(person, wants, DATABASE, dry=True) == paths
     assert list(tmp_path.iterdir()) == []
     assert developers.furnish(person, wants, DATABASE, dry=False) == paths
@@ -82,6 +83,9 @@ def test_a_home_is_furnished_once(tmp_path: Path) -> None:
     profiles = tomllib.loads(Path(paths[2]).read_text())["profiles"]
     assert profiles == {"metalworks": developers.prefect_login("ada", "pass")}
     assert developers.furnish(person, wants, DATABASE, dry=False) == []
+    tmp_path.chmod(0o755)
+    assert developers.furnish(person, wants, DATABASE, dry=False) == [str(tmp_path)]
+    assert tmp_path.stat().st_mode & 0o777 == 0o750
     Path(paths[1]).chmod(0o644)
     assert developers.furnish(person, wants | {"ssh_public_keys": None}, DATABASE, dry=False) == [paths[1]]
 

@@ -26,8 +26,9 @@ def secrets() -> dict[str, Any]:
 
 def over_ssh(name: str, command: str, text: str) -> str:
     """What a command prints on a host that is given a text on its standard input: secrets leave no trace there."""
+    __tracebackhide__ = True  # of a failed test, pytest shows the arguments
     argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), name, command]
-    return subprocess.run(argv, input=text, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(argv, input=text, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def ask(

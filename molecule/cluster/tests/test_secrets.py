@@ -44,9 +44,8 @@ for process in (path for path in Path("/proc").iterdir() if path.name.isdigit())
 def search(name: str, wanted: dict[str, str]) -> list[tuple[str, str, int]]:
     """Look on a host; the program, with what it looks for, goes by stdin and leaves no trace."""
     program = f"SECRETS = {wanted!r}\n{SEARCH}\nimport json; print(json.dumps(FOUND))\n"
-    command = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), name, "sudo python3 -"]
-    done = subprocess.run(command, input=program, capture_output=True, text=True, check=True, timeout=300)
-    return [(place, secret, mode) for place, secret, mode in json.loads(done.stdout)]
+    found = json.loads(clients.over_ssh(name, "sudo python3 -", program))
+    return [(place, secret, mode) for place, secret, mode in found]
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -75,8 +76,27 @@ def test_a_reader_reads_and_no_more(endpoint):
     client(endpoint, "worker", "worker-secret").put_object(Bucket="data", Key="read-me", Body=b"x")
     reader = client(endpoint, "reader", "reader-secret")
     assert reader.get_object(Bucket="data", Key="read-me")["Body"].read() == b"x"
-    assert refusal(reader.put_object, Bucket="data", Key="read-me", Body=b"y") == "AccessDenied"
-    assert refusal(reader.delete_object, Bucket="data", Key="read-me") == "AccessDenied"
+    version = reader.list_object_versions(Bucket="data", Prefix="read-me")["Versions"][0]["VersionId"]
+    assert reader.get_object(Bucket="data", Key="read-me", VersionId=version)["Body"].read() == b"x"
+    assert reader.get_bucket_versioning(Bucket="data")["Status"] == "Enabled"
+    reader.get_bucket_location(Bucket="data")
+    this = {"Bucket": "data", "Key": "read-me"}
+    policy = {"Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::data/*"}]}
+    for call, arguments in (
+        (reader.put_object, this | {"Body": b"y"}),
+        (reader.copy_object, this | {"CopySource": this}),
+        (reader.create_multipart_upload, this),
+        (reader.put_object_tagging, this | {"Tagging": {"TagSet": []}}),
+        (reader.delete_object, this),
+        (reader.delete_object, this | {"VersionId": version}),
+        (reader.put_bucket_versioning, {"Bucket": "data", "VersioningConfiguration": {"Status": "Suspended"}}),
+        (reader.put_bucket_policy, {"Bucket": "data", "Policy": json.dumps({"Version": "2012-10-17"} | policy)}),
+        (reader.create_bucket, {"Bucket": "readers-own"}),
+        (reader.delete_bucket, {"Bucket": "data"}),
+        (reader.list_objects_v2, {"Bucket": "results"}),
+        (reader.get_object, this | {"Bucket": "results"}),
+    ):
+        assert refusal(call, **arguments) == "AccessDenied", arguments
 
 
 def test_secrets_are_in_no_command_line_and_no_open_file(host):

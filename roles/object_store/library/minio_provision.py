@@ -67,6 +67,9 @@ WRITE_ACTIONS = [
     "s3:PutObjectTagging",
 ]
 
+# A key made by a key would live on when that one's secret is replaced.
+NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]
+
 
 def policy(buckets: list[str], access: str) -> dict[str, Any]:
     """Return the policy that lets a key reach these buckets and nothing else."""
@@ -80,6 +83,7 @@ def policy(buckets: list[str], access: str) -> dict[str, Any]:
             {"Effect": "Allow", "Action": on_buckets, "Resource": [f"arn:aws:s3:::{name}" for name in buckets]},
             {"Effect": "Allow", "Action": on_objects, "Resource": objects},
             {"Effect": "Deny", "Action": NEVER, "Resource": objects},
+            {"Effect": "Deny", "Action": NO_KEYS_OF_THEIR_OWN},
         ],
     }
 
@@ -154,7 +158,12 @@ class Provision:
             self.send(f"policy of {who}", "PUT", f"{ADMIN}/add-canned-policy", {"name": name}, body)
         asked = self.root.ask("GET", f"{ADMIN}/user-info", {"accessKey": key})
         known = {} if asked.code == "XMinioAdminNoSuchUser" else json.loads(asked.expect(f"ask for key of {who}").body)
-        if known.get("status") != "enabled" or not self.key_works(consumer):
+        works = known.get("status") == "enabled" and self.key_works(consumer)
+        if known and not works:
+            # With it goes what was made with the secret that is replaced.
+            self.send(f"old key of {who}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
+            known = {}
+        if not works:
             user = json.dumps({"secretKey": consumer["secret_key"], "status": "enabled"}).encode()
             body = b"" if self.dry else sealed(self.wants["root_password"], user, os.urandom(32), os.urandom(8))
             self.send(f"key of {who}", "PUT", f"{ADMIN}/add-user", {"accessKey": key}, body)

@@ -101,8 +101,8 @@ select json_build_object(
       from pg_hba_file_rules where error is not null), '[]'),
   'roles', (select json_object_agg(rolname, json_build_object('verifier', coalesce(rolpassword, ''), 'plain',
       rolcanlogin and not (rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls),
-      'member', coalesce((select json_agg(distinct pg_get_userbyid(roleid)) from pg_auth_members where member = pg_authid.oid),
-        '[]'))) from pg_authid),
+      'member', coalesce((select json_agg(distinct pg_get_userbyid(roleid)) from pg_auth_members
+        where member = pg_authid.oid), '[]'))) from pg_authid),
   'databases', (select json_object_agg(datname, json_build_object('owner', pg_get_userbyid(datdba), 'open',
       has_database_privilege('public', oid, 'connect') or has_database_privilege('public', oid, 'temporary'),
       'grants', coalesce((select json_agg(json_build_array(pg_get_userbyid(grantee), privilege_type))
@@ -185,7 +185,9 @@ def reading(reader: str, state: dict[str, Any], databases: list[str]) -> list[tu
             revoke = f"REVOKE ALL ON DATABASE {name(database)} FROM {role};"
             todo.append((f"take {', '.join(sorted(has - may))} on {database} from role {reader}", revoke))
         if may - has or (may and has - may):
-            todo.append((f"let role {reader} into {database}", f"GRANT CONNECT ON DATABASE {name(database)} TO {role};"))
+            todo.append(
+                (f"let role {reader} into {database}", f"GRANT CONNECT ON DATABASE {name(database)} TO {role};")
+            )
     return todo
 
 
@@ -298,7 +300,8 @@ class Cluster:
         places |= {link.resolve() for link in (self.data / "pg_tblspc").glob("*")}
         ours = [place for place in sorted(places) if not any(place.is_relative_to(one) for one in places - {place})]
         # One that is not mounted is the server's to tell.
-        return self.wants["sandbox"] + "".join(f"ReadWritePaths=-{place}\n" for place in ours)
+        lines: str = self.wants["sandbox"]
+        return lines + "".join(f"ReadWritePaths=-{place}\n" for place in ours)
 
     def confine(self) -> None:
         """Make systemd know the sandbox, in which the server starts next time."""
@@ -400,7 +403,9 @@ class Cluster:
                 self.systemctl("restart", self.unit)
                 state = self.state()
                 if self.unconfined():
-                    self.fail(f"the server runs outside of {self.drop_in} after a restart; see systemctl cat {self.unit}")
+                    self.fail(
+                        f"the server runs outside of {self.drop_in} after a restart; see systemctl cat {self.unit}"
+                    )
         elif (newest > state["loaded"] or self.outdated(state)) and self.act("reload"):
             self.sql("select pg_reload_conf();")
             before, deadline = state["loaded"], time.monotonic() + RELOAD_SECONDS

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,12 @@ options:
   wheel: {type: str, default: "", description: One more wheel, installed without dependencies.}
   python: {type: path, required: true, description: Interpreter of the environment.}
   keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}
+  build_user:
+    type: str
+    default: ""
+    description:
+      - Who installs what the lock names, for a lock that somebody else wrote. Installing runs code of what is installed.
+      - The release is root's in the end. If empty, root installs.
 """
 
 RETURN = """
@@ -33,11 +40,8 @@ release: {type: str, returned: success, description: Id of the current release.}
 
 UV = "/usr/local/bin/uv"
 MARKER = ".complete"
-ENVIRONMENT = {
-    "UV_CACHE_DIR": "/var/cache/metalworks/uv",
-    "UV_PYTHON_DOWNLOADS": "never",
-    "UV_NO_PROGRESS": "1",
-}
+ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+CACHE = "/var/cache/metalworks/uv"
 
 
 def identity(module: AnsibleModule) -> str:
@@ -49,11 +53,31 @@ def identity(module: AnsibleModule) -> str:
     return total.hexdigest()[:16]
 
 
+def as_user(name: str) -> tuple[list[str], dict[str, str]]:
+    """Return how to run a program as somebody else, and the environment for it: nothing there is shared with root."""
+    home = pwd.getpwnam(name).pw_dir
+    prefix = ["setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--no-new-privs"]
+    # Copies: what is root's in the end is not also in a folder of theirs.
+    return prefix, {"HOME": home, "UV_CACHE_DIR": f"{home}/.cache/uv", "UV_LINK_MODE": "copy"}
+
+
+def give_to_root(release: Path) -> None:
+    """Make everything in the release root's; links are not followed."""
+    for folder, folders, files in os.walk(release):
+        for name in (*folders, *files):
+            os.lchown(Path(folder, name), 0, 0)
+    os.lchown(release, 0, 0)
+
+
 def install(module: AnsibleModule, release: Path) -> None:
     """Build the release from nothing; leave nothing of it behind when that fails."""
     wants = module.params
     if release.exists():
         shutil.rmtree(release)
+    prefix, environment = as_user(wants["build_user"]) if wants["build_user"] else ([], {"UV_CACHE_DIR": CACHE})
+    if wants["build_user"]:
+        release.mkdir()
+        shutil.chown(release, wants["build_user"])
     into = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(release / "bin/python")]
     steps = [
         [UV, "venv", "--quiet", "--python", wants["python"], str(release)],
@@ -62,7 +86,7 @@ def install(module: AnsibleModule, release: Path) -> None:
     if wants["wheel"]:
         steps.append([*into, "--no-deps", wants["wheel"]])
     for step in steps:
-        code, out, err = module.run_command(step, environ_update=ENVIRONMENT)
+        code, out, err = module.run_command([*prefix, *step], environ_update=ENVIRONMENT | environment, cwd="/")
         if code:
             shutil.rmtree(release, ignore_errors=True)
             module.fail_json(
@@ -71,6 +95,8 @@ def install(module: AnsibleModule, release: Path) -> None:
             )
     # uv's own lock, which it leaves behind for everybody to write.
     (release / ".lock").unlink(missing_ok=True)
+    if wants["build_user"]:
+        give_to_root(release)
     (release / MARKER).touch()
 
 
@@ -121,6 +147,7 @@ def main() -> None:
             "wheel": {"type": "str", "default": ""},
             "python": {"type": "path", "required": True},
             "keep": {"type": "int", "default": 2},
+            "build_user": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )

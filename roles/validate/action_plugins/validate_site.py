@@ -42,6 +42,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *missing,
             *rules.unreadable_ca_files(self._value("extra_ca_certificates"), "extra_ca_certificates"),
             *[found for name, field in args["unique"].items() for found in self._duplicates(name, field)],
+            *[found for name, taken in args["reserved"].items() for found in self._reserved(name, taken)],
         ]
         problems += rules.unknown_roles(self._value("platform_users"), "platform_users")
         problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
@@ -71,6 +72,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _duplicates(self, name: str, field: str) -> list[Any]:
         values = [entry[field] for entry in self._value(name) if isinstance(entry, dict) and field in entry]
         return list(rules.duplicates(f"`{name}`, field {field},", values))
+
+    def _reserved(self, name: str, taken: list[str]) -> list[Any]:
+        names = [entry.get("name") for entry in self._value(name) if isinstance(entry, dict)]
+        return list(rules.reserved_names(names, taken, name))
 
     def _unresolved(self) -> dict[tuple[str, str], list[str]]:
         """Return (variable, reason) → the hosts on which it cannot be computed."""

@@ -157,6 +157,16 @@ def expired(name: str) -> bool:
     return False
 
 
+def close(home: Path, dry: bool) -> list[str]:
+    """Let nobody else into a home: programs leave things there that they believe to be their owner's."""
+    mode = home.stat().st_mode & 0o7777
+    if not mode & 0o007:
+        return []
+    if not dry:
+        home.chmod(mode & ~0o007)
+    return [str(home)]
+
+
 def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str, Any] | None, dry: bool) -> list[str]:
     """Put a developer's keys into the home; return the paths that were not as wanted."""
     home = Path(person.pw_dir)
@@ -176,7 +186,7 @@ def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str
             texts[passwords] = pgpass(read(passwords), database)
         if wants["ssh_public_keys"] is not None:
             texts[logins] = "".join(f"{key.strip()}\n" for key in wants["ssh_public_keys"])
-        return [str(path) for path, text in texts.items() if keep(path, text, dry)]
+        return close(home, dry) + [str(path) for path, text in texts.items() if keep(path, text, dry)]
 
 
 def converge(module: AnsibleModule) -> list[str]:
@@ -201,8 +211,9 @@ def converge(module: AnsibleModule) -> list[str]:
             done.append(name)
             if module.check_mode:
                 continue
-            useradd = ["useradd", "--create-home", "--key", "HOME_MODE=0750", "--user-group", "--shell", "/bin/bash"]
-            module.run_command([*useradd, name], check_rc=True)
+            module.run_command(
+                ["useradd", "--create-home", "--user-group", "--shell", "/bin/bash", name], check_rc=True
+            )
         person = pwd.getpwnam(name)
         if person.pw_uid < FIRST_UID:
             module.fail_json(msg=f"{name} is an account of the system; the developer needs another login name.")

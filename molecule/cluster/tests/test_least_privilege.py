@@ -1,0 +1,237 @@
+"""What each key and login of machines and people reaches: its own and nothing else. Secrets travel by stdin alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from clients import over_ssh, secrets
+
+BUCKETS = {"training-data", "mlflow-artifacts", "flow-code", "flow-results"}
+PEOPLES = {"training-data", "flow-code"}
+REACHES = {
+    "mlflow": {"mlflow-artifacts"},
+    "worker-cpu": {*PEOPLES, "flow-results"},
+    "worker-gpu": {*PEOPLES, "flow-results"},
+    "boss": PEOPLES,
+    "ml1": PEOPLES,
+    "ml2": PEOPLES,
+}
+"""Who has a key of the object store, and what it opens. `backup` reads everything."""
+OWNERS = {"mlflow", "mlflow_auth", "prefect"}
+"""Who has a login of PostgreSQL, and a database of the same name. `backup` reads all of them."""
+ABSENT = "least-privilege-test"
+"""An object that does not exist: that something may be deleted is seen without deleting anything."""
+
+ASK_STORE = """
+import json, sys, urllib3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.session import Session
+asked = json.load(sys.stdin)
+found = {}
+def ask(call, **arguments):
+    try:
+        return "", getattr(store, call)(**arguments)
+    except ClientError as error:
+        return error.response["Error"]["Code"], {}
+for holder, secret in asked["keys"].items():
+    store = Session().create_client("s3", "us-east-1", endpoint_url="https://s3.metalworks.internal",
+        verify="/etc/metalworks/tls/ca.crt", aws_access_key_id=holder, aws_secret_access_key=secret,
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}))
+    for bucket in asked["buckets"]:
+        refused, listed = ask("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        name = ([one["Key"] for one in listed.get("Contents", [])] or [asked["absent"]])[0]
+        found[f"{holder} {bucket}"] = codes = {"list": refused}
+        codes["versions"] = ask("list_object_versions", Bucket=bucket, MaxKeys=1)[0]
+        codes["read"] = ask("get_object", Bucket=bucket, Key=name)[0]
+        codes["state"] = ask("get_bucket_versioning", Bucket=bucket)[0]
+        codes["place"] = ask("get_bucket_location", Bucket=bucket)[0]
+        if bucket in asked["reaches"].get(holder, []):
+            continue
+        codes["write"] = ask("put_object", Bucket=bucket, Key=asked["absent"], Body=b"")[0]
+        codes["delete"] = ask("delete_object", Bucket=bucket, Key=asked["absent"])[0]
+        # As it is already, should it be allowed.
+        same = {"Status": "Suspended" if bucket == "flow-results" else "Enabled"}
+        codes["set"] = ask("put_bucket_versioning", Bucket=bucket, VersioningConfiguration=same)[0]
+    found[f"{holder} everything"] = {"make": ask("create_bucket", Bucket=asked["absent"])[0],
+        "name": ask("list_buckets")[0]}
+print(json.dumps(found))
+"""
+LOOKS = ("list", "versions", "read", "state", "place")
+CHANGES = ("write", "delete", "set")
+
+ASK_DATABASES = """
+import json, os, subprocess, sys
+asked = json.load(sys.stdin)
+here = {"tcp": "host=services-1 hostaddr=127.0.0.1 sslmode=verify-full sslrootcert=/etc/metalworks/tls/ca.crt",
+        "clear": "host=services-1 hostaddr=127.0.0.1 sslmode=disable",
+        "socket": "host=/run/postgresql"}
+def ask(way, login, database, *statements):
+    command = ["psql", "--no-psqlrc", "--tuples-only", "--no-align"]
+    command += [part for statement in statements for part in ("--command", statement)]
+    done = subprocess.run([*command, f"{here[way]} user={login} dbname={database} connect_timeout=5"],
+        env=os.environ | {"PGPASSWORD": asked["logins"][login]}, capture_output=True, text=True)
+    return done.stdout.strip(), done.stderr.strip()
+print(json.dumps([[*one, *ask(*one)] for one in asked["questions"]]))
+"""
+WRITE = """do $$
+declare mine regclass := (select oid from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace
+  order by oid limit 1);
+begin execute format('{}', mine); end $$"""
+WRITES = [
+    WRITE.format("insert into %1$s select * from %1$s where false"),
+    WRITE.format("delete from %1$s where false"),
+    WRITE.format("lock table %1$s in row exclusive mode"),
+    "create table public.least_privilege_test (a int)",
+    "create temp table least_privilege_test (a int)",
+    "create schema least_privilege_test",
+    "set role pg_write_all_data",
+]
+READS = """select bool_and(has_table_privilege(oid, 'select')),
+  bool_or(has_table_privilege(oid, 'insert') or has_table_privilege(oid, 'update') or has_table_privilege(oid, 'delete')
+    or has_table_privilege(oid, 'truncate')) from pg_class
+  where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace"""
+
+ASK_MLFLOW = """
+import base64, json, ssl, sys, urllib.error, urllib.request
+asked = json.load(sys.stdin)
+context = ssl.create_default_context(cafile="/etc/metalworks/tls/ca.crt")
+def ask(path, body):
+    login = base64.b64encode(f"{asked['user']}:{asked['password']}".encode()).decode()
+    request = urllib.request.Request(f"https://mlflow.metalworks.internal/api/2.0/mlflow/{path}", headers={
+        "Authorization": f"Basic {login}", "Content-Type": "application/json"},
+        data=None if body is None else json.dumps(body).encode())
+    try:
+        return 200, json.load(urllib.request.urlopen(request, context=context))
+    except urllib.error.HTTPError as error:
+        return error.code, {}
+status, found = ask("model-versions/search", None)
+model = found.get("model_versions", [{}])[0]
+codes = {"look": status}
+for path, body in asked["changes"].items():
+    filled = {key: model.get(value[1:], "") if value.startswith("=") else value for key, value in body.items()}
+    codes[path] = ask(path, filled)[0]
+print(json.dumps(codes))
+"""
+
+
+def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
+    """What a program prints as JSON on a host. It is read from stdin to its end, and what follows is for it to read."""
+    __tracebackhide__ = True  # what a failure would show of its arguments is secret
+    feed = f"import io, sys\nsys.stdin = io.StringIO({json.dumps(asked)!r})\n{program}"
+    try:
+        return json.loads(over_ssh(host, f"sudo {python} -", feed))
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        complaint = error.stderr
+    pytest.fail(f"{host}: {complaint}")
+
+
+# -- Object store
+
+
+@pytest.fixture(scope="module")
+def store() -> dict[str, dict[str, str]]:
+    """Holder and bucket → what was asked → the code it was refused with, or nothing."""
+    asked = {
+        "keys": secrets()["vault_object_store_secret_keys"],
+        "buckets": sorted(BUCKETS),
+        "reaches": {holder: sorted(buckets) for holder, buckets in REACHES.items()},
+        "absent": ABSENT,
+    }
+    found: dict[str, dict[str, str]] = run("dev-1", "/opt/metalworks/workstation/current/bin/python", ASK_STORE, asked)
+    return found
+
+
+def test_every_key_is_known_here() -> None:
+    holders = set(secrets()["vault_object_store_secret_keys"])
+    assert holders == {*REACHES, "backup"}
+
+
+@pytest.mark.parametrize("holder", REACHES)
+def test_a_key_opens_its_buckets_and_no_other(store: dict[str, dict[str, str]], holder: str) -> None:
+    for bucket in BUCKETS:
+        codes = store[f"{holder} {bucket}"]
+        if bucket in REACHES[holder]:
+            assert {codes[look] for look in LOOKS} <= {"", "NoSuchKey"}, bucket
+        else:
+            assert {codes[each] for each in (*LOOKS, *CHANGES)} == {"AccessDenied"}, (bucket, codes)
+    assert store[f"{holder} everything"]["make"] == "AccessDenied"
+
+
+def test_the_backups_key_reads_everything_and_changes_nothing(store: dict[str, dict[str, str]]) -> None:
+    for bucket in BUCKETS:
+        codes = store[f"backup {bucket}"]
+        assert {codes[look] for look in LOOKS} <= {"", "NoSuchKey"}, (bucket, codes)
+        assert {codes[change] for change in CHANGES} == {"AccessDenied"}, (bucket, codes)
+    assert store["backup everything"]["make"] == "AccessDenied"
+
+
+# -- PostgreSQL
+
+
+def logins() -> dict[str, str]:
+    """Login → password, of all that the vault has."""
+    prefix, suffix = "vault_postgresql_", "_password"
+    found = {name: value for name, value in secrets().items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in found.items()}
+
+
+def ask(questions: list[tuple[str, ...]]) -> list[tuple[str, str, str, str]]:
+    """Way, login, database, what was said, what was complained of, for each question."""
+    answers = run("services-1", "python3", ASK_DATABASES, {"logins": logins(), "questions": questions})
+    return [(way, login, database, *rest[-2:]) for way, login, database, *rest in answers]
+
+
+def test_every_login_is_known_here() -> None:
+    names = set(logins())
+    assert names == {*OWNERS, "backup"}
+
+
+def test_an_owner_opens_its_database_and_no_other() -> None:
+    foreign = [(owner, name) for owner in OWNERS for name in (*OWNERS, "postgres", "template1") if owner != name]
+    own = [("tcp", owner, owner, "select current_user") for owner in sorted(OWNERS)]
+    assert [said for *_, said, _ in ask(own)] == sorted(OWNERS)
+    asked = [(way, *pair, "select 1") for pair in foreign for way in ("tcp", "socket")]
+    for way, login, database, said, complaint in ask(asked):
+        # Over the network pg_hba.conf is first; on the host itself, the database's own list.
+        expected = "no pg_hba.conf entry for host" if way == "tcp" else f'permission denied for database "{database}"'
+        assert (said, expected in complaint) == ("", True), (way, login, database, complaint)
+
+
+def test_nobody_speaks_in_clear() -> None:
+    for *_, said, complaint in ask([("clear", owner, owner, "select 1") for owner in OWNERS]):
+        assert (said, "no encryption" in complaint) == ("", True), complaint
+
+
+def test_backup_reads_every_database_and_writes_none() -> None:
+    names = sorted(OWNERS)
+    for _, _, database, said, complaint in ask([("tcp", "backup", name, READS) for name in names]):
+        assert said == "t|f", (database, complaint)
+    for _, _, database, said, complaint in ask([("tcp", "backup", name, write) for name in names for write in WRITES]):
+        assert (said, "permission denied" in complaint) == ("", True), (database, complaint)
+    for name in ("postgres", "template1"):
+        assert "permission denied for database" in ask([("socket", "backup", name, "select 1")])[0][-1]
+
+
+# -- MLflow
+
+
+def test_an_inference_host_looks_at_models_and_changes_nothing() -> None:
+    changes = {
+        "experiments/create": {"name": ABSENT},
+        "registered-models/create": {"name": ABSENT},
+        "registered-models/alias": {"name": "=name", "alias": ABSENT, "version": "=version"},
+        "model-versions/create": {"name": "=name", "source": "=source", "run_id": "=run_id"},
+        "model-versions/set-tag": {"name": "=name", "version": "=version", "key": ABSENT, "value": "x"},
+        "runs/set-tag": {"run_id": "=run_id", "key": ABSENT, "value": "x"},
+        "runs/create": {"experiment_id": "0"},
+        "users/create": {"username": ABSENT, "password": "let-me-in-as-well"},
+    }
+    password = secrets()["vault_machine_passwords"]["inference"]
+    asked = {"user": "inference", "password": password, "changes": changes}
+    codes = run("dev-1", "python3", ASK_MLFLOW, asked)
+    assert codes.pop("look") == 200
+    assert codes == dict.fromkeys(changes, 403)
