@@ -202,9 +202,15 @@ def test_input_nested_too_deeply_is_bad_input(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["message"]) == (400, "Invalid input. It is nested too deeply.")
 
 
+def test_number_that_python_refuses_to_read_is_bad_input(client: TestClient) -> None:
+    answer = post(client, JSON, '{"inputs": ' + "1" * 5000 + "}")
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "BAD_REQUEST")
+    assert "4300 digits" in answer.json()["message"]
+
+
 def test_long_body_is_refused(client: TestClient) -> None:
     answer = post(client, JSON, " " * 200_001)
-    assert (answer.status_code, answer.text) == (413, "The request body is longer than 200000 bytes")
+    assert (answer.status_code, answer.json()["message"]) == (413, "The request body is longer than 200000 bytes")
 
 
 def test_long_prediction_is_given_up(version_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +220,7 @@ def test_long_prediction_is_given_up(version_dir: Path, monkeypatch: pytest.Monk
     with TestClient(create_app(settings)) as client:
         answer = post(client, *GOOD["csv"])
         done.set()
-    assert (answer.status_code, answer.text) == (504, "Request processing time exceeded limit")
+    assert (answer.status_code, answer.json()["message"]) == (504, "Request processing time exceeded limit")
 
 
 def test_version_says_what_is_served(client: TestClient) -> None:

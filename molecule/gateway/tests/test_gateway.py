@@ -317,7 +317,8 @@ def test_unknown_names_hear_nothing(host):
         result = host.run("curl --insecure --silent --include --connect-to ::127.0.0.1:443 https://%s/", name)
         assert (result.rc != 0, result.stdout) == (True, ""), name
     foreign = ask(host, "mlflow", "/x", "--header", "Host: example.org")
-    assert (foreign.status, foreign.code) == (0, 52)
+    # An empty answer, or with a newer curl an end in the middle of TLS.
+    assert (foreign.status, foreign.code in (52, 56)) == (0, True)
     assert ask(host, "mlflow", "/x", "--header", f"Host: prefect.{DOMAIN}").status == 421
     assert host.run("curl --silent --max-time 3 http://127.0.0.1/").rc == 7, "port 80 is closed"
 

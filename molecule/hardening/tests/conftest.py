@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from scripts.common import ROOT
 
 SCENARIO = Path(__file__).resolve().parent.parent
 ADDRESS = "198.18.0.10"
+COMMAND = "python3 -c %s %s %s"
 
 
 def by_name(name: str):
@@ -25,11 +27,14 @@ def by_name(name: str):
 def host():
     """The closed host, on which programs really listen: on ports that are open, and on one that is not."""
     host = by_name("hardening-host")
-    for port in (443, 5432, 8000, 9999):
-        host.check_output(
-            f"systemctl reset-failed && systemctl is-active --quiet listen-{port} || "
-            f"systemd-run --quiet --unit listen-{port} python3 -m http.server --directory /run {port}"
-        )
+    ports = "443 5432 8000 9999"
+    host.check_output(
+        f"systemctl reset-failed; for port in {ports}; do systemctl is-active --quiet listen-$port || "
+        "systemd-run --quiet --unit listen-$port python3 -m http.server --directory /run $port; done;"
+        f"for port in {ports}; do timeout 30 sh -c "
+        "\"until ss --no-header --listening --numeric --tcp | grep --quiet '0.0.0.0:$port '; do sleep 0.1; done\" "
+        "|| exit 1; done"
+    )
     return host
 
 
@@ -39,14 +44,29 @@ def attacker():
 
 
 @pytest.fixture(scope="session")
-def reaches(attacker) -> Callable[[str, int], bool]:
-    """Tell whether a connection from one of the attacker's addresses to a port of the host comes about."""
+def reached(host, attacker) -> Callable[..., set[tuple[str, int]]]:
+    """Return from which of the attacker's addresses to which ports of the host a connection comes about.
 
-    def reaches(source: str, port: int) -> bool:
-        program = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2, (sys.argv[3], 0))"
-        return attacker.run("python3 -c %s %s %s %s", program, ADDRESS, str(port), source).rc == 0
+    All at once: what is dropped is waited for, two seconds long.
+    """
+    program = """
+import concurrent.futures, json, socket, sys
+def tried(pair):
+    try:
+        socket.create_connection((sys.argv[1], pair[1]), 2, (pair[0], 0)).close()
+    except OSError:
+        return False
+    return True
+pairs = json.loads(sys.argv[2])
+with concurrent.futures.ThreadPoolExecutor(len(pairs)) as pool:
+    print(json.dumps([pair for pair, came in zip(pairs, pool.map(tried, pairs)) if came]))
+"""
 
-    return reaches
+    def reached(sources: Iterable[str], ports: Iterable[int]) -> set[tuple[str, int]]:
+        pairs = json.dumps(list(itertools.product(sources, ports)))
+        return {(source, port) for source, port in json.loads(attacker.check_output(COMMAND, program, ADDRESS, pairs))}
+
+    return reached
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +105,14 @@ def over_ssh(host, key, tmp_path_factory):
         )
     )
 
-    def run(**variables):
-        command = ["ansible-playbook", "-i", folder / "hosts.json", SCENARIO / "converge.yml"]
+    def run(*options: str, timeout: int = 20, **variables):
+        command = ["ansible-playbook", "-i", folder / "hosts.json", "--timeout", str(timeout), *options]
         return subprocess.run(
-            [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=ROOT, check=False
+            [*command, SCENARIO / "converge.yml", "--extra-vars", json.dumps(variables)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
         )
 
     return run

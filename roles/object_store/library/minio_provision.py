@@ -66,9 +66,8 @@ WRITE_ACTIONS = [
     "s3:PutObject",
     "s3:PutObjectTagging",
 ]
-
-# A key made by a key would live on when that one's secret is replaced.
 NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]
+"""A key that was made by a key would live on when that one's secret is replaced."""
 
 
 def policy(buckets: list[str], access: str) -> dict[str, Any]:

@@ -50,4 +50,6 @@ class ServedModel:
             return Answer.of_error(error)
         except RecursionError:
             return Answer.of_error(MlflowException("Invalid input. It is nested too deeply.", error_code=BAD_REQUEST))
+        except ValueError as error:  # what MLflow does not expect of a parser, as numbers with thousands of digits
+            return Answer.of_error(MlflowException(f"Invalid input. {error}", error_code=BAD_REQUEST))
         return Answer(result.response, result.status, result.mimetype)
