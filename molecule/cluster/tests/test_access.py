@@ -130,7 +130,7 @@ def test_mlflow_takes_requests_of_its_own_pages_and_no_others() -> None:
     # Another site's page, in a browser that is logged in.
     assert searched("Origin: https://elsewhere.example") == 403
     # A name that somebody else's DNS lets lead here: the connection is closed (curl's 52, later 56), nothing is said.
-    with pytest.raises(subprocess.CalledProcessError, match="status (52|56)"):
+    with pytest.raises(subprocess.CalledProcessError, match=r"status (52|56)"):
         searched("Host: elsewhere.example")
 
 
@@ -167,6 +167,14 @@ def test_a_viewer_looks_and_changes_nothing(somebodys_run: str) -> None:
         assert as_person("guest", "mlflow", f"/api/2.0/mlflow/{path}", body)[0] == 403, path
     assert as_person("guest", "prefect", "/api/flows/filter", {})[0] == 200
     assert as_person("guest", "prefect", "/api/flows/", {"name": "a viewer's"})[0] == 403
+
+
+def test_prefects_secrets_are_not_for_viewers_and_its_api_not_for_other_sites() -> None:
+    secret = "/api/block_documents/filter"
+    assert [as_person(who, "prefect", secret, {"include_secrets": True})[0] for who in ("guest", "ml1")] == [403, 200]
+    elsewhere = ["Origin: https://elsewhere.example"]
+    assert as_person("ml1", "prefect", "/api/flows/filter", {}, elsewhere)[0] == 403
+    assert as_person("ml1", "prefect", "/api/flows/filter", {}, [f"Origin: https://prefect.{DOMAIN}"])[0] == 200
 
 
 def test_a_developer_changes_others_work_but_deletes_only_their_own(somebodys_run: str) -> None:

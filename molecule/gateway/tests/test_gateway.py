@@ -119,6 +119,9 @@ def test_of_two_logins_the_first_counts_for_all(host):
 def test_only_health_is_open(host):
     assert ask(host, "prefect", "/api/health").status == 200
     assert ask(host, "prefect", "/api/ready").status == 200
+    # By its normal form an open one, as it is sent on another.
+    for path in ("/api/flows/../health", "/api/%68ealth", "//api/health"):
+        assert ask(host, "prefect", path).status == 404, path
     for path in ("/api/health/", "/api/health/x", "/api/healthy", "/api/health%2f..%2fflows", "/api/health/../flows"):
         assert ask(host, "prefect", path).status == 401, path
     for site in SITES:
@@ -163,6 +166,36 @@ def test_a_viewer_reads_only(host, site, reads, writes):
         reads.replace("a", "%61"),
     ):
         assert ask(host, site, path, "--user", VERA, "--data", "{}").status in (400, 403), path
+
+
+def test_what_holds_secrets_is_not_for_viewers(host):
+    for path in (
+        "/api/block_documents/1?include_secrets=true",
+        "/api/block_types/slug/secret/block_documents",
+        "/api/%62lock_documents/1",
+        "/api/x/../block_documents/1",
+    ):
+        assert ask(host, "prefect", path, "--user", VERA).status == 403, path
+        assert ask(host, "prefect", path, "--user", ADA).status == 200, path
+    assert ask(host, "prefect", "/api/block_documents/filter", "--user", VERA, "--data", "{}").status == 403
+
+
+def test_other_sites_pages_may_not_use_a_login(host):
+    own = f"prefect.{DOMAIN}"
+    for origin, status in (
+        (f"https://{own}", 200),
+        (f"https://{own}:443", 200),
+        ("https://elsewhere.example", 403),
+        (f"https://mlflow.{DOMAIN}", 403),
+        (f"http://{own}", 403),
+        (f"https://{own}.elsewhere.example", 403),
+        ("null", 403),
+    ):
+        answer = ask(host, "prefect", "/api/flows", "--user", ADA, "--data", "{}", "--header", f"Origin: {origin}")
+        assert answer.status == status, origin
+    upgrade = ("--header", "Connection: upgrade", "--header", "Upgrade: websocket")
+    foreign = ask(host, "prefect", "/api/events/in", "--user", ADA, *upgrade, "--header", "Origin: https://x.example")
+    assert foreign.status == 403
 
 
 def test_who_mlflow_might_know_and_the_gateway_does_not_reads_only(host):

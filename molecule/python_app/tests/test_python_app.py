@@ -81,6 +81,17 @@ def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_co
     assert pids(host) == as_converged
 
 
+@drifts
+def test_a_lock_of_somebody_elses_is_not_installed_by_root(host, play):
+    host.check_output("rm -f /tmp/ran-as")
+    host.run_expect([0], "python3 -c %s", (SCENARIO / "files" / "hostile.py").read_text())
+    result = play(remote_lock="/srv/hostile/lock.txt")
+    assert result.returncode == 0, result.stdout
+    ran_as = host.file("/tmp/ran-as").content_string.split()
+    assert set(ran_as) == {host.check_output("id --user demo")}
+    assert host.check_output(f"find {ROOT}/current/ ! -user root -o -perm /6000 -o -name .lock") == ""
+
+
 def test_a_half_built_release_is_built_anew(host, play):
     release = host.check_output(f"readlink {ROOT}/current")
     host.check_output(f"rm -r {release}/.complete {release}/lib")

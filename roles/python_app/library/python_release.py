@@ -30,7 +30,7 @@ options:
     type: str
     default: ""
     description:
-      - Who installs what the lock names, for a lock that somebody else wrote. Installing runs code of what is installed.
+      - Who installs what the lock names, when somebody else wrote it. Installing runs code of what is installed.
       - The release is root's in the end. If empty, root installs.
 """
 
