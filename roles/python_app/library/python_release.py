@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import pwd
 import shutil
 from pathlib import Path
 
@@ -55,10 +54,12 @@ def identity(module: AnsibleModule) -> str:
 
 def as_user(name: str) -> tuple[list[str], dict[str, str]]:
     """Return how to run a program as somebody else, and the environment for it: nothing there is shared with root."""
-    home = pwd.getpwnam(name).pw_dir
+    own = Path(f"{CACHE}-{name}")
+    own.mkdir(mode=0o700, exist_ok=True)
+    shutil.chown(own, name)
     prefix = ["setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--no-new-privs"]
     # Copies: what is root's in the end is not also in a folder of theirs.
-    return prefix, {"HOME": home, "UV_CACHE_DIR": f"{home}/.cache/uv", "UV_LINK_MODE": "copy"}
+    return prefix, {"HOME": str(own), "UV_CACHE_DIR": str(own), "UV_LINK_MODE": "copy"}
 
 
 def give_to_root(release: Path) -> None:
