@@ -56,7 +56,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find uv as a worker does, offline, and give this interpreter a Prefect to compare with."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("UV_OFFLINE", "1")
-    monkeypatch.delenv(flow_run.RUN_ID, raising=False)
+    monkeypatch.delenv(flow_run.run.RUN_ID, raising=False)
     monkeypatch.setattr(metadata, "version", {"prefect": "3.0.0"}.__getitem__)
 
 
@@ -102,7 +102,7 @@ class Store:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     found = Store()
-    monkeypatch.setattr(flow_run, "fetch", found.fetch)
+    monkeypatch.setattr(flow_run.code, "fetch", found.fetch)
     return found
 
 
@@ -119,7 +119,7 @@ def start(tmp_path: Path, store: Store) -> Start:
         code.mkdir()
         told: list[str] = []
         given = {**os.environ, "METALWORKS_FLOW_CODE": URL, "METALWORKS_FLOW_CACHE": str(tmp_path / "cache")}
-        line, environment = flow_run.command(code, given | variables, told.append)
+        line, environment = flow_run.run.command(code, given | variables, told.append)
         done = subprocess.run(line, cwd=code, env=environment, check=True, capture_output=True, text=True)
         saw = json.loads(done.stdout)
         assert saw["cwd"] == str(code)
@@ -133,7 +133,7 @@ def environments(tmp_path: Path) -> list[Path]:
 
 
 def test_without_code_the_workers_own_engine_runs() -> None:
-    line, environment = flow_run.command(Path("/nowhere"), {"MARK": "kept"}, print)
+    line, environment = flow_run.run.command(Path("/nowhere"), {"MARK": "kept"}, print)
     assert line == [sys.executable, "-m", "prefect.engine"]
     assert environment == {"MARK": "kept"}
 
@@ -170,7 +170,7 @@ def test_another_lock_is_another_environment(start: Start, project: Path, tmp_pa
 def test_a_half_built_environment_is_built_anew(start: Start, project: Path, tmp_path: Path) -> None:
     start(pack(project))
     (environment,) = environments(tmp_path)
-    (environment / flow_run.MARKER).unlink()
+    (environment / flow_run.environment.MARKER).unlink()
     (environment / "bin/python").unlink()
     saw, told = start(pack(project))
     assert saw["python"] == str(environment)
@@ -180,19 +180,19 @@ def test_a_half_built_environment_is_built_anew(start: Start, project: Path, tmp
 def test_a_second_run_waits_for_the_environment(project: Path, tmp_path: Path) -> None:
     """While somebody holds the lock, nobody else builds; afterwards the finished one is taken as it is."""
     cache = tmp_path / "cache"
-    target = cache / "environments" / flow_run.identity(project)
+    target = cache / "environments" / flow_run.environment.identity(project)
     target.mkdir(parents=True)
     script = """
 import pathlib, sys
 from metalworks import flow_run
-print(flow_run.environment_of(*map(pathlib.Path, sys.argv[1:]), print))
+print(flow_run.environment.environment_of(*map(pathlib.Path, sys.argv[1:]), print))
 """
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = subprocess.Popen([sys.executable, "-c", script, project, cache], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(1)
-        (target / flow_run.MARKER).touch()
+        (target / flow_run.environment.MARKER).touch()
     assert waiting.communicate(timeout=20)[0].strip() == str(target)
 
 
@@ -207,7 +207,7 @@ def test_a_digest_saves_the_download(start: Start, store: Store, project: Path) 
 
 
 def test_other_code_than_was_deployed_is_refused(start: Start, project: Path) -> None:
-    with pytest.raises(flow_run.FlowRunError, match="Deploy again"):
+    with pytest.raises(flow_run.errors.FlowRunError, match="Deploy again"):
         start(pack(project), METALWORKS_FLOW_CODE_SHA256="0" * 64)
 
 
@@ -237,20 +237,20 @@ def test_a_project_that_cannot_run_is_refused(
     spoil: Callable[[Path], None], words: str, start: Start, project: Path, tmp_path: Path
 ) -> None:
     spoil(project)
-    with pytest.raises(flow_run.FlowRunError, match=words):
+    with pytest.raises(flow_run.errors.FlowRunError, match=words):
         start(pack(project))
     assert not list(tmp_path.glob("cache/environments/*/*"))
 
 
 def test_what_is_no_archive_is_refused(start: Start) -> None:
-    with pytest.raises(flow_run.FlowRunError, match=r"no readable \.tar\.gz"):
+    with pytest.raises(flow_run.errors.FlowRunError, match=r"no readable \.tar\.gz"):
         start(b"<html>gone</html>")
 
 
 @pytest.mark.parametrize("url", ["/srv/flows", "https://store/flows.tar.gz", "s3://flow-code", "s3:///key"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(flow_run.FlowRunError, match="must look like s3://"):
-        flow_run.bucket_and_key(url)
+    with pytest.raises(flow_run.errors.FlowRunError, match="must look like s3://"):
+        flow_run.code.bucket_and_key(url)
 
 
 def test_another_prefect_is_pointed_out(start: Start, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,24 +262,24 @@ def test_what_is_not_used_for_long_is_removed(start: Start, project: Path, tmp_p
     start(pack(project))
     (environment,) = environments(tmp_path)
     (archive,) = (tmp_path / "cache/code").iterdir()
-    flow_run.prune(tmp_path / "cache")
+    flow_run.environment.prune(tmp_path / "cache")
     assert environment.exists()
     assert archive.exists()
-    long_ago = time.time() - flow_run.KEEP_SECONDS - 1
-    for path in (environment / flow_run.MARKER, archive):
+    long_ago = time.time() - flow_run.environment.KEEP_SECONDS - 1
+    for path in (environment / flow_run.environment.MARKER, archive):
         os.utime(path, (long_ago, long_ago))
     with environment.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        flow_run.prune(tmp_path / "cache")
+        flow_run.environment.prune(tmp_path / "cache")
         assert environment.exists(), "a run is just taking it"
-    flow_run.prune(tmp_path / "cache")
+    flow_run.environment.prune(tmp_path / "cache")
     assert not environment.exists()
     assert not archive.exists()
 
 
 def test_a_run_makes_its_environment_used(start: Start, project: Path, tmp_path: Path) -> None:
     start(pack(project))
-    marker = environments(tmp_path)[0] / flow_run.MARKER
+    marker = environments(tmp_path)[0] / flow_run.environment.MARKER
     os.utime(marker, (0, 0))
     start(pack(project))
     assert time.time() - marker.stat().st_mtime < 60
@@ -301,10 +301,10 @@ WORKER = """
 import os, pathlib, subprocess, sys, time
 from metalworks import flow_run
 said = pathlib.Path(sys.argv[1])
-flow_run.REPORT_SECONDS = 1.0
-flow_run.crash = lambda run, message: said.write_text(f"{run}: {message}")
+flow_run.end.REPORT_SECONDS = 1.0
+flow_run.end.crash = lambda run, message: said.write_text(f"{run}: {message}")
 if not os.fork():
-    flow_run.watch("run-1")
+    flow_run.end.watch("run-1")
     print(os.getpid(), flush=True)
     os.execvp("sleep", ["sleep", "60"])
 time.sleep(60)

@@ -1,0 +1,64 @@
+"""From what the worker says to the process of the flow run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from metalworks.flow_run.code import archive, unpack
+from metalworks.flow_run.end import crash, watch
+from metalworks.flow_run.environment import Tell, environment_of, import_path, require_prefect
+from metalworks.flow_run.errors import FlowRunError
+
+ENGINE = ["-m", "prefect.engine"]
+RUN_ID = "PREFECT__FLOW_RUN_ID"
+DEFAULT_CACHE = "/var/lib/prefect-worker"
+
+
+def command(code: Path, variables: Mapping[str, str], tell: Tell) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and the environment variables that run the flow, everything it needs in place."""
+    url = variables.get("METALWORKS_FLOW_CODE", "")
+    if not url:
+        return [sys.executable, *ENGINE], dict(variables)
+    cache = Path(variables.get("METALWORKS_FLOW_CACHE", DEFAULT_CACHE))
+    unpack(archive(url, variables.get("METALWORKS_FLOW_CODE_SHA256", ""), cache), code)
+    require_prefect(code, tell)
+    environment = environment_of(code, cache, tell)
+    path = [*import_path(code), *filter(None, [variables.get("PYTHONPATH")])]
+    return [f"{environment}/bin/python", *ENGINE], {
+        **variables,
+        "VIRTUAL_ENV": str(environment),
+        "PATH": f"{environment}/bin:{variables.get('PATH', os.defpath)}",
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+
+
+def log(message: str) -> None:
+    """Print a line, and put it among the flow run's own logs."""
+    print(message, flush=True)
+    if run := os.environ.get(RUN_ID):
+        from prefect.client.orchestration import get_client
+
+        now = datetime.now(UTC).isoformat()
+        line = {"name": "metalworks", "level": logging.INFO, "message": message, "timestamp": now, "flow_run_id": run}
+        with get_client(sync_client=True) as client:
+            client.create_logs([line])
+
+
+def main() -> None:
+    """Become the flow run's process, or end the flow run with the reason why it cannot start."""
+    run = os.environ.get(RUN_ID)
+    if run:
+        watch(run)
+    try:
+        line, variables = command(Path.cwd(), os.environ, log)
+    except FlowRunError as error:
+        print(error, file=sys.stderr, flush=True)
+        if run:
+            crash(run, str(error))
+        raise SystemExit(1) from error
+    os.execve(line[0], line, variables)
