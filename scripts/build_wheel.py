@@ -18,8 +18,8 @@ CACHE = ROOT / ".cache" / "dist"
 
 
 def sources() -> list[Path]:
-    """Return the modules of the package, sorted."""
-    return sorted(path for path in (ROOT / "src").rglob("*") if path.suffix == ".py" or path.name == "py.typed")
+    """Return the files that the package is built from, sorted."""
+    return sorted(path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def description() -> str:

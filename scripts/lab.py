@@ -30,9 +30,9 @@ from scripts.run_playbook import INTERRUPTED, expectation, play, remember
 
 INVENTORY = lab_hosts.INVENTORY
 EXAMPLE = ROOT / "examples" / "flights"
-CUSTOMER = EXAMPLE / "customer_db.yml"
 LOOP = EXAMPLE / "lab.yml"
-CUSTOMER_STAMP = LAB / "customer-db.stamp"
+CUSTOMER = EXAMPLE / "customer_db.yml"
+GIT_HOST = ROOT / "molecule" / "cluster" / "git_host.yml"
 VERDICT = BUILD / "lab.json"
 FLIGHTS = BUILD / "flights.json"
 # Group → what a person calls it and where it answers on the group's first host.
@@ -45,7 +45,7 @@ PARTS = {
     "prefect_worker": ("Prefect worker", ""),
     "inference": ("inference", "https://inference.metalworks.internal/delay"),
     "workstation": ("developers' machine", "users ml1, ml2"),
-    "outside": ("customer's database", "postgresql://{address}:5432/flights"),
+    "outside": ("not ours, only addressed", ""),
 }
 
 
@@ -61,6 +61,7 @@ class Lab:
             ("Hosts", self.hosts),
             ("Secrets", self.secrets),
             ("The customer's database", self.customer),
+            ("The team's Git hosting", self.git),
             ("The platform: site.yml", self.platform),
             ("The example project: data to predictions", self.example),
         ]
@@ -134,13 +135,21 @@ class Lab:
         return f"{len(added)} added" if added else "complete already"
 
     def customer(self, heading: str) -> str:
-        """Somebody else's database holds the flights; not touched again while it answers."""
-        stamp = customer_stamp()
-        address = next(host.address for host in lab_hosts.declared() if host.name == "customer-db")
-        if CUSTOMER_STAMP.exists() and CUSTOMER_STAMP.read_text() == stamp and listens(address, 5432):
+        """Somebody else's database holds the flights."""
+        return self.outside(heading, CUSTOMER, "customer-db", 5432)
+
+    def git(self, heading: str) -> str:
+        """Repositories are there, over SSH and HTTPS."""
+        return self.outside(heading, GIT_HOST, "git", 443)
+
+    def outside(self, heading: str, recipe: Path, name: str, port: int) -> str:
+        """A host that the platform only addresses; not touched again while it answers."""
+        known, present = LAB / f"{name}.stamp", stamp(recipe, name)
+        address = next(host.address for host in lab_hosts.declared() if host.name == name)
+        if known.exists() and known.read_text() == present and listens(address, port):
             return "answers already"
-        outcome = self.playbook(heading, CUSTOMER)
-        CUSTOMER_STAMP.write_text(stamp)
+        outcome = self.playbook(heading, recipe)
+        known.write_text(present)
         return outcome
 
     def platform(self, heading: str) -> str:
@@ -176,12 +185,11 @@ def minio_in_background() -> Iterator[None]:
             build.wait()
 
 
-def customer_stamp() -> str:
-    """Which container was filled from which recipe."""
-    recipe = hashlib.sha256(
-        b"".join(path.read_bytes() for path in sorted(EXAMPLE.glob("customer_db*")) if path.is_file())
-    )
-    return f"{lab_hosts.containers()['customer-db']['Id']} {recipe.hexdigest()}"
+def stamp(recipe: Path, name: str) -> str:
+    """Which container was filled from which recipe, with what lies beside it under the same name."""
+    parts = [path for path in sorted(recipe.parent.rglob(f"{recipe.stem}*")) if path.is_file()]
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+    return f"{lab_hosts.containers()[name]['Id']} {content}"
 
 
 def listens(address: str, port: int) -> bool:

@@ -55,7 +55,7 @@ KEYED = {
 CA_KEY, CA_CERTIFICATE = "vault_ca_private_key", "vault_ca_certificate"
 CA_YEARS = 10
 # What somebody else gives us: only a lab, whose other side is ours too, makes these.
-GIVEN = frozenset({"vault_raw_database_password"})
+GIVEN = frozenset({"vault_raw_database_password", "vault_git_token"})
 HEADER = (
     "---\n# Secrets of this site: made by `make secrets`, which adds what is missing and keeps what stands.\n"
     "# Encrypt it (`ansible-vault encrypt`) or keep it out of Git.\n"

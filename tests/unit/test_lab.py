@@ -67,19 +67,22 @@ def test_a_port_that_listens_and_one_that_does_not() -> None:
     assert not lab.listens("127.0.0.1", port)
 
 
-def test_the_customers_database_is_filled_again_for_a_new_host_or_recipe(
+def test_a_host_outside_is_filled_again_when_it_or_its_recipe_is_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    identity = {"customer-db": {"Id": "one"}}
+    identity = {"git": {"Id": "one"}}
     monkeypatch.setattr(lab_hosts, "containers", lambda: identity)
-    monkeypatch.setattr(lab, "EXAMPLE", tmp_path)
-    (tmp_path / "customer_db.yml").write_text("first")
-    stamps = [lab.customer_stamp()]
-    (tmp_path / "customer_db.yml").write_text("second")
-    stamps.append(lab.customer_stamp())
-    identity["customer-db"]["Id"] = "two"
-    stamps.append(lab.customer_stamp())
-    assert len(set(stamps)) == 3
+    recipe = tmp_path / "git_host.yml"
+    recipe.write_text("first")
+    stamps = [lab.stamp(recipe, "git")]
+    recipe.write_text("second")
+    stamps.append(lab.stamp(recipe, "git"))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/git_host.conf").write_text("server")
+    stamps.append(lab.stamp(recipe, "git"))
+    identity["git"]["Id"] = "two"
+    stamps.append(lab.stamp(recipe, "git"))
+    assert len(set(stamps)) == 4
 
 
 def test_minio_is_not_built_beside_the_lab_when_it_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:

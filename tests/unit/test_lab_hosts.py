@@ -57,7 +57,7 @@ def all_hosts(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**made, **{name.replace("_", "-"): value for name, value in changes.items()}}
 
 
-NAMES = "cpu-1 customer-db dev-1 gpu-1 services-1"
+NAMES = "cpu-1 customer-db dev-1 dev-2 git gpu-1 services-1"
 
 
 def test_without_hosts_all_are_created_and_let_us_in(engine: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from testinfra.host import Host
 from scripts import lab_hosts
 from scripts.common import wait_until
 
-OPEN = {"services-1": {22, 443}, "gpu-1": {22}, "cpu-1": {22}, "dev-1": {22}}
+OPEN = {"services-1": {22, 443}, "gpu-1": {22}, "cpu-1": {22}, "dev-1": {22}, "dev-2": {22}}
 """TCP ports that answer to a stranger."""
 SCAN = """
 import resource, select, socket, sys, time

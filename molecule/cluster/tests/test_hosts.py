@@ -18,7 +18,7 @@ UNITS = [
     ("gpu-1", "inference-delay.service", 8000),
     ("cpu-1", "prefect-worker-cpu.service", None),
 ]
-PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1"]
+PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
 
 
 @pytest.mark.parametrize(("name", "unit", "port"), UNITS)
@@ -41,7 +41,7 @@ def test_nothing_failed_and_no_process_of_ours_is_root(reach: Reach, name: str) 
 @pytest.mark.parametrize("name", PLATFORM)
 def test_every_host_finds_every_other_by_name(reach: Reach, name: str) -> None:
     hosts_file = reach(name).file("/etc/hosts").content_string
-    for other in [*PLATFORM, "customer-db", "mlflow.metalworks.internal"]:
+    for other in [*PLATFORM, "customer-db", "git", "mlflow.metalworks.internal"]:
         assert other in hosts_file.split(), hosts_file
 
 
