@@ -14,7 +14,7 @@ from importlib import import_module
 COMMANDS = {
     "compare": ("metalworks.runs.compare", "what differs between runs: code, data, parameters, scores, environment"),
     "reproduce": ("metalworks.runs.reproduce", "make a run again from its code, data and environment"),
-    "deploy": ("metalworks.deploy.command", "check a project's flows in their own environment and put them on schedule"),
+    "deploy": ("metalworks.deploy.command", "check flows in an environment of their own and put them on schedule"),
 }
 """Subcommand → the module that has `add_arguments(parser)` and `run(arguments) -> int`, and its line of help."""
 
