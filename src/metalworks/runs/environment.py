@@ -1,0 +1,219 @@
+"""The environment of a run: what was installed, built once per machine and list of packages."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from metalworks.cli import CommandError
+from metalworks.flow_run.environment import MARKER, prune
+from metalworks.runs import record
+from metalworks.runs.record import Recorded, normal
+from metalworks.runs.start import inside
+
+OURS = {"metalworks", "metalworks-mlflow"}
+"""On no index; the plugin is on PYTHONPATH."""
+PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+NAMED = 10
+"""So many packages that differ are named; more are counted."""
+
+
+def cache_folder() -> Path:
+    """Return where this person's environments and reproductions are."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metalworks"
+
+
+@dataclass
+class Packages:
+    """What of a requirements.txt an index has, and what is in the repository itself."""
+
+    lines: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    """Of local packages in the clone."""
+    missing: list[str] = field(default_factory=list)
+
+
+def sort_out(requirements: str, project: Path, clone: Path) -> Packages:
+    """Tell the packages of an index from local ones."""
+    found = Packages()
+    for line in map(str.strip, requirements.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        editable = line.startswith("-e ")
+        line = line.removeprefix("-e ").strip()
+        name, at, url = (part.strip() for part in line.partition(" @ "))
+        if normal(re.split("[ =]", name)[0]) in OURS:
+            continue
+        if url.startswith("file:") or (editable and not at and "+" not in line.split(":")[0]):
+            _local(name if at else None, url or line, found, project, clone)
+        elif line.startswith("-"):
+            found.missing.append(f"environment: versions/requirements.txt has an option: {line}")
+        else:
+            found.lines.append(line)
+    return found
+
+
+def _local(name: str | None, url: str, found: Packages, project: Path, clone: Path) -> None:
+    """Note where in the clone a package is that was installed from a folder; the project itself is there anyway."""
+    path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url)
+    if path.suffix in (".whl", ".gz", ".zip"):
+        found.missing.append(f"environment: {path.name} was installed from a file of another machine: publish it")
+        return
+    for start in range(1, len(path.parts)):
+        folder = inside(Path(*path.parts[start:]), project, clone)
+        if folder is not None and any((folder / file).is_file() for file in PROJECT_FILES):
+            found.folders.append(folder)
+            return
+    own = {_name(folder) for folder in (project, clone)} - {None}
+    if name is not None and own and normal(name) not in own:
+        found.missing.append(f"environment: {name} was installed from {path}, which is not in the repository")
+
+
+def _name(folder: Path) -> str | None:
+    """Return what the project in a folder is called."""
+    try:
+        found = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {}).get("name")
+    except (OSError, tomllib.TOMLDecodeError):
+        return None
+    return normal(found) if found else None
+
+
+def python_path(project: Path, folders: list[Path], inherited: str) -> str:
+    """Return PYTHONPATH for the working tree: the project, its local packages, what was there, the plugin."""
+    roots = [place for folder in (project, *folders) for place in (folder, folder / "src") if place.is_dir()]
+    plugin = Path(sys.prefix) / "share/metalworks/mlflow_plugin"
+    parts = [*map(str, roots), *inherited.split(os.pathsep), *([str(plugin)] if plugin.is_dir() else [])]
+    return os.pathsep.join(dict.fromkeys(filter(None, parts)))
+
+
+def _uv() -> str | None:
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.exists() else shutil.which("uv")
+
+
+def _clean() -> dict[str, str]:
+    """Return the variables for uv: no environment of the caller's, and no Python from the Internet."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
+    }
+    return kept | {"UV_PYTHON_DOWNLOADS": "never"}
+
+
+def find_python(version: str) -> Path | None:
+    """Return this machine's Python of a version, exactly that or else of the same minor one; None: there is none."""
+    uv = _uv()
+    for wanted in (version, ".".join(version.split(".")[:2])):
+        line = [uv or "uv", "python", "find", "--no-project", "--no-config", wanted]
+        done = subprocess.run(line, env=_clean(), capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return Path(done.stdout.strip())
+    return None
+
+
+def check(old: Recorded) -> tuple[Path | None, list[str]]:
+    """Return the Python that the recorded environment needs, and what is missing for building that."""
+    missing = []
+    if old.requirements is None:
+        missing.append("environment: what was installed is not recorded (no file versions/requirements.txt)")
+    if _uv() is None:
+        return None, [*missing, "environment: this machine has no uv"]
+    version = old.tags.get(record.PYTHON, "")
+    if not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+\S*", version):
+        return None, [*missing, "environment: the version of Python is not recorded"]
+    python = find_python(version)
+    if python is None:
+        missing.append(f"environment: no Python {version} is on this machine (`uv python install {version}`)")
+    return python, missing
+
+
+def build(python: Path, lines: list[str], tell: Callable[[str], None]) -> Path:
+    """Return an environment with exactly these packages; raise CommandError when they cannot be installed."""
+    identity = "\n".join([version(python), *sorted(lines)])
+    target = cache_folder() / "environments" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (target / MARKER).exists():
+            tell(f"Building the environment: {len(lines)} packages, kept for other runs with the same ones.")
+            began = time.monotonic()
+            _install(python, lines, target, lock.fileno())
+            prune(cache_folder())
+            tell(f"Built in {time.monotonic() - began:.1f} s.")
+        (target / MARKER).touch()
+    return target
+
+
+def _install(python: Path, lines: list[str], target: Path, lock: int) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    uv = _uv() or "uv"
+    steps = [
+        ([uv, "venv", "--quiet", "--no-project", "--no-config", "--python", str(python), str(target)], ""),
+        (
+            [uv, "pip", "install", "--quiet", "--no-deps", "--python", f"{target}/bin/python", "--requirements", "-"],
+            "\n".join(lines),
+        ),
+    ]
+    for line, given in steps if lines else steps[:1]:
+        # uv holds the lock too: were this process killed, the next one must not build beside uv.
+        done = subprocess.run(
+            line, input=given, env=_clean(), pass_fds=[lock], cwd="/", capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            shutil.rmtree(target, ignore_errors=True)
+            raise CommandError(f"the recorded environment cannot be built:\n{done.stderr.strip()}")
+
+
+def version(python: Path) -> str:
+    """Return what an interpreter says of itself, its version first."""
+    line = [str(python), "-c", "import sys; print(sys.version)"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def current() -> Path:
+    """Return the environment that is active here, or else the one that this program runs in."""
+    return Path(os.environ.get("VIRTUAL_ENV") or sys.prefix)
+
+
+def differences(environment: Path, old: Recorded) -> list[str]:
+    """Say how what is installed here differs from what the run had; what is here beside that does no harm.
+
+    Of what came from a URL the version is not recorded.
+    """
+    here, python = _installed(environment)
+    lines = []
+    if old.tags.get(record.PYTHON) != python:
+        lines.append(f"Python {python} here, {old.tags.get(record.PYTHON, 'unknown')} in the run.")
+    then = old.packages
+    if then is None:
+        return [*lines, "What packages the run had is not recorded."]
+    names = sorted(name for name in then.keys() - OURS if here.get(name) != then[name] and "://" not in then[name])
+    if not names:
+        return [*lines, "The packages are those of the run."]
+    shown = [f"{name} {here.get(name, 'absent')} (run: {then[name]})" for name in names[:NAMED]]
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return [*lines, f"Packages that are other than in the run: {', '.join([*shown, *more])}."]
+
+
+def _installed(environment: Path) -> tuple[Mapping[str, str], str]:
+    script = (
+        "import importlib.metadata as m, json, platform;"
+        "print(json.dumps([{d.name: d.version for d in m.distributions()}, platform.python_version()]))"
+    )
+    line = [str(environment / "bin/python"), "-I", "-c", script]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CommandError(f"{environment} is no environment of Python: {done.stderr.strip()}")
+    found, python = json.loads(done.stdout)
+    return {normal(name): version for name, version in found.items()}, python
