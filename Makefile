@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run secrets lint unit test-fast test test-nvidia test-kills pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills bench-plugin pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -37,6 +37,9 @@ smoke: smoke-run ## do real work as a client would and judge it: ends with 0, 1 
 smoke-run: environment
 	+@mkdir -p build; $(PYTHON) -m scripts.smoke --inventory $(INVENTORY); echo $$? >build/smoke.status
 
+bench-flow: environment ## how long a flow run takes from due to its first line (INVENTORY=inventory/lab)
+	@$(PYTHON) -m scripts.bench_flow --inventory $(INVENTORY)
+
 secrets: environment ## generate the secrets that INVENTORY=inventory/<site> lacks
 	@$(PYTHON) -m scripts.make_secrets $(INVENTORY)
 
@@ -57,6 +60,9 @@ test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host wit
 
 test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
 	@$(PYTHON) -m scripts.kill_sweep
+
+bench-plugin: environment ## how much longer a run takes to be made with the MLflow plugin
+	@$(PYTHON) -m scripts.bench_plugin
 
 pictures: environment ## log in to the lab's pages in headless Chromium, TLS verified; renew docs/pictures
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.pictures

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,8 +19,20 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "examples" / "flights"
 sys.path.insert(0, str(PROJECT))
-features, rules, service, versions = (
-    importlib.import_module(f"flights.{name}") for name in ("features", "rules", "service", "versions")
+card, checks, errors, features, plots, registry, repository, rules, service, versions = (
+    importlib.import_module(f"flights.{name}")
+    for name in (
+        "card",
+        "checks",
+        "errors",
+        "features",
+        "plots",
+        "registry",
+        "repository",
+        "rules",
+        "service",
+        "versions",
+    )
 )
 
 LOCK = """
@@ -102,10 +116,252 @@ def test_the_version_of_the_data_comes_from_dvc_lock(tmp_path: Path, monkeypatch
     assert versions.data() == "6e46bb1f23ae92f4878607cc28aa7880"
 
 
-def test_the_version_of_deployed_code_is_its_archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("METALWORKS_FLOW_CODE", "s3://flow-code/flights/4d9f0c1.tar.gz")
-    assert versions.commit() == "4d9f0c1"
-    assert versions.dirty() is False
+@pytest.mark.parametrize(
+    ("tags", "counts"),
+    [
+        ({"dvc.data/features": '{"recorded": "6e46.dir", "md5": null}'}, True),
+        ({"dvc.data/features": '{"recorded": "6e46.dir", "md5": "6e46.dir"}', "git.dirty": "false"}, True),
+        ({"dvc.data/features": '{"recorded": "6e46.dir"}', "git.dirty": "true"}, False),
+        ({"dvc.data/features": '{"recorded": "6e46.dir"}', "metalworks.reproduces": "0a1b"}, False),
+        ({"dvc.data/features": '{"recorded": "ffff.dir"}'}, False),
+        ({"dvc.data/features": '{"recorded": null}'}, False),
+        ({}, False),
+    ],
+)
+def test_only_runs_of_exactly_this_code_and_data_count(tags: dict[str, str], counts: bool) -> None:
+    assert registry.of_this_state(tags, "6e46") is counts
+
+
+def test_no_run_is_recorded_without_the_platforms_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.FlightsError, match="PYTHONPATH must have its folder"):
+        versions.require_plugin()
+
+
+def test_a_reproduction_registers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALWORKS_REPRODUCES", "0a1b")
+    with pytest.raises(errors.FlightsError, match="comparison only"):
+        registry.promote()
+
+
+def whole(month: str = "2013-04", a_day: int = 4) -> pd.DataFrame:
+    """A month of raw flights as the database gives them."""
+    days = pd.period_range(f"{month}-01", periods=pd.Period(month).days_in_month)
+    rows = [flight(scheduled_hour=f"{day} {hour:02}:00:00") for day in days for hour in range(6, 6 + a_day)]
+    rows[0] |= {"dep_delay": None, "arr_delay": None, "seats": None, "scheduled_minutes": None}
+    return pd.DataFrame(rows).astype({"scheduled_hour": "datetime64[us]"})
+
+
+def test_a_whole_month_has_no_problems() -> None:
+    assert checks.problems("2013-04", whole(), [124, 112, 124]) == []
+    assert checks.problems("2013-02", whole("2013-02"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        (lambda rows: rows[:0], "no flights"),
+        (lambda rows: rows.drop(columns=["dest"]), "no column dest"),
+        (lambda rows: rows[rows["scheduled_hour"].dt.day <= 15], "15 of 30 days without (enough) flights: 16, 17, 18"),
+        (lambda rows: rows[rows["scheduled_hour"].dt.day != 7], "1 of 30 days without (enough) flights: 7"),
+        (lambda rows: rows[:40], "40 flights where 124 are usual"),
+        (lambda rows: pd.concat([rows] * 3), "360 flights where 124 are usual"),
+        (lambda rows: rows.assign(arr_delay=None), "arr_delay is empty in 100%"),
+        (lambda rows: rows.assign(arr_delay="late"), "arr_delay is no number in 120 flights, as 'late'"),
+        (lambda rows: rows.assign(distance="2565"), "distance is no number in 120 flights, as '2565'"),
+        (lambda rows: rows.assign(carrier=3), "carrier is no text in 120 flights, as '3'"),
+        (lambda rows: rows.assign(arr_delay=9000.0), "arr_delay is beyond -180…2880 in 120 flights, as 9000"),
+        (lambda rows: rows.assign(scheduled_hour=pd.Timestamp("2012-04-01")), "120 flights of another month"),
+    ],
+)
+def test_a_broken_month_says_what_is_wrong(broken: Callable[[pd.DataFrame], pd.DataFrame], problem: str) -> None:
+    assert problem in ", ".join(checks.problems("2013-04", broken(whole()), [124, 112, 124]))
+
+
+def test_months_between_others_are_missed() -> None:
+    assert checks.gaps(["2012-11", "2013-02"]) == ["2012-12", "2013-01"]
+    assert checks.gaps(["2012-11", "2013-02"], ["2012-12"]) == ["2013-01"]
+    assert checks.gaps(["2013-03", "2013-04"]) == checks.gaps([]) == []
+
+
+def test_a_report_names_what_is_broken_and_what_waits() -> None:
+    text = checks.report({"2013-04": ["no flights"]}, ["2013-04", "2013-05"])
+    assert text == "2013-04: no flights; 2013-05 would be whole and must wait"
+
+
+HISTORY = [
+    {"version": 1, "model": "ridge", "month": "2013-03", "rmse": 18.0, "champion": None, "champion_rmse": None,
+     "promoted": True, "verdict": "the first version"},
+    {"version": 2, "model": "boosting", "month": "2013-04", "rmse": 17.5, "champion": 1, "champion_rmse": 19.5,
+     "promoted": False, "verdict": "rmse <b>"},
+]  # fmt: skip
+
+
+def test_the_picture_of_the_months_is_the_same_each_time() -> None:
+    picture = plots.over_months(HISTORY)
+    assert picture == plots.over_months(HISTORY)
+    assert picture.startswith("<svg")
+    assert all(text in picture for text in (">2013-03<", ">2013-04<", ">v1<", ">v2<", ">becomes champion<"))
+
+
+def test_the_card_holds_all_by_itself() -> None:
+    from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
+
+    tags = {"mlflow.source.git.commit": "4d9f0c1", "mlflow.source.git.repoURL": "git@git:flights.git",
+            "dvc.data/features": '{"recorded": "6e46.dir"}'}  # fmt: skip
+    run = Run(
+        RunInfo("0a1b", "1", "ml1", "FINISHED", 0, 1, "active"),
+        RunData(params=[Param("rows", "30000"), Param("alpha", "1.0")], tags=[RunTag(*tag) for tag in tags.items()]),
+    )
+    version = {"version": 2, "model": "boosting", "data.months": "2013-03 2013-04", "trained_on": "gpu-1"}
+    table = pd.DataFrame({"hour": [6, 6, 7], "carrier": ["UA", "B6", "UA"],
+                          "challenger": [3.0, -4.0, 5.0], "champion": [6.0, 8.0, 0.0]})  # fmt: skip
+    page = card.page(version, HISTORY[1], run, table, HISTORY)
+    assert page.count("<svg") == page.count("</svg>") == 3
+    assert not any(outside in page for outside in ("<script", "<link", "<img", 'src="', "<b>:"))
+    assert "rmse &lt;b&gt;" in page
+    for cell in ("4.08", "5.77", "30000", "1.0", "gpu-1", "2013-03 2013-04 (the newest one held out)"):
+        assert f"<td>{cell}</td>" in page
+    assert "<td>4d9f0c1 of git@git:flights.git</td>" in page
+    summary = card.summary(version, HISTORY[1], run)
+    assert summary.startswith("**Not promoted**: rmse <b>.")
+    assert "- data: `data/features` 6e46 (DVC)" in summary
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bare repository with a project whose data is its months, as a worker would be told of it."""
+    for name, value in {"GIT_CONFIG_GLOBAL": tmp_path / "gitconfig", "DVC_GLOBAL_CONFIG_DIR": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for name in ("METALWORKS_REPRODUCES", "METALWORKS_GIT_DIRTY", "METALWORKS_GIT_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "gitconfig").write_text("[user]\nname = Worker\nemail = worker@example.org\n")
+    bare, clone = tmp_path / "remote.git", tmp_path / "clone"
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    git(tmp_path, "clone", "--quiet", str(bare), str(clone))
+    (clone / ".dvc").mkdir()
+    (clone / ".dvc/config").write_text(
+        f"[core]\n remote = s\n analytics = false\n['remote \"s\"']\n url = {tmp_path}/s\n"
+    )
+    (clone / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    (clone / "params.yaml").write_text("# Of the newest, nothing is learnt.\nmonths: ['2013-01']\ntrain: {rows: 5}\n")
+    stage = {"cmd": "mkdir -p data && cp params.yaml data/features", "params": ["months"], "outs": ["data/features"]}
+    (clone / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"prepare": stage}}))
+    deploy(clone, monkeypatch, "code.py", "1")
+    monkeypatch.setenv("METALWORKS_GIT_REMOTE", str(bare))
+    return bare
+
+
+def deploy(clone: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> str:
+    (clone / name).write_text(text)
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "--message=Code")
+    git(clone, "push", "--quiet", "origin", "HEAD:main")
+    commit = git(clone, "rev-parse", "HEAD")
+    monkeypatch.setenv("METALWORKS_GIT_COMMIT", commit)
+    return commit
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Make the empty folder of another flow run, and go there."""
+
+    def make() -> Path:
+        folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(repository, "START", folder)
+        return folder
+
+    return make
+
+
+def test_data_goes_by_a_commit_from_one_worker_to_another(remote: Path, run_folder: Callable[[], Path]) -> None:
+    run_folder()
+    commit = repository.prepare(["2013-01", "2013-02"], "Data until 2013-02")
+    assert git(remote, "rev-parse", "retrain") == commit
+    assert git(remote, "log", "-1", "--format=%an %s", "retrain") == "Worker Data until 2013-02"
+    assert git(remote, "rev-parse", "retrain~") == os.environ["METALWORKS_GIT_COMMIT"]
+    changed = git(remote, "diff", "--name-only", "main", "retrain").split()
+    assert changed == ["data/.gitignore", "dvc.lock", "params.yaml"]
+    assert repository.prepare(["2013-01", "2013-02"], "Again") == commit  # as a flow that is tried again does
+    other = run_folder()
+    repository.get(commit)
+    assert "2013-02" in (other / "data/features").read_text()
+    assert git(other, "rev-parse", "HEAD") == commit
+    assert git(other, "status", "--porcelain") == ""
+
+
+def test_retraining_goes_on_with_the_code_that_is_deployed(
+    remote: Path, run_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(repository, "_dvc", lambda *arguments: None)
+    first = os.environ["METALWORKS_GIT_COMMIT"]
+
+    def made(month: str) -> tuple[list[str], str]:
+        (run_folder() / "data").mkdir()
+        Path("dvc.lock").write_text(month)
+        monkeypatch.setattr(repository, "_dvc", lambda *arguments: Path("dvc.lock").write_text(month))
+        Path("data/.gitignore").write_text("/features")
+        commit = repository.prepare([month], f"Data {month}")
+        parents = git(remote, "rev-list", "--parents", "-1", commit).split()[1:]
+        return parents, git(remote, "show", f"{commit}:code.py")
+
+    assert made("2013-02") == ([first], "1")
+    data = git(remote, "rev-parse", "retrain")
+    assert made("2013-03") == ([data], "1")
+    data = git(remote, "rev-parse", "retrain")
+    second = deploy(tmp_path / "clone", monkeypatch, "code.py", "2")
+    (joined,), code = made("2013-04")
+    assert code == "2"
+    assert git(remote, "rev-list", "--parents", "-1", joined).split()[1:] == [second, data]
+    # Parameters are code, too: they go back where an earlier commit is deployed again.
+    deploy(tmp_path / "clone", monkeypatch, "params.yaml", "months: []\ntrain: {rows: 6}\n")
+    made("2013-04")
+    assert "rows: 6" in git(remote, "show", "retrain:params.yaml")
+    monkeypatch.setenv("METALWORKS_GIT_COMMIT", second)
+    made("2013-04")
+    assert "rows: 5" in git(remote, "show", "retrain:params.yaml")
+    monkeypatch.setenv("METALWORKS_GIT_COMMIT", first)  # back to what is in the branch's history
+    (joined,), code = made("2013-05")
+    assert code == "1"
+    assert git(remote, "show", "retrain:params.yaml").splitlines() == [
+        "# Of the newest, nothing is learnt.",
+        'months: ["2013-05"]',
+        "train: {rows: 5}",
+    ]
+
+
+def test_months_are_changed_where_they_stand_or_not_at_all() -> None:
+    with pytest.raises(errors.FlightsError, match="on one line"):
+        repository._with_months("months:\n- 2013-01\n", ["2013-02"])
+
+
+def test_what_cannot_be_continued_is_refused_before_anything_is_pushed(
+    remote: Path, run_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder()
+    monkeypatch.setenv("METALWORKS_GIT_DIRTY", "true")
+    with pytest.raises(errors.FlightsError, match="commit, push, deploy again"):
+        repository.prepare(["2013-01"], "Data")
+    monkeypatch.setenv("METALWORKS_GIT_DIRTY", "false")
+    monkeypatch.setenv("METALWORKS_GIT_COMMIT", "0" * 40)
+    with pytest.raises(errors.FlightsError, match=r"No branch of .* has the deployed commit 0000"):
+        repository.prepare(["2013-01"], "Data")
+    assert git(remote, "branch", "--format=%(refname:short)") == "main"
+
+
+def test_a_reproduction_stays_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METALWORKS_REPRODUCES", "0a1b")
+    repository.get("4d9f0c1")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_request_keeps_every_bit_and_sends_gaps_as_null() -> None:
@@ -164,23 +420,20 @@ def test_deployments_name_flows_and_pools_that_exist() -> None:
     for entry in deployments:
         path, name = entry["entrypoint"].split(":")
         assert f"\ndef {name}(" in (PROJECT / path).read_text()
-        assert set(entry["work_pool"]["job_variables"]["env"]) == {
-            "METALWORKS_FLOW_CODE",
-            "METALWORKS_FLOW_CODE_SHA256",
-        }
 
 
 def test_the_stage_depends_on_all_the_code_it_runs() -> None:
     stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["prepare"]
-    assert set(stage["deps"]) == {f"flights/{name}.py" for name in ("features", "prepare", "raw")}
+    assert set(stage["deps"]) == {f"flights/{name}.py" for name in ("checks", "features", "prepare", "raw")}
     assert stage["outs"] == [str(versions.DATA)]
 
 
 def test_the_lab_takes_the_whole_project_along() -> None:
-    play = yaml.safe_load((PROJECT / "lab.yml").read_text())[0]
-    packed = play["vars"]["flights_pack"].split("--exclude=__pycache__")[1].split("|")[0].split()
+    plays = yaml.safe_load((PROJECT / "lab.yml").read_text())
+    packer = next(play["vars"]["flights_pack"] for play in plays if "flights_pack" in play.get("vars", {}))
+    packed = packer.split("--exclude=__pycache__")[1].split("|")[0].split()
     assert all((PROJECT / path).exists() for path in packed)
-    of_the_lab = {"lab.yml", "customer_db.yml", "customer_db.sql"}
+    of_the_lab = {"lab.yml", "replay.yml", "replay_month.yml", "customer_db.yml", "customer_db.sql"}
     made_here = {".venv", ".ruff_cache", ".mypy_cache", ".pytest_cache", "__pycache__", "data", "dvc.lock"}
     there = {path.name for path in PROJECT.iterdir()} - of_the_lab - made_here
     assert there == {path.split("/")[0] for path in packed}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from importlib import import_module
+from pathlib import Path
+
+from flights.errors import FlightsError
 
 
 def main() -> None:
@@ -22,16 +26,21 @@ def main() -> None:
     step("compare", "flights.compare:compare", "compare this commit's models and register the best one")
     predict = step("predict", "flights.predict:check", "ask the model in service, and check what it answers")
     predict.add_argument("--url", required=True, help="of the model in service")
-    deploy = step("deploy", "flights.deploy:deploy", "put this commit on a schedule")
-    deploy.add_argument("--schedule", default="0 6 * * *", help="cron in UTC (default: %(default)s)")
     retrain = step("retrain", "flights.retrain:retrain", "learn from months that have arrived, ahead of the schedule")
     retrain.add_argument("--timeout", type=int, default=900, help="seconds (default: %(default)s)")
+    retrain.add_argument("--wait", action="store_true", help="for a run that the schedule or an event starts")
+    history = step("history", "flights.history:history", "what retraining has decided of each version, as JSON")
+    history.add_argument("--plot", type=Path, metavar="SVG", help="write a picture of it, too")
     state = step("state", "flights.state:state", "code, data, models, versions, service and deployment as JSON")
     state.add_argument("--url", required=True, help="of the model in service")
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     arguments = vars(parser.parse_args())
     module, name = arguments.pop("function").split(":")
-    result = getattr(import_module(module), name)(**arguments)
+    try:
+        result = getattr(import_module(module), name)(**arguments)
+    except FlightsError as error:
+        raise SystemExit(str(error)) from error
     if result is not None:
         print(json.dumps(result, indent=2))
 

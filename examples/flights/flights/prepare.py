@@ -6,23 +6,41 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import psycopg
 import yaml
 
-from flights import features, raw
+from flights import checks, features, raw
 from flights.versions import DATA
 
 
 def prepare() -> None:
-    """Write the features of the months that params.yaml asks for."""
+    """Write the features of the months that params.yaml asks for; a broken one is refused before any is written."""
     months: list[str] = yaml.safe_load(Path("params.yaml").read_text())["months"]
     absent = sorted(set(months) - set(raw.arrived_months()))
     if absent:
         raise SystemExit(f"The raw database does not hold {', '.join(absent)} (yet): mend `months` in params.yaml.")
+    if broken := broken_months(months, months):
+        raise SystemExit(f"Broken, so nothing is prepared: {checks.report(broken, [])}.")
     if DATA.exists():
         shutil.rmtree(DATA)
     DATA.mkdir(parents=True)
     for month in months:
         features.build(raw.read_month(month)).to_parquet(DATA / f"{month}.parquet", index=False)
+
+
+def broken_months(months: list[str], others: list[str]) -> dict[str, list[str]]:
+    """The broken ones of these months with what is wrong, measured against others in the raw database."""
+    found = {}
+    counts = raw.counts()
+    for month in months:
+        usual = [counts.get(other, 0) for other in others if other != month]
+        try:
+            problems = checks.problems(month, raw.read_month(month), usual)
+        except psycopg.ProgrammingError as error:  # a column is gone, or of another type
+            problems = [f"it cannot be read: {str(error).splitlines()[0]}"]
+        if problems:
+            found[month] = problems
+    return found
 
 
 def load() -> dict[str, pd.DataFrame]:

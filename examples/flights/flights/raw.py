@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
+import yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MONTHS = "SELECT DISTINCT year, month FROM flights ORDER BY year, month"
+# A month of which there is the weather alone has arrived, too: without its flights.
+MONTHS = "SELECT year, month FROM flights UNION SELECT year, month FROM weather ORDER BY year, month"
+COUNTS = "SELECT year, month, count(*) FROM flights GROUP BY year, month"
 
 # One row per flight, with its aircraft, the weather at its scheduled hour, and the minutes that its schedule
 # allows (the arrival is in the destination's time; a day is added where that is the next one). The order is
@@ -36,9 +40,22 @@ def connect() -> psycopg.Connection[tuple[object, ...]]:
 
 
 def arrived_months() -> list[str]:
-    """Months the database holds, oldest first, as YYYY-MM."""
+    """Months the database holds, oldest first, as YYYY-MM; without those that params.yaml leaves out."""
     with connect() as database:
-        return [f"{year}-{month:02}" for year, month in database.execute(MONTHS)]
+        found = [f"{year}-{month:02}" for year, month in database.execute(MONTHS)]
+    return [month for month in found if month not in left_out()]
+
+
+def left_out() -> list[str]:
+    """Months that nobody learns from."""
+    months: list[str] = yaml.safe_load(Path("params.yaml").read_text())["left_out"]
+    return months
+
+
+def counts() -> dict[str, int]:
+    """How many flights each month has."""
+    with connect() as database:
+        return {f"{year}-{month:02}": int(str(count)) for year, month, count in database.execute(COUNTS)}
 
 
 def read_month(month: str) -> pd.DataFrame:

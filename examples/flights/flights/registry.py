@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import mlflow
@@ -11,30 +12,44 @@ from mlflow.entities.model_registry import ModelVersion
 
 from flights import rules
 from flights import versions as made_with
+from flights.errors import FlightsError
 
 EXPERIMENT = "flight-delay"
 MODEL = "flight-delay"
 CHAMPION = "champion"
-# What a version says of its run, for those who look at the registry alone.
-KEPT = ["mlflow.source.git.commit", "data.version", "data.months", "data.newest_month", "prepared_on", "trained_on"]
+# Set by `metalworks reproduce`; the platform's plugin makes it a tag of the run. Such a run is for comparison only.
+REPRODUCTION = "METALWORKS_REPRODUCES"
+REPRODUCES = "metalworks.reproduces"
+COMMIT = "mlflow.source.git.commit"
+# What a version says of its run, for those who look at the registry alone: tag of the run → tag of the version.
+KEPT = {
+    COMMIT: COMMIT,
+    made_with.DATA_TAG: made_with.DATA_TAG,
+    "data.months": "data.months",
+    "data.newest_month": "data.newest_month",
+    "prepared_on": "prepared_on",
+    "metalworks.host": "trained_on",
+}
 
 
 def runs() -> list[dict[str, Any]]:
-    """Finished runs with this commit and data, best first."""
-    wanted = {
-        "tags.`mlflow.source.git.commit`": made_with.commit(),
-        "tags.`data.version`": made_with.data(),
-        "attributes.status": "FINISHED",
-    }
+    """Finished runs with this commit and data, best first; without reproductions, and what no commit holds."""
     found = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
-        filter_string=" and ".join(f"{field} = '{value}'" for field, value in wanted.items()),
+        filter_string=f"tags.`{COMMIT}` = '{made_with.commit()}' and attributes.status = 'FINISHED'",
         order_by=["metrics.rmse ASC"],
         output_format="list",
     )
     return [
-        {"name": run.data.params["model"], "run_id": run.info.run_id, **_rounded(run.data.metrics)} for run in found
+        {"name": run.data.params["model"], "run_id": run.info.run_id, **_rounded(run.data.metrics)}
+        for run in found
+        if of_this_state(run.data.tags, made_with.data())
     ]
+
+
+def of_this_state(tags: dict[str, str], data: str | None) -> bool:
+    """Whether a run of this commit was made with this data, from a clean tree, and for its own sake."""
+    return made_with.data_of(tags) == data and tags.get("git.dirty") != "true" and REPRODUCES not in tags
 
 
 def champion() -> ModelVersion | None:
@@ -63,19 +78,49 @@ def learnt() -> str | None:
 
 
 def promote() -> dict[str, Any]:
-    """Register the best run of this commit and data; make it champion if it beats the present one."""
+    """Register the best run of this commit and data; make it champion if it beats the present one.
+
+    Champion and challenger are asked about the same flights, those of the newest month. What came of it is on the
+    version: the reason in its tag `verdict`, all else on its model card.
+    """
+    if REPRODUCTION in os.environ:
+        raise FlightsError("A reproduction is for comparison only: it registers nothing.")
+    from flights import card, evaluate, scores  # with them come pandas and scikit-learn, which a look-up does without
+
     client = MlflowClient()
     best = mlflow.get_run(runs()[0]["run_id"])
     version = next((known for known in _registered() if known.run_id == best.info.run_id), None) or _register(best)
     present = champion()
-    if present and present.version == version.version:
-        return described(present)
-    challenger = rules.Contender(best.data.tags["data.newest_month"], best.data.metrics["rmse"])
-    better, reason = rules.verdict(challenger, present and _contender(present, challenger.newest_month))
-    client.set_model_version_tag(MODEL, version.version, "verdict", reason)
+    if present and (present.version == version.version or "verdict" in version.tags):
+        return described(client.get_model_version(MODEL, version.version))
+    month = best.data.tags["data.newest_month"]
+    answers = evaluate.answers(version, present, month)
+    challenger = rules.Contender(month, scores.rmse(answers.table["challenger"]))
+    better, reason = rules.verdict(challenger, answers.contender)
+    outcome = {
+        "month": month,
+        "rmse": challenger.rmse,
+        "champion": int(present.version) if present else None,
+        "champion_rmse": answers.contender.rmse if answers.contender else None,
+        "promoted": better,
+        "verdict": reason,
+    }
+    page = card.page(
+        described(version), outcome, best, answers.table, [*history(), _point(described(version), outcome)]
+    )
+    client.log_text(best.info.run_id, page, card.PATH)
+    client.update_model_version(MODEL, version.version, card.summary(described(version), outcome, best))
     if better:
         client.set_registered_model_alias(MODEL, CHAMPION, version.version)
+    # Last: a version with a verdict is done.
+    for key, value in {"card": card.PATH, **_tags(outcome), "verdict": reason}.items():
+        client.set_model_version_tag(MODEL, version.version, key, value)
     return described(client.get_model_version(MODEL, version.version))
+
+
+def history() -> list[dict[str, Any]]:
+    """What has been decided of each version, oldest first."""
+    return [_point(version, _outcome(version)) for version in versions() if "verdict" in version]
 
 
 def described(version: ModelVersion) -> dict[str, Any]:
@@ -93,23 +138,34 @@ def _registered() -> list[ModelVersion]:
 
 
 def _register(run: Run) -> ModelVersion:
-    tags = {key: run.data.tags[key] for key in KEPT if key in run.data.tags}
+    tags = {kept: run.data.tags[key] for key, kept in KEPT.items() if key in run.data.tags}
     tags |= {"model": run.data.params["model"], **{key: str(value) for key, value in run.data.metrics.items()}}
     return mlflow.register_model(f"models:/{run.outputs.model_outputs[0].model_id}", MODEL, tags=tags)
 
 
-def _contender(present: ModelVersion, month: str) -> rules.Contender:
-    """The champion on the newest month: as recorded where that was its own, else scored on the prepared data."""
-    learnt_until = present.tags.get("data.newest_month", "")
-    if learnt_until >= month:
-        return rules.Contender(learnt_until, float(present.tags["rmse"]))
-    from flights import prepare, scores  # with them come pandas and scikit-learn, which a look-up does without
+def _tags(outcome: dict[str, Any]) -> dict[str, str]:
+    """What `history` reads of a version later."""
+    found = {
+        "promoted": str(outcome["promoted"]).lower(),
+        "against": str(outcome["champion"] or ""),
+        "against_rmse": "" if outcome["champion_rmse"] is None else str(outcome["champion_rmse"]),
+    }
+    return {key: value for key, value in found.items() if value}
 
-    model = mlflow.pyfunc.load_model(f"models:/{MODEL}@{CHAMPION}")
-    held_out = prepare.load()[month]
-    if not set(model.metadata.get_input_schema().input_names()) <= set(held_out.columns):
-        return rules.Contender(learnt_until, float("inf"))
-    return rules.Contender(learnt_until, scores.score(model, held_out)["rmse"])
+
+def _outcome(version: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "month": version["data.newest_month"],
+        "rmse": float(version["rmse"]),
+        "champion": int(version["against"]) if "against" in version else None,
+        "champion_rmse": float(version["against_rmse"]) if "against_rmse" in version else None,
+        "promoted": version.get("promoted") == "true",
+        "verdict": version["verdict"],
+    }
+
+
+def _point(version: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    return {"version": version["version"], "model": version["model"], **outcome}
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float]:

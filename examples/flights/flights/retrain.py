@@ -16,19 +16,26 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flights import raw, registry, rules
-from flights.deploy import RETRAIN
+from flights.schedule import RETRAIN
 
 
-def retrain(timeout: int) -> None:
-    """See to it that the months that have arrived are learnt: join the run under way, or start one."""
+def retrain(timeout: int, wait: bool) -> None:
+    """See to it that the months that have arrived are learnt: join the run under way, or start one or wait for one."""
     deadline = time.monotonic() + timeout
     while rules.new_months(raw.arrived_months(), registry.learnt()):
         with get_client(sync_client=True) as client:
-            run = _ended(client, _under_way(client) or _started(client), deadline)
+            run = _under_way(client)
+            if run is None and wait:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"No run of {RETRAIN} began: is its schedule on, has its work pool a worker?")
+                time.sleep(1)
+                continue
+            run = _ended(client, run or _started(client), deadline)
         if run.state and (run.state.is_failed() or run.state.is_crashed()):
             raise SystemExit(f"The flow run {run.name} ended as {run.state}: `prefect flow-run logs {run.id}`.")
         # Turned away because a scheduled run was first, or dead with its worker: the months are still to be learnt.
-        print(f"{run.name}: {run.state}")
+        began = f" (by {run.created_by.type.lower()})" if run.created_by and run.created_by.type else ""
+        print(f"{run.name}{began}: {run.state}")
 
 
 def _started(client: SyncPrefectClient) -> FlowRun:

@@ -18,3 +18,13 @@ def score(model: Any, held_out: pd.DataFrame) -> dict[str, float]:
         "mae": float(mean_absolute_error(expected, predicted)),
         "r2": float(r2_score(expected, predicted)),
     }
+
+
+def rmse(errors: pd.Series) -> float:
+    """Root of the mean square of errors."""
+    return float((errors**2).mean() ** 0.5)
+
+
+def by(column: str, table: pd.DataFrame, who: str) -> pd.Series:
+    """The error of `who` for each value of a column of the answers."""
+    return table.groupby(column)[who].apply(rmse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flights import deploy, raw, registry, rules, service, versions
+from flights import raw, registry, rules, schedule, service, versions
 
 
 def state(url: str) -> dict[str, Any]:
@@ -16,6 +16,6 @@ def state(url: str) -> dict[str, Any]:
         "versions": registry.versions(),
         "champion": registry.in_service(),
         "served": service.served(url),
-        **deploy.schedule(),
+        **schedule.schedule(),
         "new_months": rules.new_months(raw.arrived_months(), registry.learnt()),
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import socket
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,21 @@ from flights.features import FEATURES, TARGET
 
 
 def train(extra_tags: dict[str, str] | None = None) -> None:
-    """One MLflow run per model; what is already recorded for this commit and data is not trained again."""
+    """One MLflow run per model; what is already recorded for this commit and data is not trained again.
+
+    A reproduction trains all, as it is there to see whether the same comes out.
+    """
+    versions.require_plugin()
     params = yaml.safe_load(Path("params.yaml").read_text())
     months = prepare.load()
     newest = max(months)
     older = pd.concat([frame for month, frame in months.items() if month != newest])
     seed = params["train"]["seed"]
     sample = older.sample(min(params["train"]["rows"], len(older)), random_state=seed)
-    tags = {
-        "mlflow.source.git.commit": versions.commit(),
-        "git.dirty": str(versions.dirty()).lower(),
-        "data.version": str(versions.data()),
-        "data.months": " ".join(months),
-        "data.newest_month": newest,
-        "python.version": platform.python_version(),
-        "trained_on": socket.gethostname(),
-        **(extra_tags or {}),
-    }
+    tags = {"data.months": " ".join(months), "data.newest_month": newest, **(extra_tags or {})}
     mlflow.set_experiment(registry.EXPERIMENT)
-    recorded = set() if versions.dirty() else {run["name"] for run in registry.runs()}
+    again = registry.REPRODUCTION in os.environ or versions.dirty()
+    recorded = set() if again else {run["name"] for run in registry.runs()}
     for name, options in params["models"].items():
         if name in recorded:
             print(f"{name}: recorded already")
@@ -50,14 +45,13 @@ def train(extra_tags: dict[str, str] | None = None) -> None:
 
 
 def record(model: Pipeline, params: dict[str, Any], sample: pd.DataFrame, held_out: pd.DataFrame) -> None:
-    """Parameters, scores, data, environment and the model itself, in the active run."""
+    """Parameters, scores, data and the model itself, in the active run."""
     mlflow.log_params(params)
     source, digest = dvc.api.get_url(str(versions.DATA)), versions.data()
     for frame, context in ((sample, "training"), (held_out, "validation")):
         mlflow.log_input(mlflow.data.from_pandas(frame, source, TARGET, "features", digest), context)
     result = scores.score(model, held_out)
     mlflow.log_metrics(result)
-    mlflow.log_text(versions.environment(), "environment/requirements.txt")
     mlflow.sklearn.log_model(
         model,
         name="model",

@@ -1,32 +1,43 @@
-"""Which code, which data and which packages a result was made with."""
+"""Which code, which data and which packages a result is made with. The platform's MLflow plugin tags runs with them."""
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import json
 import subprocess
-from importlib.metadata import distributions, version
-from pathlib import Path, PurePosixPath
+from importlib.metadata import version
+from pathlib import Path
 
 import yaml
 
+from flights.errors import FlightsError
+
 DATA = Path("data/features")
 LOCK = Path("dvc.lock")
+# The plugin's tag that says which data a run saw.
+DATA_TAG = f"dvc.{DATA}"
 
 # What a served model needs; the rest of uv.lock is for preparing, scheduling and recording.
 MODEL_PACKAGES = ["mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops"]
 
 
+def require_plugin() -> None:
+    """Refuse to record runs that nobody could tell apart later."""
+    if importlib.util.find_spec("metalworks_mlflow") is None:
+        raise FlightsError(
+            "The platform's MLflow plugin is not there, so runs would not say their commit and data: PYTHONPATH must "
+            "have its folder, as in a fresh login on a developer's machine and on every worker."
+        )
+
+
 def commit() -> str:
-    """The Git commit of this code: on a worker the one it was deployed from, else the working tree's."""
-    deployed = os.environ.get("METALWORKS_FLOW_CODE")
-    if deployed:
-        return PurePosixPath(deployed).name.removesuffix(".tar.gz")
+    """The Git commit of the working tree."""
     return _git("rev-parse", "HEAD")
 
 
 def dirty() -> bool:
     """Whether the working tree differs from that commit."""
-    return "METALWORKS_FLOW_CODE" not in os.environ and bool(_git("status", "--porcelain"))
+    return bool(_git("status", "--porcelain"))
 
 
 def data() -> str | None:
@@ -38,14 +49,15 @@ def data() -> str | None:
     return found.removesuffix(".dir")
 
 
+def data_of(tags: dict[str, str]) -> str | None:
+    """The hash of the data that a run with these tags was made with; None: they do not tell."""
+    recorded = json.loads(tags.get(DATA_TAG, "{}")).get("recorded")
+    return recorded.removesuffix(".dir") if recorded else None
+
+
 def model_requirements() -> list[str]:
     """Pins of what a model needs, as installed here: `uv sync --locked` makes that uv.lock's."""
     return [f"{name}=={version(name)}" for name in MODEL_PACKAGES]
-
-
-def environment() -> str:
-    """Pins of everything installed here."""
-    return "".join(sorted(f"{found.name}=={found.version}\n" for found in distributions()))
 
 
 def _git(*arguments: str) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from prefect import flow
 from prefect.deployments import run_deployment
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 
-from flights import handover, raw, registry, rules
+from flights import checks, handover, raw, registry, rules
+from flights.prepare import broken_months
 
 # A part that takes longer than these seconds is given up, so that the next run on schedule has its turn.
 PATIENCE = 3600
@@ -16,18 +17,26 @@ PATIENCE = 3600
 
 @flow(log_prints=True)
 def retrain() -> State[Any]:
-    """Look for a month that no registered version has learnt from; if there is one, prepare and train."""
+    """Look for months that no registered version has learnt from; if they are whole, prepare and train.
+
+    However it ends, the champion stays unless a better one is there.
+    """
     arrived = raw.arrived_months()
     new = rules.new_months(arrived, registry.learnt())
     if not new:
-        return Completed(message="No new month: nothing to do")
+        return Completed(name="Nothing new", message="No new month: nothing to do")
     print(f"New: {', '.join(new)}")
-    prepared = _run("prepare/prepare", months=arrived)
-    version = handover.get(_run("train/train", prepared=prepared))
-    took_over = "the new champion" if version["champion"] else "not promoted"
+    learnt = [month for month in arrived if month not in new]
+    broken = {month: ["nothing has arrived"] for month in checks.gaps([*learnt[-1:], *new], raw.left_out())}
+    broken |= broken_months(new, learnt or new)
+    if broken:
+        return Failed(name="Broken month", message=f"Nothing was learnt. {checks.report(broken, new)}")
+    prepared = handover.get(_run("prepare/prepare", months=arrived))
+    version = handover.get(_run("train/train", commit=prepared["commit"], prepared_on=prepared["host"]))
     return Completed(
+        name="Promoted" if version["champion"] else "Not promoted",
         message=f"Version {version['version']} ({version['model']}) with {new[-1]}, "
-        f"prepared on {version['prepared_on']}, trained on {version['trained_on']}: {took_over}, {version['verdict']}"
+        f"prepared on {version['prepared_on']}, trained on {version['trained_on']}: {version['verdict']}",
     )
 
 

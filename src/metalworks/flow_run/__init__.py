@@ -2,8 +2,9 @@
 
 The command of the work pools. A worker starts it in an empty folder with these variables:
 
-- ``METALWORKS_FLOW_CODE``: ``s3://bucket/project/commit.tar.gz``, the project at one commit with pyproject.toml and
-  uv.lock at its root; a deployment sets it. Without it the flow runs in the worker's own environment.
+- ``METALWORKS_FLOW_CODE``: ``s3://bucket/project/commit.tar.gz``, the project at one commit with uv.lock and
+  pyproject.toml, or else requirements.txt, at its root; a deployment sets it. Without it the flow runs in the
+  worker's own environment.
 - ``METALWORKS_FLOW_CODE_SHA256``: digest of that archive, optional. With it the archive is verified, and fetched
   once per host instead of once per run.
 - ``METALWORKS_FLOW_CACHE``: folder on the host for archives and environments.

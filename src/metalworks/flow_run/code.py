@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from metalworks.flow_run.errors import FlowRunError
+from metalworks.flow_run.lock import lock_of
 
 
 def bucket_and_key(url: str) -> tuple[str, str]:
@@ -54,6 +55,4 @@ def unpack(packed: Path, code: Path) -> None:
     done = subprocess.run(["tar", "-xzf", packed, "-C", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise FlowRunError(f"The flow's code is no readable .tar.gz: {done.stderr.strip()}")
-    for name in ("pyproject.toml", "uv.lock"):
-        if not (code / name).is_file():
-            raise FlowRunError(f"The flow's code has no {name} at its root: pack the folder that holds it (`uv lock`).")
+    lock_of(code)

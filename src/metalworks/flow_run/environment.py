@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from metalworks.flow_run.errors import FlowRunError
+from metalworks.flow_run.lock import check_requirements, has_hashes, lock_of, locked_versions, read_toml, settings
 
 Tell = Callable[[str], None]
 
@@ -27,26 +27,28 @@ KEEP_SECONDS = 30 * 24 * 3600
 """Archives and environments that no run used for this long are removed when a new environment is built."""
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file's content."""
-    try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise FlowRunError(f"{path.name} is no TOML: {error}") from error
-
-
 def identity(code: Path) -> str:
     """Return the name of the environment that this project locks, with this interpreter."""
-    choices = read_toml(code / "pyproject.toml").get("tool", {}).get("uv", {})
-    total = hashlib.sha256((code / "uv.lock").read_bytes())
-    total.update(json.dumps([choices, sys.version], sort_keys=True, default=str).encode())
+    parts: list[Any] = [settings(code).get("tool", {}).get("uv", {}), sys.version]
+    lock = lock_of(code)
+    python = code / ".python-version"
+    if python.is_file():
+        parts.append(python.read_text().strip())
+    if lock.name != "uv.lock":
+        parts += [lock.name, settings(code).get("project", {}).get("requires-python")]
+    total = hashlib.sha256(lock.read_bytes())
+    total.update(json.dumps(parts, sort_keys=True, default=str).encode())
     return total.hexdigest()[:16]
 
 
 def import_path(code: Path) -> list[str]:
     """Return where the project and its local packages are imported from: the run's own copy of them."""
     roots = [code]
-    for package in read_toml(code / "uv.lock").get("package", []):
+    lock = lock_of(code)
+    if lock.name != "uv.lock":
+        roots += [code / "src"] if (code / "src").is_dir() else []
+        return list(map(str, roots))
+    for package in read_toml(lock).get("package", []):
         source = package.get("source", {})
         local = source.get("editable") or source.get("directory") or source.get("virtual")
         if local:
@@ -57,11 +59,12 @@ def import_path(code: Path) -> list[str]:
 
 def require_prefect(code: Path, tell: Tell) -> None:
     """Refuse a project that cannot report to Prefect; warn when its version is not the platform's."""
-    packages = read_toml(code / "uv.lock").get("package", [])
-    locked = next((package.get("version", "") for package in packages if package["name"] == "prefect"), None)
+    locked = locked_versions(code).get("prefect")
     ours = metadata.version("prefect")
+    lock = lock_of(code).name
     if locked is None:
-        raise FlowRunError(f"The flow's uv.lock holds no prefect: run `uv add prefect=={ours}` in its project.")
+        how = f"run `uv add prefect=={ours}` in its project" if lock == "uv.lock" else f"add prefect=={ours} to it"
+        raise FlowRunError(f"The flow's {lock} holds no prefect: {how}.")
     if locked != ours:
         tell(f"The flow's project locks prefect {locked}, this platform runs {ours}: lock the same version.")
 
@@ -69,26 +72,44 @@ def require_prefect(code: Path, tell: Tell) -> None:
 def build(code: Path, target: Path, cache: Path, lock: int) -> None:
     """Install what the project locks, all but the project itself, from nothing."""
     shutil.rmtree(target, ignore_errors=True)
-    options = ["--locked", "--no-dev", "--no-install-local", "--compile-bytecode", "--no-progress"]
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")},
         "UV_PROJECT_ENVIRONMENT": str(target),
         "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(cache / "uv")),
         "UV_PYTHON_DOWNLOADS": "never",
     }
-    # uv holds the lock too: were this process killed, the next run must not build beside uv.
-    done = subprocess.run(
-        ["uv", "sync", *options],
-        cwd=code,
-        env=environment,
-        pass_fds=[lock],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        shutil.rmtree(target, ignore_errors=True)
-        raise FlowRunError(f"The flow's environment cannot be installed from its uv.lock:\n{done.stderr.strip()}")
+    for line in _install_commands(code, target):
+        # uv holds the lock too: were this process killed, the next run must not build beside uv.
+        done = subprocess.run(
+            line,
+            cwd=code,
+            env=environment,
+            pass_fds=[lock],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            shutil.rmtree(target, ignore_errors=True)
+            name = lock_of(code).name
+            raise FlowRunError(f"The flow's environment cannot be installed from its {name}:\n{done.stderr.strip()}")
+
+
+def _install_commands(code: Path, target: Path) -> list[list[str]]:
+    """Return how the environment is made of the project's lock."""
+    if lock_of(code).name == "uv.lock":
+        options = ["--locked", "--no-dev", "--no-install-local", "--compile-bytecode", "--no-progress"]
+        return [["uv", "sync", *options]]
+    requirements = (code / "requirements.txt").read_text()
+    check_requirements(requirements)
+    options = ["--compile-bytecode", "--no-progress", *(["--require-hashes"] if has_hashes(requirements) else [])]
+    python = ["--python", f"{target}/bin/python"]
+    return [
+        ["uv", "venv", "--quiet", str(target)],
+        ["uv", "pip", "sync", *options, *python, "requirements.txt"],
+        # Nothing is installed that the file does not name: what it forgot is noticed here.
+        ["uv", "pip", "check", *python],
+    ]
 
 
 def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> None:
@@ -114,7 +135,7 @@ def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / MARKER).exists():
-            tell(f"Installing environment {target.name}, the first on this host for this uv.lock.")
+            tell(f"Installing environment {target.name}, the first on this host for this {lock_of(code).name}.")
             began = time.monotonic()
             build(code, target, cache, lock.fileno())
             prune(cache)

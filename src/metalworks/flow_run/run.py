@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -9,8 +10,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.code import archive, unpack
-from metalworks.flow_run.end import crash, watch
+from metalworks.flow_run.end import end, watch
 from metalworks.flow_run.environment import Tell, environment_of, import_path, require_prefect
 from metalworks.flow_run.errors import FlowRunError
 
@@ -41,12 +43,10 @@ def log(message: str) -> None:
     """Print a line, and put it among the flow run's own logs."""
     print(message, flush=True)
     if run := os.environ.get(RUN_ID):
-        from prefect.client.orchestration import get_client
-
         now = datetime.now(UTC).isoformat()
         line = {"name": "metalworks", "level": logging.INFO, "message": message, "timestamp": now, "flow_run_id": run}
-        with get_client(sync_client=True) as client:
-            client.create_logs([line])
+        with contextlib.suppress(ApiError):  # it is in the worker's journal, too
+            Api(os.environ).ask("POST", "/logs/", [line])
 
 
 def main() -> None:
@@ -59,6 +59,9 @@ def main() -> None:
     except FlowRunError as error:
         print(error, file=sys.stderr, flush=True)
         if run:
-            crash(run, str(error))
+            try:
+                end(Api(os.environ), run, str(error), again=False)
+            except ApiError as unheard:
+                print(unheard, file=sys.stderr, flush=True)
         raise SystemExit(1) from error
     os.execve(line[0], line, variables)

@@ -1,36 +1,8 @@
-"""Put this commit on a schedule."""
+"""What `metalworks deploy` has put on a schedule."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-
-import boto3
-
-from flights import versions
-
 RETRAIN = "retrain/retrain"
-
-
-def deploy(schedule: str) -> None:
-    """Upload the code of the commit and apply prefect.yaml with it."""
-    if versions.dirty():
-        raise SystemExit("A deployment is of a commit: commit or drop the changes that `git status` shows.")
-    commit = versions.commit()
-    bucket, key = os.environ["METALWORKS_FLOW_CODE_BUCKET"], f"flights/{commit}.tar.gz"
-    archive = subprocess.run(["git", "archive", "--format=tar.gz", commit], check=True, capture_output=True).stdout
-    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=archive)
-    values = {
-        "METALWORKS_FLOW_CODE": f"s3://{bucket}/{key}",
-        "METALWORKS_FLOW_CODE_SHA256": hashlib.sha256(archive).hexdigest(),
-        "FLIGHTS_COMMIT": commit,
-        "FLIGHTS_SCHEDULE": schedule,
-    }
-    subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=True, env=os.environ | values
-    )
 
 
 def schedule() -> dict[str, str | None]:

@@ -1,0 +1,18 @@
+"""What retraining has decided so far, as JSON and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flights import registry
+
+
+def history(plot: Path | None) -> list[dict[str, Any]]:
+    """One entry per version; the picture of it, where a file is named."""
+    found = registry.history()
+    if plot:
+        from flights import plots  # slow to import
+
+        plot.write_text(plots.over_months(found))
+    return found

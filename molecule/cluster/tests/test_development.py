@@ -1,0 +1,200 @@
+"""A developer's day on two machines: whose result it is, made again, and projects that go on a schedule."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from clients import as_person, secrets
+from conftest import Reach
+
+from scripts import lab_hosts
+from scripts.common import ROOT
+
+PROJECT = ROOT / "molecule/cluster/files/project"
+PATIENCE = 300
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def shell(host: str, person: str, script: str) -> subprocess.CompletedProcess[str]:
+    """A person's script in a login shell of theirs."""
+    argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), host, f"sudo su - {person} -c 'bash -euo pipefail'"]
+    return subprocess.run(argv, input=script, capture_output=True, text=True, check=False, timeout=600)
+
+
+def done(host: str, person: str, script: str) -> str:
+    """What a script prints that must succeed."""
+    ended = shell(host, person, script)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def deployments() -> dict[str, dict[str, object]]:
+    """What is on the server, by name, without what changes by itself."""
+    status, found = as_person("ml1", "prefect", "/api/deployments/filter", body={})
+    assert status == 200
+    return {one["name"]: {key: one[key] for key in ("id", "version", "job_variables", "schedules")} for one in found}
+
+
+def uploaded() -> list[str]:
+    """What lies in the bucket of flow code."""
+    script = """
+    /opt/metalworks/workstation/current/bin/python - <<'END'
+    import os, botocore.session
+    store = botocore.session.get_session().create_client("s3")
+    pages = store.get_paginator("list_objects_v2").paginate(Bucket=os.environ["METALWORKS_FLOW_CODE_BUCKET"])
+    for page in pages:
+        for item in page.get("Contents", []):
+            print(item["Key"], item["ETag"])
+    END
+    """
+    return done("dev-1", "ml1", re.sub("^    ", "", script, flags=re.MULTILINE)).splitlines()
+
+
+def run_of(name: str, **parameters: str) -> str:
+    """Start a deployment's flow, return the id of its run."""
+    deployment = deployments()[name]["id"]
+    path = f"/api/deployments/{deployment}/create_flow_run"
+    status, run = as_person("ml1", "prefect", path, body={"parameters": parameters})
+    assert status in (200, 201), run
+    return str(run["id"])
+
+
+def end_of(run: str) -> dict[str, str]:
+    """The final state of a flow run."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        _, found = as_person("ml1", "prefect", f"/api/flow_runs/{run}")
+        if found["state"]["type"] in ENDED:
+            return dict(found["state"])
+        assert time.monotonic() < deadline, found["state"]
+        time.sleep(2)
+
+
+@pytest.fixture(scope="module")
+def projects(reach: Reach) -> Iterator[dict[str, str]]:
+    """Two projects of ml1's: the one's remote is reached over SSH, the other's over HTTPS with a token."""
+    remotes = {"older": "git@git:older.git", "newer": "https://git/newer.git"}
+    versions = {"older": "1.6.1", "newer": "1.7.2"}
+    files = {path.relative_to(PROJECT): path.read_text() for path in PROJECT.rglob("*") if path.is_file()}
+    token = secrets()["vault_git_token"]
+    for name, remote in remotes.items():
+        made = f"sudo -u git git init --quiet --bare --initial-branch=main /srv/git/{name}.git"
+        assert reach("git").run(made).rc == 0
+        lines = [f"rm -rf ~/{name}", f"git init --quiet --initial-branch=main ~/{name}", f"cd ~/{name}", "mkdir flows"]
+        for path, text in files.items():
+            text = text.replace("older", name).replace(versions["older"], versions[name])
+            lines += [f"cat >{path} <<'END_OF_FILE'", text, "END_OF_FILE"]
+        lines += [
+            "git config user.name ml1 && git config user.email ml1@example.com",
+            f"git remote add origin {remote}",
+            "git config http.https://git/.extraHeader "
+            f'"Authorization: Basic $(printf token:%s {token} | base64 --wrap=0)"',
+            "uv lock --quiet",
+            "git add --all && git commit --quiet --message='Meet another project'",
+            "git push --quiet --set-upstream origin main",
+        ]
+        done("dev-1", "ml1", "\n".join(lines))
+    yield remotes
+    for name in remotes:
+        if name in deployments():
+            done("dev-1", "ml1", f"prefect --no-prompt deployment delete meet/{name}")
+
+
+def test_another_developer_gets_the_data_of_a_run() -> None:
+    commit = done("dev-1", "ml1", "git -C ~/flights rev-parse HEAD").strip()
+    script = f"""
+    rm -rf ~/flights && git clone --quiet git@git:flights.git ~/flights && cd ~/flights
+    git checkout --quiet {commit} && dvc pull --quiet && cat data/features/* | sha256sum
+    """
+    mine = done("dev-1", "ml1", "cd ~/flights && cat data/features/* | sha256sum")
+    assert done("dev-2", "ml2", script) == mine
+
+
+def test_another_developer_makes_a_run_again_to_the_last_digit() -> None:
+    told = done("dev-2", "ml2", "cd && metalworks reproduce models:/flight-delay/1")
+    assert "Equal to the last digit." in told
+
+
+def test_what_differs_between_two_versions_is_told() -> None:
+    told = done("dev-2", "ml2", "metalworks compare models:/flight-delay/1 models:/flight-delay/2 --json")
+    found = json.loads(told)
+    assert "data/features" in found["data"]
+    assert "rmse" in found["scores"]
+    assert found["code"]["commit"]
+
+
+def test_a_parent_and_its_children_run_where_they_belong() -> None:
+    """Retraining's: the parent on `cpu`, one child on `cpu`, one on `gpu`, linked in Prefect."""
+    status, found = as_person("ml1", "prefect", "/api/flow_runs/filter", body={"sort": "START_TIME_DESC"})
+    assert status == 200
+    parts = [run for run in found if run["parent_task_run_id"] and run["state"]["type"] == "COMPLETED"]
+    assert {run["work_pool_name"] for run in parts} == {"cpu", "gpu"}
+    tasks = {run["parent_task_run_id"] for run in parts}
+    status, linked = as_person(
+        "ml1", "prefect", "/api/task_runs/filter", body={"task_runs": {"id": {"any_": [*tasks]}}}
+    )
+    assert status == 200
+    parents = {task["flow_run_id"] for task in linked}
+    assert {run["work_pool_name"] for run in found if run["id"] in parents} == {"cpu"}
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["at the top", "inside a task"])
+def test_a_package_left_out_is_named_and_nothing_is_uploaded(projects: dict[str, str], lazy: bool) -> None:
+    before = deployments(), uploaded()
+    line = "    import tabulate" if lazy else "import tabulate"
+    anchor = "^    store, bucket" if lazy else "^import sklearn"
+    script = f"""
+    cd ~/older && git checkout --quiet -B forgetful main
+    sed -i '/{anchor}/i\\{line.replace(" ", chr(92) + " ")}' flows/meet.py && grep -n tabulate flows/meet.py
+    git commit --quiet --all --message='Needs tabulate' && git push --quiet --force origin forgetful
+    metalworks deploy 2>&1 || echo "ended with $?"
+    """
+    told = done("dev-1", "ml1", script)
+    number = told.partition(":")[0]
+    assert "ended with 1" in told
+    assert f"flows/meet.py:{number}" in told
+    assert "uv add tabulate" in told
+    assert (deployments(), uploaded()) == before
+
+
+def test_a_tree_that_nobody_else_can_get_is_refused(projects: dict[str, str]) -> None:
+    before = deployments(), uploaded()
+    dirty = shell(
+        "dev-1",
+        "ml1",
+        "cd ~/older && git checkout --quiet main && echo >>README.md && git add README.md && metalworks deploy",
+    )
+    assert (dirty.returncode, "commit" in dirty.stderr) == (1, True), dirty.stderr
+    unpushed = shell("dev-1", "ml1", "cd ~/older && git commit --quiet --message=more && metalworks deploy")
+    done("dev-1", "ml1", "cd ~/older && git reset --quiet --hard origin/main")
+    assert (unpushed.returncode, "push" in unpushed.stderr) == (1, True), unpushed.stderr
+    assert (deployments(), uploaded()) == before
+
+
+def test_two_projects_with_other_versions_run_on_one_worker_at_once(projects: dict[str, str]) -> None:
+    for name in projects:
+        would = done("dev-1", "ml1", f"cd ~/{name} && git checkout --quiet main && metalworks deploy --dry-run")
+        assert name in would
+        assert name not in deployments()
+        done("dev-1", "ml1", f"cd ~/{name} && metalworks deploy")
+    first = deployments(), uploaded()
+    for name in projects:
+        assert "unchanged" in done("dev-1", "ml1", f"cd ~/{name} && metalworks deploy")
+    assert (deployments(), uploaded()) == first
+
+    place = f"meeting-{uuid4()}"
+    runs = {
+        name: run_of(name, place=place, me=name, other=other)
+        for name, other in (("older", "newer"), ("newer", "older"))
+    }
+    states = {name: end_of(run) for name, run in runs.items()}
+    assert {name: state["message"] for name, state in states.items()} == {
+        "older": "scikit-learn 1.6.1 on cpu-1",
+        "newer": "scikit-learn 1.7.2 on cpu-1",
+    }

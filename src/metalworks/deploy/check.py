@@ -1,0 +1,269 @@
+"""Whether flows load and have all that they import, in the environment that workers will build."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalworks.cli import CommandError
+from metalworks.deploy.definition import Deployment
+from metalworks.flow_run.environment import import_path
+from metalworks.flow_run.lock import lock_of, locked_versions, normal, settings
+
+KEPT = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
+KEPT |= {"DO_NOT_TRACK", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
+KEPT_BEGINNINGS = ("PREFECT_", "MLFLOW_", "AWS_", "METALWORKS_", "LC_")
+"""Of the user's variables, what workers have too: a flow that needs another one is to fail here."""
+PLATFORM = Path("/etc/environment")
+"""What the platform gives to everybody, workers included."""
+DISTRIBUTIONS = {
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "Crypto": "pycryptodome",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "docx": "python-docx",
+    "dotenv": "python-dotenv",
+    "faiss": "faiss-cpu",
+    "git": "gitpython",
+    "jose": "python-jose",
+    "jwt": "pyjwt",
+    "magic": "python-magic",
+    "MySQLdb": "mysqlclient",
+    "OpenSSL": "pyopenssl",
+    "PIL": "pillow",
+    "psycopg2": "psycopg2-binary",
+    "serial": "pyserial",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "slugify": "python-slugify",
+    "umap": "umap-learn",
+    "usb": "pyusb",
+    "yaml": "pyyaml",
+    "zmq": "pyzmq",
+}
+"""Module → distribution, where they have different names and nobody here has it installed."""
+Starts = tuple[list[str], list[str]]
+"""Files that are run as scripts, and files that are run or imported as modules."""
+SHOWN = 3
+"""So many places of one import are named; more are counted."""
+
+
+@dataclass
+class Report:
+    """What the project's own environment says of it."""
+
+    flows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+
+def variables(environment: Path, roots: Sequence[str]) -> dict[str, str]:
+    """Return what a flow finds in its environment, as far as that is not the worker's alone."""
+    lines = PLATFORM.read_text().splitlines() if PLATFORM.is_file() else []
+    names = KEPT | {line.partition("=")[0] for line in lines}
+    kept = {name: value for name, value in os.environ.items() if name in names or name.startswith(KEPT_BEGINNINGS)}
+    own = [folder for folder in (os.environ.get("VIRTUAL_ENV"),) if folder]
+    path = [
+        part
+        for part in os.environ.get("PATH", os.defpath).split(os.pathsep)
+        if not any(Path(part).is_relative_to(folder) for folder in own)
+    ]
+    return {
+        **kept,
+        "VIRTUAL_ENV": str(environment),
+        "PATH": os.pathsep.join([f"{environment}/bin", *path]),
+        "PYTHONPATH": os.pathsep.join(roots),
+        "PYTHONNOUSERSITE": "1",
+    }
+
+
+def starts(code: Path, deployments: Iterable[Deployment]) -> Starts:
+    """Return the scripts and the modules that runs start with: the flows', and those that DVC's stages call."""
+    scripts, modules = [], []
+    for deployment in deployments:
+        script, _, _ = deployment.entrypoint.rpartition(":")
+        if script:
+            scripts.append(script)
+        else:
+            modules.append(deployment.entrypoint.rpartition(".")[0])
+    for before, word in _commands(code / "dvc.yaml"):
+        if word.endswith(".py"):
+            scripts.append(word)
+        elif before == "-m":
+            modules.append(word)
+    paths = [module.replace(".", "/") for module in modules]
+    return scripts, [file for path in paths for file in (f"{path}.py", f"{path}/__init__.py", f"{path}/__main__.py")]
+
+
+def _commands(pipeline: Path) -> Iterable[tuple[str, str]]:
+    """Return each word of the pipeline's commands, with the one before it."""
+    if not pipeline.is_file():
+        return []
+    try:
+        stages = (yaml.safe_load(pipeline.read_text()) or {}).get("stages") or {}
+    except yaml.YAMLError as error:
+        raise CommandError(f"dvc.yaml is no YAML: {error}") from error
+    stages = [stage.get("do", stage) for stage in stages.values()]
+    words = [word for stage in stages for word in re.split(r"[\s\"',\[\]]+", str(stage.get("cmd", "")))]
+    return zip(["", *words], words, strict=False)
+
+
+def ask(environment: Path, code: Path, flows: Mapping[str, Mapping[str, str]], begun: Starts) -> dict[str, Any]:
+    """Return what `inside` answers in the environment. Raises CommandError."""
+    roots = import_path(code)
+    request = {"code": str(code), "roots": roots, "scripts": begun[0], "modules": begun[1], "flows": flows}
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder, "request.json"), Path(folder, "answer.json")
+        asked.write_text(json.dumps(request))
+        with Path(__file__).with_name("inside.py").open("rb") as program:
+            done = subprocess.run(
+                [f"{environment}/bin/python", "-I", "-", str(asked), str(answered)],
+                stdin=program,
+                cwd=folder,
+                env=variables(environment, roots),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode or not answered.exists():
+            raise CommandError(f"the project's environment cannot be looked at:\n{done.stderr.strip()[-2000:]}")
+        return dict(json.loads(answered.read_text()))
+
+
+def check(environment: Path, code: Path, project: Path, deployments: Sequence[Deployment]) -> Report:
+    """Return what keeps the flows from running in this environment. `project`: where the developer works."""
+    flows: dict[str, dict[str, str]] = {}
+    for deployment in deployments:
+        if deployment.entrypoint:
+            flows.setdefault(deployment.entrypoint, {}).update(deployment.environment)
+    answer = ask(environment, code, flows, starts(code, deployments))
+    report = Report(answer["flows"])
+    names = Names(code, project)
+    told = _imports(answer, names, report)
+    for entrypoint, found in answer["flows"].items():
+        if "error" in found:
+            module = (found["missing"] or "").split(".")[0]
+            if module and module in told:
+                continue  # the list of imports has it, with all its places
+            place = f"{found['where']}: " if found["where"] else ""
+            cure = f" → {names.add(module)}" if module else ""
+            report.problems.append(f"flow {entrypoint} does not load: {place}{found['error']}{cure}")
+    return report
+
+
+def _imports(answer: Mapping[str, Any], names: Names, report: Report) -> set[str]:
+    """Put the imports into the report; return the modules that it names as missing."""
+    missing: dict[str, list[str]] = defaultdict(list)
+    elsewhere: dict[str, list[str]] = defaultdict(list)
+    optional: dict[str, list[str]] = defaultdict(list)
+    borrowed: dict[str, list[str]] = defaultdict(list)
+    own: dict[str, list[str]] = defaultdict(list)
+    for row in answer["imports"]:
+        place = f"{row['file']}:{row['line']}"
+        if "syntax" in row:
+            if row["reached"]:
+                report.problems.append(f"{place}: this Python cannot read it: {row['syntax']}")
+        elif row["missing"] is None:
+            brings = answer["distributions"].get(row["module"].split(".")[0], [])
+            if row["kind"] == "needed" and row["reached"] and brings and not names.declared(brings):
+                borrowed[normal(brings[0])].append(place)
+        elif row["kind"] == "optional":
+            optional[row["missing"]].append(place)
+        elif row["kind"] == "needed":
+            (own if row["own"] else missing if row["reached"] else elsewhere)[row["missing"]].append(place)
+    for module, places in missing.items():
+        report.problems.append(f"{_places(places)}: no module {module} in the environment → {names.add(module)}")
+    for module, places in own.items():
+        text = f"{_places(places)}: the project has no module {module} → `git add` it, or correct the import"
+        report.problems.append(text)
+    for module, places in elsewhere.items():
+        report.hints.append(f"{_places(places)}: no module {module}, but no flow gets there")
+    for module, places in optional.items():
+        report.hints.append(f"{_places(places)}: no module {module}; the code can do without")
+    for distribution, places in borrowed.items():
+        cure = names.line(distribution)
+        report.hints.append(f"{_places(places)}: {distribution} is here only because another package needs it → {cure}")
+    return {module.split(".")[0] for module in [*missing, *own]}
+
+
+def _places(places: Sequence[str]) -> str:
+    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    return ", ".join(places[:SHOWN]) + more
+
+
+class Names:
+    """Which distribution brings a module, and what the project declares."""
+
+    def __init__(self, code: Path, project: Path) -> None:
+        """Take the deployed code, and the folder where the developer works."""
+        self.code, self.project = code, project
+        self.lock = lock_of(code).name
+
+    @cached_property
+    def _declared(self) -> set[str] | None:
+        """The distributions that the project names itself; None: the file has all alike."""
+        if self.lock != "uv.lock":
+            return None
+        listed = settings(self.code).get("project", {}).get("dependencies", [])
+        return {normal(re.split(r"[^A-Za-z0-9._-]", line.strip())[0]) for line in listed}
+
+    def declared(self, distributions: Iterable[str]) -> bool:
+        """Tell whether the project names one of these itself."""
+        return self._declared is None or any(normal(name) in self._declared for name in distributions)
+
+    @cached_property
+    def _developers(self) -> dict[str, tuple[str, str]]:
+        """Module → distribution and version, as installed where the developer works."""
+        folders = [self.project / ".venv", Path(os.environ.get("VIRTUAL_ENV") or self.project / ".venv")]
+        script = (
+            "import importlib.metadata as m, json;"
+            "print(json.dumps({k: [v[0], m.version(v[0])] for k, v in m.packages_distributions().items()}))"
+        )
+        found: dict[str, tuple[str, str]] = {}
+        for folder in dict.fromkeys(folders):
+            python = folder / "bin/python"
+            if python.exists():
+                done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, check=False)
+                if not done.returncode:
+                    found = {name: (pair[0], pair[1]) for name, pair in json.loads(done.stdout).items()} | found
+        return found
+
+    def add(self, module: str) -> str:
+        """Return the line that adds what brings a module."""
+        top = module.split(".")[0]
+        if top in self._developers:
+            return self.line(*self._developers[top])
+        if top in DISTRIBUTIONS:
+            return self.line(DISTRIBUTIONS[top])
+        return f"{self.line(module.replace('.', '-'))} (if the package is called that)"
+
+    def line(self, distribution: str, version: str = "") -> str:
+        """Return the line that adds a distribution."""
+        if self.lock == "uv.lock":
+            return f"`uv add {normal(distribution)}`"
+        pin = f"=={version}" if version else "==VERSION"
+        return f"`{normal(distribution)}{pin}` into requirements.txt, with what it needs"
+
+
+def versions(code: Path, server: str) -> list[str]:
+    """Return what is wrong with the project's version of Prefect, for this server."""
+    locked = locked_versions(code).get("prefect")
+    lock = lock_of(code).name
+    line = f"uv add prefect=={server}" if lock == "uv.lock" else f"prefect=={server} in requirements.txt"
+    if locked is None:
+        return [f"{lock} holds no prefect → `{line}`"]
+    if locked.split(".")[:2] != server.split(".")[:2]:
+        return [f"{lock} has prefect {locked}, the server and the workers run {server} → `{line}`"]
+    return []

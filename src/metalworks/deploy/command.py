@@ -1,0 +1,361 @@
+"""`metalworks deploy`: check everything, then upload the code and have Prefect make the deployments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from metalworks.cli import CommandError
+from metalworks.deploy import check, definition, server, source, store
+from metalworks.deploy.definition import Definition, Deployment
+from metalworks.deploy.server import Known, Server
+from metalworks.deploy.source import Source
+from metalworks.deploy.store import Store, Upload
+from metalworks.flow_run.code import unpack
+from metalworks.flow_run.environment import environment_of, import_path
+from metalworks.flow_run.errors import FlowRunError
+from metalworks.flow_run.lock import lock_of
+from metalworks.runs.environment import cache_folder
+
+CREATED, UPDATED, UNCHANGED, DELETED = "created", "updated", "unchanged", "deleted"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `metalworks deploy` takes."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments of prefect.yaml (default: all)")
+    parser.add_argument("--dirty", action="store_true", help="deploy the working tree, not committed or pushed")
+    parser.add_argument("--dry-run", action="store_true", help="check, say what would change, and change nothing")
+    parser.add_argument("--prune", action="store_true", help="delete deployments that prefect.yaml no longer names")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Deploy the project of the current folder; 0 if its deployments are as its file says."""
+    project = Path.cwd()
+    if not (project / definition.FILE).is_file():
+        raise CommandError(
+            f"{project} has no {definition.FILE}: go to the project's folder (`prefect init` makes one)."
+        )
+    if arguments.prune and arguments.names:
+        raise CommandError("--prune is for all deployments of the project: name none.")
+    scratch = cache_folder() / "deploy"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        return Deploy(project, Path(folder), arguments).run()
+
+
+@dataclass
+class Change:
+    """What becomes of one deployment."""
+
+    deployment: Deployment
+    what: str
+    details: list[str]
+
+
+class Deploy:
+    """One project, deployed."""
+
+    def __init__(self, project: Path, folder: Path, arguments: argparse.Namespace) -> None:
+        """Take the project's folder, an empty folder to work in, and what was asked for."""
+        self.project, self.folder = project, folder
+        self.code = folder / "code"
+        self.names: list[str] = arguments.names
+        self.dirty: bool = arguments.dirty
+        self.dry: bool = arguments.dry_run
+        self.prune: bool = arguments.prune
+        self.problems: list[str] = []
+        self.hints: list[str] = []
+
+    def run(self) -> int:
+        """Check, and if nothing is wrong, upload and deploy."""
+        code = self._code()
+        asked = self._definition()
+        environment = self._environment()
+        wanted = self._flows(environment, asked)
+        known = self._server(asked, wanted)
+        uploads = self._uploads(asked, code)
+        for hint in self.hints:
+            _tell(f"  note: {hint}")
+        if self.problems or environment is None or known is None or uploads is None:
+            raise CommandError("\n  - ".join(["nothing was deployed. To mend:", *self.problems]))
+        variables = definition.contract(code, uploads[0].url, uploads[0].digest)
+        changes = [self._change(item, code.version, variables, known) for item in wanted]
+        left = self._left(asked, known, uploads[0])
+        if not self.dry:
+            self._apply(environment, asked, code, variables, changes, uploads)
+            if self.prune:
+                server.delete(left)
+        self._show(changes, left, code, uploads)
+        return 0
+
+    def _code(self) -> Source:
+        """Return the code, unpacked as a worker does it."""
+        code = source.read(self.project, as_it_is=self.dirty)
+        self.problems += [f"code: {text}" for text in code.problems]
+        state = "the working tree on commit" if code.dirty else "commit"
+        _tell(f"Code: {state} {code.commit[:10]} of {code.branch or 'no branch'}, {len(code.content) / 1000:.0f} kB.")
+        packed = self.folder / "code.tar.gz"
+        packed.write_bytes(code.content)
+        self.code.mkdir()
+        try:
+            unpack(packed, self.code)
+        except FlowRunError as error:
+            self.problems.append(f"environment: {error}")
+        return code
+
+    def _definition(self) -> Definition:
+        """Return what the project's file asks for."""
+        asked = definition.read(self.code, self.project)
+        self.problems += asked.problems
+        self.hints += asked.hints
+        if unknown := sorted({name.rpartition("/")[2] for name in self.names} - {d.name for d in asked.deployments}):
+            known = ", ".join(item.name for item in asked.deployments)
+            self.problems.append(f"{definition.FILE}: no deployment {', '.join(unknown)}; it has {known}")
+        for item in asked.deployments:
+            self.problems += [f"{definition.FILE}: {text}" for text in _incomplete(item)]
+        return asked
+
+    def _environment(self) -> Path | None:
+        """Return the project's environment, as workers build it; None: it cannot be built."""
+        # uv's own, where the developer's environment has left most packages.
+        os.environ.setdefault("UV_CACHE_DIR", str(cache_folder().parent / "uv"))
+        try:
+            name = lock_of(self.code).name
+            _tell(f"Environment: from {name} alone, as on workers.")
+            return environment_of(self.code, cache_folder(), lambda text: _tell(f"  {text}"))
+        except FlowRunError as error:
+            if (text := f"environment: {error}") not in self.problems:
+                self.problems.append(text)
+            return None
+
+    def _flows(self, environment: Path | None, asked: Definition) -> list[Deployment]:
+        """Return the deployments that were asked for, their flows loaded."""
+        items = asked.deployments
+        if environment is not None:
+            _tell(f"Flows: {len({item.entrypoint for item in items})} loaded there, and all imports looked up.")
+            report = check.check(environment, self.code, self.project, items)
+            self.problems += report.problems
+            self.hints += report.hints
+            for item in items:
+                found = report.flows.get(item.entrypoint, {})
+                item.flow = found.get("name", "")
+                if item.flow:
+                    self.problems += [f"{definition.FILE}: {item.name}: {text}" for text in _parameters(item, found)]
+        slugs = [item.slug for item in items]
+        for slug in sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+            self.problems.append(f"{definition.FILE}: two deployments are called {slug}")
+        return [item for item in items if not self.names or item.name in self.names or item.slug in self.names]
+
+    def _server(self, asked: Definition, wanted: list[Deployment]) -> Server | None:
+        """Return what the server knows; None: it does not answer."""
+        _tell("Prefect: versions, work pools and workers.")
+        try:
+            known = server.look({item.pool for item in wanted})
+        except CommandError as error:
+            self.problems.append(str(error))
+            return None
+        if (self.code / "uv.lock").is_file() or (self.code / "requirements.txt").is_file():
+            self.problems += [f"prefect: {text}" for text in check.versions(self.code, known.version)]
+        for pool in sorted({item.pool for item in wanted if item.pool}):
+            users = ", ".join(item.name for item in wanted if item.pool == pool)
+            if pool not in known.pools:
+                there = ", ".join(sorted(known.pools)) or "none"
+                self.problems.append(f"prefect: no work pool {pool} (of {users}); there are {there}")
+            elif pool not in known.online:
+                self.problems.append(
+                    f"prefect: no worker of the pool {pool} (of {users}) is online: look at its hosts "
+                    f"(systemctl status prefect-worker-{pool})"
+                )
+        for item in wanted:
+            queues = known.pools.get(item.pool, set())
+            if item.queue and item.pool in known.online and item.queue not in queues:
+                there = ", ".join(sorted(queues))
+                self.problems.append(
+                    f"prefect: {item.name}: the pool {item.pool} has no queue {item.queue}, but {there}"
+                )
+            owner = known.deployments.get(item.slug)
+            if owner is not None and owner.code and _project(owner.code) != asked.project:
+                self.problems.append(
+                    f"prefect: {item.slug} is a deployment of the project {_project(owner.code)}: choose another name"
+                )
+        return known
+
+    def _uploads(self, asked: Definition, code: Source) -> list[Upload] | None:
+        """Return what goes to the object store; None: it cannot."""
+        try:
+            place = Store()
+            lock = lock_of(self.code)
+            keys = store.keys(asked.project, code.version, lock)
+            return [place.plan(keys[0], code.content), place.plan(keys[1], lock.read_bytes())]
+        except CommandError as error:
+            self.problems.append(f"store: {error}")
+        except FlowRunError:
+            pass  # is among the problems, for the environment
+        return None
+
+    def _change(self, item: Deployment, version: str, variables: dict[str, str], known: Server) -> Change:
+        """Return what becomes of a deployment."""
+        there = known.deployments.get(item.slug)
+        if there is None:
+            return Change(item, CREATED, [])
+        details = server.difference(item, version, there)
+        if there.mark == definition.mark(item, version, variables) and not details:
+            return Change(item, UNCHANGED, [])
+        return Change(item, UPDATED, details or ["its definition"])
+
+    def _left(self, asked: Definition, known: Server, code: Upload) -> list[Known]:
+        """Return deployments of this project that its file no longer names."""
+        named = {item.slug for item in asked.deployments}
+        above = f"s3://{code.bucket}/{asked.project}/"
+        return [
+            item
+            for slug, item in sorted(known.deployments.items())
+            if item.code.startswith(above) and slug not in named
+        ]
+
+    def _apply(
+        self,
+        environment: Path,
+        asked: Definition,
+        code: Source,
+        variables: dict[str, str],
+        changes: list[Change],
+        uploads: list[Upload],
+    ) -> None:
+        """Upload, and have the project's own Prefect make the deployments that are not as they should be."""
+        stale = [change.deployment for change in changes if change.what != UNCHANGED]
+        if not stale:
+            return
+        place = Store()
+        for upload in uploads:
+            if not upload.there:
+                _tell(f"Uploading {upload.url}.")
+            place.put(upload)
+        _tell(f"Deploying {', '.join(item.slug for item in stale)}.")
+        file = self.folder / definition.FILE
+        file.write_text(definition.generated(asked.project, stale, code.version, variables))
+        line = ["-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
+        # Its templates may ask for any variable of the user's.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        done = subprocess.run(
+            [f"{environment}/bin/python", *line],
+            cwd=self.code,
+            env=inherited | check.variables(environment, import_path(self.code)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CommandError(
+                f"Prefect could not deploy; some may be done:\n{(done.stdout + done.stderr).strip()[-3000:]}"
+            )
+        known = server.look([])
+        wrong = [
+            item.slug
+            for item in stale
+            if item.slug not in known.deployments
+            or known.deployments[item.slug].mark != definition.mark(item, code.version, variables)
+        ]
+        if wrong:
+            raise CommandError(
+                f"Prefect did not deploy {', '.join(wrong)}:\n{(done.stdout + done.stderr).strip()[-3000:]}"
+            )
+
+    def _show(self, changes: list[Change], left: list[Known], code: Source, uploads: list[Upload]) -> None:
+        """Print what became of each deployment."""
+        from rich.console import Console
+        from rich.table import Table
+
+        if self.dry:
+            for upload in uploads:
+                _tell(f"Would upload {upload.url}." if not upload.there else f"Is uploaded: {upload.url}.")
+            for change in changes:
+                for text in change.details:
+                    _tell(f"  {change.deployment.slug}: {text}")
+        runs = {} if self.dry else server.next_runs([change.deployment.slug for change in changes])
+        table = Table(box=None, pad_edge=False)
+        for title in ("deployment", "change", "version", "pool", *([] if self.dry else ["next run"])):
+            table.add_column(title, no_wrap=True)
+        version = code.version.replace(code.commit, code.commit[:10])
+        for change in changes:
+            item = change.deployment
+            row = [item.slug, f"would be {change.what}" if self.dry and change.what != UNCHANGED else change.what]
+            row += [version, item.pool, *([] if self.dry else [_time(runs[item.slug])])]
+            table.add_row(*row)
+        for old in left:
+            verb = DELETED if self.prune and not self.dry else "not in prefect.yaml"
+            table.add_row(old.slug, verb, old.version[:10], old.pool)
+        console = Console(width=None if os.isatty(1) else 160)
+        console.print(table)
+        if left and not self.prune:
+            _tell("What prefect.yaml no longer names goes on as it is: `metalworks deploy --prune` deletes it.")
+        if self.dry:
+            _tell("Nothing was changed (--dry-run).")
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def _time(moment: datetime | None) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}" if moment else "when started"
+
+
+def _project(url: str) -> str:
+    """Return the project that an archive is of."""
+    return url.rpartition("/")[0].rpartition("/")[2]
+
+
+def _incomplete(item: Deployment) -> list[str]:
+    """Return what a deployment of the file lacks."""
+    from pydantic import ValidationError
+
+    if not item.name:
+        return [f"a deployment has no name (entrypoint: {item.entrypoint or 'none'})"]
+    lacking = []
+    if not item.entrypoint:
+        lacking.append(f"{item.name}: no entrypoint (path/to/file.py:flow)")
+    if not item.pool:
+        lacking.append(f"{item.name}: no work pool (work_pool: {{name: …}})")
+    pool = item.resolved.get("work_pool") or {}
+    if not isinstance((pool.get("job_variables") or {}).get("env") or {}, dict):
+        lacking.append(f"{item.name}: work_pool.job_variables.env must be a mapping of names to values")
+    for schedule in item.schedules:
+        try:
+            _validate(schedule)
+        except (ValidationError, ValueError, KeyError) as error:
+            said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            lacking.append(f"{item.name}: its schedule {schedule} is none: {said}")
+    return lacking
+
+
+def _validate(schedule: dict[str, Any]) -> None:
+    """Raise an error if a schedule of the file is none that Prefect knows."""
+    from prefect.client.schemas.schedules import construct_schedule
+    from pydantic import TypeAdapter
+
+    given = {name: schedule[name] for name in ("cron", "rrule", "timezone", "anchor_date") if schedule.get(name)}
+    if schedule.get("interval") is not None:
+        given["interval"] = TypeAdapter(timedelta).validate_python(schedule["interval"])
+    if given.keys() & {"cron", "rrule", "interval"}:
+        construct_schedule(**given)
+
+
+def _parameters(item: Deployment, found: dict[str, object]) -> list[str]:
+    """Return what is wrong with a deployment's parameters, for its flow."""
+    known, required = found["parameters"], found["required"]
+    assert isinstance(known, list) and isinstance(required, list)  # noqa: S101
+    lacking = []
+    if not found["any"] and (unknown := sorted(set(item.parameters) - set(known))):
+        lacking.append(f"the flow has no parameter {', '.join(unknown)}, only {', '.join(known) or 'none at all'}")
+    for schedule in item.schedules:
+        own = schedule.get("parameters") or {}
+        if needed := [name for name in required if name not in item.parameters and name not in own]:
+            lacking.append(f"its schedule cannot start the flow: no value for {', '.join(needed)}")
+    return lacking

@@ -1,0 +1,183 @@
+"""The code of a deployment: the project's folder at a Git commit, as an archive."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from metalworks.cli import CommandError
+
+LIMIT_BYTES = 100_000_000
+"""Of an archive unpacked: code is small; what is larger is data, which belongs into DVC."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A project at a commit, or as it is now."""
+
+    folder: str
+    """Of the project in the repository; empty: its root."""
+    commit: str
+    branch: str
+    remote: str
+    """URL to clone, without credentials; empty: there is none."""
+    dirty: bool
+    """The code is that of the working tree."""
+    content: bytes
+    """tar.gz, the same for the same files."""
+    problems: tuple[str, ...]
+    """Why a worker or a colleague could not get this code."""
+
+    @property
+    def digest(self) -> str:
+        """Return the archive's SHA-256."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def version(self) -> str:
+        """Return what the deployments are called after."""
+        return f"{self.commit}-dirty-{self.digest[:8]}" if self.dirty else self.commit
+
+
+def git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run Git, whatever comes of it; it asks nobody for a password."""
+    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    return subprocess.run(
+        ["git", *arguments], cwd=folder, env={**os.environ, **quiet}, capture_output=True, check=False
+    )
+
+
+def _line(*arguments: str, folder: Path) -> str:
+    """Return what Git answers; empty: it has no answer."""
+    return git(*arguments, folder=folder).stdout.decode(errors="replace").strip()
+
+
+def address(url: str) -> str:
+    """Return a URL to clone without credentials: of SSH with its user, which is no secret."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    kept = f"{user.partition(':')[0]}@" if at and parts.scheme.endswith("ssh") else ""
+    return urlunsplit((parts.scheme, kept + host, parts.path, "", ""))
+
+
+def read(project: Path, *, as_it_is: bool) -> Source:
+    """Return the project's code; what keeps it from being deployed is among its problems.
+
+    `as_it_is`: a working tree that was not committed or pushed is deployed, too.
+    """
+    inside = git("rev-parse", "--show-prefix", folder=project)
+    if inside.returncode:
+        raise CommandError(f"{project} is in no Git repository: `git init`, commit, and push to the team's Git host.")
+    commit = _line("rev-parse", "--quiet", "--verify", "HEAD", folder=project)
+    if not commit:
+        raise CommandError("the repository has no commit yet: commit and push.")
+    branch = _line("symbolic-ref", "--quiet", "--short", "HEAD", folder=project)
+    changed = _changed(project)
+    remote, url = _remote(project, branch)
+    problems = [*_uncommitted(changed), *_unpushed(project, commit, branch, remote)]
+    tree = bool(changed) or (bool(problems) and as_it_is)
+    return Source(
+        folder=inside.stdout.decode(errors="replace").strip().rstrip("/"),
+        commit=commit,
+        branch=branch,
+        remote=address(url),
+        dirty=tree,
+        content=_packed(_working_tree(project) if tree else _committed(project, commit)),
+        problems=() if as_it_is else tuple(problems),
+    )
+
+
+def _changed(project: Path) -> list[str]:
+    """Return the project's files that differ from the commit or are not tracked."""
+    output = git(
+        "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", ".", folder=project
+    ).stdout
+    return [line[3:] for line in output.decode(errors="replace").split("\0") if line]
+
+
+def _uncommitted(changed: list[str]) -> list[str]:
+    if not changed:
+        return []
+    shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    return [f"not committed: {shown}. Commit and push, or drop the changes (for a try: --dirty)"]
+
+
+def _remote(project: Path, branch: str) -> tuple[str, str]:
+    """Return name and URL of the branch's remote, or else origin's, or else the only one's."""
+    known = _line("remote", folder=project).splitlines()
+    wanted = [_line("config", f"branch.{branch}.remote", folder=project) if branch else "", "origin"]
+    name = next((name for name in wanted if name in known), known[0] if len(known) == 1 else "")
+    return name, _line("config", "--get", f"remote.{name}.url", folder=project) if name else ""
+
+
+def _unpushed(project: Path, commit: str, branch: str, remote: str) -> list[str]:
+    """Return why nobody else can get the commit, after a look at the remote."""
+    if not remote:
+        return ["the repository has no remote to push to: `git remote add origin URL`, and push"]
+    fetched = git("fetch", "--quiet", "--prune", remote, folder=project)
+    if fetched.returncode:
+        said = re.sub(r"://[^\s/@]*@", "://", fetched.stderr.decode(errors="replace")).splitlines()
+        return [f"whether it is pushed is not known, `git fetch {remote}` fails: {said[-1] if said else 'no message'}"]
+    refs = f"refs/remotes/{remote}"
+    if _line("for-each-ref", "--count=1", f"--contains={commit}", refs, folder=project):
+        return []
+    push = f"git push {remote} {branch}" if branch else "git push of a branch with it"
+    return [f"commit {commit[:10]} is in no branch of {remote}: `{push}` (for a try: --dirty)"]
+
+
+def _committed(project: Path, commit: str) -> bytes:
+    """Return the folder at the commit as a tar, with the commit's time; the user's settings do not matter."""
+    done = git("-c", "tar.umask=0002", "-c", "core.autocrlf=false", "archive", "--format=tar", commit, folder=project)
+    if done.returncode:
+        raise CommandError(f"Git cannot pack the commit: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def _working_tree(project: Path) -> bytes:
+    """Return the folder's files that are tracked or that nobody ignores, as a tar without times and owners."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".", folder=project).stdout
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted({os.fsdecode(name) for name in listed.split(b"\0") if name}):
+            path = project / name
+            if not (path.is_symlink() or path.is_file()):
+                continue  # removed but still tracked, or a repository within this one
+            entry = archive.gettarinfo(path, name)
+            entry.mtime = entry.uid = entry.gid = 0
+            entry.uname = entry.gname = "root"
+            entry.mode = 0o775 if entry.mode & 0o100 else 0o664
+            if entry.isreg():
+                if packed.tell() + entry.size > LIMIT_BYTES:
+                    raise CommandError(_too_large({name: entry.size}))
+                with path.open("rb") as file:
+                    archive.addfile(entry, file)
+            elif entry.issym():
+                archive.addfile(entry)
+    return packed.getvalue()
+
+
+def _packed(tar: bytes) -> bytes:
+    """Return the tar compressed, always the same way."""
+    if len(tar) > LIMIT_BYTES:
+        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+            sizes = {entry.name: entry.size for entry in archive}
+        raise CommandError(_too_large(dict(sorted(sizes.items(), key=lambda item: -item[1])[:5])))
+    return gzip.compress(tar, compresslevel=9, mtime=0)
+
+
+def _too_large(sizes: dict[str, int]) -> str:
+    named = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in sizes.items())
+    return (
+        f"the project's files are more than {LIMIT_BYTES / 1e6:.0f} MB, the largest: {named}. Data belongs into DVC "
+        "(`dvc add`), results into .gitignore."
+    )

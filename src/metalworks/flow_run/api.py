@@ -1,0 +1,76 @@
+"""Prefect's API in as much as a flow run's start and end need it.
+
+Without Prefect's own client: importing that takes longer than everything else that is done here.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+TIMEOUT_SECONDS = 10.0
+
+
+class ApiError(Exception):
+    """The API cannot be asked, or does not do what it was asked for; the message says why."""
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP at a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Api:
+    """Prefect's API as the usual variables name it, or at the Unix socket of the server itself."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        """Take over the settings; nothing is asked yet."""
+        self.url = urlsplit(variables.get("PREFECT_API_URL", ""))
+        self.login = variables.get("PREFECT_API_AUTH_STRING", "")
+        self.ca = variables.get("PREFECT_API_SSL_CERT_FILE") or None
+        self.socket = variables.get("METALWORKS_PREFECT_SOCKET", "")
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.socket:
+            return _SocketConnection(self.socket)
+        if not self.url.hostname:
+            raise ApiError("PREFECT_API_URL names no host.")
+        if self.url.scheme == "http":
+            return http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=TIMEOUT_SECONDS)
+        trust = ssl.create_default_context(cafile=self.ca)
+        return http.client.HTTPSConnection(self.url.hostname, self.url.port, timeout=TIMEOUT_SECONDS, context=trust)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Return what the API answers, None where it has nothing to say; ApiError where it refuses or is away."""
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self.login:
+            headers["Authorization"] = f"Basic {base64.b64encode(self.login.encode()).decode()}"
+        try:
+            connection = self._connection()
+            try:
+                content = None if body is None else json.dumps(body)
+                connection.request(method, f"{self.url.path.rstrip('/')}{path}", content, headers)
+                answer = connection.getresponse()
+                text = answer.read()
+            finally:
+                connection.close()
+            if answer.status >= http.client.BAD_REQUEST:
+                words = text.decode(errors="replace")[:500]
+                raise ApiError(f"Prefect answers {answer.status} to {method} {path}: {words}")
+            return json.loads(text) if text else None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ApiError(f"Prefect cannot be asked for {method} {path}: {error}") from error

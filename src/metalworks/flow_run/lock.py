@@ -1,0 +1,101 @@
+"""What a project says its environment is: uv.lock, or a requirements.txt that pins everything."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from metalworks.flow_run.errors import FlowRunError
+
+PIN = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^]]*])?\s*(===?\s*(?P<version>[^\s;*,]+)\s*(;.*)?$|@\s*\S+)"
+)
+"""A line that leaves no choice."""
+CHOICES = ("--index-url", "--extra-index-url", "-i", "--find-links", "-f", "--no-index", "--only-binary", "--no-binary")
+"""Options of a requirements.txt that say where packages are from; others name more packages."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file's content."""
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise FlowRunError(f"{path.name} is no TOML: {error}") from error
+
+
+def settings(code: Path) -> dict[str, Any]:
+    """Return the project's pyproject.toml; a project that has none has no settings."""
+    path = code / "pyproject.toml"
+    return read_toml(path) if path.is_file() else {}
+
+
+def lock_of(code: Path) -> Path:
+    """Return the file that the project's environment is built from: uv.lock if there is one."""
+    lock, requirements = code / "uv.lock", code / "requirements.txt"
+    if lock.is_file():
+        if not (code / "pyproject.toml").is_file():
+            raise FlowRunError("The flow's code has no pyproject.toml beside its uv.lock: pack the folder that has it.")
+        return lock
+    if not requirements.is_file():
+        raise FlowRunError(
+            "The flow's code has no uv.lock at its root, and no requirements.txt: `uv lock`, or pack the folder "
+            "that holds it."
+        )
+    return requirements
+
+
+def requirement_lines(text: str) -> list[tuple[int, str]]:
+    """Return the lines of a requirements.txt with their numbers: without comments, continued ones as one."""
+    found: list[tuple[int, str]] = []
+    pending, began = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        began = began if pending else number
+        part = re.sub(r"(^|\s)#.*$", "", line).strip()
+        pending = f"{pending} {part.removesuffix(chr(92)).strip()}".strip()
+        if not part.endswith(chr(92)) and pending:
+            found.append((began, pending))
+            pending = ""
+    return [*found, (began, pending)] if pending else found
+
+
+def has_hashes(text: str) -> bool:
+    """Tell whether a requirements.txt says what its files' hashes are."""
+    return any("--hash" in line for _, line in requirement_lines(text))
+
+
+def _pin(line: str) -> re.Match[str] | None:
+    """Return what a line pins, whatever hashes it has."""
+    return PIN.match(re.sub(r"\s--hash[=\s]\S+", "", line).strip())
+
+
+def check_requirements(text: str) -> None:
+    """Refuse a requirements.txt that means another environment tomorrow."""
+    loose = []
+    for number, line in requirement_lines(text):
+        if line.split("=")[0].split()[0] in CHOICES:
+            continue
+        if not _pin(line):
+            loose.append(f"  line {number}: {line}")
+    if loose:
+        raise FlowRunError(
+            "The flow's requirements.txt does not pin everything (name==version), so that no two machines need have "
+            "the same; make it from these lines by `uv pip compile --generate-hashes`, or use `uv lock`:\n"
+            + "\n".join(loose)
+        )
+
+
+def locked_versions(code: Path) -> dict[str, str]:
+    """Return package → version of what the project locks, as far as the file says it."""
+    lock = lock_of(code)
+    if lock.name == "uv.lock":
+        packages = read_toml(lock).get("package", [])
+        return {package["name"]: package.get("version", "") for package in packages}
+    pins = (_pin(line) for _, line in requirement_lines(lock.read_text()))
+    return {normal(pin["name"]): (pin["version"] or "") for pin in pins if pin}
+
+
+def normal(name: str) -> str:
+    """Return a package's name as it is compared."""
+    return re.sub(r"[-_.]+", "-", name).lower()

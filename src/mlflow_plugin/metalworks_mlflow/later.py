@@ -1,0 +1,203 @@
+"""The thread that adds to runs what was not ready when they were made."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures.thread  # noqa: F401 - see _register
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+
+from . import masking, packages, tagging
+from .data import Dvc
+from .provider import CONTEXT
+
+if TYPE_CHECKING:
+    from .context import Look
+
+FOLDER = "versions"
+MISSING = "metalworks.missing"
+"""Tag that names what could not be told."""
+GATHER_SECONDS = 0.5
+FIND_SECONDS = 30.0
+EXIT_SECONDS = 30.0
+"""So long a program that ends waits for its runs' tags."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Pending:
+    """A run that MLflow is just making."""
+
+    context: str
+    uri: str
+    sent: dict[str, str]
+    look: Look
+    run: str = ""
+    failures: list[str] = field(default_factory=list)
+
+    def client(self) -> MlflowClient:
+        """Return a client of the server that has the run, whichever is the current one by now."""
+        return MlflowClient(tracking_uri=self.uri)
+
+    def add(self, found: dict[str, str]) -> None:
+        """Set the tags that the run does not have yet."""
+        new = {name: value for name, value in tagging.fit(found).items() if self.sent.get(name) != value}
+        if new:
+            self.client().log_batch(self.run, tags=[RunTag(name, value) for name, value in new.items()])
+            self.sent |= new
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Make a file of the run."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(content)
+            self.client().log_artifact(self.run, str(path), FOLDER)
+
+    def attempt(self, step: Callable[[Pending], None]) -> None:
+        """Do a step for this run; its failure is told by a tag and stops no other step."""
+        try:
+            step(self)
+        except Exception as error:
+            _log.debug("A step failed", exc_info=True)
+            self.failures.append(masking.text(f"{type(error).__name__}: {error}"[:500]))
+
+
+class Worker:
+    """One thread for all runs of the process: of runs made meanwhile, DVC is asked once."""
+
+    def __init__(self) -> None:
+        """Begin with nothing to do."""
+        self._runs: list[Pending] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._dvc: list[Dvc] = []
+
+    def add(self, run: Pending) -> None:
+        """Have a run completed."""
+        with self._changed:
+            self._runs.append(run)
+            self._changed.notify()
+            if self._thread is None:
+                # Others than daemons would be waited for without end, and after the pools that uploads need.
+                self._thread = threading.Thread(target=self._work, name="metalworks-mlflow", daemon=True)
+                self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for what is to be done, within limits."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify()
+        if self._thread is not None:
+            with suppress(KeyboardInterrupt):  # who presses it does not want to wait
+                self._thread.join(EXIT_SECONDS)
+                for dvc in self._dvc:
+                    dvc.stop()
+                self._thread.join(EXIT_SECONDS / 10)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._runs or self._closing.is_set())
+            # The run is just being made: what is done now would slow that down. And more runs may follow.
+            self._closing.wait(GATHER_SECONDS)
+            with self._changed:
+                runs, self._runs = self._runs, []
+            if not runs:
+                return
+            try:
+                self._complete(runs)
+            except Exception:
+                _log.debug("Runs were not completed", exc_info=True)
+
+    def _complete(self, runs: list[Pending]) -> None:
+        projects = {run.look.project for run in runs}
+        asked = {project: Dvc(project) for project in projects}  # it works while the runs are looked for
+        self._dvc = list(asked.values())
+        runs = [run for run in runs if self._find(run)]
+        for run in runs:
+            run.attempt(lambda run: run.add(run.look.rest()))
+            run.attempt(lambda run: run.keep("requirements.txt", packages.requirements().encode()))
+            run.attempt(_keep_diff)
+        for project, dvc in asked.items():
+            of_project = [run for run in runs if run.look.project == project]
+            for facts in dvc.facts():
+                for run in of_project:
+                    run.attempt(methodcaller("add", facts))
+            for run in of_project:
+                failures = list(filter(None, [*run.look.failures, dvc.failure, *run.failures]))
+                if failures:
+                    run.attempt(methodcaller("add", {MISSING: "; ".join(failures)}))
+
+    def _find(self, run: Pending) -> bool:
+        """Look for the run by its tag; false if MLflow did not make it."""
+        waited = 0.0
+        pause = 0.1
+        while True:
+            last = self._closing.is_set()  # then whoever made the run is done
+            try:
+                run.run = _search(run)
+            except Exception:
+                _log.debug("MLflow does not answer", exc_info=True)
+            if run.run or last or waited > FIND_SECONDS:
+                return bool(run.run)
+            self._closing.wait(pause)
+            waited += pause
+            pause = min(2 * pause, 2.0)
+
+
+def _search(run: Pending) -> str:
+    """Return the id of the run with the tag, or nothing."""
+    client = run.client()
+    token = None
+    while True:
+        experiments = client.search_experiments(order_by=["last_update_time DESC"], page_token=token)
+        found = client.search_runs(
+            [one.experiment_id for one in experiments], f"tags.`{CONTEXT}` = '{run.context}'", max_results=1
+        )
+        token = experiments.token
+        if found or not token:
+            return str(found[0].info.run_id) if found else ""
+
+
+def _keep_diff(run: Pending) -> None:
+    """Keep what differs from the commit, if anything does."""
+    if run.look.repository:
+        diff = run.look.repository.diff()
+        if diff:
+            run.keep("git.diff", diff)
+
+
+_worker = Worker()
+
+
+def add(run: Pending) -> None:
+    """Have a run completed by the thread."""
+    _worker.add(run)
+
+
+def _forked() -> None:
+    """Threads do not come along into a new process."""
+    global _worker
+    _worker = Worker()
+
+
+def _register() -> None:
+    """Have the thread waited for before the pools of threads end that uploads need: those that came first end last."""
+    before = getattr(threading, "_register_atexit", atexit.register)
+    before(lambda: _worker.finish())
+    os.register_at_fork(after_in_child=_forked)
+
+
+_register()

@@ -1,0 +1,231 @@
+"""`metalworks deploy`: everything that is wrong in one list and nothing changed, or what the file says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from metalworks import cli
+from metalworks.cli import CommandError
+from metalworks.deploy import check, command, definition, server, store
+from metalworks.deploy.server import Known, Server
+from metalworks.flow_run.environment import metadata
+
+PREFECT = metadata.version("prefect")
+FLOW = "from prefect import flow\n@flow\ndef learn(month: str = 'now'):\n    import json\n"
+FILE = """
+name: demo
+definitions:
+  common: &common {tags: [a-tag], work_pool: {name: cpu, job_variables: {env: {MARK: "{{ $MARK }}"}}}}
+deployments:
+  - {name: nightly, entrypoint: "flows.py:learn", <<: *common, schedules: [{cron: "0 6 * * *", timezone: UTC}]}
+  - {name: by-hand, entrypoint: "flows.py:learn", <<: *common, parameters: {month: May}}
+"""
+# The project's Python: says what Prefect would be given, and is itself otherwise.
+PYTHON = """#!/bin/sh
+if [ "$2" = prefect ]; then cp "$6" {given}; echo "$PWD $PYTHONPATH" > {given}.place; else exec {python} "$@"; fi
+"""
+
+
+class Site:
+    """A project, and the platform's edge: object store and server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.project = folder / "clone"
+        self.objects: dict[str, bytes] = {}
+        self.known = Server(PREFECT, {"cpu": {"default"}, "idle": {"default"}}, {"cpu"})
+        self.given = folder / "given.yaml"
+        self.deleted: list[str] = []
+
+    def git(self, *arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=self.project, check=True, capture_output=True)
+
+    def write(self, **files: str) -> None:
+        for name, text in files.items():
+            (self.project / name.replace("_", ".")).write_text(text)
+        self.git("add", "--all")
+        self.git("commit", "-qm", "more")
+        self.git("push", "-q", "origin", "main")
+
+    def look(self, pools: Any) -> Server:
+        if self.given.exists():
+            for item in yaml.safe_load(self.given.read_text())["deployments"]:
+                pool = item["work_pool"]
+                schedules = [server.asked_schedule(entry) or "" for entry in item.get("schedules", [])]
+                variables = pool["job_variables"]["env"]
+                known = Known(
+                    1, f"learn/{item['name']}", item["version"], item["entrypoint"], pool["name"], "default",
+                    item.get("parameters", {}), item["tags"], variables, schedules, False,
+                )  # fmt: skip
+                self.known.deployments[known.slug] = known
+        return self.known
+
+    def plan(self, key: str, content: bytes) -> store.Upload:
+        return store.Upload("code", key, content, there=key in self.objects)
+
+    def put(self, upload: store.Upload) -> None:
+        self.objects[upload.key] = upload.content
+
+
+ANSWERS: dict[str, Any] = {}
+ask = check.ask
+
+
+def ask_once(environment: Path, code: Path, flows: Any, begun: check.Starts) -> dict[str, Any]:
+    """Ask about the same code once: the start of Python and Prefect takes its seconds."""
+    key = repr((flows, begun, sorted(path.read_text() for path in code.glob("*.py"))))
+    if key not in ANSWERS:
+        ANSWERS[key] = ask(environment, code, flows, begun)
+    return dict(ANSWERS[key])
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    found = Site(tmp_path)
+    for name, value in {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache", "MARK": "set"}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "ada")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "ada@example.org")
+    found.project.mkdir()
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path / "remote.git"], check=True)
+    found.git("init", "-q", "-b", "main")
+    found.git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    found.write(prefect_yaml=FILE, flows_py=FLOW, requirements_txt=f"prefect=={PREFECT}\n")
+    python = tmp_path / "environment/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON.format(given=found.given, python=sys.executable))
+    python.chmod(0o755)
+    monkeypatch.chdir(found.project)
+    monkeypatch.setattr(command, "environment_of", lambda *_: python.parents[1])
+    monkeypatch.setattr(server, "look", found.look)
+    monkeypatch.setattr(server, "delete", lambda items: found.deleted.extend(item.slug for item in items))
+    monkeypatch.setattr(server, "next_runs", lambda slugs: dict.fromkeys(slugs))
+    monkeypatch.setattr(command, "Store", lambda: found)
+    monkeypatch.setattr(check, "ask", ask_once)
+    return found
+
+
+def deploy(*arguments: str) -> int:
+    return cli.main(["deploy", *arguments])
+
+
+def test_a_project_is_deployed_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy() == 0
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert set(site.objects) == {f"demo/{commit}.tar.gz", f"demo/{commit}.requirements.txt"}
+    given = yaml.safe_load(site.given.read_text())
+    assert given["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+    nightly, by_hand = given["deployments"]
+    assert nightly["version"] == commit
+    assert nightly["schedules"] == [{"cron": "0 6 * * *", "timezone": "UTC"}]
+    assert by_hand["parameters"] == {"month": "May"}
+    variables = nightly["work_pool"]["job_variables"]["env"]
+    assert variables["MARK"] == "{{ $MARK }}", "Prefect resolves it"
+    assert variables["METALWORKS_FLOW_CODE"] == f"s3://code/demo/{commit}.tar.gz"
+    assert variables["METALWORKS_GIT_DIRTY"] == "false"
+    assert variables["METALWORKS_GIT_COMMIT"] == commit
+    place, path = site.given.with_name("given.yaml.place").read_text().split()
+    assert place == path != str(site.project)
+    assert capsys.readouterr().out.count("created") == 2
+    site.given.unlink()
+    assert deploy() == 0
+    assert not site.given.exists()
+    assert capsys.readouterr().out.count("unchanged") == 2
+
+
+def test_what_a_template_says_belongs_to_the_deployment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deploy() == 0
+    site.given.unlink()
+    monkeypatch.setenv("MARK", "other")
+    assert deploy("by-hand") == 0
+    assert [item["name"] for item in yaml.safe_load(site.given.read_text())["deployments"]] == ["by-hand"]
+
+
+def test_a_dry_run_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy("--dry-run") == 0
+    assert not site.objects
+    assert not site.given.exists()
+    assert capsys.readouterr().out.count("would be created") == 2
+
+
+def test_what_the_file_no_longer_names_is_deleted_on_request(site: Site) -> None:
+    assert deploy() == 0
+    site.write(prefect_yaml=FILE.rpartition("  - ")[0])
+    assert deploy() == 0
+    assert site.deleted == []
+    assert deploy("--prune") == 0
+    assert site.deleted == ["learn/by-hand"]
+
+
+Spoil = Callable[[Site], None]
+
+
+def another_projects(site: Site) -> None:
+    assert deploy() == 0
+    site.given.unlink()
+    site.objects.clear()
+    site.write(prefect_yaml=FILE.replace("name: demo", "name: other"))
+
+
+def of_the_file(old: str, new: str) -> Spoil:
+    return lambda site: site.write(prefect_yaml=FILE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda site: (site.project / "flows.py").write_text(FLOW + "\n"), "not committed: flows.py"),
+        (lambda site: site.git("commit", "-q", "--allow-empty", "-m", "x"), "`git push origin main`"),
+        (lambda site: site.write(flows_py=FLOW.replace("json", "sklear")), "flows.py:4: no module sklear in the"),
+        (lambda site: site.write(flows_py=FLOW.replace("json", "PIL_, bs4")), "beautifulsoup4==VERSION` into req"),
+        (lambda site: site.write(flows_py="import surely_missing\n" + FLOW), "flows.py:1: no module surely_missing"),
+        (lambda site: site.write(flows_py="1 / 0\n"), "does not load: flows.py:1: ZeroDivisionError"),
+        (lambda site: site.write(requirements_txt="prefect==2.1.0\n"), f"`prefect=={PREFECT} in requirements.txt`"),
+        (lambda site: site.write(requirements_txt="mlflow==3\n"), "requirements.txt holds no prefect"),
+        (of_the_file("name: cpu", "name: nowhere"), "no work pool nowhere (of nightly, by-hand); there are cpu, idle"),
+        (of_the_file("name: cpu", "name: idle"), "no worker of the pool idle"),
+        (of_the_file("name: cpu", "work_queue_name: q, name: cpu"), "has no queue q, but default"),
+        (of_the_file("0 6 * * *", "0 66 * * *"), "nightly: its schedule"),
+        (of_the_file("flows.py:learn", "flows.py:lern"), "'lern' not found"),
+        (of_the_file("month: May", "moth: May"), "by-hand: the flow has no parameter moth, only month"),
+        (of_the_file("name: by-hand", "name: nightly"), "two deployments are called learn/nightly"),
+        (of_the_file("$MARK", "$UNKNOWN_MARK"), "it asks for $UNKNOWN_MARK"),
+        (of_the_file("tags: [a-tag]", "tags: [a-tag], build: [{x: {}}]"), "remove the `build` steps"),
+        (another_projects, "learn/nightly is a deployment of the project demo"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_changed(
+    spoil: Spoil, words: str, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(site)
+    assert deploy() == 1
+    assert words in capsys.readouterr().err
+    assert not site.objects
+    assert not site.given.exists()
+
+
+def test_all_that_is_wrong_is_said_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.write(prefect_yaml=FILE.replace("name: cpu", "name: nowhere"), flows_py=FLOW.replace("json", "sklear"))
+    (site.project / "new").touch()
+    assert deploy() == 1
+    assert capsys.readouterr().err.count("\n  - ") == 3
+
+
+def test_a_deployment_that_was_not_asked_for_does_not_exist(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy("nigthly") == 1
+    assert "no deployment nigthly; it has nightly, by-hand" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["deployments: [", "name: x", "[]", "deployments: []"])
+def test_a_file_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").write_text(text)
+    with pytest.raises(CommandError, match=r"prefect\.yaml"):
+        definition.read(tmp_path, tmp_path)

@@ -1,0 +1,172 @@
+"""What a project imports and whether its flows load, asked in an environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metalworks.deploy import check, inside
+from metalworks.deploy.definition import Deployment
+
+FILES = {
+    "flows/main.py": """
+from typing import TYPE_CHECKING
+from prefect import flow
+import pkg.work
+if TYPE_CHECKING:
+    import only_types
+else:
+    import not_only_types
+
+@flow
+def main(month: str, again: int = 1) -> None:
+    "Do it."
+    def later():
+        import lazy_missing.part
+""",
+    "pkg/__init__.py": "",
+    "pkg/work.py": """
+import os, yaml
+from . import beside, nowhere
+from .gone import x
+try:
+    import fast_json
+except ImportError:
+    import slow_json
+with contextlib.suppress(ImportError):
+    import suppressed
+import pkg.vanished
+from importlib import import_module
+import_module("by_name")
+import_module(variable)
+""",
+    "pkg/beside.py": "import sys\nif sys.version_info < (3, 11):\n    import tomli\n",
+    "pkg/unused.py": "import in_the_package\n",
+    "script.py": "import helper\n",
+    "helper.py": "import of_the_stage\n",
+    "notebook.py": "import for_nobody\n",
+    "tests/test_it.py": "import of_a_test\n",
+}
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def imports(code: Path, scripts: list[str], modules: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    rows = inside.imports(inside.Project(code, [str(code)], scripts, modules or []))
+    return {row["missing"]: row for row in rows if row["missing"]}
+
+
+def test_imports_are_found_wherever_they_are(code: Path) -> None:
+    found = imports(code, ["flows/main.py", "script.py"])
+    needed = {name for name, row in found.items() if row["kind"] == "needed" and row["reached"] and not row["own"]}
+    assert needed == {"not_only_types", "lazy_missing", "by_name", "in_the_package", "of_the_stage"}
+    assert (found["lazy_missing"]["file"], found["lazy_missing"]["line"]) == ("flows/main.py", 14)
+
+
+def test_what_may_be_missing_is_told_apart(code: Path) -> None:
+    found = imports(code, ["flows/main.py"])
+    optional = {name for name, row in found.items() if row["kind"] == "optional"}
+    assert optional == {"fast_json", "slow_json", "suppressed", "tomli"}
+    assert found["only_types"]["kind"] == "typing"
+
+
+def test_the_projects_own_modules_must_be_there(code: Path) -> None:
+    found = imports(code, ["flows/main.py"])
+    assert {name for name, row in found.items() if row["own"]} == {".gone", "pkg.vanished"}
+
+
+def test_what_no_flow_reaches_is_told_apart(code: Path) -> None:
+    found = imports(code, ["flows/main.py"])
+    assert not found["for_nobody"]["reached"]
+    assert not found["of_the_stage"]["reached"]
+    assert "of_a_test" not in found
+
+
+def test_a_module_of_a_package_reaches_the_whole_package(code: Path) -> None:
+    assert imports(code, [], ["pkg/beside.py"])["in_the_package"]["reached"]
+
+
+def test_a_folder_of_many_packages_does_not_hide_what_is_missing(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = code / "site"
+    (place / "google/cloud").mkdir(parents=True)
+    (place / "google/cloud/there.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(place)])
+    (code / "script.py").write_text("import google.storage\nfrom google.cloud import there, other\nimport os.nothing")
+    assert set(imports(code, ["script.py"])) >= {"google.storage", "google.cloud.other"}
+    assert "google.cloud.there" not in imports(code, ["script.py"])
+
+
+def test_of_what_is_installed_the_distribution_is_known(code: Path) -> None:
+    rows = inside.imports(inside.Project(code, [str(code)], ["flows/main.py"], []))
+    assert {row["module"] for row in rows if row["missing"] is None} == {"prefect", "yaml"}
+
+
+def test_a_file_that_is_no_python_is_named(code: Path) -> None:
+    (code / "pkg/unused.py").write_text("def (\n")
+    rows = inside.imports(inside.Project(code, [str(code)], ["flows/main.py"], []))
+    assert [(row["file"], row["line"], row["reached"]) for row in rows if "syntax" in row] == [
+        ("pkg/unused.py", 1, True)
+    ]
+
+
+def test_dvcs_stages_are_beginnings_too(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n"
+        "  a: {cmd: python -m pkg.step --month 3}\n"
+        "  b: {foreach: [1], do: {cmd: [python 'scripts/b.py', echo done]}}\n"
+    )
+    flow = Deployment({}, {"entrypoint": "flows/main.py:main"})
+    scripts, modules = check.starts(tmp_path, [flow, Deployment({}, {"entrypoint": "pkg.flows.other"})])
+    assert scripts == ["flows/main.py", "scripts/b.py"]
+    assert {"pkg/flows.py", "pkg/step.py", "pkg/step/__main__.py"} < set(modules)
+
+
+FLOWS = {
+    "good.py": "from prefect import flow\nprint('noise')\n@flow\ndef a_flow(month, again=1): 'Do it.'\n",
+    "broken.py": "from prefect import flow\nimport part\n@flow\ndef a_flow(): pass\n",
+    "part.py": "\n\nimport surely_missing\n",
+    "none.py": "def a_flow(): pass\n",
+    "exits.py": "import os\nos._exit(3)\n",
+    "marked.py": "import os\nfrom prefect import flow\nos.environ['MARK']\nflow(lambda: 0, name='lambda')\n",
+    "path.py": "import of_the_shell\n",
+}
+
+
+def test_flows_are_loaded_apart_from_everything_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one go, as the start of Python and Prefect takes its time."""
+    code, shell = tmp_path / "code", tmp_path / "shell"
+    code.mkdir()
+    shell.mkdir()
+    for name, text in FLOWS.items():
+        (code / name).write_text(text)
+    (code / "requirements.txt").write_text("prefect==3\n")
+    (shell / "of_the_shell.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(shell))
+    monkeypatch.setenv("MARK", "the user's")
+    entrypoints = ["good.py:a_flow", "good.py:no_flow", "broken.py:a_flow", "none.py:a_flow", "exits.py:a_flow"]
+    entrypoints += ["marked.py:a_flow", "path.py:a_flow", "nowhere.py:a_flow"]
+    found = check.ask(Path(sys.prefix), code, {name: {} for name in entrypoints}, (["good.py"], []))["flows"]
+    assert found["good.py:a_flow"]["name"] == "a-flow"
+    assert found["good.py:a_flow"]["parameters"] == ["month", "again"]
+    assert found["good.py:a_flow"]["required"] == ["month"]
+    assert found["broken.py:a_flow"]["where"] == "part.py:3"
+    assert found["broken.py:a_flow"]["missing"] == "surely_missing"
+    assert "'no_flow' not found" in found["good.py:no_flow"]["error"]
+    assert "is not a flow" in found["none.py:a_flow"]["error"]
+    assert "ended Python" in found["exits.py:a_flow"]["error"]
+    assert (found["marked.py:a_flow"]["error"], found["marked.py:a_flow"]["where"]) == (
+        "KeyError: 'MARK'",
+        "marked.py:3",
+    )
+    assert found["path.py:a_flow"]["missing"] == "of_the_shell"
+    assert "nowhere.py" in found["nowhere.py:a_flow"]["error"]

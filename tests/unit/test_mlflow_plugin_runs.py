@@ -1,0 +1,203 @@
+"""Programs that make runs with the plugin, as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from metalworks.runs import record
+from mlflow_plugin.metalworks_mlflow import context, later, provider
+from mlflow_plugin.metalworks_mlflow.deadline import Deadline
+from scripts.common import environment
+from tests.unit.test_mlflow_plugin import PLUGIN, commit, head, made_pipeline, pipeline, settings
+
+__all__ = ["made_pipeline", "pipeline", "settings"]
+
+PROGRAM = """
+import mlflow
+with mlflow.start_run() as run:
+    pass
+print(run.info.run_id)
+"""
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has made once, which takes seconds."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def start(
+    code: str, folder: Path, store: str, *arguments: str, expect: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program with the plugin; nothing of the plugin's may appear in what it prints."""
+    (folder / "train.py").write_text(code)
+    own = environment({"PYTHONPATH": str(PLUGIN), "MLFLOW_TRACKING_URI": store, **variables})
+    line = [sys.executable, "train.py", *arguments]
+    done = subprocess.run(line, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    assert done.returncode == expect, done.stderr
+    assert "metalworks" not in done.stderr
+    return done
+
+
+def recorded(store: str, run: str) -> record.Recorded:
+    client = MlflowClient(store)
+    return record.read(client, client.get_run(run))
+
+
+def runs(store: str) -> list[Run]:
+    return list(MlflowClient(store).search_runs(["0"]))
+
+
+def test_a_short_program_leaves_all_that_makes_its_run_again(pipeline: Path, store: str) -> None:
+    (pipeline / "train.py").write_text(PROGRAM)
+    (pipeline / ".gitignore").write_text("mlruns\n__pycache__\n")
+    commit(pipeline)
+    run = start(PROGRAM, pipeline, store, "--password", "hunter2", METALWORKS_REPRODUCES="abc").stdout.split()[-1]
+    found = recorded(store, run)
+    tags = found.tags
+    assert tags[record.COMMIT] == head(pipeline)
+    assert (tags[record.BRANCH], tags[record.DIRTY], tags[record.PUSHED]) == ("main", "false", "false")
+    assert (tags[record.FOLDER], tags[record.REPRODUCES]) == ("", "abc")
+    assert found.command == [sys.executable, "train.py", "--password", "***"]
+    assert "hunter2" not in json.dumps(tags)
+    assert found.packages is not None
+    assert found.packages["pytest"] == pytest.__version__
+    assert found.diff is None
+    out = found.data["out"]
+    assert (out.clean, out.pushed, out.size) == (True, True, 4)
+    assert (found.data["raw/one"].clean, found.data["raw/one"].pushed) == (True, False)
+    assert "metalworks.missing" not in tags
+
+
+def test_of_many_runs_each_is_completed(pipeline: Path, store: str) -> None:
+    code = "import mlflow\nfor number in range(3):\n    with mlflow.start_run():\n        pass\n"
+    start(code, pipeline, store)
+    found = [recorded(store, run.info.run_id) for run in runs(store)]
+    assert len({run.tags["metalworks.context"] for run in found}) == 3
+    for run in found:
+        assert run.data["out"].pushed is True
+        assert run.tags[record.DIRTY] == "true"
+        assert run.diff is not None
+        assert "+for number in range(3):" in run.diff
+
+
+def test_outside_a_clone_the_deployment_tells_the_commit(tmp_path: Path, store: str) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    given = {
+        "METALWORKS_GIT_COMMIT": "a" * 40,
+        "METALWORKS_GIT_REMOTE": "https://u:x@git/a",
+        "METALWORKS_GIT_FOLDER": "",
+    }
+    run = start(PROGRAM, folder, store, **given).stdout.split()[-1]
+    tags = recorded(store, run).tags
+    assert (tags[record.COMMIT], tags[record.REMOTE], tags[record.PUSHED]) == ("a" * 40, "https://git/a", "unknown")
+
+
+def test_a_run_that_is_not_made_keeps_nobody(pipeline: Path, store: str) -> None:
+    code = """
+import mlflow
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+def refuse(*given, **named): raise RuntimeError("refused")
+SqlAlchemyStore.create_run = refuse
+mlflow.start_run()
+"""
+    done = start(code, pipeline, store, expect=1)
+    assert "refused" in done.stderr
+    assert runs(store) == []
+
+
+def test_runs_of_a_forked_process_are_completed(pipeline: Path, store: str) -> None:
+    code = """
+import os, sys
+import mlflow
+with mlflow.start_run():
+    pass
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with mlflow.start_run():
+    pass
+"""
+    start(code, pipeline, store)
+    assert ["git.dirty" in run.data.tags for run in runs(store)] == [True, True]
+    assert all(json.loads(run.data.tags["dvc.out"])["clean"] for run in runs(store))
+
+
+def test_other_libraries_make_runs_but_data_sets_are_none(pipeline: Path, store: str) -> None:
+    code = """
+import threading
+import mlflow, pandas
+from mlflow.tracking.context.registry import resolve_tags
+mlflow.data.from_pandas(pandas.DataFrame({"a": [1]}))
+mlflow.create_external_model(name="m")
+assert "metalworks-mlflow" not in [thread.name for thread in threading.enumerate()]
+mlflow.MlflowClient().create_run("0", tags=resolve_tags())
+"""
+    start(code, pipeline, store)
+    assert json.loads(runs(store)[0].data.tags["dvc.out"])["pushed"] is True
+
+
+def test_the_servers_own_runs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", "sqlite:///mlflow.db")
+    assert provider.MetalworksContext().tags() == {}
+
+
+def test_a_program_elsewhere_is_looked_for_where_its_file_is(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(pipeline / "train.py"), raising=False)
+    made: list[later.Pending] = []
+    monkeypatch.setattr(later, "add", made.append)
+    tags = context.tags(Deadline(60))
+    assert tags[record.COMMIT] == head(pipeline)
+    assert tags["metalworks.context"] == made[0].context
+    assert json.loads(tags["dvc.raw/one"])["recorded"] == "5bbf5a52328e7439ae6e719dfe712200"
+
+
+def test_what_is_late_is_told_later(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pipeline)
+    made: list[later.Pending] = []
+    monkeypatch.setattr(later, "add", made.append)
+    tags = context.tags(Deadline(-1))
+    assert set(tags) == {"metalworks.context", record.COMMAND, record.HOST, record.PYTHON}
+    rest = made[0].look.rest()
+    assert (rest[record.COMMIT], rest[record.DIRTY], "dvc.out" in rest) == (head(pipeline), "false", True)
+
+
+def test_a_failure_of_the_plugin_is_told_by_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr("mlflow_plugin.metalworks_mlflow.context.tags", fail)
+    assert provider.MetalworksContext().tags() == {"metalworks.context": "failed: OSError: disk"}
+
+
+def test_a_failed_step_is_told_and_stops_no_other(pipeline: Path, store: str) -> None:
+    code = f"""
+import mlflow
+mlflow.MlflowClient.log_artifact = lambda *given, **named: 1 / 0
+{PROGRAM}"""
+    run = start(code, pipeline, store).stdout.split()[-1]
+    tags = recorded(store, run).tags
+    assert re.match("ZeroDivisionError", tags["metalworks.missing"])
+    assert json.loads(tags["dvc.out"])["pushed"] is True
