@@ -302,7 +302,7 @@ import os, pathlib, subprocess, sys, time
 from metalworks import flow_run
 said = pathlib.Path(sys.argv[1])
 flow_run.end.REPORT_SECONDS = 1.0
-flow_run.end.crash = lambda run, message: said.write_text(f"{run}: {message}")
+flow_run.end.end = lambda api, run, message: said.write_text(f"{run}: {message}")
 if not os.fork():
     flow_run.end.watch("run-1")
     print(os.getpid(), flush=True)

@@ -415,6 +415,21 @@ def test_a_service_that_is_down_is_said_to_be(host):
         host.check_output("systemctl start stand-in@mlflow")
 
 
+def test_machines_are_told_to_wait_for_what_is_down_and_people_are_not(host):
+    machine = ("--user", "worker-gpu:worker-password")
+    wait = ("prefect-maintenance", "true")
+    assert wait not in ask(host, "prefect", "/api/x", *machine).headers
+    host.check_output("systemctl stop stand-in@prefect")
+    try:
+        down = ask(host, "prefect", "/api/x", *machine)
+        assert (down.status, wait in down.headers) == (502, True)
+        for anybody in ((), ("--user", "worker-gpu:wrong")):
+            assert wait not in ask(host, "prefect", "/api/x", *anybody).headers
+        assert wait not in ask(host, "prefect", "/api/health").headers
+    finally:
+        host.check_output("systemctl start stand-in@prefect")
+
+
 # -- The status of parts that have no health page
 def test_the_status_is_told_to_everybody(host):
     for part, status, line in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ CHOICES = ("--index-url", "--extra-index-url", "-i", "--find-links", "-f", "--no
 """Options of a requirements.txt that say where packages are from; others name more packages."""
 
 
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)  # a tenth of a second for a large uv.lock, which several here want to know of
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file's content."""
+    """Return a TOML file's content, which is not to be changed."""
     try:
-        return tomllib.loads(path.read_text())
+        return _parsed(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise FlowRunError(f"{path.name} is no TOML: {error}") from error
 

@@ -1,0 +1,232 @@
+"""What becomes of a flow run whose worker, or whose host, is gone: asked of a real Prefect server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metalworks.flow_run import lost
+from metalworks.flow_run.api import Api, ApiError
+from metalworks.flow_run.end import UNBEGUN_CRASHES, beat, end
+
+PATIENCE_SECONDS = 90
+WORDS = "The worker is gone."
+
+
+def wait_for(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not ready():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """Return the API of a server of its own, at a Unix socket as on the services host."""
+    home = tmp_path_factory.mktemp("prefect")
+    variables = {
+        "PATH": os.environ["PATH"],
+        "PREFECT_HOME": str(home),
+        "PREFECT__SERVER_FINAL": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    line = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen([*line, "--uds", home / "api"], env=variables, stdout=log, stderr=log)
+        found = Api({"PREFECT_API_URL": "http://localhost/api", "METALWORKS_PREFECT_SOCKET": str(home / "api")})
+
+        def answers() -> bool:
+            assert server.poll() is None, (home / "log").read_text()
+            try:
+                return bool(found.ask("GET", "/health"))
+            except ApiError:
+                return False
+
+        try:
+            wait_for(answers, "Prefect's server does not start")
+            yield found
+        finally:
+            server.terminate()
+            server.wait()
+
+
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def make(api: Api) -> Make:
+    """Return a function that makes a flow run of a deployment with one slot."""
+
+    def make(*states: str, retries: int | None = None, deployed: bool = True) -> str:
+        flow = api.ask("POST", "/flows/", {"name": "demo"})
+        if deployed:
+            wanted = {"name": uuid.uuid4().hex, "flow_id": flow["id"], "concurrency_limit": 1}
+            deployment = api.ask("POST", "/deployments/", wanted)
+            run = api.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})
+        else:
+            run = api.ask("POST", "/flow_runs/", {"flow_id": flow["id"]})
+        if retries is not None:
+            policy = {"retries": retries, "retry_delay": 60}
+            api.ask("PATCH", f"/flow_runs/{run['id']}", {"empirical_policy": policy})
+        go(api, run["id"], *states)
+        return str(run["id"])
+
+    return make
+
+
+def go(api: Api, run: str, *states: str) -> None:
+    for state in states:
+        answer = api.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": state}})
+        assert answer["status"] == "ACCEPT", answer
+
+
+def history(api: Api, run: str) -> list[str]:
+    found = api.ask("GET", f"/flow_run_states/?flow_run_id={run}")
+    return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
+
+
+def free_slots(api: Api, run: str) -> bool:
+    deployment = api.ask("GET", f"/deployments/{api.ask('GET', f'/flow_runs/{run}')['deployment_id']}")
+    return bool(deployment["global_concurrency_limit"]["active_slots"] == 0)
+
+
+def test_a_run_with_retries_goes_back_on_schedule_until_they_are_used_up(api: Api, make: Make) -> None:
+    run = make("PENDING", "RUNNING", retries=1)
+    assert not free_slots(api, run)
+    assert end(api, run, WORDS) == "AwaitingRetry"
+    assert history(api, run)[-2:] == ["Crashed", "AwaitingRetry"]
+    assert free_slots(api, run)
+    state = api.ask("GET", f"/flow_runs/{run}")["state"]
+    assert WORDS in state["message"]
+    assert state["state_details"]["scheduled_time"] > state["timestamp"], "the flow's delay counts"
+
+    # Another worker takes it; its own due time is not this test's matter.
+    api.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+    go(api, run, "PENDING", "RUNNING")
+    assert end(api, run, WORDS) == "Crashed"
+    assert free_slots(api, run)
+
+
+def test_what_the_flow_said_itself_when_it_was_stopped_is_no_obstacle(api: Api, make: Make) -> None:
+    run = make("PENDING", "RUNNING", "CRASHED", retries=1)
+    assert end(api, run, WORDS) == "AwaitingRetry"
+
+
+@pytest.mark.parametrize("retries", [None, 0])
+def test_a_run_without_retries_stays_crashed(retries: int | None, api: Api, make: Make) -> None:
+    run = make("PENDING", "RUNNING", retries=retries)
+    assert end(api, run, WORDS) == "Crashed"
+    assert api.ask("GET", f"/flow_runs/{run}")["state"]["message"] == WORDS
+
+
+def test_a_run_that_cannot_start_is_not_tried_again(api: Api, make: Make) -> None:
+    assert end(api, make("PENDING", retries=5), WORDS, again=False) == "Crashed"
+
+
+def test_a_run_that_nobody_deployed_stays_crashed(api: Api, make: Make) -> None:
+    assert end(api, make("RUNNING", retries=5, deployed=False), WORDS) == "Crashed"
+
+
+def test_a_run_that_had_not_begun_goes_back_a_few_times(api: Api, make: Make) -> None:
+    run = make()
+    ends = []
+    for _ in range(UNBEGUN_CRASHES + 1):
+        go(api, run, "PENDING")
+        ends.append(end(api, run, WORDS))
+    assert ends == ["AwaitingRetry"] * UNBEGUN_CRASHES + ["Crashed"]
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED"])
+def test_a_run_that_has_an_end_keeps_it(state: str, api: Api, make: Make) -> None:
+    run = make("PENDING", "RUNNING", state)
+    before = history(api, run)
+    end(api, run, WORDS)
+    assert history(api, run) == before
+
+
+def test_a_run_that_was_being_cancelled_is(api: Api, make: Make) -> None:
+    assert end(api, make("PENDING", "RUNNING", "CANCELLING", retries=5), WORDS) == "Cancelled"
+
+
+def beats(api: Api, run: str) -> int:
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    return int(api.ask("POST", "/events/filter", {"filter": wanted})["total"])
+
+
+def state_of(api: Api, run: str) -> Any:
+    return api.ask("GET", f"/flow_runs/{run}")["state"]["name"]
+
+
+def test_only_a_run_that_fell_silent_is_lost(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, unheard, over = make("PENDING", "RUNNING", retries=1), make("PENDING", "RUNNING"), make("PENDING", "RUNNING")
+    beat(api, heard)
+    beat(api, over)
+    go(api, over, "COMPLETED")
+    wait_for(lambda: beats(api, heard) + beats(api, over) == 2, "the signs of life do not arrive")
+    assert lost.look(api) == []
+    monkeypatch.setattr(lost, "SILENT_SECONDS", -1.0)
+    (line,) = [line for line in lost.look(api) if heard in line]
+    assert "now AwaitingRetry" in line
+    assert [state_of(api, run) for run in (heard, unheard, over)] == ["AwaitingRetry", "Running", "Completed"]
+
+
+def test_a_retry_does_not_inherit_the_silence(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make("PENDING")
+    beat(api, run)
+    wait_for(lambda: beats(api, run) == 1, "the sign of life does not arrive")
+    go(api, run, "RUNNING")
+    (found,) = [each for each in lost.unfinished(api) if each["id"] == run]
+    begun = lost.datetime.fromisoformat(found["state"]["timestamp"])
+    assert lost.silence(api, found, begun) == 0.0
+
+
+class Away(Exception):
+    """Ends the endless loop of a test."""
+
+
+@pytest.mark.parametrize(("looks", "closed"), [(20, False), (20, True)])
+def test_while_workers_cannot_be_heard_none_is_lost(
+    looks: int, closed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of twenty looks, the tenth meets a closed gateway; whoever is to be judged gets his time again."""
+    clock = [0.0]
+    judged: list[float] = []
+
+    def ask(self: Api, method: str, path: str) -> None:
+        assert not self.socket, "the way that the workers go"
+        if closed and clock[0] == 10 * lost.LOOK_SECONDS:
+            raise ApiError("closed")
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] == looks * seconds:
+            raise Away
+
+    monkeypatch.setenv("METALWORKS_PREFECT_SOCKET", "/nowhere")
+    monkeypatch.setattr(Api, "ask", ask)
+    monkeypatch.setattr(lost.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(lost.time, "sleep", sleep)
+    monkeypatch.setattr(lost, "look", lambda api: judged.append(clock[0]) or [])
+    with pytest.raises(Away):
+        lost.main()
+    first = [120.0, 135.0]
+    assert judged == first + ([270.0, 285.0] if closed else [150.0 + 15 * step for step in range(10)])
+    assert capsys.readouterr().out.count("closed") == closed
+
+
+def test_an_api_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+    nowhere = Api({"PREFECT_API_URL": "http://localhost/api", "METALWORKS_PREFECT_SOCKET": str(tmp_path / "none")})
+    with pytest.raises(ApiError, match="cannot be asked for GET /health"):
+        nowhere.ask("GET", "/health")
+    with pytest.raises(ApiError, match="names no host"):
+        Api({}).ask("GET", "/health")
