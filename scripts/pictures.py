@@ -127,14 +127,46 @@ def mlflow(opened: Browser, password: str) -> None:
         keep(shown, "mlflow")
 
 
+def champion(opened: Browser, password: str) -> None:
+    """The run of the model in service with the tags that say what made it, and the model's card."""
+    site = f"mlflow.{DOMAIN}"
+    with page(opened, site, password=password) as shown:
+        api = f"https://{site}/api/2.0/mlflow"
+        version = shown.request.get(f"{api}/registered-models/alias?name=flight-delay&alias=champion").json()
+        run_id = version["model_version"]["run_id"]
+        run = shown.request.get(f"{api}/runs/get?run_id={run_id}").json()["run"]
+        shown.goto(f"https://{site}/#/experiments/{run['info']['experiment_id']}/runs/{run_id}")
+        tag = shown.get_by_text("dvc.data/features").first
+        expect(tag).to_be_visible(timeout=TIMEOUT)
+        tag.scroll_into_view_if_needed()
+        keep(shown, "mlflow-run")
+        card = shown.request.get(f"https://{site}/get-artifact?path=card%2Findex.html&run_uuid={run_id}")
+        shown.set_content(card.text())
+        expect(shown.locator("svg").first).to_be_visible()
+        shown.screenshot(path=PICTURES / "card.png", full_page=True)
+
+
 def prefect(opened: Browser, password: str) -> None:
-    """A flow run that ended well."""
+    """Flow runs that ended well, deployments, and a parent with its children."""
     site = f"prefect.{DOMAIN}"
     with page(opened, site, password=password) as shown:
         shown.goto(f"https://{site}/runs")
         expect(shown.get_by_text("Completed").first).to_be_visible(timeout=TIMEOUT)
         expect(shown.get_by_text("No access")).to_have_count(0, timeout=TIMEOUT)  # until the work pool is known
         keep(shown, "prefect")
+        shown.goto(f"https://{site}/deployments")
+        expect(shown.get_by_text("retrain").first).to_be_visible(timeout=TIMEOUT)
+        expect(shown.get_by_text("prepare").first).to_be_visible(timeout=TIMEOUT)
+        keep(shown, "prefect-deployments")
+        wanted = {
+            "sort": "START_TIME_DESC",
+            "flows": {"name": {"any_": ["retrain"]}},
+            "flow_runs": {"state": {"name": {"any_": ["Promoted", "Not promoted"]}}},
+        }
+        runs = shown.request.post(f"https://{site}/api/flow_runs/filter", data=wanted).json()
+        shown.goto(f"https://{site}/runs/flow-run/{runs[0]['id']}")
+        expect(shown.get_by_text("prepare").first).to_be_visible(timeout=TIMEOUT)
+        keep(shown, "prefect-run")
 
 
 def main() -> None:
@@ -146,6 +178,7 @@ def main() -> None:
     with browser(vault["vault_ca_certificate"]) as opened:
         start_page(opened)
         mlflow(opened, vault["vault_user_passwords"][PERSON])
+        champion(opened, vault["vault_user_passwords"][PERSON])
         prefect(opened, vault["vault_user_passwords"][PERSON])
 
 

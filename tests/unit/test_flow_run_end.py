@@ -230,3 +230,16 @@ def test_an_api_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
         nowhere.ask("GET", "/health")
     with pytest.raises(ApiError, match="names no host"):
         Api({}).ask("GET", "/health")
+
+
+@pytest.mark.parametrize(("busy", "said"), [(1, "asked"), (99, "503")])
+def test_a_busy_database_is_asked_again(busy: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Prefect answers while somebody else writes; not for ever."""
+    answers = iter([(503, b"{}")] * busy + [(200, b'"asked"')])
+    monkeypatch.setattr(Api, "_answer", lambda *_: next(answers))
+    monkeypatch.setattr("metalworks.flow_run.api.AGAIN_SECONDS", (0.0, 0.0))
+    try:
+        answer = Api({}).ask("GET", "/health")
+    except ApiError as error:
+        answer = str(error)
+    assert said in answer

@@ -12,6 +12,7 @@ UNITS = [
     ("services-1", "minio.service", 9000),
     ("services-1", "mlflow.service", 5000),
     ("services-1", "prefect-server.service", None),
+    ("services-1", "prefect-lost-runs.service", None),
     ("services-1", "nginx.service", 443),
     ("services-1", "platform-status.service", None),
     ("gpu-1", "prefect-worker-gpu.service", None),

@@ -10,11 +10,14 @@ import http.client
 import json
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT_SECONDS = 10.0
+AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
+"""Pauses before a question is put again that Prefect answered 503: its database was busy, and nothing was done."""
 
 
 class ApiError(Exception):
@@ -56,21 +59,29 @@ class Api:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Return what the API answers, None where it has nothing to say; ApiError where it refuses or is away."""
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if self.login:
-            headers["Authorization"] = f"Basic {base64.b64encode(self.login.encode()).decode()}"
+        content = None if body is None else json.dumps(body)
         try:
-            connection = self._connection()
-            try:
-                content = None if body is None else json.dumps(body)
-                connection.request(method, f"{self.url.path.rstrip('/')}{path}", content, headers)
-                answer = connection.getresponse()
-                text = answer.read()
-            finally:
-                connection.close()
-            if answer.status >= http.client.BAD_REQUEST:
+            status, text = self._answer(method, path, content)
+            for pause in AGAIN_SECONDS:
+                if status != http.client.SERVICE_UNAVAILABLE:
+                    break
+                time.sleep(pause)
+                status, text = self._answer(method, path, content)
+            if status >= http.client.BAD_REQUEST:
                 words = text.decode(errors="replace")[:500]
-                raise ApiError(f"Prefect answers {answer.status} to {method} {path}: {words}")
+                raise ApiError(f"Prefect answers {status} to {method} {path}: {words}")
             return json.loads(text) if text else None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ApiError(f"Prefect cannot be asked for {method} {path}: {error}") from error
+
+    def _answer(self, method: str, path: str, content: str | None) -> tuple[int, bytes]:
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self.login:
+            headers["Authorization"] = f"Basic {base64.b64encode(self.login.encode()).decode()}"
+        connection = self._connection()
+        try:
+            connection.request(method, f"{self.url.path.rstrip('/')}{path}", content, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
