@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import clients
 import pytest
 import testinfra
 from testinfra.host import Host
@@ -17,3 +18,11 @@ Reach = Callable[[str], Host]
 def reach() -> Reach:
     """A way to any host by its name."""
     return lambda name: testinfra.get_host(f"ssh://{name}", ssh_config=str(lab_hosts.SSH_CONFIG), sudo=True)
+
+
+@pytest.fixture(scope="module")
+def authority(reach: Reach) -> Iterator[None]:
+    """The CA's certificate on the stranger's machine, as a person imports it: it may ask the platform then."""
+    clients.import_authority()
+    yield
+    reach(clients.STRANGER).run_expect([0], "rm /tmp/ca.crt")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 import yaml
-from clients import ADDRESSES, DOMAIN, STRANGER, as_person, ask, import_authority, over_ssh, play, secrets
+from clients import ADDRESSES, DOMAIN, STRANGER, as_person, ask, over_ssh, play, secrets
 from conftest import Reach
 from testinfra.host import Host
 
 from scripts import lab_hosts
 from scripts.common import wait_until
+
+pytestmark = pytest.mark.usefixtures("authority")
 
 OPEN = {"services-1": {22, 443}, "gpu-1": {22}, "cpu-1": {22}, "dev-1": {22}, "dev-2": {22}}
 """TCP ports that answer to a stranger."""
@@ -73,14 +74,6 @@ STRANGERS = [
 def attacker(reach: Reach) -> Host:
     """A machine on the network that is no part of the platform."""
     return reach(STRANGER)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def authority(attacker: Host) -> Iterator[None]:
-    """What a person imports."""
-    import_authority()
-    yield
-    attacker.run_expect([0], "rm /tmp/ca.crt")
 
 
 @pytest.mark.parametrize("name", OPEN)

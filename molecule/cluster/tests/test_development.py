@@ -16,6 +16,8 @@ from conftest import Reach
 from scripts import lab_hosts
 from scripts.common import ROOT
 
+pytestmark = pytest.mark.usefixtures("authority")
+
 PROJECT = ROOT / "molecule/cluster/files/project"
 PATIENCE = 300
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
