@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from clients import as_person, secrets
+from clients import as_person, over_ssh, secrets
 from conftest import Reach
 
 from scripts import lab_hosts
@@ -67,6 +67,29 @@ def run_of(name: str, **parameters: str) -> str:
     return str(run["id"])
 
 
+def history(run: str) -> list[str]:
+    """The names of a flow run's states, in their order."""
+    _, found = as_person("ml1", "prefect", f"/api/flow_run_states/?flow_run_id={run}")
+    return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
+
+
+def wait_for(run: str, state: str) -> None:
+    """Wait until a flow run has been in a state."""
+    deadline = time.monotonic() + PATIENCE
+    while state not in (seen := history(run)):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.5)
+
+
+def retrained() -> dict[str, str]:
+    """How a run of the example's retraining ends; one on schedule may be under way, and turns this one away."""
+    deadline = time.monotonic() + PATIENCE
+    while (state := end_of(run_of("retrain")))["type"] == "CANCELLED":
+        assert time.monotonic() < deadline, state
+        time.sleep(2)
+    return state
+
+
 def end_of(run: str) -> dict[str, str]:
     """The final state of a flow run."""
     deadline = time.monotonic() + PATIENCE
@@ -76,6 +99,43 @@ def end_of(run: str) -> dict[str, str]:
             return dict(found["state"])
         assert time.monotonic() < deadline, found["state"]
         time.sleep(2)
+
+
+COLUMNS = ["year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "carrier"]
+COLUMNS += ["flight", "tailnum", "origin", "dest", "air_time", "distance", "hour", "minute", "time_hour"]
+FLIGHTS = "SELECT * FROM records.flights WHERE month <= (SELECT revealed FROM records.control)"
+BROKEN = {
+    "half a month": (
+        f"{FLIGHTS} OR month = 1 + (SELECT revealed FROM records.control) AND day <= 15",
+        "days without (enough) flights",
+    ),
+    "no flights": (FLIGHTS, "no flights"),
+    "wrong types": (
+        FLIGHTS.replace("*", f"{', '.join(COLUMNS)}, arr_delay::text").replace("<=", "<= 1 +"),
+        "arr_delay is no number",
+    ),
+}
+"""What the customer's view of flights may look like, while the weather of one month more is there."""
+
+
+def customer(flights: str, months: int) -> None:
+    """Have the customer's database show these flights, and the weather of so many months more than have arrived."""
+    weather = "SELECT * FROM records.weather WHERE month <= (SELECT revealed FROM records.control)"
+    statements = [
+        "BEGIN; SET ROLE customer; DROP VIEW flights; DROP VIEW weather",
+        f"CREATE VIEW flights AS {flights}",
+        f"CREATE VIEW weather AS {weather.replace('<=', f'<= {months} +')}",
+        "GRANT SELECT ON flights, weather TO flights_reader; COMMIT",
+    ]
+    command = "cd / && sudo -u postgres psql --quiet --set ON_ERROR_STOP=1 flights"
+    over_ssh("customer-db", command, ";\n".join(statements) + ";\n")
+
+
+def models() -> list[dict[str, object]]:
+    """The registered versions, and which of them is the champion."""
+    command = "cd ~/flights && .venv/bin/python -m flights state --url https://inference.metalworks.internal/delay"
+    found = json.loads(done("dev-1", "ml1", command))
+    return [found["versions"], found["champion"]]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +206,27 @@ def test_a_parent_and_its_children_run_where_they_belong() -> None:
     assert {run["work_pool_name"] for run in found if run["id"] in parents} == {"cpu"}
 
 
+def test_nothing_new_is_nothing_to_do() -> None:
+    before = models()
+    state = retrained()
+    assert (state["type"], state["name"]) == ("COMPLETED", "Nothing new")
+    assert models() == before
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_month_is_told_and_changes_nothing(kind: str) -> None:
+    flights, words = BROKEN[kind]
+    before = models(), done("dev-1", "ml1", "git ls-remote git@git:flights.git")
+    customer(flights, months=1)
+    try:
+        state = retrained()
+    finally:
+        customer(FLIGHTS, months=0)
+    assert (state["type"], state["name"]) == ("FAILED", "Broken month"), state
+    assert words in state["message"]
+    assert (models(), done("dev-1", "ml1", "git ls-remote git@git:flights.git")) == before
+
+
 @pytest.mark.parametrize("lazy", [False, True], ids=["at the top", "inside a task"])
 def test_a_package_left_out_is_named_and_nothing_is_uploaded(projects: dict[str, str], lazy: bool) -> None:
     before = deployments(), uploaded()
@@ -200,3 +281,17 @@ def test_two_projects_with_other_versions_run_on_one_worker_at_once(projects: di
         "older": "scikit-learn 1.6.1 on cpu-1",
         "newer": "scikit-learn 1.7.2 on cpu-1",
     }
+
+
+def test_a_run_whose_worker_dies_is_tried_again(reach: Reach, projects: dict[str, str]) -> None:
+    for name in projects:
+        done("dev-1", "ml1", f"cd ~/{name} && metalworks deploy")  # unchanged, mostly
+    place = f"meeting-{uuid4()}"
+    run = run_of("older", place=place, me="older", other="newer")
+    wait_for(run, "Running")
+    pid = "$(systemctl show --property MainPID --value prefect-worker-cpu.service)"
+    assert reach("cpu-1").run(f"kill -KILL {pid}").rc == 0
+    wait_for(run, "AwaitingRetry")
+    end_of(run_of("newer", place=place, me="newer", other="older"))
+    assert end_of(run)["type"] == "COMPLETED"
+    assert [name for name in history(run) if name in ("Crashed", "AwaitingRetry")] == ["Crashed", "AwaitingRetry"]

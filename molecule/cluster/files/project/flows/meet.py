@@ -15,7 +15,7 @@ from prefect.states import Completed, State
 PATIENCE = 180
 
 
-@flow
+@flow(retries=1, retry_delay_seconds=1)
 def meet(place: str, me: str, other: str) -> State[Any]:
     """Say which scikit-learn is here, and wait until the other has said so: by then both are running."""
     store, bucket = boto3.client("s3"), os.environ["METALWORKS_FLOW_RESULTS_BUCKET"]
