@@ -178,8 +178,10 @@ def test_another_developer_gets_the_data_of_a_run() -> None:
     assert done("dev-2", "ml2", script) == mine
 
 
-def test_another_developer_makes_a_run_again_to_the_last_digit() -> None:
-    told = done("dev-2", "ml2", "cd && metalworks reproduce models:/flight-delay/1")
+@pytest.mark.parametrize("version", [1, 2], ids=["by hand", "by a worker"])
+def test_another_developer_makes_a_run_again_to_the_last_digit(version: int) -> None:
+    """Of a run that a person started, and of one that retraining made."""
+    told = done("dev-2", "ml2", f"metalworks reproduce models:/flight-delay/{version}")
     assert "Equal to the last digit." in told
 
 
