@@ -175,6 +175,17 @@ def duplicates(what: str, values: Iterable[Any]) -> list[Problem]:
     return [Problem(f"variable {what}", f"has {value} twice", "Give each entry its own") for value in sorted(twice)]
 
 
+def queue_order(queues: Any, variable: str) -> list[Problem]:
+    """Refuse priorities that say no order: two alike, or none that Prefect knows."""
+    priorities = queues.values() if isinstance(queues, dict) else ()
+    wrong = [name for name in queues if type(queues[name]) is not int or queues[name] < 1] if priorities else []
+    found = [
+        Problem(f"variable `{variable}`", f"{name} has the priority {queues[name]!r}", "Count from 1, the most urgent")
+        for name in wrong
+    ]
+    return found or duplicates(f"`{variable}`, priorities,", priorities)
+
+
 def unreadable_ca_files(paths: Iterable[str], variable: str) -> list[Problem]:
     """Refuse CA files that the controller cannot read or that hold no certificate."""
     found = []

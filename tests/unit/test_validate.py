@@ -179,6 +179,20 @@ def test_missing_key(keys: Any) -> None:
     assert "no key for `worker`" in the_only(rules.missing_keys("vault_keys", keys, ["worker"], "Run this")).what
 
 
+@pytest.mark.parametrize(
+    ("queues", "said"),
+    [
+        ({"urgent": 1, "default": 2}, []),
+        ({}, []),
+        (None, []),  # its role's spec reports that
+        ({"urgent": 1, "default": 1}, ["has 1 twice"]),
+        ({"urgent": 0, "default": "2"}, ["urgent has the priority 0", "default has the priority '2'"]),
+    ],
+)
+def test_queue_order(queues: object, said: list[str]) -> None:
+    assert [problem.what for problem in rules.queue_order(queues, "work_queues")] == said
+
+
 def test_duplicates() -> None:
     assert rules.duplicates("`developers`", ["ada", "bob"]) == []
     assert "ada twice" in the_only(rules.duplicates("`developers`", ["ada", "bob", "ada"])).what

@@ -44,6 +44,7 @@ MISTAKES = {
         "services-1": {"certificate": "/nowhere/c.pem", "key": "/nowhere/key.pem", "ca": "/nowhere/ca.pem"}
     },
     "mlflow_prot": 8080,
+    "work_queues": {"urgent": 1, "default": 1},
     "aptmirror": "https://mirror.example.org",
     "prefect_server_work_pools": "{{ no_such_variable }}",
     "validate_minimums": {"services": {"memory_mb": 10**9}},
@@ -66,6 +67,7 @@ TOLD = [
     "secret `vault_object_store_secret_keys`: has no key for `eve`",
     "variable `extra_ca_certificates`: /nowhere/ca.pem cannot be read",
     "has ada twice",
+    "`work_queues`, priorities, has 1 twice",
     "variable `platform_users`: bob has the role `boss`, which nothing knows",
     "variable `platform_users`: backup is the name of a machine",
     "secret `vault_object_store_root_password`: is shorter than 16 characters",
