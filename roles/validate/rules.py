@@ -183,7 +183,7 @@ def queue_order(queues: Any, variable: str) -> list[Problem]:
         Problem(f"variable `{variable}`", f"{name} has the priority {queues[name]!r}", "Count from 1, the most urgent")
         for name in wrong
     ]
-    return found or duplicates(f"`{variable}`, priorities,", priorities)
+    return found or duplicates(f"`{variable}`", priorities)
 
 
 def unreadable_ca_files(paths: Iterable[str], variable: str) -> list[Problem]:

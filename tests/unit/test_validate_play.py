@@ -67,7 +67,7 @@ TOLD = [
     "secret `vault_object_store_secret_keys`: has no key for `eve`",
     "variable `extra_ca_certificates`: /nowhere/ca.pem cannot be read",
     "has ada twice",
-    "`work_queues`, priorities, has 1 twice",
+    "variable `work_queues`: has 1 twice",
     "variable `platform_users`: bob has the role `boss`, which nothing knows",
     "variable `platform_users`: backup is the name of a machine",
     "secret `vault_object_store_root_password`: is shorter than 16 characters",
