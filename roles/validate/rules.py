@@ -178,7 +178,8 @@ def duplicates(what: str, values: Iterable[Any]) -> list[Problem]:
 def queue_order(queues: Any, variable: str) -> list[Problem]:
     """Refuse priorities that say no order: two alike, or none that Prefect knows."""
     priorities = queues.values() if isinstance(queues, dict) else ()
-    wrong = [name for name in queues if type(queues[name]) is not int or queues[name] < 1] if priorities else []
+    # Ansible's numbers are of types of their own.
+    wrong = [name for name in queues if not isinstance(queues[name], int) or queues[name] < 1] if priorities else []
     found = [
         Problem(f"variable `{variable}`", f"{name} has the priority {queues[name]!r}", "Count from 1, the most urgent")
         for name in wrong
