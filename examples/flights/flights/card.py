@@ -82,7 +82,7 @@ def _made_with(version: Mapping[str, Any], run: Run) -> list[tuple[str, str]]:
     return [
         ("months", f"{version['data.months']} (the newest one held out)"),
         ("rows", run.data.params["rows"]),
-        ("data", f"`{versions.DATA}` {versions.data_of(tags) or 'not recorded'} (DVC)"),
+        ("data", f"{versions.DATA} {versions.data_of(tags) or 'not recorded'} (DVC)"),
         ("code", f"{tags.get(COMMIT, 'not recorded')} of {tags.get(REMOTE, 'a repository that is not recorded')}"),
         ("trained on", str(version.get("trained_on", "not recorded"))),
     ]

@@ -146,8 +146,9 @@ def projects(reach: Reach) -> Iterator[dict[str, str]]:
     files = {path.relative_to(PROJECT): path.read_text() for path in PROJECT.rglob("*") if path.is_file()}
     token = secrets()["vault_git_token"]
     for name, remote in remotes.items():
-        made = f"sudo -u git git init --quiet --bare --initial-branch=main /srv/git/{name}.git"
-        assert reach("git").run(made).rc == 0
+        place = f"/srv/git/{name}.git"
+        made = f"rm -rf {place} && sudo -u git git init --quiet --bare --initial-branch=main {place}"
+        assert reach("git").run(f"sh -c '{made}'").rc == 0
         lines = [f"rm -rf ~/{name}", f"git init --quiet --initial-branch=main ~/{name}", f"cd ~/{name}", "mkdir flows"]
         for path, text in files.items():
             text = text.replace("older", name).replace(versions["older"], versions[name])
