@@ -225,7 +225,7 @@ def test_the_card_holds_all_by_itself() -> None:
     assert "<td>4d9f0c1 of git@git:flights.git</td>" in page
     summary = card.summary(version, HISTORY[1], run)
     assert summary.startswith("**Not promoted**: rmse <b>.")
-    assert "- data: `data/features` 6e46 (DVC)" in summary
+    assert "- data: data/features 6e46 (DVC)" in summary
 
 
 def git(folder: Path, *arguments: str) -> str:
