@@ -64,10 +64,9 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         uri = f"http://127.0.0.1:{port}"
         wait_until_healthy(f"{uri}/health", server, log)
-        before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(uri)
         yield uri
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # what it was before as a URL would outrank the variable in later tests
     finally:
         server.terminate()
         server.wait(30)
