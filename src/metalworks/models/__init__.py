@@ -1,6 +1,6 @@
-"""Fetches registered models to an inference host: `metalworks-model`.
+"""Brings registered models to an inference host and keeps them what their aliases name: `metalworks-model`.
 
-Nothing here imports MLflow before it is needed: the inference server reads model cards with this package too.
+No code of a model runs in it, and MLflow is imported only by the process that downloads.
 """
 
 from metalworks.models.card import ModelCard

@@ -1,55 +1,65 @@
-"""Command line of `metalworks-model`: one JSON line on standard output, what is wrong on standard error.
+"""Command line of `metalworks-model`, which brings registered models to an inference host.
 
-Exit codes: 0 the version stands on this host, 1 it cannot be fetched, 3 there is no such model or alias yet.
+`follow` is the daemon. `wait` prints one JSON line; its exit codes: 0 the version that the alias names is served,
+1 it is not, and standard error says why, 3 there is no such model or alias yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-MISSING = 3
+from metalworks.models.config import FILE, Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(prog="metalworks-model", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("fetch", help="make DEST/<version> hold the version that an alias points to")
-    command.add_argument("--model", required=True, help="name of the registered model")
-    command.add_argument("--alias", default="champion", help="alias of the wanted version (default: %(default)s)")
-    command.add_argument("--dest", required=True, type=Path, help="folder of the service's versions")
-    command.add_argument("--server-lock", required=True, type=Path, help="locked requirements of the inference server")
-    command.add_argument("--uv", default="uv", help="uv that resolves the environment (default: the one on PATH)")
-    return _fetch(parser.parse_args(argv))
-
-
-def _fetch(arguments: argparse.Namespace) -> int:
-    # By itself MLflow's client tries for minutes to reach a server that is down, draws bars where nobody watches,
-    # and reports to its makers.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from metalworks.models.errors import FetchError
-    from metalworks.models.fetch import fetch
-
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not tracking_uri:
-        print("metalworks-model: MLFLOW_TRACKING_URI is not set: it names the MLflow server", file=sys.stderr)
-        return 1
-    dest, server_lock = arguments.dest.absolute(), arguments.server_lock
+    parser.add_argument("--config", type=Path, default=FILE, help="services of this host (default: %(default)s)")
+    commands = parser.add_subparsers(required=True, dest="command")
+    commands.add_parser("follow", help="keep the host's models what their aliases name, until SIGTERM")
+    command = commands.add_parser("wait", help="wait until a service serves what its alias names")
+    command.add_argument("--service", required=True, help="name of the service")
+    command.add_argument("--timeout", type=float, default=600, help="seconds to wait at most (default: %(default)s)")
+    command.add_argument("--installed", action="store_true", help="only until the version is on this host")
+    arguments = parser.parse_args(argv)
     try:
-        fetched = fetch(tracking_uri, arguments.model, arguments.alias, dest, server_lock, uv=arguments.uv)
-    except (FetchError, OSError) as error:
-        print(f"metalworks-model: {error}", file=sys.stderr)
-        return 1
-    if fetched is None:
-        print(json.dumps({"missing": True}))
-        return MISSING
-    print(json.dumps({"missing": False, **dataclasses.asdict(fetched)}))
-    return 0
+        config = Config.read(arguments.config)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return _complain(f"{arguments.config} cannot be read: {error}")
+    if arguments.command == "follow":
+        return _follow(config)
+    return _wait(config, arguments.service, arguments.timeout, arguments.installed)
+
+
+def _follow(config: Config) -> int:
+    from metalworks.models.errors import RegistryError
+    from metalworks.models.follow import follow
+    from metalworks.models.journal import log_to_journal
+
+    log_to_journal()
+    try:
+        return follow(config)
+    except RegistryError as error:
+        return _complain(str(error))
+
+
+def _wait(config: Config, name: str, timeout: float, installed: bool) -> int:
+    from metalworks.models.wait import wait
+
+    service = next((each for each in config.services if each.name == name), None)
+    if service is None:
+        names = ", ".join(each.name for each in config.services) or "none"
+        return _complain(f"there is no service {name} on this host; there is: {names}")
+    outcome = wait(config, service, timeout, installed=installed)
+    if outcome.said:
+        print(json.dumps(outcome.said))
+    return _complain(outcome.complaint) if outcome.complaint else outcome.code
+
+
+def _complain(text: str) -> int:
+    print(f"metalworks-model: {text}", file=sys.stderr)
+    return 1
