@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills bench-plugin pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills bench-plugin bench-serving pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -13,7 +13,7 @@ endif
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-	  printf '  make %-12s %s\n' "$$target" "$$text"; done
+	  printf '  make %-13s %s\n' "$$target" "$$text"; done
 
 environment:
 	+@scripts/bootstrap.sh
@@ -63,6 +63,9 @@ test-kills: environment ## slow: site.yml killed in every task that changes some
 
 bench-plugin: environment ## how much longer a run takes to be made with the MLflow plugin
 	@$(PYTHON) -m scripts.bench_plugin
+
+bench-serving: environment ## 45 minutes: our inference server beside its peers (OPTIONS="--only ridge ours mlflow")
+	@$(PYTHON) -m scripts.bench_serving $(OPTIONS)
 
 pictures: environment ## log in to the lab's pages in headless Chromium, TLS verified; renew docs/pictures
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.pictures

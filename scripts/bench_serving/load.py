@@ -1,0 +1,110 @@
+"""Ask a server, load it with wrk, and wait until it has worked off what wrk left behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.common import ROOT, ProblemError, failure
+
+POST = ROOT / "tests/benchmarks/post.lua"
+ASK_SECONDS = 30
+DRAIN_SECONDS = 60.0
+TOLERANCE = 1e-4
+"""Relative; single precision differs from the model's own double by some 1e-6."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk saw."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    not_2xx: int
+    broken: int
+    """Requests without an answer: connections refused or cut, and answers that did not come in time."""
+
+    @property
+    def per_second(self) -> float:
+        """Return answers per second."""
+        return self.requests / self.seconds
+
+
+def parse(said: str) -> Load:
+    """Return what the script for wrk printed in the last line."""
+    try:
+        line = json.loads(said.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise ProblemError(f"wrk measured nothing: {said.strip()[-300:]}") from None
+    broken = sum(line[kind] for kind in ("connect", "read", "write", "timeout"))
+    return Load(line["requests"], line["seconds"], line["p50_ms"], line["p99_ms"], line["not_2xx"], broken)
+
+
+def wrk(url: str, body: Path, connections: int, seconds: float) -> Load:
+    """Load a server: each connection sends its next request when it has the answer to the last."""
+    # One thread is enough for what any of the servers can do, and leaves them the other processor.
+    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
+    command += ["--timeout", f"{ASK_SECONDS}s", "--script", str(POST), url]
+    variables = {**os.environ, "BENCH_BODY": str(body)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ProblemError(failure(command, done.returncode, done.stderr + done.stdout))
+    return parse(done.stdout)
+
+
+def ask(port: int, path: str, body: bytes) -> float:
+    """Return the prediction for the one row; raises OSError or ProblemError when there is none."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ASK_SECONDS)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        said = answer.read()
+    except http.client.HTTPException as error:
+        raise ProblemError(f"answered no HTTP: {error!r}") from None
+    finally:
+        connection.close()
+    if not 200 <= answer.status < 300:
+        raise ProblemError(f"answered {answer.status}: {said[:300].decode(errors='replace')}")
+    return prediction(said)
+
+
+def prediction(said: bytes) -> float:
+    """Return the only number of an answer, a list or an object with `predictions`."""
+    try:
+        found: Any = json.loads(said)
+        (only,) = found["predictions"] if isinstance(found, dict) else found
+        return float(only[0] if isinstance(only, list) else only)
+    except (ValueError, TypeError, KeyError):
+        raise ProblemError(f"answered {said[:300].decode(errors='replace')}") from None
+
+
+def timed(probe: Callable[[], object]) -> float:
+    """Return the seconds that one question takes."""
+    began = time.monotonic()
+    probe()
+    return time.monotonic() - began
+
+
+def idle_seconds(probe: Callable[[], object]) -> float:
+    """Return what a question takes while nobody else asks."""
+    return statistics.median(timed(probe) for _ in range(20))
+
+
+def drain(probe: Callable[[], object], idle: float, limit: float = DRAIN_SECONDS) -> None:
+    """Return when questions are answered as when idle: wrk goes without waiting for what it asked last."""
+    deadline = time.monotonic() + limit
+    quick = 0
+    while quick < 5:
+        quick = quick + 1 if timed(probe) <= 2 * idle + 0.005 else 0
+        if time.monotonic() > deadline:
+            raise ProblemError(f"is not idle {limit:.0f} s after the load has ended")
