@@ -1,0 +1,65 @@
+"""Programs that do the heavy work, each ended when the follower is to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from metalworks.models.errors import FetchError, Stopped
+
+LOOK_SECONDS = 0.2
+
+
+class Programs:
+    """Runs programs one at a time; those of a service wait for another's."""
+
+    def __init__(self, stop: threading.Event, timeout: float = 3600) -> None:
+        """Remember what ends a program early."""
+        self.stop = stop
+        self.timeout = timeout
+        self.turn = threading.Lock()
+
+    def run(
+        self, command: list[str], *, cwd: Path, text: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end; its output is returned, whatever its exit code.
+
+        Raises FetchError where it cannot be started or takes too long, and Stopped when the follower is to end.
+        """
+        if self.stop.is_set():
+            raise Stopped
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.PIPE if text is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise FetchError(f"{command[0]} is not installed on this host") from error
+        until = time.monotonic() + self.timeout
+        try:
+            while True:
+                try:
+                    out, err = process.communicate(text, timeout=LOOK_SECONDS)
+                except subprocess.TimeoutExpired:
+                    text = None  # it is on its way; the next call goes on with it
+                else:
+                    return subprocess.CompletedProcess(command, process.returncode, out, err)
+                if self.stop.is_set():
+                    raise Stopped
+                if time.monotonic() > until:
+                    raise FetchError(f"{Path(command[0]).name} did not end within {self.timeout:.0f} s")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started; what it left half done is removed later
+                process.communicate()
