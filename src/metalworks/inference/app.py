@@ -1,49 +1,39 @@
-"""The HTTP side: routes, limits, and which model answers."""
+"""The application: everything but the hot route. Health, versions, metrics, pages, the Open Inference Protocol."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib import metadata
-from typing import Annotated
+import json
+from importlib import metadata, resources
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
-from mlflow.pyfunc.utils.environment import _simulate_serving_environment
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from metalworks.inference import schema
-from metalworks.inference.access import RequireToken
-from metalworks.inference.schema import Version, Working, error
-from metalworks.inference.scoring import ServedModel
+from metalworks.inference import openinference, schema, stats
+from metalworks.inference.invocations import PATH, Invocations, error
+from metalworks.inference.log import Log
+from metalworks.inference.schema import Version, Working
+from metalworks.inference.served import Arm, Route
 from metalworks.inference.settings import Settings
+from metalworks.inference.shadow import Shadow
+from metalworks.inference.stats import Stats
 
-# The server's own logger, because it has a handler already: what is said here reaches the journal.
-_logger = logging.getLogger("uvicorn.error")
 _open = APIRouter()
 _closed = APIRouter()
-# Says in the schema what RequireToken sees to, for routes and for what is none.
+# Says in the schema what Invocations sees to, for routes and for what is none.
 _token = Depends(HTTPBearer(auto_error=False, description="A token of this platform."))
 _CODES = {404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the server of one model; the model is loaded when the server starts."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Models with type hints hold callers to them only where MLflow is told that it serves.
-        with _simulate_serving_environment():
-            served = app.state.served = ServedModel.load(settings.model_dir)
-            _logger.info("Serving model %s version %s as %s", served.card.name, served.card.version, settings.service)
-            yield
-
+def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None = None) -> Invocations:
+    """Return the ASGI application of one process, which answers by `route` and counts in `counts`."""
     app = FastAPI(
         title=f"Inference: {settings.service}",
         version=metadata.version("metalworks"),
-        lifespan=lifespan,
         # Beside the schema itself, which is right behind any gateway and whatever it takes off the path.
         servers=[{"url": "."}],
         # These pages load programs from a stranger's server, and a browser has no token to open them with.
@@ -53,21 +43,33 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         exception_handlers={AnyHTTPException: _refused},
     )
-    app.state.settings = settings
-    app.state.served = None
+    app.state.settings, app.state.route, app.state.counts = settings, route, counts
     app.include_router(_open)
     if settings.tokens_sha256:
         app.include_router(_closed, dependencies=[_token], responses=schema.UNAUTHENTICATED)
-        app.add_middleware(RequireToken, digests=settings.tokens_sha256)
+        app.include_router(openinference.router, dependencies=[_token], responses=schema.UNAUTHENTICATED)
     else:
         app.include_router(_closed)
-        _logger.warning("Everybody who reaches this port may ask for predictions: no token is set")
-    return app
+        app.include_router(openinference.router)
+    app.include_router(openinference.open_router)
+    app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    entry = Invocations(app, settings, route, counts, Shadow(counts, log), log)
+    app.state.entry = entry
+    return entry
 
 
-def from_environment() -> FastAPI:
-    """Return the server that the environment describes; for uvicorn's --factory."""
-    return create_app(Settings.model_validate({}))
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the schema for the model in service now."""
+    said = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=app.servers)
+    champion = app.state.route.champion
+    operation = schema.invocations(champion.version if champion else None)
+    if app.state.settings.tokens_sha256:
+        ping = said["paths"]["/version"]["get"]
+        operation |= {"security": ping["security"]}
+        operation["responses"]["401"] = ping["responses"]["401"]
+    said["paths"] = {PATH: {"post": operation}, **said["paths"]}
+    return said
 
 
 def _settings(request: Request) -> Settings:
@@ -75,60 +77,80 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
-def _served(request: Request) -> ServedModel:
-    served: ServedModel | None = request.app.state.served
-    if served is None:
-        raise HTTPException(503, "The model is not loaded yet")
-    return served
+def _champion(request: Request) -> Arm:
+    champion: Arm | None = request.app.state.route.champion
+    if champion is None:
+        raise HTTPException(503, "The model is not loaded yet", {"Retry-After": "5"})
+    return champion
 
 
 async def _refused(_: Request, refusal: Exception) -> Response:
     """Answer what has no route, and what a route refuses, in the form of all errors."""
     assert isinstance(refusal, AnyHTTPException)  # noqa: S101 (the type that the handler is registered for)
     code = _CODES.get(refusal.status_code, "BAD_REQUEST")
-    return error(refusal.status_code, code, refusal.detail, dict(refusal.headers or {}))
+    headers = dict(refusal.headers or {})
+    return Response(error(code, refusal.detail), refusal.status_code, headers, "application/json")
 
 
 _Configured = Annotated[Settings, Depends(_settings)]
-_Served = Annotated[ServedModel, Depends(_served)]
+_Champion = Annotated[Arm, Depends(_champion)]
 
 
 @_open.get("/health", include_in_schema=False)
 @_open.get("/ping", responses=schema.NOT_LOADED)
-async def ping(_: _Served) -> Working:
+async def ping(_: _Champion) -> Working:
     """Answer 200 when the model is loaded."""
     return Working()
 
 
+@_open.get("/docs", include_in_schema=False)
+async def docs(settings: _Configured) -> HTMLResponse:
+    """Return the page that shows and tries the API; it asks for the token by itself."""
+    page = resources.files("metalworks.inference") / "docs.html"
+    wants = "true" if settings.tokens_sha256 else "false"
+    return HTMLResponse(page.read_text().replace("@service@", settings.service).replace("@token@", wants))
+
+
 @_closed.get("/version", responses=schema.NOT_LOADED)
-async def version(settings: _Configured, served: _Served) -> Version:
-    """Say which version of which model is served."""
-    card = served.card
+async def version(settings: _Configured, champion: _Champion, request: Request) -> Version:
+    """Say which version of which model is served, by what, and why by that."""
+    route: Route = request.app.state.route
+    served = champion.version
     return Version(
         service=settings.service,
-        model=card.name,
-        version=card.version,
-        alias=card.alias,
-        run_id=card.run_id,
-        git_commit=card.git_commit,
-        requirements_sha256=settings.requirements_sha256,
-        mlflow=metadata.version("mlflow"),
+        model=served.card["name"],
+        version=served.number,
+        alias=served.card["alias"],
+        run_id=served.card.get("run_id"),
+        git_commit=served.card.get("git_commit"),
+        requirements_sha256=served.environment or None,
+        executor=served.executor,
+        executor_reason=served.verdict["why"],
+        canary=route.canary.version.number if route.canary else None,
+        shadow=route.shadow.version.number if route.shadow else None,
+        mlflow=served.facts["mlflow"],
         metalworks=metadata.version("metalworks"),
     )
 
 
-@_closed.post("/invocations", openapi_extra=schema.PAYLOAD, responses=schema.INVOCATIONS | schema.NOT_LOADED)
-async def invocations(request: Request, settings: _Configured, served: _Served) -> Response:
-    """Predict."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > settings.max_body_bytes:
-            message = f"The request body is longer than {settings.max_body_bytes} bytes"
-            return error(413, "MAX_READ_SIZE_EXCEEDED", message)
-    work = asyncio.to_thread(served.answer, bytes(body), request.headers.get("content-type", ""))
+@_closed.get("/metrics", response_class=PlainTextResponse)
+async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
+    """Return the counts of all processes of this service on this host, for Prometheus."""
+    state = request.app.state
+    state.publish()
+    arms: list[Arm] = [arm for arm in (state.route.champion, state.route.canary, state.route.shadow) if arm]
+    info = [
+        {
+            "role": arm.role,
+            "model": arm.version.card["name"],
+            "version": arm.version.number,
+            "executor": arm.version.executor,
+        }
+        for arm in arms
+    ]
     try:
-        answer = await asyncio.wait_for(work, settings.request_timeout)
-    except TimeoutError:
-        return error(504, "DEADLINE_EXCEEDED", "Request processing time exceeded limit")  # as MLflow words it
-    return Response(answer.body, answer.status, media_type=answer.media_type)
+        refused = len(json.loads((settings.runtime / "state.json").read_text())["refused"])
+    except FileNotFoundError:
+        refused = 0
+    text = stats.render(stats.total(stats.read(settings.runtime)), info, refused)
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

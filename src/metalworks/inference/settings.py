@@ -2,22 +2,127 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+PREFIX = "METALWORKS_INFERENCE_"
 
 
-class Settings(BaseSettings):
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names it and says what it wants."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """When a version that gets a share of the requests takes all of them, or none."""
+
+    percent: float
+    """Share of the requests, 0 to 100."""
+    min_requests: int = 200
+    """Requests that it answers before anything is decided in its favour."""
+    min_seconds: float = 60
+    """Seconds that it serves before anything is decided in its favour."""
+    max_error_rate_increase: float = 0.01
+    """Errors of it, as share of its requests, beyond those of the served version."""
+    max_latency_ratio: float = 1.5
+    """Its 95th percentile of latency to that of the served version."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        if not 0 < self.percent <= 100:
+            raise ValueError("percent: a number above 0, up to 100")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
     """Settings of one inference service; each comes from METALWORKS_INFERENCE_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="METALWORKS_INFERENCE_", frozen=True)
+    service: str
+    """Name of the service."""
+    wanted: Path
+    """File that says which versions are to be served."""
+    runtime: Path
+    """Folder for sockets and for what the server says of itself; gone after a reboot."""
+    state: Path
+    """Folder for what is kept: proofs, and the prediction log until it is fetched."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on."""
+    certificate: str = ""
+    """File with the certificate and its chain; empty: no TLS."""
+    key: str = ""
+    """File with the certificate's key."""
+    workers: int = 1
+    """Processes that speak HTTP."""
+    tokens_sha256: frozenset[str] = frozenset()
+    """SHA-256 of the tokens that callers may show, as JSON list; empty: anyone may ask."""
+    request_timeout: float = 60
+    """Seconds until a request is answered with 504."""
+    max_body_bytes: int = 64 * 2**20
+    """A longer request body is answered with 413."""
+    max_queue: int = 256
+    """Requests that may wait for the model in one process; more are answered with 503."""
+    max_batch_rows: int = 1024
+    """Rows that go through the model together."""
+    keep_previous: float = 600
+    """Seconds that a replaced version stays ready to be gone back to."""
+    load_timeout: float = 300
+    """Seconds that a version has to load and to prove itself."""
+    executors: tuple[str, ...] = ("onnx", "native", "pyfunc", "mlflow")
+    """Ways to ask a model that may be used, as JSON list: the first that is proven equal is."""
+    canary: Canary | None = None
+    """How a canary is judged, as JSON object."""
+    log_share: float = 0
+    """Share of the requests that are written to the prediction log, 0 to 1."""
 
-    service: str = Field(description="Name of the service.")
-    model_dir: Path = Field(description="Folder of one model version, as `metalworks-model fetch` leaves it.")
-    requirements_sha256: str | None = Field(None, description="Digest of the lock that the environment was made from.")
-    tokens_sha256: frozenset[str] = Field(
-        frozenset(), description="SHA-256 of the tokens that callers may show, as JSON list; empty: anyone may ask."
-    )
-    request_timeout: float = Field(60, gt=0, description="Seconds until a request is answered with 504.")
-    max_body_bytes: int = Field(64 * 2**20, gt=0, description="A longer request body is answered with 413.")
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        positive = ("port", "workers", "request_timeout", "max_body_bytes", "max_queue", "max_batch_rows")
+        for name in (*positive, "load_timeout"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{PREFIX}{name.upper()} must be above 0")
+        if not 0 <= self.log_share <= 1:
+            raise SettingsError(f"{PREFIX}LOG_SHARE is a share: from 0 to 1")
+        if bool(self.certificate) != bool(self.key):
+            raise SettingsError(f"{PREFIX}CERTIFICATE and {PREFIX}KEY belong together")
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the settings from environment variables; systemd's folders are the defaults of both folders.
+
+        Raises SettingsError, which names the variable.
+        """
+        given = dict(environment)
+        for name, variable in (("RUNTIME", "RUNTIME_DIRECTORY"), ("STATE", "STATE_DIRECTORY")):
+            if variable in given:
+                given.setdefault(PREFIX + name, given[variable])
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            variable = PREFIX + field.name.upper()
+            if variable in given:
+                try:
+                    values[field.name] = _READ[field.name](given[variable])
+                except (ValueError, TypeError) as error:
+                    raise SettingsError(f"{variable} is not what it should be: {error}") from error
+            elif field.default is dataclasses.MISSING:
+                raise SettingsError(f"{variable} is not set")
+        return cls(**values)
+
+
+def _canary(text: str) -> Canary | None:
+    return Canary(**json.loads(text)) if text else None
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("service", "host", "certificate", "key"), str),
+    **dict.fromkeys(("wanted", "runtime", "state"), Path),
+    **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
+    **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "log_share"), float),
+    "tokens_sha256": lambda text: frozenset(json.loads(text)),
+    "executors": lambda text: tuple(json.loads(text)),
+    "canary": _canary,
+}

@@ -1,0 +1,41 @@
+"""Predictions as MLflow writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+_encode = msgspec.json.Encoder().encode
+_START, _END = b'{"predictions": ', b"}"
+
+
+def _values(array: np.ndarray) -> bytes:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return json.dumps(array.tolist()).encode()  # NaN, as MLflow writes it
+    return _encode(array.tolist())
+
+
+def _list(outputs: Sequence[np.ndarray]) -> bytes:
+    return b"".join((_START, _values(outputs[0]), _END))
+
+
+def writer(form: dict[str, Any]) -> Callable[[Sequence[np.ndarray]], bytes]:
+    """Return what writes outputs (one array each, of one entry per row) in a model's form of answer.
+
+    `form`: kind is list, records (with the outputs' names) or dict (likewise).
+    """
+    names: list[str] = form["names"]
+
+    def records(outputs: Sequence[np.ndarray]) -> bytes:
+        rows = zip(*(each.tolist() for each in outputs), strict=True)
+        return json.dumps({"predictions": [dict(zip(names, row, strict=True)) for row in rows]}).encode()
+
+    def table(outputs: Sequence[np.ndarray]) -> bytes:
+        columns = {name: each.tolist() for name, each in zip(names, outputs, strict=True)}
+        return json.dumps({"predictions": columns}).encode()
+
+    return {"list": _list, "records": records, "dict": table}[form["kind"]]

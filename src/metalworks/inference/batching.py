@@ -1,0 +1,130 @@
+"""Micro-batching: requests that are there at the same time go through the model together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+
+Arrays = Sequence[np.ndarray]
+
+
+class QueueFullError(Exception):
+    """More requests wait than are allowed to."""
+
+
+class Batcher:
+    """Puts rows together for `ask`, one batch at a time.
+
+    Nobody waits for company while the model is idle: a batch leaves at the end of the loop's turn in which its first
+    request came. Right after a batch, those that were answered tend to come again at once, so the next one waits for
+    as many, but for no longer than `PATIENCE` of what the last one took.
+    """
+
+    PATIENCE = 0.15
+
+    def __init__(
+        self,
+        ask: Callable[[Arrays], Awaitable[list[np.ndarray]]],
+        max_rows: int,
+        max_queue: int,
+        observe: Callable[[int], None],
+    ) -> None:
+        """Ask at most `max_rows` rows at a time, let at most `max_queue` requests wait; `observe` hears each size."""
+        self._ask, self._observe = ask, observe
+        self.max_rows, self.max_queue = max_rows, max_queue
+        self._queue: deque[tuple[Arrays, asyncio.Future[list[np.ndarray]]]] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_size, self._last_seconds, self._last_end = 0, 0.0, 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their batch."""
+        return len(self._queue)
+
+    def put(self, arrays: Arrays) -> asyncio.Future[list[np.ndarray]]:
+        """Return what will hold the outputs for these rows.
+
+        Raises QueueFullError at once when too many wait.
+        """
+        if len(self._queue) >= self.max_queue:
+            raise QueueFullError
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[np.ndarray]] = loop.create_future()
+        self._queue.append((arrays, future))
+        if not self._busy:
+            if self._timer is None:
+                patience = self._last_seconds * self.PATIENCE
+                rest = self._last_end + patience - time.perf_counter()
+                if rest > 0 and len(self._queue) < self._last_size:
+                    self._timer = loop.call_later(rest, self._leave)
+                else:
+                    self._busy = True
+                    loop.call_soon(self._start)
+            elif len(self._queue) >= self._last_size:
+                self._leave()
+        return future
+
+    def _leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._busy and self._queue:
+            self._busy = True
+            self._start()
+
+    def _start(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self) -> None:
+        batch: list[tuple[Arrays, asyncio.Future[list[np.ndarray]]]] = []
+        rows = 0
+        while self._queue and (not batch or rows + len(self._queue[0][0][0]) <= self.max_rows):
+            arrays, future = self._queue.popleft()
+            if future.cancelled():  # the caller's time is over
+                continue
+            batch.append((arrays, future))
+            rows += len(arrays[0])
+        began = time.perf_counter()
+        try:
+            if batch:
+                await self._answer(batch, rows)
+        finally:
+            self._last_end = time.perf_counter()
+            self._last_size, self._last_seconds = len(batch), self._last_end - began
+            self._busy = False
+            if self._queue:
+                self._next()
+
+    def _next(self) -> None:
+        """Start what waited under the last batch, once those that it answered had a moment to come again."""
+        if len(self._queue) >= self._last_size:
+            self._busy = True
+            self._start()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._last_seconds * self.PATIENCE, self._leave)
+
+    async def _answer(self, batch: list[tuple[Arrays, asyncio.Future[list[np.ndarray]]]], rows: int) -> None:
+        self._observe(rows)
+        columns = range(len(batch[0][0]))
+        joined = batch[0][0] if len(batch) == 1 else [np.concatenate([each[i] for each, _ in batch]) for i in columns]
+        try:
+            outputs = await self._ask(joined)
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        start = 0
+        for arrays, future in batch:
+            end = start + len(arrays[0])
+            if not future.done():
+                future.set_result([each[start:end] for each in outputs])
+            start = end

@@ -1,0 +1,133 @@
+"""One HTTP process: `python -m metalworks.inference.front SLOT SOCKET`, started by the supervisor.
+
+It follows the file route.json, and leaves what it counts in stats-SLOT.json, both in the service's runtime folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from metalworks.inference import stats
+from metalworks.inference.app import create_app
+from metalworks.inference.log import Log
+from metalworks.inference.served import Route
+from metalworks.inference.settings import Settings
+from metalworks.inference.stats import Stats
+
+ROUTE = "route.json"
+LOOK_SECONDS, PUBLISH_SECONDS = 0.05, 0.5
+_logger = logging.getLogger("uvicorn.error")
+
+
+class Front:
+    """A process's route, counts and server."""
+
+    def __init__(self, settings: Settings, slot: int, shared: int) -> None:
+        """Go on counting where the slot's last process ended."""
+        self.settings, self._shared = settings, shared
+        self.file = settings.runtime / f"stats-{slot}.json"
+        self.stats = self._counted()
+        self.route = Route()
+        self.log = Log(settings.state / "spool", settings.log_share, self.stats) if settings.log_share else None
+        self.entry = create_app(settings, self.route, self.stats, self.log)
+        self.entry.app.state.publish = self.publish  # type: ignore[attr-defined]
+        self._seen = 0
+        self._parent = os.getppid()
+
+    def _counted(self) -> Stats:
+        try:
+            known = msgspec.json.decode(self.file.read_bytes(), type=Stats)
+        except FileNotFoundError:
+            return Stats()
+        known.queue, known.in_flight, known.routed = 0, {}, 0
+        return known
+
+    def publish(self) -> None:
+        """Leave the counts for the supervisor, and for whoever is asked for metrics."""
+        self.stats.in_flight = self.route.in_flight()
+        self.stats.queue = sum(arm.version.queue for arm in self.route.arms)
+        stats.write(self.stats, self.file)
+
+    def look(self) -> None:
+        """Follow the route, if it is another than before."""
+        path = self.settings.runtime / ROUTE
+        try:
+            changed = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed == self._seen:
+            return
+        self._seen = changed
+        wanted: dict[str, Any] = json.loads(path.read_text())
+        try:
+            self.route.follow(wanted, self.settings, self.stats)
+        except Exception:
+            # The supervisor waits for the revision in vain, and says so; what is served goes on.
+            _logger.exception("The route's revision %s cannot be followed", wanted.get("revision"))
+            return
+        self.stats.routed = self.route.revision
+        self.publish()
+
+    async def watch(self, server: uvicorn.Server) -> None:
+        """Look and publish until the server ends; end it when the supervisor is gone."""
+        published = 0.0
+        while not server.should_exit:
+            self.look()
+            if time.monotonic() - published > PUBLISH_SECONDS:
+                self.publish()
+                published = time.monotonic()
+            if os.getppid() != self._parent:
+                server.should_exit = True
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def run(self) -> None:
+        """Serve until told to end; what is under way is answered first."""
+        settings = self.settings
+        config = uvicorn.Config(
+            self.entry,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_level="info",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=30,
+            ssl_certfile=settings.certificate or None,
+            ssl_keyfile=settings.key or None,
+        )
+        server = uvicorn.Server(config)
+        self.look()
+        watching = asyncio.create_task(self.watch(server))
+        await server.serve(sockets=[socket.socket(fileno=self._shared)])
+        await watching
+        if self.log is not None:
+            self.log.close()
+        self.publish()
+
+
+def main() -> None:
+    """Serve as the environment says."""
+    import uvloop
+
+    slot, shared = map(int, sys.argv[1:])
+    uvloop.run(_main(slot, shared))
+
+
+async def _main(slot: int, shared: int) -> None:
+    await Front(Settings.read(os.environ), slot, shared).run()
+
+
+if __name__ == "__main__":
+    main()

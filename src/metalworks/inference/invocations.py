@@ -1,0 +1,201 @@
+"""The hot route: POST /invocations, in front of everything else that the application does."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from metalworks.inference.batching import QueueFullError
+from metalworks.inference.link import LostError, ModelFailedError
+from metalworks.inference.log import Log
+from metalworks.inference.served import Arm, Arrays, Route
+from metalworks.inference.settings import Settings
+from metalworks.inference.shadow import Shadow
+from metalworks.inference.stats import Stats
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answer = tuple[int, str, bytes]
+"""Status, media type, body."""
+
+JSON = "application/json"
+PATH = "/invocations"
+OPEN = frozenset({"/ping", "/health", "/docs", "/v2/health/live", "/v2/health/ready"})
+"""Paths that anyone may ask: whether the service works, and the page that asks for a token itself."""
+_OPEN_FILES = "/docs/"
+
+_JSON_HEADERS = ((b"content-type", b"application/json"),)
+
+
+def error(code: str, message: str) -> bytes:
+    """Return an error in the form that MLflow's clients read."""
+    return json.dumps({"error_code": code, "message": message}).encode()
+
+
+_UNKNOWN = error("UNAUTHENTICATED", "Send a token of this platform: `Authorization: Bearer <token>`")
+_NO_MODEL = error("TEMPORARILY_UNAVAILABLE", "The model is not loaded yet")
+_FULL = error("RESOURCE_EXHAUSTED", "Too many requests wait for the model; try again")
+_LATE = error("DEADLINE_EXCEEDED", "Request processing time exceeded limit")  # as MLflow words it
+_LOST = error("INTERNAL_ERROR", "The model's process ended, twice, while it worked on this request")
+
+
+class Invocations:
+    """ASGI application: tokens for everything, predictions by itself, the rest by the application behind it."""
+
+    def __init__(
+        self, app: App, settings: Settings, route: Route, stats: Stats, shadow: Shadow, log: Log | None
+    ) -> None:
+        """Answer by `route`; count in `stats`; hand copies to `shadow` and `log`."""
+        self.app, self.settings, self.route, self.stats = app, settings, route, stats
+        self.shadow, self.log = shadow, log
+        self.digests = settings.tokens_sha256
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        content_type = b""
+        known = not self.digests
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"authorization" and not known:
+                known = self._known(value)
+        if not known and path not in OPEN and not path.startswith(_OPEN_FILES):
+            self.stats.error("unauthenticated")
+            await _send(send, 401, JSON, _UNKNOWN, (b"www-authenticate", b"Bearer"))
+            return
+        if path != PATH or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        message = await receive()
+        body = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest(body, receive)
+        if len(body) > self.settings.max_body_bytes:
+            text = f"The request body is longer than {self.settings.max_body_bytes} bytes"
+            await _send(send, 413, JSON, error("MAX_READ_SIZE_EXCEEDED", text))
+            return
+        began = time.perf_counter()
+        arm = self.route.choose()
+        if arm is None:
+            self.stats.error("no_model")
+            await _send(send, 503, JSON, _NO_MODEL, (b"retry-after", b"5"))
+            return
+        version = arm.version
+        arrays: Arrays | None = None
+        if version.decode is not None and content_type.startswith(b"application/json") and len(content_type) == 16:
+            arrays = version.decode(body)
+        outputs: Arrays | None = None
+        if arrays is not None and version.inline is not None and len(arrays[0]) <= version.inline_rows:
+            # Quick enough not to leave the loop: no task, no future, no batch.
+            try:
+                outputs = version.inline(arrays)
+                answer = version.write(outputs)  # type: ignore[misc]
+            except Exception:  # what the runtime raises, MLflow's own functions are to judge
+                arrays = outputs = None
+        if outputs is not None:
+            seconds = time.perf_counter() - began
+            arm.series.observe(seconds, 200)
+            await send({"type": "http.response.start", "status": 200, "headers": _headers(answer)})
+            await send({"type": "http.response.body", "body": answer})
+            if self.route.shadow is not None:
+                self.shadow.copy(self.route.shadow, arrays, outputs, body, content_type)
+            if self.log is not None and self.log.takes():
+                self.log.add(arm, arrays, body, 200, answer, seconds)
+            return
+        await self._slowly(arm, arrays, body, content_type, began, send)
+
+    async def _rest(self, first: bytes, receive: Receive) -> bytes:
+        """Return the whole body, or as much of it as is too long."""
+        body = bytearray(first)
+        while len(body) <= self.settings.max_body_bytes:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        return bytes(body)
+
+    def _known(self, authorization: bytes) -> bool:
+        kind, _, token = authorization.partition(b" ")
+        # Comparing digests tells nothing of the token by the time it takes.
+        return kind.lower() == b"bearer" and hashlib.sha256(token.strip()).hexdigest() in self.digests
+
+    async def _slowly(
+        self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: bytes, began: float, send: Send
+    ) -> None:
+        arm.working += 1
+        try:
+            answer, outputs = await self.ask(arm, arrays, body, content_type.decode("latin-1"))
+        finally:
+            arm.working -= 1
+        status, media_type, text = answer
+        seconds = time.perf_counter() - began
+        (arm.series if outputs is not None else arm.raw_series).observe(seconds, status)
+        if status >= 400:
+            self.stats.error(_KINDS.get(status, "refused" if status < 500 else "failed"))
+        more = ((b"retry-after", b"1"),) if status == 503 else ()
+        await _send(send, status, media_type, text, *more)
+        if self.route.shadow is not None and status == 200:
+            self.shadow.copy(self.route.shadow, arrays, outputs, body, content_type)
+        if self.log is not None and self.log.takes():
+            self.log.add(arm, arrays if outputs is not None else None, body, status, text, seconds)
+
+    async def ask(
+        self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: str
+    ) -> tuple[Answer, Arrays | None]:
+        """Return the answer to a request, and the outputs it was made of where MLflow did not answer itself."""
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                if arrays is not None:
+                    try:
+                        outputs = await arm.version.outputs(arrays)
+                        return (200, JSON, arm.version.write(outputs)), outputs  # type: ignore[misc]
+                    except ModelFailedError:
+                        pass  # alone, and by MLflow's own functions, it says why
+                return await arm.version.raw(body, content_type), None
+        except QueueFullError:
+            return (503, JSON, _FULL), None
+        except TimeoutError:
+            return (504, JSON, _LATE), None
+        except LostError:
+            return (500, JSON, _LOST), None
+        except ModelFailedError as failed:
+            return (500, JSON, error("INTERNAL_ERROR", f"The model raised {failed}")), None
+
+    async def ask_arrays(self, arm: Arm, arrays: Arrays) -> tuple[Answer, Arrays | None]:
+        """Return the outputs for rows that came in another protocol, or the error to answer with."""
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                return (200, JSON, b""), await arm.version.outputs(arrays)
+        except ModelFailedError as failed:
+            return (400, JSON, error("BAD_REQUEST", f"The model refuses these values: {failed}")), None
+        except QueueFullError:
+            return (503, JSON, _FULL), None
+        except TimeoutError:
+            return (504, JSON, _LATE), None
+        except LostError:
+            return (500, JSON, _LOST), None
+
+
+_KINDS = {503: "queue_full", 504: "timeout"}
+
+
+def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
+    return [*_JSON_HEADERS, (b"content-length", str(len(body)).encode())]
+
+
+async def _send(send: Send, status: int, media_type: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    content_type = media_type if media_type == JSON else f"{media_type}; charset=utf-8"
+    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

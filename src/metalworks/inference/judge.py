@@ -1,0 +1,158 @@
+"""Which way a model is asked: the first that is allowed and proven equal. `python -m metalworks.inference.judge`.
+
+Run once per version, in the server's environment, on what the model's own environment left (the package
+metalworks_model_runner). A process of its own, so that what it loads is gone when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from metalworks_model_runner import frames
+
+from metalworks.inference.onnx import Feed, OnnxModel
+
+FACTS, SAMPLES, VERDICT = "facts.json", "samples.bin", "verdict.json"
+INLINE_SECONDS = 200e-6
+"""What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
+RELATIVE, OF_SCALE = 1e-5, 1e-6
+
+
+def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """Return {executor, why, way, …} for the model whose proof is in `folder`; also written there.
+
+    executor: onnx (with file, feed and inline), native, pyfunc or mlflow. Raises ValueError when none is allowed.
+    """
+    facts = json.loads((folder / FACTS).read_text())
+    whys: list[str] = []
+    verdict: dict[str, Any] | None = None
+    if "onnx" in allowed:
+        verdict = _onnx(folder, facts, whys)
+    for name in ("native", "pyfunc"):
+        if verdict is None and name in allowed:
+            found = facts["executors"][name]
+            if found["ok"]:
+                verdict = {"executor": name, "way": found.get("way", name), "nulls": found.get("nulls", False)}
+                verdict["why"] = found["why"]
+            else:
+                whys.append(f"not {name}: {found['why']}")
+    if verdict is None:
+        if "mlflow" not in allowed:
+            raise ValueError(f"none of the allowed executors fits: {'; '.join(whys)}")
+        verdict = {
+            "executor": "mlflow",
+            "way": "mlflow",
+            "nulls": False,
+            "why": "request by request, by MLflow's own functions",
+        }
+    verdict["why"] = "; ".join([verdict["why"], *whys])
+    verdict["allowed"] = list(allowed)
+    new = folder / f"{VERDICT}.new"
+    new.write_text(json.dumps(verdict, indent=1))
+    new.replace(folder / VERDICT)
+    return verdict
+
+
+def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any] | None:
+    """Return the verdict for the first candidate that answers all samples as MLflow does."""
+    found = facts["onnx"]["candidates"]
+    if not found:
+        whys.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
+        return None
+    known = samples(folder)
+    for candidate in found:
+        feed = Feed(candidate["double"], candidate["columns"])
+        try:
+            model = OnnxModel(folder / candidate["file"], feed, facts["output_types"])
+            why = _differs(model, known, ROWS)
+        except Exception as error:  # the runtime has errors of many types
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if not why:
+            one = _seconds(model, known["rows"], 1)
+            rows = len(known["rows"][0]) + (len(known["edges"][0]) if known["edges"] else 0)
+            return {
+                "executor": "onnx",
+                "way": "pyfunc",  # of the model's process, for what is not decoded here
+                "why": f"ONNX Runtime's answers are equal to MLflow's on {rows} rows",
+                "file": candidate["file"],
+                "feed": {"double": feed.double, "columns": feed.columns},
+                "nulls": bool(known.get("nulls")) and not _differs(model, known, NULLS),
+                "inline": one <= INLINE_SECONDS,
+                "seconds_per_row": one,
+            }
+    whys.append(f"not onnx: {why}")
+    return None
+
+
+def samples(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Return the rows and answers of a proof, by name."""
+    ((_, _, payload),) = frames.Buffer().feed((folder / SAMPLES).read_bytes())
+    header, data = frames.body_of(payload)
+    result, start = {}, 0
+    for name, about in header.items():
+        size = sum(each[2] for each in about)
+        result[name] = frames.unpack(about, data[start : start + size])
+        start += size
+    return result
+
+
+ROWS = (("rows", "expected", "rows of its kind"), ("edges", "edge_answers", "rows at its trees' thresholds"))
+NULLS = (("nulls", "null_answers", "rows with nulls"),)
+
+
+def _differs(model: OnnxModel, known: dict[str, list[np.ndarray]], groups: Iterable[tuple[str, str, str]]) -> str:
+    """Return on which rows the model answers otherwise than MLflow, or nothing."""
+    for rows, answers, what in groups:
+        if not known.get(rows):
+            continue
+        count = len(known[rows][0])
+        for start, end in ((0, count), (0, 1), (1, 6)):
+            ours = model([each[start:end] for each in known[rows]])
+            expected = [each[start:end] for each in known[answers]]
+            if why := _unequal(ours, expected, known[answers]):
+                return f"the converted model answers {what} otherwise than MLflow: {why}"
+    return ""
+
+
+def _unequal(ours: list[np.ndarray], expected: list[np.ndarray], all_of: list[np.ndarray]) -> str:
+    if len(ours) != len(expected):
+        return f"{len(ours)} outputs instead of {len(expected)}"
+    for mine, theirs, whole in zip(ours, expected, all_of, strict=True):
+        if mine.shape != theirs.shape:
+            return f"of shape {list(mine.shape)} instead of {list(theirs.shape)}"
+        if theirs.dtype.kind != "f":
+            if not np.array_equal(mine, theirs):
+                return f"{int(np.sum(mine != theirs))} of {theirs.size} values"
+            continue
+        a, b = mine.astype(np.float64), theirs.astype(np.float64)
+        finite = whole[np.isfinite(whole)]
+        scale = float(np.abs(finite).max()) if finite.size else 0.0
+        same = np.isclose(a, b, rtol=RELATIVE, atol=OF_SCALE * scale, equal_nan=True)
+        if not same.all():
+            return f"{int(np.sum(~same))} of {same.size} values, by up to {float(np.nanmax(np.abs(a - b))):.3g}"
+    return ""
+
+
+def _seconds(model: OnnxModel, rows: list[np.ndarray], count: int) -> float:
+    """Return the least time that `count` rows took."""
+    some = [each[:count] for each in rows]
+    best = float("inf")
+    for _ in range(20):
+        began = time.perf_counter()
+        model(some)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+if __name__ == "__main__":
+    try:
+        judge(Path(sys.argv[1]), tuple(json.loads(sys.argv[2])))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(3)

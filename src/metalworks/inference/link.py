@@ -1,0 +1,127 @@
+"""The way from an HTTP process to a model's process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from metalworks_model_runner import frames
+
+_logger = logging.getLogger("uvicorn.error")
+
+
+class ModelFailedError(Exception):
+    """The model raised where arrays were asked; MLflow's own functions are to say what."""
+
+
+class LostError(Exception):
+    """The model's process ended under the question, and again under its repetition."""
+
+
+class _Protocol(asyncio.Protocol):
+    def __init__(self, link: Link) -> None:
+        self._link, self._buffer = link, frames.Buffer()
+
+    def data_received(self, data: bytes) -> None:
+        for number, kind, payload in self._buffer.feed(data):
+            self._link.arrived(number, kind, payload)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (as asyncio calls it)
+        self._link.lost()
+
+
+class Link:
+    """Asks one model's process; a process that ends is waited for, since somebody starts it again."""
+
+    RECONNECT_SECONDS = 0.1
+    TRIES = 2
+    """A question that ends two processes is the cause, and is not asked a third time."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect to the socket at `path` when first asked."""
+        self.path = path
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Lock = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[tuple[int, memoryview]]] = {}
+        self._closed = False
+
+    async def connect(self) -> asyncio.Transport:
+        """Return the connection, made anew if there is none."""
+        async with self._connecting:
+            while self._transport is None or self._transport.is_closing():
+                if self._closed:
+                    raise LostError("this version is not served any more")
+                try:
+                    loop = asyncio.get_running_loop()
+                    transport, _ = await loop.create_unix_connection(lambda: _Protocol(self), str(self.path))
+                    self._transport = transport
+                except OSError:
+                    await asyncio.sleep(self.RECONNECT_SECONDS)
+            return self._transport
+
+    def close(self) -> None:
+        """End the connection; nobody asks any more."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def lost(self) -> None:
+        """Tell those who wait that their process is gone."""
+        self._transport = None
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(ConnectionResetError())
+
+    def arrived(self, number: int, kind: int, payload: memoryview) -> None:
+        """Hand an answer to whoever waits for it."""
+        future = self._waiting.pop(number, None)
+        if future is not None and not future.done():
+            future.set_result((kind, payload))
+
+    async def _ask(self, kind: int, header: Any, buffers: Sequence[bytes | memoryview]) -> tuple[int, Any, memoryview]:
+        for _ in range(self.TRIES):
+            transport = self._transport
+            if transport is None or transport.is_closing():
+                transport = await self.connect()
+            number = next(self._numbers)
+            future: asyncio.Future[tuple[int, memoryview]] = asyncio.get_running_loop().create_future()
+            self._waiting[number] = future
+            transport.write(frames.frame(number, kind, header, buffers))
+            try:
+                answered, payload = await future
+            except ConnectionResetError:
+                _logger.warning("The model's process ended; what it was asked is asked again")
+                continue
+            finally:
+                self._waiting.pop(number, None)
+            said, body = frames.body_of(payload)
+            return answered, said, body
+        raise LostError("The model's process ended twice under this request")
+
+    async def arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the model's outputs for these rows.
+
+        Raises ModelFailedError when the model raises, LostError when its process ends twice.
+        """
+        about, buffers = frames.pack(arrays)
+        kind, said, body = await self._ask(frames.ARRAYS, about, buffers)
+        if kind == frames.FAILED:
+            raise ModelFailedError(said)
+        return frames.unpack(said, body)
+
+    async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
+        """Return status, media type and body as MLflow's scoring server answers this request.
+
+        Raises ModelFailedError when even that raises, LostError when its process ends twice.
+        """
+        kind, said, answer = await self._ask(frames.RAW, content_type, [body])
+        if kind == frames.FAILED:
+            raise ModelFailedError(said)
+        return said[0], said[1], bytes(answer)

@@ -1,0 +1,161 @@
+"""The prediction log: a share of the requests, with their answers, in files that somebody else takes away.
+
+One line of JSON per request, in a segment that grows as `.part` and is renamed when it is whole. The hot route only
+puts a tuple into a list; a thread makes lines of them.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from metalworks.inference.served import Arm, Arrays
+from metalworks.inference.stats import Stats
+
+SEGMENT_SECONDS, SEGMENT_BYTES = 30.0, 8 * 2**20
+WAITING = 10_000
+"""Requests that may wait to be written; more are dropped, and counted."""
+SPOOL_BYTES = 512 * 2**20
+"""What may lie there before somebody takes it away; more is dropped, and counted."""
+LONGEST_BODY = 64 * 2**10
+
+
+class Log:
+    """Writes segments into a folder."""
+
+    def __init__(self, folder: Path, share: float, stats: Stats) -> None:
+        """Write `share` (0 to 1) of the requests."""
+        self.folder, self.share, self._stats = folder, share, stats
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o2770)  # whoever takes the segments away is of the group
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._work, daemon=True, name="prediction log")
+        self._thread.start()
+
+    def takes(self) -> bool:
+        """Tell whether the request at hand is in the share."""
+        return self.share >= 1 or random.random() < self.share  # noqa: S311 (no secret)
+
+    def add(
+        self,
+        arm: Arm,
+        arrays: Arrays | None,
+        body: bytes,
+        status: int,
+        answer: bytes,
+        seconds: float,
+        difference: float | None = None,
+    ) -> None:
+        """Take a request and its answer; `arrays` where it was decoded."""
+        facts = arm.version.facts
+        line = (time.time(), arm.role, arm.version.number, facts, arrays, body, status, answer, seconds, difference)
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            self._count("dropped", arrays)
+
+    def _count(self, outcome: str, arrays: Arrays | None) -> None:
+        rows = len(arrays[0]) if arrays is not None else 1
+        self._stats.log[outcome] = self._stats.log.get(outcome, 0) + rows
+
+    def close(self) -> None:
+        """Write what waits, and finish the segment."""
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        segment: _Segment | None = None
+        while True:
+            wait = SEGMENT_SECONDS if segment is None else max(0.0, segment.ends - time.monotonic())
+            try:
+                line = self._queue.get(timeout=wait)
+            except queue.Empty:
+                line = ()
+            if segment is not None and (line is None or segment.full):
+                segment.finish()
+                segment = None
+            if line is None:
+                return
+            if not line:
+                continue
+            if segment is None:
+                if sum(file.stat().st_size for file in self.folder.glob("*.jsonl")) > SPOOL_BYTES:
+                    self._count("dropped", line[4])
+                    continue
+                segment = _Segment(self.folder)
+            segment.write(_line(*line))
+            self._count("written", line[4])
+
+
+class _Segment:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
+        self._part = self.path.with_suffix(".part")
+        self._file = self._part.open("xb")
+        self._part.chmod(0o660)
+        self.ends = time.monotonic() + SEGMENT_SECONDS
+
+    @property
+    def full(self) -> bool:
+        return time.monotonic() >= self.ends or self._file.tell() >= SEGMENT_BYTES
+
+    def write(self, line: bytes) -> None:
+        self._file.write(line)
+
+    def finish(self) -> None:
+        self._file.close()
+        self._part.rename(self.path)
+
+
+def finish_others(folder: Path) -> None:
+    """Finish the segments that processes which were killed left."""
+    for part in folder.glob("*.part"):
+        part.rename(part.with_suffix(".jsonl"))
+
+
+def _line(
+    when: float,
+    role: str,
+    version: str,
+    facts: dict[str, Any],
+    arrays: Arrays | None,
+    body: bytes,
+    status: int,
+    answer: bytes,
+    seconds: float,
+    difference: float | None,
+) -> bytes:
+    inputs: dict[str, Any] | None = None
+    if arrays is not None and facts["columns"]:
+        columns = arrays[0].T if len(arrays) == 1 and arrays[0].ndim == 2 else arrays
+        inputs = {each["name"]: column.tolist() for each, column in zip(facts["columns"], columns, strict=True)}
+    elif arrays is not None:
+        inputs = {"tensor": arrays[0].tolist()}
+    try:
+        predictions = msgspec.json.decode(answer)
+    except msgspec.DecodeError:
+        predictions = answer.decode(errors="replace")
+    if isinstance(predictions, dict) and "predictions" in predictions:
+        predictions = predictions["predictions"]
+    line = {
+        "time": when,
+        "request": uuid.uuid4().hex,
+        "role": role,
+        "version": version,
+        "rows": len(arrays[0]) if arrays is not None else 1,
+        "inputs": inputs,
+        "raw": body[:LONGEST_BODY].decode(errors="replace") if arrays is None else None,
+        "predictions": predictions,
+        "status": status,
+        "seconds": round(seconds, 6),
+        "difference": difference,
+    }
+    return msgspec.json.encode(line) + b"\n"

@@ -1,0 +1,80 @@
+"""A converted model in ONNX Runtime, in the HTTP process itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How a converted model wants its numbers."""
+
+    double: bool
+    """In double precision, else single."""
+    columns: bool
+    """One input per column, of one value per row, else one matrix."""
+
+
+class OnnxModel:
+    """Answers arrays."""
+
+    def __init__(self, file: Path, feed: Feed, output_types: Sequence[str], threads: int = 1) -> None:
+        """Load `file`; outputs are made of the types (numpy's names, or text) that MLflow answers with."""
+        options = onnxruntime.SessionOptions()
+        # Requests are the parallelism; threads that spin for more work take it from the next process.
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        inputs = self.session.get_inputs()
+        self._names = [each.name for each in inputs]
+        self._outputs = [each.name for each in self.session.get_outputs()]
+        self._types = [None if each == "text" else np.dtype(each) for each in output_types]
+        if len(self._types) != len(self._outputs):
+            raise ValueError(f"it has {len(self._outputs)} outputs, not {len(self._types)}")
+        self._number = np.dtype(np.float64 if feed.double else np.float32)
+        self._feed: Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]] = (
+            self._columns if feed.columns else self._matrix
+        )
+        self._exact = [np.dtype(_NUMPY[each.type]) if each.type in _NUMPY else None for each in inputs]
+        self._number = self._exact[0] if not feed.columns and self._exact[0] is not None else self._number
+        self._run = self.session._sess.run  # the session's own method, without its checks of what is checked here
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return one array per output."""
+        results = self._run(self._outputs, self._feed(arrays), None)
+        return [_fit(each, wanted) for each, wanted in zip(results, self._types, strict=True)]
+
+    def _matrix(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        matrix = arrays[0]
+        return {self._names[0]: matrix if matrix.dtype == self._number else matrix.astype(self._number)}
+
+    def _columns(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        columns = arrays[0].T if len(arrays) == 1 and arrays[0].ndim == 2 else arrays
+        return {
+            name: column.reshape(-1, 1) if wanted is None else column.astype(wanted).reshape(-1, 1)
+            for name, column, wanted in zip(self._names, columns, self._exact, strict=True)
+        }
+
+
+_NUMPY = {
+    "tensor(double)": "float64",
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+def _fit(array: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
+    result: np.ndarray = np.asarray(array)
+    if result.ndim == 2 and result.shape[1] == 1:
+        result = result[:, 0]  # converters make a column of what is one value per row
+    return result if wanted is None or result.dtype == wanted else result.astype(wanted)

@@ -1,0 +1,179 @@
+"""A version in service, as one HTTP process has it; and which version gets a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalworks.inference import answers, rows
+from metalworks.inference.batching import Batcher, QueueFullError
+from metalworks.inference.judge import FACTS, VERDICT
+from metalworks.inference.link import Link
+from metalworks.inference.onnx import Feed, OnnxModel
+from metalworks.inference.settings import Settings
+from metalworks.inference.stats import Series, Stats
+
+Arrays = list[np.ndarray]
+
+INLINE_ROW_LIMIT_SECONDS = 2e-3
+"""Requests of so many rows that the model takes longer than this run in a thread."""
+
+
+class Version:
+    """One version of a model, ready to answer."""
+
+    def __init__(self, entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+        """Make ready the version that an entry of the route describes; raises what loading it raises."""
+        proof = Path(entry["proof"])
+        self.id: str = entry["id"]
+        self.card: dict[str, Any] = entry["card"]
+        self.number: str = self.card["version"]
+        self.environment: str = entry["environment"]
+        self.facts: dict[str, Any] = json.loads((proof / FACTS).read_text())
+        self.verdict: dict[str, Any] = json.loads((proof / VERDICT).read_text())
+        self.executor: str = self.verdict["executor"]
+        self.link = Link(Path(entry["socket"]))
+        self.raw_waiting = 0
+        self._max_queue = settings.max_queue
+        self._stats = stats
+        self.decode: Callable[[bytes], Arrays | None] | None = None
+        self.write: Callable[[Arrays], bytes] | None = None
+        self.inline: Callable[[Arrays], Arrays] | None = None
+        self.inline_rows = 0
+        self.batcher: Batcher | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        if self.executor == "mlflow":
+            return
+        self.decode = rows.decoder({**self.facts, "nulls": self.verdict["nulls"]})
+        self.write = answers.writer(self.facts["form"])
+        ask = self.link.arrays
+        if self.executor == "onnx":
+            model = OnnxModel(proof / self.verdict["file"], Feed(**self.verdict["feed"]), self.facts["output_types"])
+            if self.verdict["inline"]:
+                self.inline = model
+                self.inline_rows = max(1, int(INLINE_ROW_LIMIT_SECONDS / self.verdict["seconds_per_row"]))
+            pool = self._thread = ThreadPoolExecutor(1)
+
+            async def ask(arrays: Any) -> Arrays:
+                return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
+
+        self.batcher = Batcher(ask, settings.max_batch_rows, settings.max_queue, stats.batch)
+
+    @property
+    def queue(self) -> int:
+        """Requests that wait for the model."""
+        return self.raw_waiting + (self.batcher.waiting if self.batcher else 0)
+
+    async def outputs(self, arrays: Arrays) -> Arrays:
+        """Return the model's outputs for these rows.
+
+        Raises QueueFullError, LostError, and ModelFailedError when the model raises.
+        """
+        if self.inline is not None and len(arrays[0]) <= self.inline_rows:
+            return self.inline(arrays)
+        assert self.batcher is not None  # noqa: S101 (whoever decodes has one)
+        return await self.batcher.put(arrays)
+
+    async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
+        """Return status, media type and body, as MLflow's scoring server would answer.
+
+        Raises QueueFullError, LostError, ModelFailedError.
+        """
+        if self.raw_waiting >= self._max_queue:
+            raise QueueFullError
+        self.raw_waiting += 1
+        try:
+            return await self.link.raw(body, content_type)
+        finally:
+            self.raw_waiting -= 1
+
+    def close(self) -> None:
+        """Let go of the model's process and of threads."""
+        self.link.close()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+
+@dataclass
+class Arm:
+    """A version in a role, and what it has counted there."""
+
+    version: Version
+    role: str
+    series: Series
+    raw_series: Series
+    working: int = 0
+    """Requests under way."""
+
+    @classmethod
+    def of(cls, version: Version, role: str, stats: Stats) -> Arm:
+        """Return the version in a role."""
+        series = stats.of(role, version.number, version.executor)
+        return cls(version, role, series, stats.of(role, version.number, "mlflow"))
+
+
+class Route:
+    """Who gets a request: the champion, or for a share the canary; and the shadow its copy."""
+
+    def __init__(self) -> None:
+        """Start with nobody."""
+        self.champion: Arm | None = None
+        self.canary: Arm | None = None
+        self.shadow: Arm | None = None
+        self.canary_share = 0.0
+        self.revision = 0
+        self.leaving: list[tuple[Arm, float]] = []
+        """Arms that get no more requests, and since when."""
+
+    def choose(self) -> Arm | None:
+        """Return who answers the next request."""
+        if self.canary is not None and random.random() < self.canary_share:  # noqa: S311 (no secret)
+            return self.canary
+        return self.champion
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Everybody who gets requests, or still works on one."""
+        return [arm for arm in (self.champion, self.canary, self.shadow) if arm] + [arm for arm, _ in self.leaving]
+
+    def follow(self, wanted: dict[str, Any], settings: Settings, stats: Stats) -> None:
+        """Become what the supervisor's file says; versions that are known already are kept.
+
+        Raises what loading a version raises; the route is then as before.
+        """
+        known = {arm.version.id: arm.version for arm in self.arms}
+        arms: dict[str, Arm | None] = {}
+        for role in ("champion", "canary", "shadow"):
+            entry, now = wanted.get(role), getattr(self, role)
+            if entry is None:
+                arms[role] = None
+            elif now is not None and now.version.id == entry["id"]:
+                arms[role] = now
+            else:
+                version = known.get(entry["id"]) or Version(entry, settings, stats)
+                known[entry["id"]] = version
+                arms[role] = Arm.of(version, role, stats)
+        for role, arm in arms.items():
+            before = getattr(self, role)
+            if before is not None and before is not arm:
+                self.leaving.append((before, time.monotonic()))
+            setattr(self, role, arm)
+        self.canary_share = wanted.get("canary_share", 0.0)
+        self.revision = wanted["revision"]
+
+    def in_flight(self) -> dict[str, int]:
+        """Return how many requests each version works on, by its id; versions that are done leave."""
+        self.leaving = [(arm, since) for arm, since in self.leaving if arm.working]
+        counts: dict[str, int] = {}
+        for arm in self.arms:
+            counts[arm.version.id] = counts.get(arm.version.id, 0) + arm.working
+        return counts

@@ -1,0 +1,94 @@
+"""A shadow: a version that gets a copy of the requests. Nobody waits for it, and nobody sees its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+
+from metalworks.inference.log import Log
+from metalworks.inference.served import Arm, Arrays
+from metalworks.inference.stats import Stats
+
+
+class Shadow:
+    """Asks the shadow version, and compares."""
+
+    MOST = 64
+    """Copies that may wait; more are dropped, and counted."""
+
+    def __init__(self, stats: Stats, log: Log | None) -> None:
+        """Count in `stats`; write what differs, and what the log's share takes, to `log`."""
+        self._stats, self._log = stats, log
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _count(self, outcome: str) -> None:
+        self._stats.shadow[outcome] = self._stats.shadow.get(outcome, 0) + 1
+
+    def copy(self, arm: Arm, arrays: Arrays | None, outputs: Arrays | None, body: bytes, content_type: bytes) -> None:
+        """Take a copy of a request and of what the champion answered; `arrays` and `outputs` where it was decoded."""
+        if len(self._tasks) >= self.MOST:
+            self._count("dropped")
+            return
+        task = asyncio.get_running_loop().create_task(self._ask(arm, arrays, outputs, body, content_type))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(
+        self, arm: Arm, arrays: Arrays | None, outputs: Arrays | None, body: bytes, content_type: bytes
+    ) -> None:
+        version = arm.version
+        began = time.perf_counter()
+        arm.working += 1
+        try:
+            mine = version.decode(body) if version.decode is not None and arrays is not None else None
+            if mine is not None and outputs is not None:
+                theirs = await version.outputs(mine)
+                difference = _difference(outputs, theirs)
+                self._log_it(arm, mine, body, theirs, time.perf_counter() - began, difference)
+            else:
+                status, _, answer = await version.raw(body, content_type.decode("latin-1"))
+                difference = None
+                if status != 200:
+                    raise ValueError(answer[:200])
+                if self._log is not None and self._log.takes():
+                    self._log.add(arm, None, body, status, answer, time.perf_counter() - began)
+        except Exception:  # a shadow may fail in any way; that is what it is there to show
+            self._count("failed")
+            arm.series.observe(time.perf_counter() - began, 500)
+            return
+        finally:
+            arm.working -= 1
+        self._count("compared")
+        arm.series.observe(time.perf_counter() - began, 200)
+        if difference:
+            self._count("differing")
+            self._stats.shadow["largest"] = max(self._stats.shadow.get("largest", 0.0), difference)
+
+    def _log_it(
+        self, arm: Arm, arrays: Arrays, body: bytes, outputs: Arrays, seconds: float, difference: float
+    ) -> None:
+        if self._log is not None and self._log.takes():
+            answer = arm.version.write(outputs) if arm.version.write else b"null"
+            self._log.add(arm, arrays, body, 200, answer, seconds, difference)
+
+
+def _difference(ours: Arrays, theirs: Arrays) -> float:
+    """Return the largest difference between two answers: of numbers, or 1 for other values that are not the same."""
+    largest = 0.0
+    if len(ours) != len(theirs):
+        return 1.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return 1.0
+        if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
+            with np.errstate(invalid="ignore"):
+                gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+            largest = max(largest, float(np.nan_to_num(gap, nan=0.0, posinf=_MOST_DIFFERENT).max(initial=0.0)))
+        elif not np.array_equal(a, b):
+            largest = max(largest, 1.0)
+    return largest
+
+
+_MOST_DIFFERENT = float(np.finfo(np.float64).max)

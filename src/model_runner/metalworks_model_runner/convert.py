@@ -1,0 +1,132 @@
+"""ONNX files of a model: candidates, which somebody else proves equal or not."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from metalworks_model_runner.model import Model
+
+OPSET = 17
+"""Old enough for every converter and runtime of these years, new enough for all that they convert."""
+
+
+def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
+    """Write what `model` converts to into a folder; return [{file, double, columns}], best first; or why there are none."""
+    signature = model.signature
+    if not signature["columns"] and not signature["tensor"]:
+        return [], "its signature is not of plain columns or one tensor"
+    if any(not each["required"] for each in signature["columns"] or ()):
+        return [], "it has optional columns"
+    if "onnx" in model.flavors:
+        return _as_it_is(model, into)
+    columns = not _is_matrix(model)
+    found, why = [], ""
+    for double in (False, True):
+        file = into / f"model-{'double' if double else 'single'}.onnx"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                converted = _convert(model, double)
+        except Exception as error:  # whatever a converter raises, it is why there is no such file
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        file.write_bytes(converted.SerializeToString())
+        found.insert(0, {"file": file.name, "double": double, "columns": columns})
+        # Trees compare in single precision, both here and there, and ONNX has no others.
+        if any(node.op_type.startswith("TreeEnsemble") for node in converted.graph.node):
+            break
+    return found, "" if found else why
+
+
+def _as_it_is(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
+    onnx = importlib.import_module("onnx")
+    source = model.folder / model.flavors["onnx"]["data"]
+    loaded = onnx.load(source)
+    inputs = [each.name for each in loaded.graph.input]
+    (into / "model.onnx").write_bytes(loaded.SerializeToString())
+    one = {"file": "model.onnx", "double": False, "columns": len(inputs) > 1}
+    return [one], ""
+
+
+def _is_matrix(model: Model) -> bool:
+    """Whether all columns are numbers of one type, hence one matrix."""
+    types = {each["type"] for each in model.signature["columns"] or ()}
+    return len(types) < 2 and "string" not in types
+
+
+def _convert(model: Model, double: bool) -> Any:
+    raw = model.pyfunc.get_raw_model()
+    for flavor in ("sklearn", "xgboost", "lightgbm"):
+        if flavor in model.flavors:
+            return _CONVERTERS[flavor](model, raw, double)
+    raise NotImplementedError(f"no converter for {', '.join(sorted(set(model.flavors) - {'python_function'}))}")
+
+
+def _types(model: Model, double: bool) -> list[tuple[str, Any]]:
+    """Return the inputs as skl2onnx wants them: one matrix, or one column each."""
+    types = importlib.import_module("skl2onnx.common.data_types")
+    number = types.DoubleTensorType if double else types.FloatTensorType
+    if _is_matrix(model):
+        columns = model.signature["columns"]
+        width = len(columns) if columns else model.signature["tensor"]["shape"][1]
+        return [("input", number([None, width]))]
+    kinds = {"string": types.StringTensorType, "boolean": types.BooleanTensorType}
+    kinds |= {"integer": types.Int64TensorType, "long": types.Int64TensorType}
+    return [(each["name"], kinds.get(each["type"], number)([None, 1])) for each in model.signature["columns"]]
+
+
+def _sklearn(model: Model, raw: Any, double: bool) -> Any:
+    skl2onnx = importlib.import_module("skl2onnx")
+    options: dict[Any, Any] = {}
+    wanted = None
+    if importlib.import_module("sklearn.base").is_classifier(raw):
+        name = model.flavors["python_function"].get("predict_fn") or "predict"
+        if name not in ("predict", "predict_proba"):
+            raise NotImplementedError(f"{name} is not converted")
+        options, wanted = {id(raw): {"zipmap": False}}, "probabilities" if name == "predict_proba" else "label"
+    converted = skl2onnx.to_onnx(
+        raw, initial_types=_types(model, double), options=options, target_opset={"": OPSET, "ai.onnx.ml": 3}
+    )
+    return _only(converted, wanted) if wanted else converted
+
+
+def _only(converted: Any, output: str) -> Any:
+    """Keep one output of a converted classifier."""
+    kept = [each for each in converted.graph.output if each.name == output]
+    if not kept:
+        raise NotImplementedError(f"the converted model has no output {output}")
+    del converted.graph.output[:]
+    converted.graph.output.extend(kept)
+    return converted
+
+
+def _xgboost(model: Model, raw: Any, double: bool) -> Any:
+    return _onnxmltools(model, raw, double, "convert_xgboost")
+
+
+def _lightgbm(model: Model, raw: Any, double: bool) -> Any:
+    return _onnxmltools(model, raw, double, "convert_lightgbm")
+
+
+def _onnxmltools(model: Model, raw: Any, double: bool, function: str) -> Any:
+    if double:
+        raise NotImplementedError("its converter knows single precision only")
+    if not _is_matrix(model):
+        raise NotImplementedError("its columns are not all numbers")
+    tools = importlib.import_module("onnxmltools")
+    types = importlib.import_module("onnxmltools.convert.common.data_types")
+    columns = model.signature["columns"]
+    width = len(columns) if columns else model.signature["tensor"]["shape"][1]
+    initial = [("input", types.FloatTensorType([None, width]))]
+    converted = getattr(tools, function)(raw, initial_types=initial, target_opset=15)
+    names = [each.name for each in converted.graph.output]
+    if len(names) > 1:  # a classifier
+        wrapper = hasattr(raw, "predict_proba")
+        return _only(converted, "label" if wrapper else "probabilities")
+    return converted
+
+
+_CONVERTERS = {"sklearn": _sklearn, "xgboost": _xgboost, "lightgbm": _lightgbm}

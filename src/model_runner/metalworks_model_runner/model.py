@@ -1,0 +1,194 @@
+"""A loaded model, and the ways to ask it."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.pyfunc import PyFuncModel, load_model, scoring_server
+
+from metalworks_model_runner.signature import describe
+
+Arrays = Sequence[np.ndarray]
+"""One array per column, each of one value per row; or a single array, the tensor or the matrix of equal columns."""
+Outputs = list[np.ndarray]
+"""One array per output, of one entry per row."""
+
+
+class UnfitError(Exception):
+    """What a model answers cannot be handed on as arrays; the message says why."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How MLflow writes a model's answers: a `list`, `records` (objects, one per row) or a `dict` of lists."""
+
+    kind: str
+    names: tuple[str, ...] = ()
+
+
+class Model:
+    """One model, loaded as MLflow loads it for serving."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model in `folder`; whatever its own code raises comes through."""
+        self.folder = folder
+        self.pyfunc: PyFuncModel = load_model(str(folder))
+        self.schema = self.pyfunc.metadata.get_input_schema()
+        self.flavors: dict[str, Any] = self.pyfunc.metadata.flavors
+        self.signature = describe(self.schema)
+        self.names = [each["name"] for each in self.signature["columns"] or ()]
+
+    def answer(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
+        """Answer a request as `mlflow models serve` does, by the same functions: status, media type, body."""
+        try:
+            result = scoring_server.invocations(body, content_type, self.pyfunc, self.schema)
+        except MlflowException as error:
+            return error.get_http_status_code(), "application/json", error.serialize_as_json().encode()
+        except (ValueError, RecursionError) as error:
+            # what MLflow does not expect of a parser, as numbers with thousands of digits
+            why = "It is nested too deeply." if isinstance(error, RecursionError) else str(error)
+            refusal = MlflowException(f"Invalid input. {why}", error_code=BAD_REQUEST)
+            return 400, "application/json", refusal.serialize_as_json().encode()
+        return result.status, result.mimetype, result.response.encode()
+
+    def table(self, arrays: Arrays) -> Any:
+        """Return the arrays as what MLflow would make of the request: a DataFrame, or the tensor itself."""
+        if self.signature["tensor"]:
+            return arrays[0]
+        import pandas as pd
+
+        if len(arrays) == 1 and arrays[0].ndim == 2:
+            return pd.DataFrame(arrays[0], columns=self.names)
+        return pd.DataFrame(dict(zip(self.names, arrays, strict=True)))
+
+    def by_pyfunc(self, arrays: Arrays) -> Any:
+        """Ask through MLflow, with its enforcement of the schema."""
+        return self.pyfunc.predict(self.table(arrays))
+
+    def native(self) -> dict[str, Callable[[Arrays], Any]]:
+        """Return the ways past MLflow that this flavour knows, quickest first, by name."""
+        for flavor in ("sklearn", "xgboost", "lightgbm", "pytorch", "onnx"):
+            if flavor in self.flavors:
+                ways: dict[str, Callable[[Arrays], Any]] = getattr(_Native(self), flavor)()
+                return ways
+        return {}
+
+
+class _Native:
+    """The flavours' own libraries, on arrays."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.raw: Any = model.pyfunc.get_raw_model()
+
+    def sklearn(self) -> dict[str, Callable[[Arrays], Any]]:
+        from sklearn import config_context
+
+        # They are in the order of the signature already.
+        warnings.filterwarnings("ignore", message="X does not have valid feature names")
+        name = self.model.flavors["python_function"].get("predict_fn") or "predict"
+        predict = getattr(self.raw, name)
+
+        def on_frame(arrays: Arrays) -> Any:
+            return predict(self.model.table(arrays))
+
+        def on_array(arrays: Arrays) -> Any:
+            # Whoever decoded them saw to it that they are finite.
+            with config_context(assume_finite=True, skip_parameter_validation=True):
+                return predict(_matrix(arrays))
+
+        # With names a model checks what it gets; a pipeline may choose columns by them.
+        return {"arrays": on_array, "frame": on_frame}
+
+    def xgboost(self) -> dict[str, Callable[[Arrays], Any]]:
+        xgboost = importlib.import_module("xgboost")
+        booster = self.raw if isinstance(self.raw, xgboost.Booster) else None
+
+        def on_array(arrays: Arrays) -> Any:
+            if booster is None:
+                return self.raw.predict(_matrix(arrays))
+            return booster.predict(xgboost.DMatrix(_matrix(arrays), feature_names=booster.feature_names))
+
+        return {"arrays": on_array}
+
+    def lightgbm(self) -> dict[str, Callable[[Arrays], Any]]:
+        return {"arrays": lambda arrays: self.raw.predict(_matrix(arrays))}
+
+    def pytorch(self) -> dict[str, Callable[[Arrays], Any]]:
+        import torch
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = self.raw.to(device).eval()
+        frame = not self.model.signature["tensor"]
+
+        def on_tensor(arrays: Arrays) -> Any:
+            values = _matrix(arrays)
+            if frame:
+                values = values.astype(np.float32, copy=False)  # as MLflow does with tables
+            with torch.inference_mode():
+                result = network(torch.from_numpy(np.array(values)).to(device)).cpu().numpy()
+            # MLflow answers a table with a table, whose columns are numbered.
+            return _Named({str(i): result[:, i] for i in range(result.shape[1])}) if frame else result
+
+        return {"cuda" if device.type == "cuda" else "arrays": on_tensor}
+
+    def onnx(self) -> dict[str, Callable[[Arrays], Any]]:
+        # On the CPU the HTTP processes run it themselves.
+        return {}
+
+
+class _Named(dict[str, np.ndarray]):
+    """Outputs with names, row by row: what MLflow writes as records."""
+
+
+def _matrix(arrays: Arrays) -> np.ndarray:
+    if len(arrays) == 1 and arrays[0].ndim != 1:
+        return arrays[0]
+    if any(array.dtype == object for array in arrays):
+        raise UnfitError("there are columns of text")
+    return np.column_stack(arrays)
+
+
+def outputs_of(result: Any, rows: int) -> tuple[Form, Outputs]:
+    """Return a model's answer as arrays, and how MLflow would write it.
+
+    Raises UnfitError where it is not one entry for each of `rows` rows.
+    """
+    pandas = importlib.import_module("pandas")
+    if isinstance(result, pandas.Series):
+        result = pandas.DataFrame(result)  # as MLflow does, so that it becomes records
+    if isinstance(result, pandas.DataFrame):
+        names = tuple(map(str, result.columns))
+        if len(set(names)) < len(names) or not all(isinstance(name, str) for name in result.columns):
+            raise UnfitError("its columns have no names of their own")
+        form, arrays = Form("records", names), [result[name].to_numpy() for name in names]
+    elif isinstance(result, dict):
+        kind = "records" if isinstance(result, _Named) else "dict"
+        form, arrays = Form(kind, tuple(result)), [np.asarray(each) for each in result.values()]
+    elif isinstance(result, np.ndarray):
+        form, arrays = Form("list"), [result]
+    elif isinstance(result, list) and all(isinstance(each, int | float | str) for each in result):
+        form, arrays = Form("list"), [_of_list(result)]
+    else:
+        raise UnfitError(f"it answers with {type(result).__name__}")
+    for array in arrays:
+        if array.ndim == 0 or len(array) != rows:
+            raise UnfitError(f"it answers {rows} rows with something else than {rows} values")
+        if array.dtype.kind not in "fiubO" or (array.dtype == object and not all(isinstance(x, str) for x in array)):
+            raise UnfitError(f"it answers with values of type {array.dtype}")
+    return form, arrays
+
+
+def _of_list(values: list[Any]) -> np.ndarray:
+    types = {type(each) for each in values}
+    if len(types) > 1:
+        raise UnfitError("it answers with a list of several types")
+    return np.array(values, dtype=object) if types == {str} else np.array(values)

@@ -1,0 +1,300 @@
+"""What is true of a model, found by asking it: made once per version, in its own environment.
+
+Leaves in a folder: `facts.json`, written last; `samples.bin` (rows, and what MLflow answers them); candidates for
+ONNX Runtime. Who serves the model compares with these, and serves only what is equal.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalworks_model_runner import convert, frames, samples
+from metalworks_model_runner.model import Arrays, Form, Model, Outputs, UnfitError, outputs_of
+from metalworks_model_runner.signature import NUMPY
+
+FACTS, SAMPLES = "facts.json", "samples.bin"
+RELATIVE, OF_SCALE = 1e-5, 1e-6
+"""Two answers are equal when they differ by at most this share of the value, or of the largest value answered."""
+EDGES = 256
+EXPECTED = "metalworks.example_predictions"
+"""Key of a model's own metadata: what it answered to its example when it was made."""
+
+
+class ProofError(Exception):
+    """The model must not be served; the message says why."""
+
+
+def equal(ours: Outputs, expected: Outputs) -> bool:
+    """Tell whether two answers are the same: kinds and shapes exactly, numbers within the tolerance."""
+    return len(ours) == len(expected) and all(_equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def _equal(ours: np.ndarray, expected: np.ndarray) -> bool:
+    if ours.shape != expected.shape:
+        return False
+    if expected.dtype.kind != "f":
+        return bool(np.array_equal(ours, expected))
+    if ours.dtype.kind != "f":
+        return False
+    a, b = ours.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    scale = float(np.abs(b[finite]).max()) if finite.any() else 0.0
+    same = np.isclose(a, b, rtol=RELATIVE, atol=OF_SCALE * scale, equal_nan=True)
+    return bool(same.all())
+
+
+def prove(folder: Path, into: Path) -> dict[str, Any]:
+    """Ask the model in `folder`, and write facts, samples and candidates to `into`.
+
+    Raises ProofError when it does not answer its own example; whatever loading it raises comes through.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    model = Model(folder)
+    facts: dict[str, Any] = {
+        "mlflow": importlib.metadata.version("mlflow"),
+        "flavors": sorted(set(model.flavors) - {"python_function"}),
+        **model.signature,
+        "params": model.pyfunc.metadata.get_params_schema() is not None,
+        "schema": _dictionaries(model.schema),
+        "output": _dictionaries(model.pyfunc.metadata.get_output_schema()),
+        "example": None,
+        "example_answer": None,
+        "executors": {},
+        "onnx": {"candidates": [], "why": ""},
+    }
+    example = _example(model, facts)
+    why = _samples(model, facts, example, into)
+    if why:
+        facts["executors"] = {name: {"ok": False, "why": why} for name in ("native", "pyfunc")}
+        facts["onnx"]["why"] = why
+    (into / f"{FACTS}.new").write_text(json.dumps(facts, indent=1))
+    (into / f"{FACTS}.new").replace(into / FACTS)
+    return facts
+
+
+def _dictionaries(schema: Any) -> Any:
+    return schema.to_dict() if schema is not None else None
+
+
+def _example(model: Model, facts: dict[str, Any]) -> Any:
+    """Ask for the recorded example as a client would, and return it as MLflow loads it; None where there is none."""
+    file = model.folder / "serving_input_example.json"
+    if not file.is_file():
+        return None
+    body = file.read_bytes()
+    status, _, answer = model.answer(body, "application/json")
+    if status != 200:
+        said = json.loads(answer).get("message", "") if answer.startswith(b"{") else answer.decode()
+        raise ProofError(f"it does not answer its own example: {' '.join(said.split())[:400]}")
+    facts["example"], facts["example_answer"] = json.loads(body), json.loads(answer)
+    recorded = (model.pyfunc.metadata.metadata or {}).get(EXPECTED)
+    if recorded is not None:
+        ours = facts["example_answer"].get("predictions")
+        if not same_json(ours, recorded):
+            raise ProofError(
+                f"it answers its example with {_short(ours)}, and answered {_short(recorded)} when it was made: "
+                "its environment here is not the recorded one, or its files changed"
+            )
+    return model.pyfunc.metadata.load_input_example(str(model.folder))
+
+
+def same_json(ours: Any, expected: Any) -> bool:
+    """Tell whether two answers in JSON are the same, numbers within the tolerance."""
+    if isinstance(expected, list) and isinstance(ours, list):
+        return len(ours) == len(expected) and all(map(same_json, ours, expected))
+    if isinstance(expected, dict) and isinstance(ours, dict):
+        return ours.keys() == expected.keys() and all(same_json(ours[key], expected[key]) for key in expected)
+    if isinstance(expected, float) and isinstance(ours, int | float) and not isinstance(ours, bool):
+        return math.isclose(ours, expected, rel_tol=RELATIVE, abs_tol=1e-9) or (ours != ours and expected != expected)
+    return bool(ours == expected)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _arrays_of(model: Model, example: Any) -> list[np.ndarray] | None:
+    """Return the example as columns, or as the tensor; None where it has no such form."""
+    if example is None:
+        return None
+    if model.signature["tensor"]:
+        return [np.asarray(example)] if isinstance(example, np.ndarray) else None
+    if not hasattr(example, "columns") or not set(model.names) <= set(example.columns) or not len(example):
+        return None
+    dtypes = [NUMPY[each["type"]] for each in model.signature["columns"]]
+    try:
+        return [example[name].to_numpy().astype(dtype) for name, dtype in zip(model.names, dtypes, strict=True)]
+    except (TypeError, ValueError):
+        return None
+
+
+def _grouped(model: Model, arrays: list[np.ndarray]) -> Arrays:
+    """Return columns of one type as the one matrix that the decoder makes of them."""
+    columns = model.signature["columns"]
+    if columns and len({each["type"] for each in columns}) == 1 and columns[0]["type"] != "string":
+        return [np.column_stack(arrays)]
+    return arrays
+
+
+def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> str:
+    """Compare the ways to ask the model on rows of its kind; return why there is only MLflow's own, or nothing."""
+    if model.pyfunc.metadata._is_signature_from_type_hint():
+        return "its signature comes from type hints"
+    if not facts["columns"] and not facts["tensor"]:
+        return "it has no signature of plain columns or of one tensor"
+    if any(not each["required"] for each in facts["columns"] or ()):
+        return "it has optional columns"
+    known = _arrays_of(model, example)
+    asked = _ask(model, known)
+    if isinstance(asked, str):
+        return asked
+    level, rows, form, expected = asked
+    facts["level"], facts["form"] = level, asdict(form)
+    facts["output_types"] = [each.dtype.str if each.dtype != object else "text" for each in expected]
+    if not _apart(model.by_pyfunc, rows, expected):
+        return "what it answers to a row depends on the rows beside it"
+    nulls = _with_nulls(facts, rows)
+    null_answers = _null_answers(model, nulls)
+    through = {"ok": True, "nulls": null_answers is not None, "why": "through MLflow, many requests at a time"}
+    facts["executors"]["pyfunc"] = through
+    facts["executors"]["native"] = _native(model, rows, (form, expected), nulls, null_answers)
+    edges: Arrays = []
+    edge_answers: Outputs = []
+    if level == samples.WIDE:
+        found, why = convert.candidates(model, into)
+        facts["onnx"] = {"candidates": found, "why": why}
+        if edge_rows := _edges(into, found, rows):
+            edges, edge_answers = edge_rows, outputs_of(model.by_pyfunc(edge_rows), len(edge_rows[0]))[1]
+    else:
+        facts["onnx"]["why"] = "the model refuses some values of its columns' types, and a converted one would not"
+    groups = {"rows": rows, "expected": expected, "edges": edges, "edge_answers": edge_answers}
+    if null_answers is not None:
+        groups |= {"nulls": nulls, "null_answers": null_answers}
+    header, buffers = {}, []
+    for name, arrays in groups.items():
+        header[name], more = frames.pack(arrays)
+        buffers += more
+    (into / SAMPLES).write_bytes(frames.frame(0, frames.ARRAYS, header, buffers))
+    return ""
+
+
+def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, Form, Outputs] | str:
+    """Return how far from the example rows may go, such rows, and what MLflow answers them; or why there are none."""
+    why = "it has no example, and random rows are not what it wants"
+    for level in samples.LEVELS:
+        columns = samples.rows(model.signature, known, level)
+        if columns is None:
+            break
+        rows = _grouped(model, columns)
+        try:
+            answered = model.by_pyfunc(rows)
+        except Exception as error:  # what a model raises; its example it answered
+            why = f"it answers no rows made for its signature: {' '.join(str(error).split())[:200]}"
+            continue
+        try:
+            form, expected = outputs_of(answered, len(rows[0]))
+        except UnfitError as error:
+            return str(error)
+        return level, rows, form, expected
+    return why
+
+
+def _parts(rows: Arrays) -> list[list[np.ndarray]]:
+    """Return the rows in pieces of several sizes, as requests bring them."""
+    bounds = [0, 1, 2, 9, 40, len(rows[0])]
+    return [[each[a:b] for each in rows] for a, b in itertools.pairwise(bounds) if b > a]
+
+
+def _apart(ask: Callable[[Arrays], Any], rows: Arrays, expected: Outputs) -> bool:
+    """Tell whether the model answers pieces as it answers all of it."""
+    try:
+        answers = [outputs_of(ask(part), len(part[0]))[1] for part in _parts(rows)]
+    except Exception:  # whatever it raises, it does not answer them
+        return False
+    joined = [np.concatenate(each) for each in zip(*answers, strict=True)]
+    return equal(joined, expected)
+
+
+def _with_nulls(facts: dict[str, Any], rows: Arrays) -> Arrays:
+    """Return the rows with nulls in columns that may hold NaN; none where no column may."""
+    if not facts["columns"] or not any(each["type"] == "double" for each in facts["columns"]):
+        return []
+    random = np.random.default_rng(samples.SEED)
+    changed = []
+    for array in rows:
+        if array.dtype == np.float64:
+            array = np.where(random.random(array.shape) < 0.2, np.nan, array)
+        changed.append(array)
+    return changed
+
+
+def _null_answers(model: Model, nulls: Arrays) -> Outputs | None:
+    if not nulls:
+        return None
+    try:
+        answers = outputs_of(model.by_pyfunc(nulls), len(nulls[0]))[1]
+    except Exception:  # most models refuse nulls, each in its way
+        return None
+    return answers if _apart(model.by_pyfunc, nulls, answers) else None
+
+
+def _native(
+    model: Model, rows: Arrays, wanted: tuple[Form, Outputs], nulls: Arrays, null_answers: Outputs | None
+) -> dict[str, Any]:
+    """Return the first way past MLflow that answers as MLflow does, or why none does."""
+    ways = model.native()
+    whys = [] if ways else [f"none is known for {', '.join(sorted(set(model.flavors) - {'python_function'}))}"]
+    for name, ask in ways.items():
+        try:
+            form, ours = outputs_of(ask(rows), len(rows[0]))
+            fits = form == wanted[0] and equal(ours, wanted[1]) and _apart(ask, rows, wanted[1])
+        except Exception as error:  # the library's way of refusing
+            whys.append(f"{name}: {' '.join(str(error).split())[:200]}")
+            continue
+        if fits:
+            same = null_answers is not None and _apart(ask, nulls, null_answers)
+            return {"ok": True, "way": name, "nulls": same, "why": f"equal to MLflow's answers on {len(rows[0])} rows"}
+        whys.append(f"{name}: it answers otherwise than through MLflow")
+    return {"ok": False, "why": "; ".join(whys)}
+
+
+def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
+    """Return rows with values on, and next to, the thresholds of converted trees: where roundings show."""
+    file = next((each["file"] for each in found if not each["columns"]), None)
+    if file is None or len(rows) != 1 or rows[0].ndim != 2:
+        return []
+    onnx = importlib.import_module("onnx")
+    pairs: list[tuple[int, float]] = []
+    for node in onnx.load(into / file).graph.node:
+        if not node.op_type.startswith("TreeEnsemble"):
+            continue
+        given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        values = given.get("nodes_values") or given.get("nodes_values_as_tensor")
+        if values is None:
+            continue
+        numbers = onnx.numpy_helper.to_array(values) if hasattr(values, "dims") else values
+        kinds = given["nodes_modes"]
+        pairs += [
+            (int(feature), float(value))
+            for feature, value, kind in zip(given["nodes_featureids"], numbers, kinds, strict=True)
+            if kind != b"LEAF"
+        ]
+    if not pairs:
+        return []
+    random = np.random.default_rng(samples.SEED)
+    chosen = random.choice(len(pairs), size=min(EDGES, len(pairs)), replace=False)
+    edges = rows[0][random.integers(0, len(rows[0]), 3 * len(chosen))].astype(np.float64)
+    for i, which in enumerate(chosen):
+        feature, value = pairs[which]
+        edges[3 * i : 3 * i + 3, feature] = (np.nextafter(value, -np.inf), value, np.nextafter(value, np.inf))
+    return [edges.astype(rows[0].dtype)]

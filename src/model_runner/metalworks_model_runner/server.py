@@ -1,0 +1,146 @@
+"""Serves one loaded model to the HTTP processes, over a Unix socket: arrays together, single requests in threads."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalworks_model_runner import frames
+from metalworks_model_runner.model import Arrays, Model, Outputs, outputs_of
+
+THREADS = 8
+"""Requests that MLflow answers one by one, at the same time: its own server does so in threads, too."""
+CHUNK = 2**20
+
+
+class _Peer:
+    """One HTTP process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.buffer = frames.Buffer()
+        self._lock = threading.Lock()
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame; one that nobody waits for any more is dropped."""
+        with self._lock:
+            try:
+                self.connection.sendall(frame)
+            except OSError:
+                return
+
+
+class Server:
+    """The loop of the process."""
+
+    def __init__(self, model: Model, way: str, max_rows: int) -> None:
+        """Serve `model`, arrays by `way`: `pyfunc`, or the name of a native one; at most `max_rows` at a time."""
+        self.model, self.max_rows = model, max_rows
+        self.ask: Callable[[Arrays], Any] = model.by_pyfunc if way in ("pyfunc", "mlflow") else model.native()[way]
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._selector = selectors.DefaultSelector()
+        self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []
+
+    def listen(self, path: Path, ready: Callable[[], None]) -> None:
+        """Answer for ever on a socket at `path`; `ready` is called once somebody may connect."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen(64)
+        self._selector.register(listener, selectors.EVENT_READ, None)
+        ready()
+        while True:
+            # What waits already is taken along, so that several processes' rows go through the model together.
+            for key, _ in self._selector.select(0 if self._pending else None):
+                if key.data is None:
+                    connection, _address = listener.accept()
+                    self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
+                else:
+                    self._read(key.data)
+            if self._pending:
+                self._answer_arrays()
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            data = peer.connection.recv(CHUNK)
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(peer.connection)
+            peer.connection.close()
+            return
+        for number, kind, payload in peer.buffer.feed(data):
+            header, body = frames.body_of(payload)
+            if kind == frames.RAW:
+                self._pool.submit(self._answer_raw, peer, number, header, bytes(body))
+            else:
+                self._pending.append((peer, number, frames.unpack(header, body)))
+
+    def _answer_raw(self, peer: _Peer, number: int, content_type: str, body: bytes) -> None:
+        try:
+            status, media_type, answer = self.model.answer(body, content_type)
+        except BaseException as error:  # the caller must hear of it, whatever it is
+            peer.send(frames.frame(number, frames.FAILED, f"{type(error).__name__}: {error}"))
+            raise
+        peer.send(frames.frame(number, frames.RAW, [status, media_type], [answer]))
+
+    def _answer_arrays(self) -> None:
+        batch: list[tuple[_Peer, int, list[np.ndarray]]] = []
+        rows = 0
+        while self._pending and (not batch or rows + len(self._pending[0][2][0]) <= self.max_rows):
+            batch.append(self._pending.pop(0))
+            rows += len(batch[-1][2][0])
+        try:
+            joined = (
+                batch[0][2]
+                if len(batch) == 1
+                else [np.concatenate(each) for each in zip(*(arrays for _, _, arrays in batch), strict=True)]
+            )
+            outputs = outputs_of(self.ask(joined), rows)[1]
+        except Exception as error:  # whatever a model raises
+            if len(batch) > 1:  # one of them is to blame, and only that one is to hear of it
+                for each in batch:
+                    self._alone(*each)
+            else:
+                self._failed(batch[0][0], batch[0][1], error)
+            return
+        start = 0
+        for peer, number, arrays in batch:
+            end = start + len(arrays[0])
+            self._send(peer, number, [each[start:end] for each in outputs])
+            start = end
+
+    def _alone(self, peer: _Peer, number: int, arrays: list[np.ndarray]) -> None:
+        try:
+            self._send(peer, number, outputs_of(self.ask(arrays), len(arrays[0]))[1])
+        except Exception as error:  # whatever a model raises
+            self._failed(peer, number, error)
+
+    @staticmethod
+    def _failed(peer: _Peer, number: int, error: Exception) -> None:
+        peer.send(frames.frame(number, frames.FAILED, f"{type(error).__name__}: {error}"))
+
+    @staticmethod
+    def _send(peer: _Peer, number: int, outputs: Outputs) -> None:
+        about, buffers = frames.pack(outputs)
+        peer.send(frames.frame(number, frames.ARRAYS, about, buffers))
+
+
+def end_with(parent: int) -> None:
+    """End this process when the other end of the pipe `parent` is closed: nobody is left to serve."""
+
+    def watch() -> None:
+        os.read(parent, 1)
+        sys.stderr.flush()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

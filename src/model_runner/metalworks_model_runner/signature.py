@@ -1,0 +1,43 @@
+"""What a model takes, said without MLflow, for the processes that decode requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+NUMPY: dict[str, str] = {
+    "boolean": "bool",
+    "integer": "int32",
+    "long": "int64",
+    "float": "float32",
+    "double": "float64",
+    "string": "object",
+}
+"""The types of columns that are decoded straight into arrays → the arrays' types."""
+
+
+def describe(schema: Any) -> dict[str, Any]:
+    """Return the columns or the one tensor of an MLflow input schema, as far as requests are decoded by them.
+
+    `columns`: [{name, type, required}], of named columns of plain types; `tensor`: {dtype, shape}, of one tensor
+    without a name. Both null: requests are left to MLflow.
+    """
+    nothing: dict[str, Any] = {"columns": None, "tensor": None}
+    if schema is None or not schema.inputs:
+        return nothing
+    if schema.is_tensor_spec():
+        if len(schema.inputs) > 1 or schema.has_input_names():
+            return nothing
+        spec = schema.inputs[0]
+        shape = [int(size) for size in spec.shape]
+        fits = np.dtype(spec.type).kind in "fiu" and shape[0] == -1 and -1 not in shape[1:]
+        return {**nothing, "tensor": {"dtype": np.dtype(spec.type).name, "shape": shape}} if fits else nothing
+    if not schema.has_input_names():
+        return nothing
+    columns = [
+        {"name": spec.name, "type": getattr(spec.type, "name", ""), "required": bool(spec.required)}
+        for spec in schema.inputs
+    ]
+    plain = all(each["type"] in NUMPY and isinstance(each["name"], str) for each in columns)
+    return {**nothing, "columns": columns} if plain else nothing
