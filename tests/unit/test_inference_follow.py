@@ -1,4 +1,4 @@
-"""`metalworks-model fetch` against a real MLflow server, with uv resolving from a folder of small wheels."""
+"""`metalworks-model` against a real MLflow server, with uv installing from a folder of small wheels."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,20 +21,24 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from fastapi.testclient import TestClient
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from sklearn.linear_model import Ridge
 
-from metalworks.inference import Settings, create_app
-from metalworks.models import ModelCard, lock, main, registry
-from metalworks.models.errors import FetchError
-from tests.unit.inference_wheels import SERVER, UV, server_lock, wheels
+from metalworks.models import ModelCard, download, main
+from metalworks.models import follow as module
+from metalworks.models.config import Config, Service
+from metalworks.models.follow import Follower
+from metalworks.models.programs import Programs
+from metalworks.models.registry import Registry
+from tests.unit.inference_wheels import MLFLOW, UV, wheels
 
-__all__ = ["server_lock", "wheels"]
+__all__ = ["wheels"]
 
 FRAME = pd.DataFrame({"distance": [187.0, 2475.5, 1065.25], "wind": [0.1, 12.7, 3.3]})
 TARGET = pd.Series([-3.0, 41.5, 7.25])
+TAG = "metalworks.inference.delay.gpu-1"
+CANARY_TAG = "metalworks.inference.delay.canary"
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -72,33 +79,8 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(30)
 
 
-Fetch = Callable[..., tuple[int, dict[str, Any], str]]
-
-
-@pytest.fixture
-def fetch(
-    tracking_uri: str,
-    wheels: Path,
-    server_lock: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Fetch:
-    """Return the program: it takes model and alias and gives exit code, JSON and standard error."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
-
-    def run(model: str, alias: str = "champion") -> tuple[int, dict[str, Any], str]:
-        capsys.readouterr()
-        arguments = ["fetch", "--model", model, "--alias", alias, "--dest", str(tmp_path / "served")]
-        code = main([*arguments, "--server-lock", str(server_lock), "--uv", UV])
-        out, err = capsys.readouterr()
-        return code, json.loads(out.splitlines()[-1]) if out else {}, err
-
-    return run
-
-
 @functools.cache
-def logged(slope: float) -> str:
+def logged(slope: float, *requirements: str) -> str:
     """Train and log a model; return its URI."""
     with mlflow.start_run():
         mlflow.set_tag("mlflow.source.git.commit", "0123abc")
@@ -106,141 +88,412 @@ def logged(slope: float) -> str:
             Ridge().fit(FRAME, TARGET * slope),
             name="model",
             signature=infer_signature(FRAME, TARGET),
-            pip_requirements=[f"mlflow=={SERVER['mlflow']}", "scaler"],
+            pip_requirements=[f"mlflow=={MLFLOW}", *(requirements or ["scaler"])],
         ).model_uri
 
 
-def register(name: str, slope: float = 1.0) -> str:
-    """Register a model and make it the champion; return its version."""
-    version = str(mlflow.register_model(logged(slope), name).version)
-    MlflowClient().set_registered_model_alias(name, "champion", version)
+def register(name: str, alias: str = "champion", *requirements: str, slope: float = 1.0) -> str:
+    """Register a model, let an alias name it, and return its version."""
+    version = str(mlflow.register_model(logged(slope, *requirements), name).version)
+    MlflowClient().set_registered_model_alias(name, alias, version)
     return version
 
 
-def test_fetches_once(fetch: Fetch, tmp_path: Path) -> None:
-    version = register("once")
-    folder = tmp_path / "served" / version
-    locked = folder / "requirements.lock"
-    code, said, _ = fetch("once")
-    assert code == 0
-    assert said == {
-        "missing": False,
-        "version": version,
-        "changed": True,
-        "path": str(folder),
-        "requirements": str(locked),
-        "requirements_sha256": hashlib.sha256(locked.read_bytes()).hexdigest(),
-    }
-    assert sorted(path.name for path in folder.iterdir()) == ["model", "model.json", "requirements.lock"]
+def point(name: str, alias: str, version: str) -> None:
+    MlflowClient().set_registered_model_alias(name, alias, version)
+
+
+def tags(name: str, version: str) -> dict[str, str]:
+    return MlflowClient().get_model_version(name, version).tags
+
+
+class Host:
+    """A host with one service: its follower, and what its server would say."""
+
+    def __init__(self, folder: Path, uri: str, model: str) -> None:
+        self.service = Service("delay", model, shadow="challenger", canary="canary")
+        self.config = Config("gpu-1", (self.service,), folder / "home", folder / "run", f"{folder}/state-{{name}}.json",
+                             0.1, sys.executable, UV)  # fmt: skip
+        self.root = self.config.folder(self.service)
+        self.config.runtime.mkdir()
+        self.uri = uri
+        self.start()
+
+    def start(self) -> None:
+        programs = Programs(threading.Event())
+        self.follower = Follower(self.config, self.service, Registry(self.uri), programs, MLFLOW)
+
+    def round(self) -> dict[str, Any]:
+        """Let the follower go round once; return what it wants."""
+        self.follower.round()
+        return self.wanted()
+
+    def wanted(self) -> dict[str, Any]:
+        return dict(json.loads((self.root / "wanted.json").read_text()))
+
+    def versions(self) -> dict[str, str | None]:
+        return {role: entry and entry["version"] for role, entry in self.round().items()}
+
+    def serves(self, **state: Any) -> None:
+        """Be the server."""
+        Path(self.config.servers.format(name="delay")).write_text(json.dumps(state))
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.config.status_file(self.service).read_text()))
+
+    def write_config(self, folder: Path) -> Path:
+        file = folder / "follower.json"
+        services = [{"name": "delay", "model": self.service.model, "shadow": "challenger", "canary": "canary"}]
+        values = {"host": "gpu-1", "home": str(self.config.home), "runtime": str(self.config.runtime)}
+        values |= {"servers": self.config.servers, "uv": UV, "python": sys.executable}
+        file.write_text(json.dumps({**values, "services": services, "poll_seconds": 0.1}))
+        return file
+
+
+@pytest.fixture
+def host(tracking_uri: str, wheels: Path, tmp_path: Path, request: Any, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    run = Programs.run
+
+    def quicker(self: Programs, command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+        """Download without another process: MLflow is loaded here already."""
+        if "metalworks.models.download" in command:
+            return subprocess.CompletedProcess(command, download.main(command[-3:]), "", "")
+        return run(self, command, **more)
+
+    monkeypatch.setattr(Programs, "run", quicker)
+    return Host(tmp_path, tracking_uri, request.node.originalname.removeprefix("test_"))
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the registry is asked."""
+    asked: list[str] = []
+    ask = Registry._ask
+
+    def listen(self: Registry, method: str, path: str, **values: str) -> Any:
+        asked.append(path)
+        return ask(self, method, path, **values)
+
+    monkeypatch.setattr(Registry, "_ask", listen)
+    return asked
+
+
+def test_a_version_comes_whole_and_once(host: Host, questions: list[str]) -> None:
+    version = register(host.service.model)
+    entry = host.round()["champion"]
+    folder = host.root / "versions" / version
+    lock = (folder / "requirements.lock").read_bytes()
+    assert entry["version"] == version
+    assert entry["path"] == str(folder)
+    assert entry["environment"] == hashlib.sha256(lock).hexdigest()
+    assert Path(entry["python"]).parent.parent.parent == host.root / "environments"
+    subprocess.run([entry["python"], "-c", ""], check=True)
     card = ModelCard.read(folder)
-    assert (card.name, card.version, card.alias, card.git_commit) == ("once", version, "champion", "0123abc")
-    assert card.run_id
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert fetch("once") == (0, {**said, "changed": False}, "")
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def test_what_is_fetched_predicts_as_the_trained_model(fetch: Fetch, tmp_path: Path) -> None:
-    register("predicts", slope=2.0)
-    _, said, _ = fetch("predicts")
-    with TestClient(create_app(Settings(service="x", model_dir=Path(said["path"])))) as client:
-        answer = client.post("/invocations", json={"dataframe_split": FRAME.to_dict(orient="split")})
-    assert answer.json()["predictions"] == Ridge().fit(FRAME, TARGET * 2.0).predict(FRAME).tolist()
-
-
-def test_says_that_a_model_or_alias_does_not_exist_yet(fetch: Fetch, tmp_path: Path) -> None:
-    assert fetch("nothing") == (3, {"missing": True}, "")
-    register("somebody")
-    assert fetch("somebody", "challenger") == (3, {"missing": True}, "")
-    assert not (tmp_path / "served").exists()
-
-
-def test_moved_alias_brings_the_new_version_beside_the_old(fetch: Fetch, tmp_path: Path) -> None:
-    first = register("moves")
-    _, old, _ = fetch("moves")
-    second = register("moves", slope=2.0)
-    code, new, _ = fetch("moves")
-    assert (code, new["version"], new["changed"]) == (0, second, True)
-    assert (tmp_path / "served" / first / "model" / "MLmodel").is_file()
-    assert new["requirements_sha256"] == old["requirements_sha256"]
-    MlflowClient().set_registered_model_alias("moves", "champion", first)
-    assert fetch("moves")[1] == {**old, "changed": False}
-
-
-def test_other_alias_of_the_same_version_costs_no_download(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = register("renamed")
-    fetch("renamed")
-    MlflowClient().set_registered_model_alias("renamed", "challenger", version)
-    monkeypatch.delattr(registry, "download")
-    code, said, _ = fetch("renamed", "challenger")
-    assert (code, said["changed"], ModelCard.read(Path(said["path"])).alias) == (0, True, "challenger")
-
-
-def test_model_registered_anew_replaces_the_files_under_its_number(fetch: Fetch) -> None:
-    register("anew")
-    _, old, _ = fetch("anew")
-    created = ModelCard.read(Path(old["path"])).created
-    MlflowClient().delete_registered_model("anew")
-    assert register("anew", slope=2.0) == old["version"]
-    code, new, _ = fetch("anew")
-    assert (code, new["path"], new["changed"]) == (0, old["path"], True)
-    assert ModelCard.read(Path(new["path"])).created > created
-    assert (
-        mlflow.sklearn.load_model(new["path"] + "/model").coef_.tolist()
-        == Ridge().fit(FRAME, TARGET * 2.0).coef_.tolist()
+    assert (card.name, card.version, card.alias, card.git_commit) == (
+        host.service.model,
+        version,
+        "champion",
+        "0123abc",
     )
+    assert card.run_id
+    loaded = mlflow.sklearn.load_model(str(folder / "model"))
+    assert loaded.predict(FRAME).tolist() == Ridge().fit(FRAME, TARGET).predict(FRAME).tolist()
+    assert host.wanted() == {"champion": entry, "shadow": None, "canary": None}
+    before = {path: path.stat().st_mtime_ns for path in host.root.rglob("*")}
+    questions.clear()
+    host.round()
+    assert questions == ["registered-models/get"]
+    assert {path: path.stat().st_mtime_ns for path in host.root.rglob("*")} == before
+    host.start()
+    assert host.round()["champion"] == entry
 
 
-def test_broken_download_leaves_nothing_that_looks_whole(
-    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_wanted_before_there_is_a_model(host: Host) -> None:
+    assert host.versions() == {"champion": None, "shadow": None, "canary": None}
+    register(host.service.model, "somebody")
+    assert host.versions() == {"champion": None, "shadow": None, "canary": None}
+    assert host.status()["roles"]["champion"]["is"] == "missing"
+
+
+def test_moved_alias_brings_the_new_version_and_back(host: Host) -> None:
+    first = register(host.service.model)
+    old = host.round()["champion"]
+    second = register(host.service.model, slope=2.0)
+    new = host.round()["champion"]
+    assert (new["version"], new["python"]) == (second, old["python"])  # they recorded the same
+    assert Path(old["path"], "model/MLmodel").is_file()
+    point(host.service.model, "champion", first)
+    assert host.round()["champion"] == old
+
+
+def test_what_serves_is_served_on_when_its_alias_is_gone(host: Host) -> None:
+    version = register(host.service.model)
+    host.round()
+    MlflowClient().delete_registered_model_alias(host.service.model, "champion")
+    assert host.versions()["champion"] == version
+    MlflowClient().delete_registered_model(host.service.model)
+    assert host.versions()["champion"] == version
+
+
+def test_model_registered_anew_is_another_version(host: Host) -> None:
+    register(host.service.model)
+    old = host.round()["champion"]
+    MlflowClient().delete_registered_model(host.service.model)
+    assert register(host.service.model, slope=2.0) == old["version"]
+    new = host.round()["champion"]
+    assert (new["version"], new["path"] == old["path"]) == (old["version"], False)
+    for path, slope in ((new["path"], 2.0), (old["path"], 1.0)):  # the old one may still be answering
+        found = mlflow.sklearn.load_model(path + "/model").coef_.tolist()
+        assert found == Ridge().fit(FRAME, TARGET * slope).coef_.tolist()
+
+
+def test_shadow_and_canary(host: Host) -> None:
+    one = register(host.service.model)
+    two, three = (register(host.service.model, alias, slope=2.0) for alias in ("challenger", "canary"))
+    assert host.versions() == {"champion": one, "shadow": two, "canary": three}
+    before = ModelCard.read(Path(host.wanted()["canary"]["path"]))
+    point(host.service.model, "champion", three)  # it is no canary then
+    assert host.versions() == {"champion": three, "shadow": two, "canary": None}
+    assert ModelCard.read(Path(host.wanted()["champion"]["path"])) == before
+    point(host.service.model, "canary", two)  # which answers requests: there is nothing to compare it with unseen
+    assert host.versions() == {"champion": three, "shadow": None, "canary": two}
+
+
+def test_what_cannot_be_installed_is_refused_and_the_old_one_serves(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wheels: Path
 ) -> None:
-    version = register("broken")
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    first = register(host.service.model)
+    host.round()
+    second = register(host.service.model, "champion", "sauce")
+    downloads: list[Any] = []
+    lock = host.follower.resolver.ensure_lock
+    monkeypatch.setattr(type(host.follower.resolver), "ensure_lock", lambda _, at: (downloads.append(at), lock(at))[1])
+    host.serves(champion={"version": first, "executor": "onnx", "since": 0})
+    assert host.versions()["champion"] == first
+    assert [record.levelname for record in caplog.records if "sauce was not found" in record.message] == ["ERROR"]
+    assert tags(host.service.model, second)[TAG].startswith("refused: no environment holds what the model recorded")
+    for later, attempts in ((0, 1), (59, 1), (61, 2), (61 + 119, 2), (61 + 121, 3), (61 + 121 + 241, 4)):
+        monkeypatch.setattr(module.time, "time", lambda later=later: now + later)
+        assert host.versions()["champion"] == first
+        assert len(downloads) == attempts, later
+    again = host.status()["roles"]["champion"]
+    assert again["is"] == "refused"
+    assert again["again"] - again["at"] == 480
+    host.config.retry_file.touch()
+    os.utime(host.config.retry_file, (now + 500, now + 500))
+    host.round()
+    assert len(downloads) == 5
+    third = register(host.service.model)  # another one is tried at once
+    assert host.versions()["champion"] == third
+    assert host.status()["roles"]["champion"] == {"alias": "champion", "version": third, "is": "here"}
 
-    def half(tracking_uri: str, card: ModelCard, into: Path) -> None:
-        into.mkdir(parents=True)
-        (into / "MLmodel").write_text("half")
-        raise FetchError("the connection broke")
+
+def test_a_broken_download_leaves_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = register(host.service.model)
+    run = Programs.run
+
+    def broken(self: Programs, command: list[str], **more: Any) -> Any:
+        if "metalworks.models.download" in command:
+            Path(command[-1]).mkdir()
+            return subprocess.CompletedProcess(command, 1, "", "the connection broke\n")
+        return run(self, command, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "download", half)
-        assert fetch("broken") == (1, {}, "metalworks-model: the connection broke\n")
-    served = tmp_path / "served"
-    assert not (served / version).exists()
-    assert (served / f"{version}.partial").exists()
-    assert fetch("broken")[0] == 0
-    assert sorted(path.name for path in served.iterdir()) == [".lock", version]
+        patch.setattr(Programs, "run", broken)
+        assert host.versions()["champion"] is None
+    assert "version 1 cannot be fetched: the connection broke" in host.status()["roles"]["champion"]["reason"]
+    assert list((host.root / "versions").iterdir()) == []
+    (host.root / "versions/1.partial").mkdir()  # as a kill leaves it
+    host.start()
+    assert list((host.root / "versions").iterdir()) == []
+    assert host.versions()["champion"] == version
 
 
-def test_files_that_are_gone_are_named(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "resolve", lambda *_: ModelCard("gone", "77", "champion", "", 0))
-    code, _, err = fetch("gone")
-    assert (code, "the files of model gone version 77 cannot be fetched" in err) == (1, True)
+def test_a_server_that_is_away_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    register(host.service.model)
+    wanted = host.round()
+    there = host.follower.registry
+    host.follower.registry = Registry("http://127.0.0.1:9")
+    for _ in range(3):
+        assert host.round() == wanted
+    assert [record.levelname for record in caplog.records if "does not answer" in record.message] == ["WARNING"]
+    assert "MLflow at http://127.0.0.1:9 does not answer" in host.status()["mlflow"]
+    host.follower.registry = there
+    host.round()
+    assert "MLflow answers again" in caplog.text
+    assert "MLflow answers again" in caplog.text
+    assert host.status()["mlflow"] == "answers"
 
 
-def test_environment_that_cannot_be_leaves_the_old_version(
-    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = register("impossible")
-    fetch("impossible")
-    second = register("impossible", slope=2.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(lock, "SERVER_REQUIREMENTS", (*lock.SERVER_REQUIREMENTS, "no-such-package"))
-        code, said, err = fetch("impossible")
-    assert (code, said, "no-such-package was not found" in err) == (1, {}, True)
-    served = tmp_path / "served"
-    assert (served / first / "requirements.lock").is_file()
-    assert not (served / second / "requirements.lock").exists()
-    assert fetch("impossible")[1]["version"] == second
+def test_a_connection_that_was_closed_is_opened_again(host: Host) -> None:
+    version = register(host.service.model)
+    registry = host.follower.registry
+    assert registry.model(host.service.model)
+    kept = registry.connection
+    assert kept is not None
+    kept.sock.shutdown(socket.SHUT_RDWR)
+    model = registry.model(host.service.model)
+    assert model is not None
+    assert model.aliases == {"champion": version}
 
 
-def test_server_that_does_not_answer_is_named(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    code, _, err = fetch("any")
-    assert (code, "MLflow at http://127.0.0.1:9 does not answer for model any" in err) == (1, True)
+def test_old_versions_are_removed_but_what_serves_stays(host: Host) -> None:
+    numbers = [register(host.service.model)]
+    host.round()
+    host.serves(champion={"version": numbers[0], "executor": "onnx", "since": 0})
+    for _ in range(5):
+        numbers.append(register(host.service.model))
+        host.round()
+    kept = [numbers[0], *numbers[-4:]]  # what is served, what is wanted, and three more
+    assert sorted(path.name for path in (host.root / "versions").iterdir()) == kept
+    assert len(list((host.root / "environments").iterdir())) == 1
 
 
-def test_tracking_uri_is_required(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    code, _, err = fetch("any")
-    assert (code, "MLFLOW_TRACKING_URI is not set" in err) == (1, True)
+def test_files_that_were_removed_come_back(host: Host) -> None:
+    register(host.service.model)
+    entry = host.round()["champion"]
+    Path(entry["python"]).unlink()
+    (Path(entry["python"]).parent.parent / ".complete").unlink()
+    host.round()
+    subprocess.run([entry["python"], "-c", ""], check=True)
+    (host.root / "wanted.json").unlink()
+    assert host.round()["champion"] == entry
+
+
+# -- What MLflow is told
+
+
+def test_mlflow_knows_where_a_version_serves(host: Host, questions: list[str]) -> None:
+    first = register(host.service.model)
+    host.round()
+    assert TAG not in tags(host.service.model, first)
+    host.serves(champion={"version": first, "executor": "onnx", "since": 1764000000.0})
+    host.round()
+    assert tags(host.service.model, first)[TAG] == "serving since 2025-11-24 16:00:00 UTC as onnx"
+    host.start()
+    questions.clear()
+    host.round()
+    assert "model-versions/set-tag" not in questions
+    second = register(host.service.model, slope=2.0)
+    host.serves(champion={"version": first, "executor": "onnx", "since": 1764000000.0},
+                refused={second: {"reason": "it answers\nnothing", "at": 1.0}})  # fmt: skip
+    host.round()
+    assert tags(host.service.model, second)[TAG] == "refused: it answers nothing"
+    host.serves(champion={"version": second, "executor": "mlflow", "since": 1764000060.0},
+                shadow={"version": first, "executor": "onnx", "since": 1764000060.0})  # fmt: skip
+    host.round()
+    assert tags(host.service.model, second)[TAG] == "serving since 2025-11-24 16:01:00 UTC as mlflow"
+    assert tags(host.service.model, first)[TAG].startswith("shadow since")
+    host.serves(champion={"version": second, "executor": "mlflow", "since": 1764000060.0})
+    host.round()
+    assert tags(host.service.model, first)[TAG].startswith("no longer in service since")
+
+
+@pytest.mark.parametrize("verdict", ["promote", "withdraw"])
+def test_a_canary_is_promoted_or_withdrawn_once(host: Host, verdict: str) -> None:
+    champion = register(host.service.model)
+    canary = register(host.service.model, "canary", slope=2.0)
+    assert host.versions()["canary"] == canary
+    host.serves(canary_verdict={"version": canary, "verdict": verdict, "reason": "12 of 200 failed", "at": 1.0})
+    host.round()
+    best = canary if verdict == "promote" else champion
+    assert host.versions() == {"champion": best, "shadow": None, "canary": None}
+    aliases = MlflowClient().get_registered_model(host.service.model).aliases
+    assert (aliases["champion"], aliases["canary"]) == (best, best)
+    became = "promoted" if verdict == "promote" else "withdrawn"
+    assert tags(host.service.model, canary)[CANARY_TAG].startswith(f"{became} by gpu-1 at ")
+    assert tags(host.service.model, canary)[CANARY_TAG].endswith("12 of 200 failed")
+    # Whoever goes back to the old champion, or points the alias there again, does not start it all over.
+    point(host.service.model, "champion", champion)
+    point(host.service.model, "canary", canary)
+    assert host.versions() == {"champion": champion, "shadow": None, "canary": None}
+    host.serves()
+    MlflowClient().set_model_version_tag(host.service.model, canary, CANARY_TAG, "")
+    host.start()
+    assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
+
+
+def test_a_verdict_on_another_version_is_nobodys(host: Host) -> None:
+    champion = register(host.service.model)
+    canary = register(host.service.model, "canary", slope=2.0)
+    host.serves(canary_verdict={"version": champion, "verdict": "withdraw", "reason": "bad", "at": 1.0})
+    host.round()
+    assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
+
+
+# -- The programs
+
+Wait = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def wait(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Wait]:
+    """Run the daemon; return `wait`, which gives exit code, JSON and standard error."""
+    config = host.write_config(tmp_path)
+    command = [sys.executable, "-c", "from metalworks.models import main; raise SystemExit(main())"]
+    daemon = subprocess.Popen([*command, "--config", config, "follow"], stderr=subprocess.PIPE, text=True)
+
+    def run(*arguments: str, service: str = "delay") -> tuple[int, dict[str, Any], str]:
+        capsys.readouterr()
+        code = main(["--config", str(config), "wait", "--service", service, *arguments])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else {}, err
+
+    yield run
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    began = time.monotonic()
+    daemon.send_signal(signal.SIGTERM)
+    _, said = daemon.communicate(timeout=10)
+    assert (daemon.returncode, time.monotonic() - began < 1) == (0, True), said
+    assert "Traceback" not in said
+    # MLflow's client alone takes more.
+    assert int(status.partition("VmHWM:")[2].split()[0]) < 60_000
+
+
+def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
+    model = host.service.model
+    assert wait() == (
+        3,
+        {"service": "delay", "model": model, "alias": "champion", "missing": True, "serving": None},
+        "",
+    )
+    version = register(model)
+    code, said, _ = wait("--installed")
+    assert (code, said["version"], said["installed"]) == (0, version, True)
+    code, said, err = wait("--timeout", "0.5")
+    assert (code, said) == (1, {})
+    assert f"version {version} is being loaded and tried (see `journalctl -u inference-delay`)" in err
+    host.serves(champion={"version": version, "executor": "onnx", "why": "it is exact", "since": 1.0})
+    code, said, _ = wait()
+    assert (code, said["missing"], said["version"], said["executor"]) == (0, False, version, "onnx")
+    bad = register(model, slope=2.0)
+    host.serves(
+        champion={"version": version, "executor": "onnx"}, refused={bad: {"reason": "it does not load", "at": 1}}
+    )
+    code, _, err = wait()
+    assert (code, f"version {bad} of {model} is refused: it does not load" in err) == (1, True)
+    assert f"`journalctl -u inference-delay`. Version {version} is served." in err
+    worse = register(model, "champion", "sauce")
+    code, _, err = wait()
+    assert (code, f"version {worse} of {model} is refused: no environment" in err) == (1, True)
+    assert "`journalctl -u model-follower`" in err
+    first = host.status()["roles"]["champion"]["at"]
+    assert wait()[0] == 1  # and it was tried again: what was wrong may have been mended
+    assert host.status()["roles"]["champion"]["at"] > first
+
+
+def test_wait_says_who_does_not_answer(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(host.write_config(tmp_path))
+    assert main(["--config", config, "wait", "--service", "delay", "--timeout", "0.3"]) == 1
+    assert "model-follower has not asked MLflow since" in capsys.readouterr().err
+    host.follower.registry = Registry("http://127.0.0.1:9")
+    host.follower.round()
+    assert main(["--config", config, "wait", "--service", "delay", "--timeout", "0.3"]) == 1
+    assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    assert main(["--config", config, "wait", "--service", "other"]) == 1
+    assert "there is no service other on this host; there is: delay" in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "none"), "wait", "--service", "delay"]) == 1
+    assert "none cannot be read" in capsys.readouterr().err

@@ -1,48 +1,79 @@
-"""The environment that a fetched model is served in, resolved by uv from a folder of small wheels."""
+"""The environment that a fetched model runs in, resolved and built by uv from a folder of small wheels."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import tomllib
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from metalworks.models import lock
-from metalworks.models.errors import FetchError
-from tests.unit.inference_wheels import SERVER, UV, add_wheel, server_lock, wheels
+from metalworks.models.environments import Environments
+from metalworks.models.errors import FetchError, Stopped
+from metalworks.models.lock import Resolver, pins
+from metalworks.models.programs import Programs
+from tests.unit.inference_wheels import MLFLOW, UV, add_wheel, wheels
 
-__all__ = ["server_lock", "wheels"]
+__all__ = ["wheels"]
 
-ROOT = Path(__file__).resolve().parents[2]
-MLFLOW = SERVER["mlflow"]
+ONNX = {"skl2onnx": "1.20.0", "onnx": "1.19.0"}
 
 
-def version_dir(folder: Path, *requirements: str) -> Path:
+def version_dir(folder: Path, *requirements: str, flavours: tuple[str, ...] = ("python_function",)) -> Path:
     """Make a fetched version that recorded these requirements."""
     (folder / "model").mkdir(parents=True)
-    (folder / "model" / "requirements.txt").write_text("\n".join((f"mlflow=={MLFLOW}", *requirements)) + "\n")
+    (folder / "model" / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    (folder / "model" / "MLmodel").write_text("flavors:\n" + "".join(f"  {each}: {{}}\n" for each in flavours))
     return folder
+
+
+@pytest.fixture
+def resolver(wheels: Path) -> Resolver:
+    return Resolver(Programs(threading.Event()), UV, sys.executable, MLFLOW)
 
 
 Lock = Callable[[Path], dict[str, str]]
 
 
 @pytest.fixture
-def locked(server_lock: Path, wheels: Path) -> Lock:
+def locked(resolver: Resolver) -> Lock:
     """Return a function that locks a version and gives what its lock pins."""
 
     def run(folder: Path) -> dict[str, str]:
-        assert lock.ensure_lock(folder, server_lock, uv=UV)
-        assert not lock.ensure_lock(folder, server_lock, uv=UV)
-        return lock.pins((folder / "requirements.lock").read_text())
+        lock = resolver.ensure_lock(folder)
+        written = lock.stat().st_mtime_ns
+        assert resolver.ensure_lock(folder).stat().st_mtime_ns == written
+        return pins(lock.read_text())
 
     return run
 
 
-def test_versions_are_those_the_server_is_tested_with(locked: Lock, tmp_path: Path) -> None:
-    assert locked(version_dir(tmp_path / "1", "scaler")) == {"scaler": "1.0", **SERVER}
+@pytest.mark.parametrize(
+    ("recorded", "mlflow"),
+    [
+        (["scaler"], {"mlflow": MLFLOW}),  # the platform's, where the model recorded none
+        ([f"mlflow=={MLFLOW}", "scaler"], {"mlflow": MLFLOW}),
+        (["mlflow==2.22.0", "scaler"], {"mlflow": "2.22.0"}),
+        (["MLflow<3", "scaler"], {"mlflow": "2.22.0"}),
+        (["mlflow-skinny==2.22.0  # trained with", "scaler"], {"mlflow": "2.22.0", "mlflow-skinny": "2.22.0"}),
+    ],
+)  # fmt: skip
+def test_the_model_runs_with_the_mlflow_it_was_recorded_with(
+    locked: Lock, tmp_path: Path, recorded: list[str], mlflow: dict[str, str]
+) -> None:
+    assert locked(version_dir(tmp_path / "1", *recorded)) == {"scaler": "1.0", **mlflow}
+
+
+@pytest.mark.parametrize("recorded", ["mlflow==2.5.0", "mlflow-skinny==2.5.0", "mlflow<2.6"])
+def test_an_mlflow_that_cannot_serve_is_refused(locked: Lock, tmp_path: Path, recorded: str) -> None:
+    folder = version_dir(tmp_path / "1", recorded)
+    with pytest.raises(FetchError, match=r"asks for mlflow 2\.5\.0, and 2\.6 is the oldest .* log the model again"):
+        locked(folder)
+    assert not (folder / "requirements.lock").exists()
 
 
 def test_every_package_has_its_hash(locked: Lock, wheels: Path, tmp_path: Path) -> None:
@@ -51,10 +82,6 @@ def test_every_package_has_its_hash(locked: Lock, wheels: Path, tmp_path: Path) 
     digest = hashlib.sha256((wheels / "scaler-1.0-py3-none-any.whl").read_bytes()).hexdigest()
     assert f"scaler==1.0 \\\n    --hash=sha256:{digest}\n" in text
     assert text.count("==") == text.count("--hash=sha256:")
-
-
-def test_what_the_model_recorded_wins(locked: Lock, tmp_path: Path) -> None:
-    assert locked(version_dir(tmp_path / "1", "fastapi==999.0"))["fastapi"] == "999.0"
 
 
 def test_recorded_constraints_hold(locked: Lock, wheels: Path, tmp_path: Path) -> None:
@@ -66,10 +93,10 @@ def test_recorded_constraints_hold(locked: Lock, wheels: Path, tmp_path: Path) -
     assert locked(folder)["scaler"] == "2.0"
 
 
-def test_same_requirements_share_one_lock(locked: Lock, wheels: Path, server_lock: Path, tmp_path: Path) -> None:
+def test_same_requirements_share_one_lock(locked: Lock, resolver: Resolver, wheels: Path, tmp_path: Path) -> None:
     locked(version_dir(tmp_path / "1", "scaler"))
     add_wheel(wheels, "scaler", "2.0")
-    assert lock.ensure_lock(version_dir(tmp_path / "2", "scaler"), server_lock, uv="not asked")
+    dataclasses.replace(resolver, uv="not asked").ensure_lock(version_dir(tmp_path / "2", "scaler"))
     assert (tmp_path / "2/requirements.lock").read_bytes() == (tmp_path / "1/requirements.lock").read_bytes()
 
 
@@ -81,41 +108,121 @@ def test_versions_of_the_lock_before_are_kept_where_they_fit(locked: Lock, wheel
     assert locked(version_dir(tmp_path / "3", "scaler>=2"))["scaler"] == "2.0"
 
 
-def test_other_needs_of_the_server_make_a_new_lock(
-    locked: Lock, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flavour", ["sklearn", "xgboost", "lightgbm"])
+def test_converters_come_with_the_flavours_they_convert(
+    locked: Lock, wheels: Path, tmp_path: Path, flavour: str
 ) -> None:
-    folder = version_dir(tmp_path / "1", "scaler")
-    before = locked(folder)
-    add_wheel(wheels, "compressor", "1.0")
-    add_wheel(wheels, "scaler", "2.0")
-    monkeypatch.setattr(lock, "SERVER_REQUIREMENTS", (*lock.SERVER_REQUIREMENTS, "compressor"))
-    assert locked(folder) == {**before, "compressor": "1.0"}
+    converters = ONNX | ({} if flavour == "sklearn" else {"onnxmltools": "1.16.0"})
+    for name, version in (ONNX | {"onnxmltools": "1.16.0"}).items():
+        add_wheel(wheels, name, version)
+    found = locked(version_dir(tmp_path / "1", "scaler", flavours=("python_function", flavour)))
+    assert found == {"scaler": "1.0", "mlflow": MLFLOW, **converters}
+    assert locked(version_dir(tmp_path / "2", "scaler", flavours=("python_function", "pytorch"))) == {
+        "scaler": "1.0",
+        "mlflow": MLFLOW,
+    }
 
 
-@pytest.mark.parametrize("requirement", ["mlflow<3.1", "MLflow-Skinny==2.0  # the one it was trained with"])
-def test_other_mlflow_is_refused_with_the_reason(server_lock: Path, tmp_path: Path, requirement: str) -> None:
-    folder = version_dir(tmp_path / "1", requirement)
-    with pytest.raises(FetchError, match=f"but this platform serves with mlflow {MLFLOW}: log the model again"):
-        lock.ensure_lock(folder, server_lock, uv=UV)
+def test_without_converters_a_model_is_served_all_the_same(locked: Lock, tmp_path: Path) -> None:
+    assert locked(version_dir(tmp_path / "1", "scaler", flavours=("sklearn",))) == {"scaler": "1.0", "mlflow": MLFLOW}
 
 
-def test_environment_that_cannot_be_is_refused_with_the_reason(wheels: Path, server_lock: Path, tmp_path: Path) -> None:
-    folder = version_dir(tmp_path / "1", "no-such-package")
+def test_what_cannot_be_resolved_is_refused_with_the_reason(locked: Lock, tmp_path: Path) -> None:
+    folder = version_dir(tmp_path / "1", "no-such-package", flavours=("sklearn",))
     with pytest.raises(FetchError, match="no-such-package was not found"):
-        lock.ensure_lock(folder, server_lock, uv=UV)
+        locked(folder)
     assert not (folder / "requirements.lock").exists()
 
 
-def test_model_without_requirements_is_refused(server_lock: Path, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"requirements\.txt is missing"):
-        lock.ensure_lock(tmp_path, server_lock, uv=UV)
-
-
-def test_missing_uv_is_named(server_lock: Path, tmp_path: Path) -> None:
+def test_incomplete_models_and_hosts_are_named(resolver: Resolver, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"requirements\.txt is missing: log the model"):
+        resolver.ensure_lock(tmp_path)
+    folder = version_dir(tmp_path / "1", "scaler")
     with pytest.raises(FetchError, match="no-uv is not installed"):
-        lock.ensure_lock(version_dir(tmp_path / "1"), server_lock, uv="no-uv")
+        dataclasses.replace(resolver, uv="no-uv").ensure_lock(folder)
+    (folder / "model/MLmodel").write_text("not: [a model")
+    with pytest.raises(FetchError, match="MLmodel cannot be read"):
+        resolver.ensure_lock(folder)
 
 
-def test_server_needs_what_its_dependency_group_says() -> None:
-    group = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["inference"]
-    assert group == [f"mlflow=={MLFLOW}", *lock.SERVER_REQUIREMENTS]
+# -- Environments
+
+
+@pytest.fixture
+def environments(wheels: Path, tmp_path: Path) -> Environments:
+    return Environments(tmp_path / "environments", Programs(threading.Event()), UV, sys.executable)
+
+
+def test_an_environment_is_built_once_per_lock(
+    environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
+) -> None:
+    add_wheel(wheels, "scaler", "1.5", files={"scaler.py": "FACTOR = 3\n"})
+    first, second = (resolver.ensure_lock(version_dir(tmp_path / number, "scaler")) for number in "12")
+    python = environments.ensure(first)
+    answer = subprocess.run([python, "-c", "import scaler; print(scaler.FACTOR)"], capture_output=True, text=True)
+    assert answer.stdout == "3\n"
+    assert list(python.parent.parent.glob("lib/*/site-packages/__pycache__/scaler.*.pyc"))
+    assert len(python.parent.parent.name) == 16
+    environments.uv = "not asked"
+    assert environments.ensure(second) == python
+
+
+def test_nothing_of_a_package_runs_while_it_is_installed(
+    environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    add_wheel(wheels, "scaler", "1.5", files={"scaler.pth": f"import pathlib; pathlib.Path({str(ran)!r}).touch()\n"})
+    python = environments.ensure(resolver.ensure_lock(version_dir(tmp_path / "1", "scaler")))
+    assert not ran.exists()
+    subprocess.run([python, "-c", ""], check=True)
+    assert ran.exists()  # what the test looks for does run, once the environment is used
+
+
+def test_packages_without_a_wheel_are_refused(locked: Lock, wheels: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source/sauce-1.0"
+    source.mkdir(parents=True)
+    (source / "setup.py").write_text("raise SystemExit('it ran')\n")
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: sauce\nVersion: 1.0\n")
+    subprocess.run(["tar", "-czf", wheels / "sauce-1.0.tar.gz", "-C", source.parent, "sauce-1.0"], check=True)
+    with pytest.raises(FetchError, match="no usable wheels"):
+        locked(version_dir(tmp_path / "1", "sauce"))
+
+
+def test_half_an_environment_is_removed_and_built_anew(
+    environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
+) -> None:
+    lock = resolver.ensure_lock(version_dir(tmp_path / "1", "scaler"))
+    (wheels / "scaler-1.0-py3-none-any.whl").rename(tmp_path / "away.whl")
+    with pytest.raises(FetchError, match=r"(?s)environment cannot be installed: .*scaler"):
+        environments.ensure(lock)
+    assert list(environments.root.iterdir()) == []
+    (tmp_path / "away.whl").rename(wheels / "scaler-1.0-py3-none-any.whl")
+    folder = environments.ensure(lock).parent.parent
+    (folder / ".complete").unlink()  # as a kill before the last step leaves it
+    (folder / "half").touch()
+    again = Environments(environments.root, environments.programs, UV, sys.executable)
+    assert list(again.root.iterdir()) == []
+    assert (again.ensure(lock).parent.parent / ".complete").exists()
+
+
+def test_environments_that_nobody_wants_are_removed(environments: Environments, tmp_path: Path) -> None:
+    for age, name in enumerate("abcd"):
+        (environments.root / name).mkdir(parents=True)
+        (environments.root / name / ".complete").touch()
+        subprocess.run(["touch", "--date", f"{age} hours ago", environments.root / name / ".complete"], check=True)
+    lock = tmp_path / "lock"
+    lock.touch()
+    (environments.root / environments._name(lock)).mkdir()
+    environments.tidy([lock], more=2)
+    assert {path.name for path in environments.root.iterdir()} == {environments._name(lock), "a", "b"}
+
+
+def test_a_program_is_ended_when_the_follower_is_to_end() -> None:
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    with pytest.raises(Stopped):
+        Programs(stop).run(["sleep", "60"], cwd=Path("/"))
+    with pytest.raises(Stopped):
+        Programs(stop).run(["touch", "/nothing/is/started"], cwd=Path("/"))
+    with pytest.raises(FetchError, match="sleep did not end within 0 s"):
+        Programs(threading.Event(), timeout=0.1).run(["sleep", "60"], cwd=Path("/"))

@@ -16,6 +16,7 @@ class ModelCard:
     name: str
     version: str
     alias: str
+    """What named it when it was fetched; by now it may have another role."""
     source: str
     """Where the registry keeps the version's files."""
     created: int

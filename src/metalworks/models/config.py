@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILE = Path("/etc/metalworks/model-follower/follower.json")
+FILE = Path("/etc/metalworks/model-follower.json")
 
 
 @dataclass(frozen=True, slots=True)

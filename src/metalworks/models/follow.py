@@ -150,10 +150,9 @@ class Follower:
 
     def _entry(self, role: str, card: ModelCard, cards: dict[str, ModelCard]) -> Entry | None:
         """Return the version as it stands here, brought here unless it is; None when that cannot be."""
-        entry = self.wanted[role]
         for known in self.wanted.values():  # the canary that becomes champion is here already
             if known and self._stands(known, card):
-                return known if known == entry or self._same_alias(known, card) else self._installed(card)
+                return known
         refusal = self.refused.get(role)
         if refusal and time.time() < refusal.again and not self._asked_again(refusal):
             return None
@@ -184,9 +183,6 @@ class Follower:
         except (OSError, ValueError, TypeError):
             return False
         return stored.has_files_of(card) and Path(entry["python"]).exists()
-
-    def _same_alias(self, entry: Entry, card: ModelCard) -> bool:
-        return ModelCard.read(Path(entry["path"])) == card
 
     def _asked_again(self, refusal: Refusal) -> bool:
         """Tell whether somebody touched the file that asks for another attempt since the last one failed."""

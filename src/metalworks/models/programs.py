@@ -7,12 +7,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from metalworks.models.errors import FetchError, Stopped
 
 LOOK_SECONDS = 0.2
+SECRETS = frozenset({"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"})
 
 
 class Programs:
@@ -25,9 +25,9 @@ class Programs:
         self.turn = threading.Lock()
 
     def run(
-        self, command: list[str], *, cwd: Path, text: str | None = None, environment: Mapping[str, str] | None = None
+        self, command: list[str], *, cwd: Path, text: str | None = None, secrets: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end; its output is returned, whatever its exit code.
+        """Run a program to its end, without passwords unless it needs them; its output is returned, whatever its code.
 
         Raises FetchError where it cannot be started or takes too long, and Stopped when the follower is to end.
         """
@@ -37,7 +37,7 @@ class Programs:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env={**os.environ, **(environment or {})},
+                env={name: value for name, value in os.environ.items() if secrets or name not in SECRETS},
                 stdin=subprocess.PIPE if text is not None else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

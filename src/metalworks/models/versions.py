@@ -28,13 +28,11 @@ class Versions:
     def place(self, card: ModelCard) -> Path:
         """Return the folder with the files that the card names, downloaded unless they are here.
 
-        A folder never changes its files: a version that was deleted and registered anew under the same number gets
-        another one, so the server sees that it is another.
+        A folder never changes: a version that was deleted and registered anew under the same number gets another one,
+        so the server sees that it is another, and one that changes its role is served on by the same process.
         """
         for folder, stored in self._stored():
             if stored.has_files_of(card):
-                if stored != card:  # another alias names it now
-                    card.write(folder)
                 return folder
         folder = self.root / card.version
         if folder.exists():
@@ -43,7 +41,7 @@ class Versions:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         command = [sys.executable, "-m", "metalworks.models.download", card.name, card.version, str(partial / "model")]
-        done = self.programs.run(command, cwd=partial)
+        done = self.programs.run(command, cwd=partial, secrets=True)
         if done.returncode:
             shutil.rmtree(partial)
             words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
