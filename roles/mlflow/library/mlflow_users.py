@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Make MLflow's users, their passwords and their role what a list says, through the server's own API."""
+"""Make MLflow's users, their passwords and their roles what a list says, through the server's own API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ short_description: MLflow knows exactly the listed users
 description:
   - Creates, changes and removes users of MLflow's basic-auth app. A user who is not listed is removed, the
     administrator that the module works as excepted; what such a user recorded stays.
-  - Those who write get one role, which the module keeps as it is described.
+  - Those who write get one role, which the module keeps as it is described. Who may change some models gets a role
+    of their own, named after them; who no longer may loses it.
 options:
   url: {type: str, required: true, description: URL of the server.}
   admin_user: {type: str, required: true, description: Administrator to work as.}
@@ -27,8 +28,13 @@ options:
     type: list
     elements: dict
     required: true
-    description: Mappings with name, password, C(admin) (everything) and C(write) (has the role); else they only read.
-  role: {type: dict, required: true, description: C(name), and C(permissions) as resource type to permission.}
+    description: >-
+      Mappings with name, password, C(admin) (everything), C(write) (has the role) and C(models) (which registered
+      models they may change); else they only read.
+  role:
+    type: dict
+    required: true
+    description: C(name), and C(permissions) as resource type to permission; the role of those who write.
 """
 
 RETURN = """
@@ -36,6 +42,10 @@ done: {type: list, elements: str, returned: always, description: What was change
 """
 
 WORKSPACE = "default"
+MODELS_OF = "models of "
+"""How the role of somebody who may change some models is named; with the user's name after it."""
+Grant = tuple[str, str, str]
+"""Resource type, pattern of names, permission."""
 
 
 class Refused(Exception):
@@ -90,8 +100,20 @@ def changes(params: dict[str, Any], dry: bool) -> list[str]:
         done.append(what)
         return {} if dry else server.ask(method, path, **values)
 
-    role = keep_role(server, params["role"], do)
-    writers = {each["user_id"] for each in holders(server, role)} if role else set()
+    roles = {
+        each["name"]: each for each in server.ask("GET", "3.0/mlflow/roles/list", workspace=WORKSPACE).get("roles", [])
+    }
+    grants: dict[str, set[Grant]] = {
+        params["role"]["name"]: {(kind, "*", permission) for kind, permission in params["role"]["permissions"].items()}
+    }
+    for user in params["users"]:
+        if user["models"]:
+            grants[MODELS_OF + user["name"]] = {("registered_model", model, "EDIT") for model in user["models"]}
+    ids = {name: keep_role(server, name, wanted, roles.get(name), do) for name, wanted in grants.items()}
+    for name in sorted(roles.keys() - ids.keys()):
+        if name.startswith(MODELS_OF):
+            do(f"no role {name}", "DELETE", "3.0/mlflow/roles/delete", role_id=roles[name]["id"])
+    has = {name: holders(server, role) if role else set() for name, role in ids.items()}
     present = {user["username"]: user for user in server.ask("GET", "2.0/mlflow/users/list")["users"]}
     for user in params["users"]:
         name, password = user["name"], user["password"]
@@ -104,44 +126,45 @@ def changes(params: dict[str, Any], dry: bool) -> list[str]:
         if bool(found["is_admin"]) != user["admin"]:
             what = f"{name} is {'an' if user['admin'] else 'no'} administrator"
             do(what, "PATCH", "2.0/mlflow/users/update-admin", username=name, is_admin=user["admin"])
-        if (found["id"] in writers) != user["write"]:
-            verb, method = ("assign", "POST") if user["write"] else ("unassign", "DELETE")
-            do(f"{name} {'writes' if user['write'] else 'only reads'}", method, f"3.0/mlflow/roles/{verb}",
-               username=name, role_id=role)  # fmt: skip
+        wanted = {MODELS_OF + name} & ids.keys() | ({params["role"]["name"]} if user["write"] else set())
+        for role in sorted(ids):
+            if (found["id"] in has[role]) != (role in wanted):
+                verb, method = ("assign", "POST") if role in wanted else ("unassign", "DELETE")
+                what = f"{name} {'has' if role in wanted else 'no longer has'} the role {role}"
+                do(what, method, f"3.0/mlflow/roles/{verb}", username=name, role_id=ids[role])
     for name in sorted(present.keys() - {params["admin_user"]}):
         do(f"remove {name}", "DELETE", "2.0/mlflow/users/delete", username=name)
     return done
 
 
-def holders(server: Server, role: int) -> list[dict[str, Any]]:
+def holders(server: Server, role: int) -> set[int]:
     """Return who has a role."""
-    return list(server.ask("GET", "3.0/mlflow/roles/users/list", role_id=role).get("assignments", []))
+    answer = server.ask("GET", "3.0/mlflow/roles/users/list", role_id=role)
+    return {each["user_id"] for each in answer.get("assignments", [])}
 
 
-def keep_role(server: Server, wanted: dict[str, Any], do: Any) -> int | None:
+def keep_role(server: Server, name: str, wanted: set[Grant], role: dict[str, Any] | None, do: Any) -> int | None:
     """See to it that the role allows what it should, and no more; return its id, none in a dry run without it."""
-    roles = server.ask("GET", "3.0/mlflow/roles/list", workspace=WORKSPACE).get("roles", [])
-    role = next((each for each in roles if each["name"] == wanted["name"]), None)
     if role is None:
-        made = do(f"role {wanted['name']}", "POST", "3.0/mlflow/roles/create", workspace=WORKSPACE, name=wanted["name"])
+        made = do(f"role {name}", "POST", "3.0/mlflow/roles/create", workspace=WORKSPACE, name=name)
         role = made.get("role")
     known = server.ask("GET", "3.0/mlflow/roles/permissions/list", role_id=role["id"]) if role else {}
-    missing = dict(wanted["permissions"])
+    missing = set(wanted)
     for each in known.get("role_permissions", []):
-        kind = each["resource_type"]
-        if each["resource_pattern"] == "*" and missing.get(kind) == each["permission"]:
-            del missing[kind]
+        grant = (each["resource_type"], each["resource_pattern"], each["permission"])
+        if grant in missing:
+            missing.remove(grant)
         else:
-            what = f"{wanted['name']} no longer {each['permission']} on {kind}"
+            what = f"{name} no longer {grant[2]} on {grant[0]} {grant[1]}"
             do(what, "DELETE", "3.0/mlflow/roles/permissions/remove", role_permission_id=each["id"])
-    for kind, permission in missing.items():
+    for kind, pattern, permission in sorted(missing):
         do(
-            f"{wanted['name']} may {permission} every {kind}",
+            f"{name} may {permission} {kind} {pattern}",
             "POST",
             "3.0/mlflow/roles/permissions/add",
             role_id=role["id"] if role else None,
             resource_type=kind,
-            resource_pattern="*",
+            resource_pattern=pattern,
             permission=permission,
         )
     return int(role["id"]) if role else None
@@ -161,7 +184,13 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "required": True,
-                "options": {"name": text, "password": secret, "admin": switch, "write": switch},
+                "options": {
+                    "name": text,
+                    "password": secret,
+                    "admin": switch,
+                    "write": switch,
+                    "models": {"type": "list", "elements": "str", "default": []},
+                },
             },
             "role": {
                 "type": "dict",
