@@ -187,6 +187,95 @@ def queue_order(queues: Any, variable: str) -> list[Problem]:
     return found or duplicates(f"`{variable}`", priorities)
 
 
+SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+MEMORY = re.compile(r"(\d+[KMGT]?|\d+(\.\d+)?%|infinity)?")
+# What the numbers of a service may be: smallest and largest, each with whether it is one of them.
+NUMBERS: dict[str, tuple[float, float]] = {
+    "port": (1, 65535),
+    "workers": (1, 256),
+    "log_share": (0, 1),
+    "max_queue": (1, 1_000_000),
+    "request_timeout": (0.001, 86400),
+    "keep_previous": (0, 86400 * 365),
+}
+CANARY_NUMBERS: dict[str, tuple[float, float]] = {
+    "percent": (0.001, 100),
+    "min_requests": (1, 1_000_000_000),
+    "min_seconds": (0, 86400 * 365),
+    "max_error_rate_increase": (0, 1),
+    "max_latency_ratio": (0.001, 1_000_000),
+}
+SERVICE_KEYS = {"name", "model", "alias", "memory_max", "environment", "shadow", "canary", *NUMBERS}
+WHOLE = {"port", "workers", "max_queue", "min_requests"}
+
+
+def bad_services(services: Iterable[Any], variable: str) -> list[Problem]:
+    """Refuse options of models in service that the service would refuse, or that say something else than was meant."""
+    found = []
+    for number, service in enumerate(services, 1):
+        if not isinstance(service, Mapping):
+            cure = "Write `- {name: …, model: …}`"
+            found.append(Problem(f"variable `{variable}`", f"entry {number} is not a mapping", cure))
+            continue
+        where = f"variable `{variable}`, service {service.get('name', number)}"
+        found += [Problem(where, what, cure) for what, cure in _service_faults(service)]
+    return found
+
+
+def _service_faults(service: Mapping[str, Any]) -> list[tuple[str, str]]:
+    canary = service.get("canary") or {}
+    found = _option_faults(service, SERVICE_KEYS, "")
+    if not SERVICE_NAME.fullmatch(str(service.get("name", ""))):
+        found.append(("has no name of lower-case letters, digits and dashes", "Its unit is inference-<name>.service"))
+    if not service.get("model"):
+        found.append(("has no model", "Name the registered model in MLflow"))
+    if not MEMORY.fullmatch(str(service.get("memory_max") or "")):
+        found.append((f"has memory_max {service['memory_max']}", "Write it as systemd's MemoryMax, for example 4G"))
+    found += _number_faults(service, NUMBERS, "")
+    if not isinstance(canary, Mapping):
+        return [*found, (f"has canary {canary}", "Write a mapping, for example canary: {percent: 10}")]
+    found += _option_faults(canary, {"alias", *CANARY_NUMBERS}, "canary.") + _number_faults(
+        canary, CANARY_NUMBERS, "canary."
+    )
+    aliases = {"alias": service.get("alias", "champion"), "shadow": service.get("shadow") or None}
+    aliases["canary.alias"] = canary.get("alias", "canary") if canary else None
+    for (first, one), (second, other) in itertools.combinations(aliases.items(), 2):
+        if one and one == other:
+            cure = "Name another alias: a version is not compared with itself"
+            found.append((f"has `{one}` for {first} and for {second}", cure))
+    for option, alias in aliases.items():
+        if alias and re.fullmatch(r"latest|v\d+", str(alias), re.IGNORECASE):
+            found.append((f"has {option} {alias}, which MLflow keeps for itself", "Name another alias"))
+    return found
+
+
+def _option_faults(options: Mapping[str, Any], known: set[str], prefix: str) -> list[tuple[str, str]]:
+    """Return the options that nothing reads."""
+    found = []
+    for name in options:
+        if name not in known:
+            meant = did_you_mean(str(name), known)
+            cure = f"Did you mean `{prefix}{meant}`?" if meant else f"There are: {', '.join(sorted(known))}"
+            found.append((f"has an option {prefix}{name} that nothing reads", cure))
+    return found
+
+
+def _number_faults(
+    options: Mapping[str, Any], limits: Mapping[str, tuple[float, float]], prefix: str
+) -> list[tuple[str, str]]:
+    """Return the numbers that are none, or too small or too large."""
+    found = []
+    for name, (least, most) in limits.items():
+        value = options.get(name)
+        if value is None:
+            continue
+        kinds = (int,) if name in WHOLE else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+            kind = "a whole number" if name in WHOLE else "a number"
+            found.append((f"has {prefix}{name} {value}", f"Write {kind} from {least:g} to {most:g}"))
+    return found
+
+
 def unreadable_ca_files(paths: Iterable[str], variable: str) -> list[Problem]:
     """Refuse CA files that the controller cannot read or that hold no certificate."""
     found = []

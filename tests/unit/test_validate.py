@@ -454,6 +454,55 @@ def test_what_is_generated_or_none_of_ours_is_strong_enough() -> None:
     assert rules.weak_secrets(secrets, ["vault_raw_database_password"], "Run it") == []
 
 
+# -- Models in service
+
+SERVICE = {"name": "delay", "model": "flight-delay"}
+
+
+def test_services_as_they_should_be() -> None:
+    canary = {"alias": "next", "percent": 0.5, "min_requests": 1, "min_seconds": 0, "max_error_rate_increase": 0,
+              "max_latency_ratio": 2}  # fmt: skip
+    numbers = {"port": 8001, "workers": 2, "log_share": 0.1, "max_queue": 9, "request_timeout": 0.5, "keep_previous": 0}
+    full = {**SERVICE, "alias": "best", "shadow": "challenger", "canary": canary, "memory_max": "4G", **numbers}
+    empty = {**SERVICE, "shadow": "", "canary": {}, "memory_max": "", "environment": {}}
+    assert rules.bad_services([SERVICE, empty, full], "inference_services") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "cure"),
+    [
+        ({"name": "Delay"}, "has no name of lower-case letters", "inference-<name>.service"),
+        ({"model": ""}, "has no model", "registered model"),
+        ({"worker": 2}, "has an option worker that nothing reads", "Did you mean `workers`?"),
+        ({"gpu": True}, "has an option gpu that nothing reads", "There are: alias, canary, environment"),
+        ({"workers": 0}, "has workers 0", "a whole number from 1 to 256"),
+        ({"workers": 1.5}, "has workers 1.5", "a whole number"),
+        ({"workers": True}, "has workers True", "a whole number"),
+        ({"log_share": 10}, "has log_share 10", "a number from 0 to 1"),
+        ({"log_share": "10%"}, "has log_share 10%", "a number from 0 to 1"),
+        ({"request_timeout": 0}, "has request_timeout 0", "a number from 0.001"),
+        ({"keep_previous": -1}, "has keep_previous -1", "a number from 0"),
+        ({"memory_max": "4 GB"}, "has memory_max 4 GB", "MemoryMax"),
+        ({"canary": 10}, "has canary 10", "canary: {percent: 10}"),
+        ({"canary": {"percent": 0}}, "has canary.percent 0", "a number from 0.001 to 100"),
+        ({"canary": {"percents": 1}}, "has an option canary.percents", "Did you mean `canary.percent`?"),
+        ({"shadow": "champion"}, "has `champion` for alias and for shadow", "not compared with itself"),
+        ({"alias": "canary", "canary": {"percent": 5}}, "has `canary` for alias and for canary.alias", "another alias"),
+        ({"alias": "latest"}, "has alias latest, which MLflow keeps for itself", "another alias"),
+    ],
+)
+def test_options_of_services(options: dict[str, Any], what: str, cure: str) -> None:
+    problem = the_only(rules.bad_services([{**SERVICE, **options}], "inference_services"))
+    assert problem.where.startswith("variable `inference_services`, service ")
+    assert what in problem.what
+    assert cure in problem.cure
+
+
+def test_a_service_is_a_mapping() -> None:
+    problem = the_only(rules.bad_services(["delay"], "inference_services"))
+    assert (problem.what, "name: …" in problem.cure) == ("entry 1 is not a mapping", True)
+
+
 # -- The team's own certificates
 
 

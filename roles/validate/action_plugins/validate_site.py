@@ -45,6 +45,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *[found for name, taken in args["reserved"].items() for found in self._reserved(name, taken)],
         ]
         problems += rules.queue_order(self._templar.template(self.variables.get("work_queues")), "work_queues")
+        problems += rules.bad_services(self._value("inference_services"), "inference_services")
         problems += rules.unknown_roles(self._value("platform_users"), "platform_users")
         problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
         looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
