@@ -262,6 +262,49 @@ def test_model_that_is_missing_is_not_ok_silently(
     assert "no model delay@champion" in said["detail"]
 
 
+@pytest.mark.parametrize(
+    ("following", "serving", "words"),
+    [
+        (
+            {"is": "refused", "reason": "no wheel of sauce"},
+            {},
+            "champion version 5: no wheel of sauce (journalctl -u model-",
+        ),
+        (
+            {"is": "here"},
+            {"5": {"reason": "it answers other"}},
+            "champion version 5: it answers other (journalctl -u inf",
+        ),
+        ({"is": "here"}, {"4": {"reason": "long ago"}}, ""),
+        ({"is": "waiting"}, {}, ""),
+    ],
+)
+def test_a_refused_version_is_told_with_its_reason(
+    tmp_path: Path, following: dict[str, str], serving: dict[str, Any], words: str
+) -> None:
+    state, status = tmp_path / "state", tmp_path / "status"
+    state.write_text(json.dumps({"champion": {"version": "4", "executor": "onnx"}, "refused": serving}))
+    status.write_text(json.dumps({"mlflow": "answers", "roles": {"champion": {"version": "5", **following}}}))
+    if words:
+        with pytest.raises(AssertionError) as error:
+            client.versions("delay", str(state), str(status))
+        assert words in str(error.value)
+    else:
+        assert client.versions("delay", str(state), str(status)) == "champion version 4 as onnx"
+
+
+def test_a_follower_that_hears_nothing_is_told(tmp_path: Path) -> None:
+    state, status = tmp_path / "state", tmp_path / "status"
+    state.write_text(json.dumps({"champion": None, "refused": {}}))
+    roles = {"champion": {"version": None, "is": "missing"}}
+    status.write_text(json.dumps({"mlflow": "no route to host", "roles": roles}))
+    with pytest.raises(AssertionError, match="hears nothing of new versions: no route to host"):
+        client.versions("delay", str(state), str(status))
+    status.write_text(json.dumps({"mlflow": "answers", "roles": roles}))
+    with pytest.raises(client.NotApplicable, match="nothing is served yet"):
+        client.versions("delay", str(state), str(status))
+
+
 def test_smoke_flow_stands_where_the_check_says() -> None:
     assert "metalworks.smoke_flow.smoke" in PROGRAM
     assert "def smoke()" in (ROOT / "src/metalworks/smoke_flow.py").read_text()

@@ -226,7 +226,7 @@ def prediction(url: str, model: str, alias: str) -> str:
     found = mlflow.MlflowClient().search_registered_models(f"name = '{model}'")
     if not (wanted := found[0].aliases.get(alias) if found else None):
         raise NotApplicable(
-            f"no model {model}@{alias} in the registry yet; register one and run playbooks/inference.yml"
+            f"no model {model}@{alias} in the registry yet; one that is registered is served within seconds"
         )
     bearer = f"Bearer {token}"
     served = request(f"{url}/version", authorization=bearer)
@@ -237,6 +237,27 @@ def prediction(url: str, model: str, alias: str) -> str:
     behind = "" if str(served["version"]) == str(wanted) else f"; {alias} is version {wanted} by now"
     first = str(list(answer["predictions"])[:1])[:60]
     return f"{url} predicts with {model} version {served['version']}, for example {first}{behind}"
+
+
+def versions(service: str, state: str, status: str) -> str:
+    """Tell what a service serves, and fail where a version that an alias names was refused."""
+    serving, following = (json.loads(Path(file).read_text()) for file in (state, status))
+    refused = []
+    for role, wanted in following["roles"].items():
+        reason, unit = wanted.get("reason"), "model-follower"
+        if wanted["is"] != "refused":
+            reason, unit = serving["refused"].get(wanted["version"], {}).get("reason"), f"inference-{service}"
+        if reason:
+            refused.append(f"{role} version {wanted['version']}: {reason} (journalctl -u {unit})")
+    if refused:
+        raise AssertionError(f"refused, and what served before serves on: {'; '.join(refused)}")
+    if following["mlflow"] != "answers":
+        raise AssertionError(f"the follower hears nothing of new versions: {following['mlflow']}")
+    served = [f"{role} version {each['version']} as {each['executor']}"
+              for role in following["roles"] if (each := serving.get(role))]  # fmt: skip
+    if not served:
+        raise NotApplicable("nothing is served yet: no alias names a version")
+    return ", ".join(served)
 
 
 # -- Flows
@@ -342,6 +363,7 @@ CHECKS: dict[str, Callable[..., str]] = {
     "model": model,
     "purge_experiments": purge_experiments,
     "prediction": prediction,
+    "versions": versions,
     "flow": flow,
     "dvc_push": dvc_push,
     "dvc_pull": dvc_pull,
