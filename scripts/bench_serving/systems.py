@@ -83,7 +83,7 @@ SYSTEMS = {
         "Metalworks without ONNX",
         SERVE,
         path="/invocations",
-        variables={"METALWORKS_INFERENCE_EXECUTORS": "native"},
+        variables={"METALWORKS_INFERENCE_EXECUTORS": '["native"]'},
         models=("forest",),
     ),
     "mlflow": System(
