@@ -19,6 +19,7 @@ import uvicorn
 
 from metalworks.inference import stats
 from metalworks.inference.app import create_app
+from metalworks.inference.corked import CorkedProtocol
 from metalworks.inference.log import Log
 from metalworks.inference.served import Route
 from metalworks.inference.settings import Settings
@@ -96,7 +97,8 @@ class Front:
         config = uvicorn.Config(
             self.entry,
             loop="uvloop",
-            http="httptools",
+            http=CorkedProtocol,
+            proxy_headers=False,
             ws="none",
             lifespan="off",
             log_level="info",

@@ -7,6 +7,7 @@ metalworks_model_runner). A process of its own, so that what it loads is gone wh
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -151,6 +152,7 @@ def _seconds(model: OnnxModel, rows: list[np.ndarray], count: int) -> float:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # requests come first
     try:
         judge(Path(sys.argv[1]), tuple(json.loads(sys.argv[2])))
     except Exception as error:

@@ -71,11 +71,6 @@ def runner_folder() -> Path:
     return Path(sysconfig.get_path("data"), "share", "metalworks", "model_runner")
 
 
-def _tell(told: asyncio.Future[None]) -> None:
-    if not told.done():
-        told.set_result(None)
-
-
 class Release:
     """One version, and its process."""
 
@@ -141,8 +136,10 @@ class Release:
         try:
             async with asyncio.timeout(self.settings.load_timeout):
                 self.card = json.loads(Path(self.wanted.path, CARD).read_text())
+                # Side by side: loading a model takes about as long as proving it.
+                self._process = await self._spawn()
                 await self._prove()
-                await self._start()
+                await self._start(self._process)
             self.ready = True
             took = time.monotonic() - began
             why = self.verdict["why"]
@@ -211,44 +208,32 @@ class Release:
                 end = f"its process was ended by {signal.Signals(-process.returncode).name}; {end}"
             raise RefusedError(end.removeprefix("ProofError: "))
 
-    async def _start(self) -> None:
-        """Start the model's process, wait for it, and ask for the example; then keep it running."""
-        process = await self._spawn()
-        if process is None:
+    async def _start(self, process: asyncio.subprocess.Process) -> None:
+        """Let the model's process serve, and ask it for the example; then keep it running."""
+        if not await self._serves(process):
             raise RefusedError("its process ended while it loaded the model; the journal has what it said")
-        self._process = process
         facts = json.loads((self._proof / FACTS).read_text())
         if facts["example"] is not None:
             await self._ask_example(facts)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    async def _spawn(self) -> asyncio.subprocess.Process | None:
-        """Start a process for the model and return it once it answers; None when it ends before."""
-        ready, ready_there = os.pipe()
-        parent_there, self._alive = os.pipe()
-        # Asked for arrays by the way that was proven; for whole requests it asks MLflow in any case.
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """Start a process that loads the model, and then waits to be told how to serve it."""
+        self._socket.unlink(missing_ok=True)
         command = [self.wanted.python, "-m", RUNNER, "serve", "--model", str(self._model)]
-        command += ["--socket", str(self._socket), "--way", self.verdict["way"]]
-        command += ["--max-rows", str(self.settings.max_batch_rows)]
-        command += ["--ready", str(ready_there), "--parent", str(parent_there)]
-        process = await asyncio.create_subprocess_exec(
-            *command, env=self._environment(), stdin=asyncio.subprocess.DEVNULL, pass_fds=(ready_there, parent_there)
-        )
-        os.close(ready_there)
-        os.close(parent_there)
-        loop = asyncio.get_running_loop()
-        told: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(ready, _tell, told)
-        try:
-            await told  # the other end is closed: it is ready, or it ended
-        except asyncio.CancelledError:
-            process.kill()
-            await process.wait()
-            raise
-        finally:
-            loop.remove_reader(ready)
-            os.close(ready)
-        return process if process.returncode is None and self._socket.exists() else None
+        command += ["--socket", str(self._socket), "--max-rows", str(self.settings.max_batch_rows)]
+        # Its standard input ends with this process, and it with that.
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(*command, env=self._environment(), stdin=pipe)
+
+    async def _serves(self, process: asyncio.subprocess.Process) -> bool:
+        """Tell a process by which way to ask the model; whether it then listens, or has ended."""
+        assert process.stdin is not None  # noqa: S101 (it was made with one)
+        # For whole requests it asks MLflow, whatever the way for arrays is.
+        process.stdin.write(f"{self.verdict['way']}\n".encode())
+        while process.returncode is None and not self._socket.exists():
+            await asyncio.sleep(0.05)
+        return process.returncode is None
 
     async def _ask_example(self, facts: dict[str, Any]) -> None:
         """Raise RefusedError unless the process answers the recorded example as the proof did."""
@@ -273,8 +258,8 @@ class Release:
             if self._ended:
                 return
             await asyncio.sleep(wait)
-            self._socket.unlink(missing_ok=True)
             self._process = await self._spawn()
+            await self._serves(self._process)
 
     async def _stop(self) -> None:
         process, self._process = self._process, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -12,21 +13,43 @@ REFUSED = 3
 """Exit code of a model that must not be served; the last line on standard error says why."""
 
 
+class Polite:
+    """Lets those go first who answer requests, until `end`: loading and proving a model can wait."""
+
+    STEPS = 10
+
+    def __init__(self) -> None:
+        """Begin, where the limits allow to end it."""
+        self.now = os.getpriority(os.PRIO_PROCESS, 0)
+        allowed = 20 - resource.getrlimit(resource.RLIMIT_NICE)[0]
+        self.may = os.geteuid() == 0 or allowed <= self.now
+        if self.may:
+            os.setpriority(os.PRIO_PROCESS, 0, self.now + self.STEPS)
+
+    def end(self) -> None:
+        """Be as important as before."""
+        if self.may:
+            os.setpriority(os.PRIO_PROCESS, 0, self.now)
+
+
 def main() -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(prog="metalworks_model_runner")
     commands = parser.add_subparsers(dest="command", required=True)
     prove = commands.add_parser("prove", help="find out what is true of the model")
     prove.add_argument("--into", type=Path, required=True, help="folder for what is found")
-    serve = commands.add_parser("serve", help="answer on a Unix socket")
+    serve = commands.add_parser(
+        "serve",
+        help="answer on a Unix socket",
+        description="Loads the model, reads from standard input how to ask it (pyfunc, mlflow, or a native way that was "
+        "proven), and answers until standard input ends.",
+    )
     serve.add_argument("--socket", type=Path, required=True)
-    serve.add_argument("--way", required=True, help="pyfunc, mlflow, or a native way that was proven")
     serve.add_argument("--max-rows", type=int, default=1024, help="rows that go through the model together")
-    serve.add_argument("--ready", type=int, required=True, help="file descriptor that is told when it is ready")
-    serve.add_argument("--parent", type=int, required=True, help="file descriptor that is closed when the parent ends")
     for command in (prove, serve):
         command.add_argument("--model", type=Path, required=True, help="folder of the MLflow model")
     arguments = parser.parse_args()
+    polite = Polite()
     # Models with type hints hold callers to them only where MLflow is told that it serves.
     os.environ["_MLFLOW_IS_IN_SERVING_ENVIRONMENT"] = "true"
     try:
@@ -38,13 +61,18 @@ def main() -> int:
         from metalworks_model_runner.model import Model
         from metalworks_model_runner.server import Server, end_with
 
-        end_with(arguments.parent)
-        server = Server(Model(arguments.model), arguments.way, arguments.max_rows)
+        model = Model(arguments.model)
+        polite.end()
+        way = sys.stdin.readline().strip()
+        if not way:
+            return 0
+        server = Server(model, way, arguments.max_rows)
+        end_with(sys.stdin.fileno())
     except Exception as error:  # a model's own code may raise anything
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", file=sys.stderr)
         return REFUSED
-    server.listen(arguments.socket, lambda: os.close(arguments.ready))
+    server.listen(arguments.socket)
     return 0
 
 

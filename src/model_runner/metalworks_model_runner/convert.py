@@ -14,7 +14,7 @@ OPSET = 17
 
 
 def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
-    """Write what `model` converts to into a folder; return [{file, double, columns}], best first; or why there are none."""
+    """Write what `model` converts to; return [{file, double, columns}], best first, or why there are none."""
     signature = model.signature
     if not signature["columns"] and not signature["tensor"]:
         return [], "its signature is not of plain columns or one tensor"
@@ -23,7 +23,8 @@ def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
     if "onnx" in model.flavors:
         return _as_it_is(model, into)
     columns = not _is_matrix(model)
-    found, why = [], ""
+    found: list[dict[str, Any]] = []
+    why = ""
     for double in (False, True):
         file = into / f"model-{'double' if double else 'single'}.onnx"
         try:

@@ -50,14 +50,15 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []
 
-    def listen(self, path: Path, ready: Callable[[], None]) -> None:
-        """Answer for ever on a socket at `path`; `ready` is called once somebody may connect."""
+    def listen(self, path: Path) -> None:
+        """Answer for ever on a socket at `path`, which is there once somebody may connect."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        listener.bind(str(new))
         listener.listen(64)
+        new.rename(path)
         self._selector.register(listener, selectors.EVENT_READ, None)
-        ready()
         while True:
             # What waits already is taken along, so that several processes' rows go through the model together.
             for key, _ in self._selector.select(0 if self._pending else None):
