@@ -110,7 +110,12 @@ class Front:
             ssl_keyfile=settings.key or None,
         )
         server = uvicorn.Server(config)
-        self.look()
+        # Nobody is let in before there is something to say: whoever asks meanwhile tries another host, or again.
+        while not self._seen:
+            self.look()
+            if os.getppid() != self._parent:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
         watching = asyncio.create_task(self.watch(server))
         await server.serve(sockets=[socket.socket(fileno=self._shared)])
         await watching

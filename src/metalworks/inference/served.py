@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from metalworks_model_runner import memory
 
 from metalworks.inference import answers, rows
 from metalworks.inference.batching import Batcher, QueueFullError
@@ -65,6 +66,8 @@ class Version:
 
             async def ask(arrays: Any) -> Arrays:
                 return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
+
+            memory.trim()
 
         self.batcher = Batcher(ask, settings.max_batch_rows, settings.max_queue, stats.batch)
 

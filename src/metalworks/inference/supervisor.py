@@ -29,6 +29,8 @@ ROLES = ("champion", "shadow", "canary")
 LOOK_SECONDS = 0.2
 RETRY_SECONDS = 900.0
 """After this long a refused version is tried once more: what was missing may be there now."""
+SILENT_SECONDS = 60.0
+"""So long nobody is let in while the first version is loaded: a gateway asks another host meanwhile."""
 FOLLOW_SECONDS = 30.0
 """What HTTP processes have to follow a new route."""
 
@@ -258,10 +260,12 @@ class Supervisor:
         fronts = [loop.create_task(self._keep_front(slot)) for slot in range(self.settings.workers)]
         self._read_wanted()
         self._spawn(self._first())
-        judged = 0.0
+        judged, began = 0.0, time.monotonic()
         while not self.ending.is_set():
             self._read_wanted()
             self._reconcile()
+            await asyncio.sleep(0)  # what was started is under way
+            self._open(began)
             if time.monotonic() - judged > 1:
                 judged = time.monotonic()
                 self._judge_canary()
@@ -269,6 +273,12 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), LOOK_SECONDS)
         await self._end(fronts)
+
+    def _open(self, since: float) -> None:
+        """Let requests in without a version, where none is to be waited for any longer."""
+        coming = any(release.preparing for release in self.releases.values())
+        if self.revision == 0 and (not coming or time.monotonic() - since > SILENT_SECONDS):
+            self._spawn(self._route())
 
     async def _end(self, fronts: list[asyncio.Task[None]]) -> None:
         """Let the HTTP processes answer what is under way, then end the models'."""

@@ -41,8 +41,8 @@ def main() -> int:
     serve = commands.add_parser(
         "serve",
         help="answer on a Unix socket",
-        description="Loads the model, reads from standard input how to ask it (pyfunc, mlflow, or a native way that was "
-        "proven), and answers until standard input ends.",
+        description="Loads the model, reads from standard input how to ask it (pyfunc, mlflow, or a way proven equal), "
+        "and answers until standard input ends.",
     )
     serve.add_argument("--socket", type=Path, required=True)
     serve.add_argument("--max-rows", type=int, default=1024, help="rows that go through the model together")
@@ -58,10 +58,12 @@ def main() -> int:
 
             prove_model(arguments.model, arguments.into)
             return 0
+        from metalworks_model_runner import memory
         from metalworks_model_runner.model import Model
         from metalworks_model_runner.server import Server, end_with
 
         model = Model(arguments.model)
+        memory.trim()
         polite.end()
         way = sys.stdin.readline().strip()
         if not way:
