@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 from flights import models, prepare, registry, scores, versions
 from flights.features import FEATURES, TARGET
 
+EXPECTED = "metalworks.example_predictions"
+
 
 def train(extra_tags: dict[str, str] | None = None) -> None:
     """One MLflow run per model; what is already recorded for this commit and data is not trained again.
@@ -52,11 +54,14 @@ def record(model: Pipeline, params: dict[str, Any], sample: pd.DataFrame, held_o
         mlflow.log_input(mlflow.data.from_pandas(frame, source, TARGET, "features", digest), context)
     result = scores.score(model, held_out)
     mlflow.log_metrics(result)
+    example = held_out[FEATURES].head(5)
     mlflow.sklearn.log_model(
         model,
         name="model",
         signature=infer_signature(sample[FEATURES], sample[TARGET]),
-        input_example=held_out[FEATURES].head(5),
+        input_example=example,
+        # Where it is served, it must answer its example as it does here.
+        metadata={EXPECTED: model.predict(example).tolist()},
         pip_requirements=versions.model_requirements(),
         skops_trusted_types=models.TRUSTED,
     )
