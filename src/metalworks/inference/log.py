@@ -35,7 +35,7 @@ class Log:
         """Write `share` (0 to 1) of the requests."""
         self.folder, self.share, self._stats = folder, share, stats
         folder.mkdir(exist_ok=True)
-        folder.chmod(0o2770)  # whoever takes the segments away is of the group
+        folder.chmod(0o770)  # whoever takes the segments away is of the group
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, daemon=True, name="prediction log")
         self._thread.start()

@@ -1,7 +1,8 @@
 """Command line of `metalworks-model`, which brings registered models to an inference host.
 
 `follow` is the daemon. `wait` prints one JSON line; its exit codes: 0 the version that the alias names is served,
-1 it is not, and standard error says why, 3 there is no such model or alias yet.
+1 it is not, and standard error says why, 3 there is no such model or alias yet. `ship` prints one JSON line, too: what
+of the prediction log it brought to the object store; the daemon starts it when there is something.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metalworks.models.config import FILE, Config
+from metalworks.models.config import FILE, Config, Service
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--service", required=True, help="name of the service")
     command.add_argument("--timeout", type=float, default=600, help="seconds to wait at most (default: %(default)s)")
     command.add_argument("--installed", action="store_true", help="only until the version is on this host")
+    command = commands.add_parser("ship", help="bring a service's prediction log to the object store")
+    command.add_argument("--service", required=True, help="name of the service")
     arguments = parser.parse_args(argv)
     try:
         config = Config.read(arguments.config)
@@ -32,7 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{arguments.config} cannot be read: {error}")
     if arguments.command == "follow":
         return _follow(config)
-    return _wait(config, arguments.service, arguments.timeout, arguments.installed)
+    service = next((each for each in config.services if each.name == arguments.service), None)
+    if service is None:
+        names = ", ".join(each.name for each in config.services) or "none"
+        return _complain(f"there is no service {arguments.service} on this host; there is: {names}")
+    if arguments.command == "ship":
+        return _ship(config, service)
+    return _wait(config, service, arguments.timeout, arguments.installed)
 
 
 def _follow(config: Config) -> int:
@@ -47,13 +56,24 @@ def _follow(config: Config) -> int:
         return _complain(str(error))
 
 
-def _wait(config: Config, name: str, timeout: float, installed: bool) -> int:
+def _ship(config: Config, service: Service) -> int:
+    from metalworks.predictions.ship import ShipError, bucket, ship
+    from metalworks.predictions.spool import Spool
+
+    if not config.bucket:
+        return _complain("the prediction log has no bucket to go to")
+    try:
+        spool, models = Spool(config.spool(service)), config.folder(service)
+        done = ship(spool, service.name, config.host, models, bucket(config.bucket))
+    except (ShipError, OSError) as error:
+        return _complain(str(error))
+    print(json.dumps(done))
+    return 0
+
+
+def _wait(config: Config, service: Service, timeout: float, installed: bool) -> int:
     from metalworks.models.wait import wait
 
-    service = next((each for each in config.services if each.name == name), None)
-    if service is None:
-        names = ", ".join(each.name for each in config.services) or "none"
-        return _complain(f"there is no service {name} on this host; there is: {names}")
     outcome = wait(config, service, timeout, installed=installed)
     if outcome.said:
         print(json.dumps(outcome.said))

@@ -44,6 +44,14 @@ class Config:
     """Whether packages without a wheel may be built here: building runs code of theirs beside the password."""
     keep: int = 3
     """Versions and environments that stay besides those in use."""
+    spools: str = "/var/lib/inference-{name}/spool"
+    """Where a service's server leaves what it logs of requests."""
+    bucket: str = ""
+    """Bucket of the object store that the prediction log goes to; empty: it stays."""
+    ship_seconds: float = 300.0
+    """How old what was logged becomes before it is sent, if it is not much."""
+    file: Path = FILE
+    """Where all this was read."""
 
     @classmethod
     def read(cls, file: Path) -> Config:
@@ -51,7 +59,7 @@ class Config:
         values: dict[str, Any] = json.loads(file.read_text())
         values["services"] = tuple(Service(**service) for service in values["services"])
         values |= {key: Path(values[key]) for key in ("home", "runtime") if key in values}
-        return cls(**values)
+        return cls(**values, file=file)
 
     def folder(self, service: Service) -> Path:
         """Return the folder of a service's versions and environments."""
@@ -60,6 +68,10 @@ class Config:
     def state_file(self, service: Service) -> Path:
         """Return where the service's server says what it serves."""
         return Path(self.servers.format(name=service.name))
+
+    def spool(self, service: Service) -> Path:
+        """Return the folder of what the service's server logs of requests."""
+        return Path(self.spools.format(name=service.name))
 
     def status_file(self, service: Service) -> Path:
         """Return where the follower says what it does for the service."""

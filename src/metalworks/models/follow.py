@@ -26,6 +26,7 @@ from metalworks.models.lock import Resolver
 from metalworks.models.programs import Programs
 from metalworks.models.registry import Model, Registry
 from metalworks.models.versions import Versions
+from metalworks.predictions.watch import Watch
 
 WANTED = "wanted.json"
 ROLES = ("champion", "shadow", "canary")
@@ -299,6 +300,8 @@ def follow(config: Config) -> int:
             threading.Thread(target=_follow, args=(each, stop, config.poll_seconds), name=each.service.name)
             for each in followers
         ]
+        if config.bucket:
+            threads.append(threading.Thread(target=Watch(config, stop).run, name="prediction log"))
         for thread in threads:
             thread.start()
         stop.wait()

@@ -1,0 +1,171 @@
+"""Lines of the prediction log as tables: a row per predicted row, a table per day."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+_FIRST = {
+    "time": pa.timestamp("us", tz="UTC"),
+    "request": pa.string(),
+    "host": pa.string(),
+    "role": pa.string(),
+    "version": pa.string(),
+    "row": pa.int32(),
+}
+_LAST = {
+    "status": pa.int16(),
+    "seconds": pa.float64(),
+    "difference": pa.float64(),
+    "raw": pa.string(),
+}
+KINDS: dict[str, pa.DataType] = {
+    "boolean": pa.bool_(),
+    "integer": pa.int64(),
+    "long": pa.int64(),
+    "float": pa.float64(),
+    "double": pa.float64(),
+    "string": pa.string(),
+}
+"""MLflow's types of columns → theirs here: as few as possible, so that a column is of one type in all files."""
+_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
+
+
+@dataclass
+class _Columns:
+    """Lists that grow together."""
+
+    rows: int = 0
+    values: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, count: int, values: Mapping[str, Sequence[Any]]) -> None:
+        for name, more in values.items():
+            self.values.setdefault(name, [None] * self.rows).extend(more)
+        self.rows += count
+        for column in self.values.values():
+            column.extend([None] * (self.rows - len(column)))
+
+
+def tables(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[dict[str, pa.Table], int]:
+    """Return day (of UTC) → the rows of its lines, and how many lines could not be read.
+
+    `kinds`: column → MLflow's type of it, as far as that is known.
+    """
+    days: dict[str, _Columns] = {}
+    unreadable = 0
+    for line in lines:
+        try:
+            when, count, values = _read(line, host)
+        except (ValueError, TypeError, KeyError, OverflowError):  # written half when its process was killed
+            unreadable += 1
+            continue
+        days.setdefault(f"{when:%Y-%m-%d}", _Columns()).add(count, values)
+    return {day: _table(columns.values, kinds) for day, columns in days.items()}, unreadable
+
+
+def _read(line: bytes, host: str) -> tuple[datetime, int, dict[str, Sequence[Any]]]:
+    """Return time, number of rows and columns of a request."""
+    said = json.loads(line)
+    when = datetime.fromtimestamp(said["time"], UTC)
+    answered = _predictions(said["predictions"]) if said["status"] == 200 else {}
+    inputs, raw = said["inputs"], said["raw"]
+    count = said["rows"] if inputs else max([1, *map(len, answered.values())])
+    if not inputs and raw is not None and answered and (inputs := _rows_of(raw, count)):
+        raw = None
+    columns: dict[str, Sequence[Any]] = {f"input_{name}": column for name, column in (inputs or {}).items()}
+    if any(len(column) != count for column in columns.values()):
+        raise ValueError
+    if any(len(column) != count for column in answered.values()):  # one answer to all rows
+        answered = {"prediction": [json.dumps(said["predictions"]), *[None] * (count - 1)]}
+    columns |= answered
+    same = {"time": when, "request": said["request"], "host": host, "role": said["role"], "version": said["version"]}
+    same |= {"status": said["status"], "seconds": said["seconds"], "difference": said["difference"]}
+    columns |= {name: [value] * count for name, value in same.items()}
+    # As long as a request: once is enough.
+    columns |= {"row": range(count), "raw": [raw, *[None] * (count - 1)]}
+    return when, count, columns
+
+
+def _predictions(answer: Any) -> dict[str, list[Any]]:
+    """Return what was predicted, by columns: one `prediction`, or a `prediction_<name>` for each of several outputs."""
+    if isinstance(answer, str):  # NaN is in it, which is no JSON to all
+        try:
+            answer = json.loads(answer)
+        except ValueError:
+            return {"prediction": [answer]}
+        if isinstance(answer, dict) and "predictions" in answer:
+            answer = answer["predictions"]
+    if answer is None:
+        return {}
+    if isinstance(answer, dict) and answer and all(isinstance(column, list) for column in answer.values()):
+        return _named(answer)
+    if not isinstance(answer, list):
+        return {"prediction": [answer]}
+    if answer and all(isinstance(row, dict) for row in answer):
+        names = list(dict.fromkeys(name for row in answer for name in row))
+        return _named({name: [row.get(name) for row in answer] for name in names})
+    if answer and all(isinstance(row, list) and row and len(row) == len(answer[0]) for row in answer):
+        return _named({str(number): list(column) for number, column in enumerate(zip(*answer, strict=True))})
+    return {"prediction": answer} if answer else {}
+
+
+def _named(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if len(columns) == 1:
+        return {"prediction": next(iter(columns.values()))}
+    return {f"prediction_{name}": column for name, column in columns.items()}
+
+
+def _rows_of(raw: str, count: int) -> dict[str, Sequence[Any]] | None:
+    """Return the columns of a table that MLflow read itself, if it is JSON of named columns."""
+    try:
+        body = json.loads(raw)
+        if split := body.get("dataframe_split"):
+            columns = dict(zip(split["columns"], zip(*split["data"], strict=True), strict=True))
+        elif rows := body.get("dataframe_records") or body.get("instances"):
+            columns = {name: [row.get(name) for row in rows] for name in {name: None for row in rows for name in row}}
+        else:
+            columns = dict(body["inputs"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    fits = all(isinstance(name, str) and isinstance(column, list | tuple) for name, column in columns.items())
+    return columns if fits and all(len(column) == count for column in columns.values()) else None
+
+
+def _table(columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> pa.Table:
+    """Return a table with the columns in their order, of the same types on every day as far as that is possible."""
+    inputs = [name for name in columns if name.startswith("input_")]
+    outputs = [name for name in columns if name.startswith("prediction")] or ["prediction"]
+    arrays = {name: pa.array(columns[name], kind) for name, kind in _FIRST.items()}
+    absent = [None] * len(columns["time"])
+    arrays |= {name: _array(columns.get(name, absent), kinds.get(name, "")) for name in [*inputs, *outputs]}
+    arrays |= {name: pa.array(columns[name], kind) for name, kind in _LAST.items()}
+    return pa.table(arrays)
+
+
+def _array(values: Sequence[Any], kind: str) -> pa.Array:
+    if kind in KINDS:
+        try:
+            return pa.array(values, KINDS[kind])
+        except _UNFIT:
+            return pa.array([_as(value, KINDS[kind]) for value in values], KINDS[kind])
+    try:
+        array = pa.array(values)
+    except _UNFIT:
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
+    # What is whole today may have a fraction tomorrow.
+    return array.cast(pa.float64()) if pa.types.is_integer(array.type) else array
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    """Return a value of which MLflow made what the model wanted; None where it is nothing of that kind."""
+    if pa.types.is_string(kind):
+        return value if value is None or isinstance(value, str) else json.dumps(value)
+    try:
+        return pa.scalar(float(value) if pa.types.is_floating(kind) else value, kind).as_py()
+    except _UNFIT:
+        return None

@@ -1,0 +1,416 @@
+"""The prediction log as Parquet: what a file holds, and that nothing is lost or there twice, whoever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as dataset
+import pyarrow.parquet as parquet
+import pytest
+
+from metalworks.models import main
+from metalworks.models.config import Config, Service
+from metalworks.predictions import spool as spools
+from metalworks.predictions import watch as watches
+from metalworks.predictions.ship import ShipError, kinds, ship
+from metalworks.predictions.spool import Spool
+from metalworks.predictions.table import tables
+from metalworks.predictions.watch import Watch
+
+NOON = 1764072000.0  # 2025-11-25, 12:00 UTC
+
+
+def line(**changes: Any) -> bytes:
+    said = {
+        "time": NOON, "request": "1f", "role": "champion", "version": "4", "rows": 2,
+        "inputs": {"distance": [187.0, 2475.5], "carrier": ["UA", "B6"]}, "raw": None, "predictions": [1.5, -2.0],
+        "status": 200, "seconds": 0.002, "difference": None,
+    }  # fmt: skip
+    return json.dumps(said | changes).encode() + b"\n"
+
+
+def raw(body: str, **changes: Any) -> bytes:
+    return line(**{"inputs": None, "raw": body, "rows": 1} | changes)
+
+
+def rows(*lines: bytes, **kinds: str) -> list[dict[str, Any]]:
+    days, unreadable = tables(lines, "gpu-1", kinds)
+    assert (len(days), unreadable) == (1, 0)
+    return list(next(iter(days.values())).to_pylist())
+
+
+# -- What a file holds
+
+
+def test_a_row_is_a_predicted_row() -> None:
+    first, second = rows(line(role="shadow", difference=0.25))
+    assert first == {
+        "time": pd.Timestamp(NOON, unit="s", tz="UTC"), "request": "1f", "host": "gpu-1", "role": "shadow",
+        "version": "4", "row": 0, "input_distance": 187.0, "input_carrier": "UA", "prediction": 1.5, "status": 200,
+        "seconds": 0.002, "difference": 0.25, "raw": None,
+    }  # fmt: skip
+    assert (second["row"], second["input_distance"], second["prediction"]) == (1, 2475.5, -2.0)
+
+
+def test_a_day_is_a_table() -> None:
+    days, _ = tables([line(), line(time=NOON + 86400), line(time=NOON + 43199.9)], "gpu-1", {})
+    assert {day: len(table) for day, table in days.items()} == {"2025-11-25": 4, "2025-11-26": 2}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "expected"),
+    [
+        ([1, 2], {"prediction": [1.0, 2.0]}),
+        (["a", "b"], {"prediction": ["a", "b"]}),
+        ([[1.0], [2.0]], {"prediction": [1.0, 2.0]}),
+        ([[1.0, 3.0], [2.0, 4.0]], {"prediction_0": [1.0, 2.0], "prediction_1": [3.0, 4.0]}),
+        ([{"low": 1.0, "high": 3.0}, {"low": 2.0}], {"prediction_low": [1.0, 2.0], "prediction_high": [3.0, None]}),
+        ({"low": [1.0, 2.0], "high": ["x", "y"]}, {"prediction_low": [1.0, 2.0], "prediction_high": ["x", "y"]}),
+        ({"arr_delay": [1.0, 2.0]}, {"prediction": [1.0, 2.0]}),
+        ([1, "a"], {"prediction": ["1", "a"]}),
+        ([0.5], {"prediction": ["[0.5]", None]}),
+        ("yes", {"prediction": ['"yes"', None]}),
+        (None, {"prediction": [None, None]}),
+    ],
+)
+def test_predictions_are_columns(predictions: Any, expected: dict[str, list[Any]]) -> None:
+    found = rows(line(predictions=predictions))
+    names = [name for name in found[0] if name.startswith("prediction")]
+    assert {name: [row[name] for row in found] for name in names} == expected
+
+
+def test_not_a_number_is_one() -> None:
+    """The log keeps an answer that is no JSON to all as text."""
+    found = rows(line(predictions='{"predictions": [NaN, 2.5]}'), prediction="double")
+    assert [str(row["prediction"]) for row in found] == ["nan", "2.5"]
+
+
+def test_types_are_the_signatures_whatever_the_values_are() -> None:
+    known = {"input_distance": "double", "input_seats": "long", "input_jet": "boolean", "input_carrier": "string"}
+    inputs = {"distance": [1, 2], "seats": [180, None], "jet": [True, False], "carrier": [None, None]}
+    table = tables([line(inputs=inputs)], "gpu-1", known | {"prediction": "double"})[0]["2025-11-25"]
+    assert [table.schema.field(name).type for name in known] == [pa.float64(), pa.int64(), pa.bool_(), pa.string()]
+    assert table.schema.field("prediction").type == pa.float64()
+    assert table.schema.field("time").type == pa.timestamp("us", tz="UTC")
+
+
+def test_what_does_not_fit_its_type_is_null_and_the_column_keeps_it() -> None:
+    body = json.dumps({"dataframe_records": [{"distance": "12.5", "carrier": 7}, {"distance": "far", "carrier": "B6"}]})
+    found = rows(line(), raw(body), input_distance="double", input_carrier="string")
+    assert [row["input_distance"] for row in found] == [187.0, 2475.5, 12.5, None]
+    assert [row["input_carrier"] for row in found] == ["UA", "B6", "7", "B6"]
+
+
+def test_versions_with_other_columns_share_a_file() -> None:
+    found = rows(line(), line(version="5", inputs={"distance": [1.0, 2.0], "wind": [3.0, 4.0]}))
+    assert [row["input_wind"] for row in found] == [None, None, 3.0, 4.0]
+    assert [row["input_carrier"] for row in found] == ["UA", "B6", None, None]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["distance", "carrier"], "data": [[1, "UA"], [2, "B6"]]}},
+        {"dataframe_records": [{"distance": 1, "carrier": "UA"}, {"carrier": "B6", "distance": 2}]},
+        {"instances": [{"distance": 1, "carrier": "UA"}, {"distance": 2, "carrier": "B6"}]},
+        {"inputs": {"distance": [1, 2], "carrier": ["UA", "B6"]}},
+    ],
+)
+def test_a_table_that_mlflow_read_itself_has_its_columns(body: dict[str, Any]) -> None:
+    found = rows(raw(json.dumps(body)))
+    assert [(row["input_distance"], row["input_carrier"], row["raw"]) for row in found] == [
+        (1.0, "UA", None),
+        (2.0, "B6", None),
+    ]
+
+
+@pytest.mark.parametrize("body", ["distance\n1\n2\n", '{"instances": [[1], [2]]}', '{"inputs": [1, 2]}', '{"inp', "7"])
+def test_what_was_not_decoded_is_kept_once(body: str) -> None:
+    assert [(row["row"], row["prediction"], row["raw"]) for row in rows(raw(body))] == [(0, 1.5, body), (1, -2.0, None)]
+
+
+def test_a_refused_request_is_a_row_without_prediction() -> None:
+    refused = {"error_code": "BAD_REQUEST", "message": "no column distance"}
+    (row,) = rows(raw('{"dataframe_records": [{}]}', status=400, predictions=refused))
+    assert (row["status"], row["prediction"], row["raw"]) == (400, None, '{"dataframe_records": [{}]}')
+
+
+def test_tensors_are_lists() -> None:
+    assert [row["input_tensor"] for row in rows(line(inputs={"tensor": [[1.0, 2.0], [3.0, 4.0]]}))] == [
+        [1.0, 2.0],
+        [3.0, 4.0],
+    ]
+
+
+@pytest.mark.parametrize("broken", [line()[:40], b"\xff\n", b"{}\n", line(inputs={"distance": [1.0]})])
+def test_a_line_that_cannot_be_read_does_not_hold_the_others_up(broken: bytes) -> None:
+    days, unreadable = tables([broken, line()], "gpu-1", {})
+    assert (unreadable, days["2025-11-25"].num_rows) == (1, 2)
+
+
+def model(folder: Path, version: str, inputs: dict[str, str], *outputs: str) -> None:
+    said = [json.dumps([{"name": name, "type": kind, "required": True} for name, kind in inputs.items()])]
+    said.append(json.dumps([{"name": f"y{number}", "type": kind} for number, kind in enumerate(outputs)]))
+    (folder / "versions" / version / "model").mkdir(parents=True)
+    text = f"signature:\n  inputs: '{said[0]}'\n  outputs: '{said[1]}'\n"
+    (folder / "versions" / version / "model" / "MLmodel").write_text(text)
+
+
+def test_signatures_say_the_types_where_they_agree(tmp_path: Path) -> None:
+    model(tmp_path, "4", {"distance": "double", "hour": "long"}, "long")
+    model(tmp_path, "5", {"distance": "double", "hour": "double", "wind": "float"}, "double")
+    assert kinds(tmp_path) == {
+        "input_distance": "double",
+        "input_hour": "",
+        "input_wind": "float",
+        "prediction": "double",
+    }
+    (tmp_path / "versions/5/model/MLmodel").write_text("flavors: {}\n")
+    (tmp_path / "versions/6/model").mkdir(parents=True)
+    (tmp_path / "versions/6/model/MLmodel").write_text("[")
+    model(tmp_path, "7", {}, "string", "float")
+    found = {"input_distance": "double", "input_hour": "long", "prediction": "double"}
+    assert kinds(tmp_path) == found | {"prediction_y0": "string", "prediction_y1": "double"}
+
+
+# -- The way
+
+
+class Store:
+    """A bucket, or one that does not answer after some objects."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.patience = 1000
+
+    def put(self, key: str, content: bytes) -> None:
+        self.patience -= 1
+        if self.patience < 0:
+            raise ShipError("it does not answer")
+        self.objects[key] = content
+
+    def requests(self) -> list[str]:
+        found = [parquet.read_table(io.BytesIO(content)) for content in self.objects.values()]
+        return sorted(name for table in found for name in table.column("request").to_pylist())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "spool").mkdir()
+    return tmp_path / "spool"
+
+
+def segment(folder: Path, number: int, *lines: bytes, suffix: str = "jsonl") -> Path:
+    file = folder / f"{int(NOON) + number}000000000-77.{suffix}"
+    file.write_bytes(b"".join(lines) or line(request=f"r{number}", rows=1, inputs={"x": [1.0]}, predictions=[2.0]))
+    return file
+
+
+def send(folder: Path, store: Store) -> dict[str, Any]:
+    return ship(Spool(folder), "delay", "gpu-1", folder.parent, store.put)
+
+
+def test_segments_become_a_file_and_go(folder: Path) -> None:
+    store = Store()
+    segment(folder, 2)
+    segment(folder, 1)
+    segment(folder, 3, suffix="part")
+    assert send(folder, store) == {"service": "delay", "files": 1, "rows": 2, "unreadable_lines": 0}
+    (key,) = store.objects
+    assert key == f"delay/date=2025-11-25/gpu-1-{int(NOON) + 1}000000000-77.parquet"
+    assert [file.suffix for file in folder.iterdir()] == [".part"]
+    metadata = parquet.ParquetFile(io.BytesIO(store.objects[key])).metadata
+    assert metadata.row_group(0).column(0).compression == "ZSTD"
+    assert send(folder, store)["files"] == 0
+
+
+def test_files_are_one_table_with_days(folder: Path, tmp_path: Path) -> None:
+    store = Store()
+    segment(folder, 1, line(), line(time=NOON + 86400))
+    send(folder, store)
+    segment(folder, 2, line(predictions=None, status=400), line(inputs={"distance": [1, 2]}, predictions=[1, 2]))
+    send(folder, store)
+    for key, content in store.objects.items():
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(content)
+    read = dataset.dataset(tmp_path / "delay", partitioning="hive").to_table().to_pandas()
+    assert len(read) == 8
+    assert sorted(read["date"].astype(str).unique()) == ["2025-11-25", "2025-11-26"]
+    assert read["prediction"].dtype == read["input_distance"].dtype == "float64"
+
+
+def test_much_is_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    size = segment(folder, 0).stat().st_size
+    monkeypatch.setattr(spools, "BATCH_BYTES", int(2.5 * size))
+    for number in range(1, 5):
+        segment(folder, number)
+    assert send(folder, store)["files"] == 3
+    assert store.requests() == [f"r{number}" for number in range(5)]
+
+
+def test_what_a_killed_server_left_is_taken_too(folder: Path) -> None:
+    store = Store()
+    part = segment(folder, 1, suffix="part")
+    send(folder, store)
+    os.utime(part, (0, 0))
+    send(folder, store)
+    assert store.requests() == ["r1"]
+
+
+class KilledError(BaseException):
+    """The process has ended here."""
+
+
+CUTS: list[tuple[Any, str]] = [
+    (Path, "rename"),
+    (Path, "unlink"),
+    (os, "fsync"),
+    (Store, "put"),
+]
+
+
+@pytest.mark.parametrize("calls", range(1, 7))
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut[1])
+def test_whoever_is_killed_anywhere_loses_and_doubles_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[Any, str], when: str, calls: int
+) -> None:
+    store = Store()
+    segment(folder, 1)
+    segment(folder, 2, line(request="r2"), line(request="r2", time=NOON + 86400))
+    segment(folder, 4)
+    owner, name = cut
+    original, left = getattr(owner, name), calls
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0 and when == "before":
+            raise KilledError
+        done = original(*arguments, **options)
+        if left == 0:
+            raise KilledError
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with contextlib.suppress(KilledError):
+            send(folder, store)
+    # One that began earlier is finished later, and would be the first of a batch that is made anew.
+    segment(folder, 0)
+    send(folder, store)
+    assert store.requests() == ["r0", "r1", "r2", "r2", "r2", "r2", "r4"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_store_that_does_not_answer_gets_it_later(folder: Path) -> None:
+    store = Store()
+    store.patience = 1
+    segment(folder, 1, line(request="r1"), line(request="r1", time=NOON + 86400))
+    with pytest.raises(ShipError):
+        send(folder, store)
+    store.patience = 1000
+    segment(folder, 2)
+    assert send(folder, store)["files"] == 3
+    assert store.requests() == ["r1"] * 4 + ["r2"]
+
+
+def test_the_second_at_once_does_nothing(folder: Path) -> None:
+    store = Store()
+    segment(folder, 1)
+
+    def put(key: str, content: bytes) -> None:
+        assert send(folder, store)["files"] == 0
+        store.put(key, content)
+
+    ship(Spool(folder), "delay", "gpu-1", folder.parent, put)
+    assert store.requests() == ["r1"]
+
+
+def test_it_waits_for_age_or_amount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(folder)
+    assert not Spool(folder / "absent").due(0)
+    assert not spool.due(0)
+    young = segment(folder, 1)
+    young = young.rename(folder / f"{time.time_ns()}-1.jsonl")
+    assert not spool.due(300)
+    assert spool.due(0)
+    monkeypatch.setattr(spools, "BATCH_BYTES", young.stat().st_size)
+    assert spool.due(300)
+    monkeypatch.undo()
+    segment(folder, 1)
+    assert spool.due(300)
+
+
+# -- The command, and who starts it
+
+
+@pytest.fixture
+def config(tmp_path: Path, folder: Path) -> Config:
+    (tmp_path / "home" / "delay").mkdir(parents=True)
+    file = tmp_path / "config.json"
+    values = {"host": "gpu-1", "services": [{"name": "delay", "model": "flight-delay"}], "ship_seconds": 0}
+    values |= {"home": str(tmp_path / "home"), "spools": str(tmp_path / "spool"), "bucket": "predictions"}
+    file.write_text(json.dumps(values))
+    return Config.read(file)
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "inference",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-ours",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_command_says_what_is_wrong(
+    config: Config, folder: Path, nowhere: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(folder, 1)
+    command = ["--config", str(config.file), "ship", "--service"]
+    assert main([*command, "weather"]) == 1
+    assert main([*command, "delay"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "metalworks-model: there is no service weather on this host; there is: delay"
+    assert said[1].startswith("metalworks-model: s3://predictions/delay/date=2025-11-25/gpu-1-17")
+    assert "http://127.0.0.1:1" in said[1]
+    assert sorted(file.suffix for file in folder.iterdir()) == [".batch", ".jsonl"]
+
+
+def test_a_store_that_is_away_is_told_of_once(
+    config: Config, folder: Path, nowhere: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(watches, "RETRY_SECONDS", 0.0)
+    segment(folder, 1)
+    watch, service = Watch(config, threading.Event()), config.services[0]
+    watch.look(service)
+    watch.look(service)
+    assert len(caplog.messages) == 1
+    assert "delay: the prediction log is kept here for now: metalworks-model: s3://predictions/" in caplog.messages[0]
+    done: Callable[..., Any] = lambda *_, **__: type("Done", (), {"returncode": 0, "stderr": ""})  # noqa: E731
+    monkeypatch.setattr(watch.programs, "run", done)
+    watch.look(service)
+    watch.look(service)
+    assert caplog.messages[1:] == ["delay: the prediction log is sent again"]
+
+
+def test_nothing_is_started_for_nothing(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(config, threading.Event())
+    monkeypatch.setattr(watch.programs, "run", lambda *_, **__: pytest.fail("it was started"))
+    watch.look(Service("delay", "flight-delay"))
