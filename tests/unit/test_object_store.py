@@ -18,9 +18,21 @@ sys.modules["ansible.module_utils.minio_s3"] = s3  # as Ansible ships it with th
 provision = load("roles/object_store/library/minio_provision.py")
 probe = load("roles/object_store/library/s3_probe.py")
 
-BUCKETS = [{"name": "data", "versioning": True}, {"name": "results", "versioning": False}]
-ADA = {"name": "ada", "access_key": "ada", "secret_key": "secret-ada", "buckets": ["data"], "access": "readwrite"}
-BOB = {"name": "bob", "access_key": "bob", "secret_key": "secret-bob", "buckets": ["results"], "access": "readonly"}
+BUCKETS = [
+    {"name": "data", "versioning": True, "expire_days": 0},
+    {"name": "results", "versioning": False, "expire_days": 0},
+]
+ADA = {
+    "name": "ada", "access_key": "ada", "secret_key": "secret-ada", "buckets": ["data"], "access": "readwrite",
+    "reads": [],
+}  # fmt: skip
+BOB = ADA | {
+    "name": "bob",
+    "access_key": "bob",
+    "secret_key": "secret-bob",
+    "buckets": ["results"],
+    "access": "readonly",
+}
 
 
 def wants(**changes: Any) -> dict[str, Any]:
@@ -39,6 +51,7 @@ class Server:
 
     def __init__(self) -> None:
         self.buckets: dict[str, str] = {}
+        self.rules: dict[str, bytes] = {}
         self.policies: dict[str, Any] = {}
         self.users: dict[str, dict[str, str]] = {}
 
@@ -59,6 +72,8 @@ class Server:
         if path.startswith(provision.ADMIN):
             return self.admin(path.removeprefix(provision.ADMIN + "/"), query, body)
         name = path.strip("/")
+        if "lifecycle" in query:
+            return self.lifecycle(method, name, body)
         if method == "PUT" and "versioning" in query:
             self.buckets[name] = "Enabled" if b"Enabled" in body else "Suspended"
         elif method == "PUT":
@@ -70,6 +85,18 @@ class Server:
         elif store.access_key != "root" and f"arn:aws:s3:::{name}" not in self.reachable(store.access_key):
             return self.error(403, "AccessDenied")
         return self.reply(200)
+
+    def lifecycle(self, method: str, name: str, body: bytes) -> Any:
+        if name not in self.buckets:
+            return self.error(404, "NoSuchBucket")
+        if method == "PUT":
+            # As MinIO gives it back: with a namespace.
+            self.rules[name] = body.replace(b"<LifecycleConfiguration>", b'<LifecycleConfiguration xmlns="http://s3">')
+        elif method == "DELETE":
+            del self.rules[name]
+        elif name not in self.rules:
+            return self.error(404, "NoSuchLifecycleConfiguration")
+        return self.reply(200, self.rules.get(name, b""))
 
     def reachable(self, user: str) -> list[str]:
         policy = self.policies.get(self.users[user].get("policyName", ""), {"Statement": []})
@@ -195,6 +222,19 @@ def test_readonly_writes_nothing() -> None:
     assert not [action for action in allowed if action.startswith(("s3:Put", "s3:Delete", "s3:Abort"))]
 
 
+def test_what_is_only_read_is_not_written() -> None:
+    statements = provision.policy(["data"], "readwrite", ["log"])["Statement"]
+    allowed = {
+        action
+        for one in statements
+        if one["Effect"] == "Allow" and {"arn:aws:s3:::log", "arn:aws:s3:::log/*"} & set(one["Resource"])
+        for action in one["Action"]
+    }
+    assert "s3:GetObject" in allowed
+    assert not [action for action in allowed if action.startswith(("s3:Put", "s3:Delete", "s3:Abort"))]
+    assert provision.policy(["data"], "readwrite", []) == provision.policy(["data"], "readwrite")
+
+
 def test_order_in_a_policy_does_not_matter() -> None:
     ours = provision.policy(["data", "code"], "readwrite")
     theirs = {"Version": ours["Version"], "Statement": []}
@@ -261,7 +301,9 @@ ANEW = ["old key of ada", "key of ada", "policy of ada on its key"]
         ({"consumers": [ADA | {"buckets": ["data", "results"]}, BOB]}, ["policy of ada"]),
         ({"consumers": [ADA | {"access": "readonly"}, BOB]}, ["policy of ada"]),
         ({"consumers": [ADA]}, ["remove key bob", "remove policy metalworks-bob"]),
+        ({"consumers": [ADA | {"reads": ["results"]}, BOB]}, ["policy of ada"]),
         ({"buckets": [BUCKETS[0] | {"versioning": False}, BUCKETS[1]]}, ["versioning of data: Suspended"]),
+        ({"buckets": [BUCKETS[0], BUCKETS[1] | {"expire_days": 90}]}, ["objects of results go after 90 days"]),
     ],
 )
 def test_only_the_difference_is_sent(server: Server, change: dict[str, Any], actions: list[str]) -> None:
@@ -269,6 +311,31 @@ def test_only_the_difference_is_sent(server: Server, change: dict[str, Any], act
     assert run(dry=True, **change) == actions
     assert run(**change) == actions
     assert run(**change) == []
+
+
+def test_objects_expire_as_long_as_they_are_to(server: Server) -> None:
+    def expire(days: int) -> list[str]:
+        return run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}])
+
+    run()
+    assert expire(90) == ["objects of results go after 90 days"]
+    assert b"<Days>90</Days>" in server.rules["results"]
+    server.rules["results"] = server.rules["results"].replace(b"<Status>Enabled", b"<Status>Disabled")
+    assert expire(90) == ["objects of results go after 90 days"]
+    assert expire(30) == ["objects of results go after 30 days"]
+    assert expire(0) == ["objects of results stay"]
+    assert server.rules == {}
+    assert expire(0) == []
+
+
+def test_rules_of_others_stay(server: Server) -> None:
+    run()
+    theirs = b"<Rule><ID>theirs</ID><Status>Enabled</Status><Expiration><Days>7</Days></Expiration></Rule>"
+    server.rules["results"] = b'<LifecycleConfiguration xmlns="http://s3">' + theirs + b"</LifecycleConfiguration>"
+    for days, count in ((90, 2), (90, 2), (0, 1)):
+        run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}])
+        assert theirs in server.rules["results"]
+        assert server.rules["results"].count(b"<Rule>") == count
 
 
 def test_tampering_is_mended(server: Server) -> None:
@@ -300,6 +367,8 @@ def test_a_key_that_is_refused_ends_the_call(server: Server, monkeypatch: pytest
         ({"consumers": [ADA, BOB | {"access_key": "ada"}]}, "two consumers have one access key: ada"),
         ({"consumers": [ADA | {"access_key": "root"}]}, "that is the server's root user"),
         ({"consumers": [ADA | {"buckets": []}]}, "consumer ada has no bucket"),
+        ({"buckets": [BUCKETS[0] | {"expire_days": -1}]}, "bucket data: expire_days counts days"),
+        ({"consumers": [ADA | {"reads": ["log"]}]}, "consumer ada wants buckets that are not in the list: log"),
         ({"consumers": [ADA | {"buckets": ["dat"]}]}, "consumer ada wants buckets that are not in the list: dat"),
         ({"consumers": [ADA | {"secret_key": "short"}]}, "a secret key at least 8"),
     ],
@@ -355,3 +424,14 @@ def test_probe_sees_other_bytes() -> None:
     with pytest.raises(s3.StoreError, match="other bytes than were written"):
         probe.prove(store, "ada", "data", write=True)
     assert store.objects == {}
+
+
+def test_an_expiry_is_set_where_the_key_may(server: Server) -> None:
+    server.buckets["log"] = ""
+    store = s3.Store("http://store:9000", "us-east-1", "root", "root-password")
+    assert probe.expire(store, "log", 90, dry=True)
+    assert server.rules == {}
+    assert [probe.expire(store, "log", days, dry=False) for days in (90, 90, 0, 0)] == [True, False, True, False]
+    assert server.rules == {}
+    with pytest.raises(s3.StoreError, match="lifecycle of log: HTTP 403"):
+        probe.expire(s3.Store("http://store:9000", "us-east-1", "ada", "x"), "log", 90, dry=False)

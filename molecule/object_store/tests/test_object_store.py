@@ -19,6 +19,7 @@ REPOSITORY = SCENARIO.parent.parent
 ROOT_PASSWORD = 'molecule $root "password"'
 WORKER = {"name": "worker", "access_key": "worker", "secret_key": "worker-secret", "buckets": ["data", "results"]}
 OTHER = {"name": "other", "access_key": "other", "secret_key": "other-secret", "buckets": ["foreign"]}
+"""As in converge.yml, but that it reads nothing besides."""
 drifts = pytest.mark.drifts
 
 
@@ -97,6 +98,26 @@ def test_a_reader_reads_and_no_more(endpoint):
         (reader.get_object, this | {"Bucket": "results"}),
     ):
         assert refusal(call, **arguments) == "AccessDenied", arguments
+
+
+def test_who_reads_besides_reads_and_no_more(endpoint):
+    client(endpoint, "worker", "worker-secret").put_object(Bucket="results", Key="read-me", Body=b"x")
+    other = client(endpoint, "other", "other-secret")
+    this = {"Bucket": "results", "Key": "read-me"}
+    assert other.get_object(**this)["Body"].read() == b"x"
+    other.put_object(Bucket="foreign", Key="mine", Body=b"x")
+    for call, arguments in ((other.put_object, this | {"Body": b"y"}), (other.delete_object, this)):
+        assert refusal(call, **arguments) == "AccessDenied"
+
+
+@drifts
+def test_objects_go_after_their_days(endpoint, converged, play):
+    root = client(endpoint, "molecule-root", ROOT_PASSWORD)
+    assert root.get_bucket_lifecycle_configuration(Bucket="results")["Rules"][0]["Expiration"] == {"Days": 7}
+    assert refusal(root.get_bucket_lifecycle_configuration, Bucket="data") == "NoSuchLifecycleConfiguration"
+    result = play(object_store_buckets=[{"name": "data", "versioning": True}, {"name": "results"}, {"name": "foreign"}])
+    assert result.returncode == 0, result.stdout
+    assert refusal(root.get_bucket_lifecycle_configuration, Bucket="results") == "NoSuchLifecycleConfiguration"
 
 
 def test_secrets_are_in_no_command_line_and_no_open_file(host):

@@ -10,11 +10,11 @@ import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.minio_s3 import Store, StoreError, UnreachableError
+from ansible.module_utils.minio_s3 import Store, StoreError, UnreachableError, expiry_wanted
 
 DOCUMENTATION = """
 module: minio_provision
-short_description: Buckets, versioning, and one key and policy per consumer
+short_description: Buckets, versioning, expiry, and one key and policy per consumer
 description:
   - Asks the server what stands and sends only what differs, so nothing is changed twice and a play that was killed
     is finished by the next one.
@@ -33,6 +33,7 @@ options:
     suboptions:
       name: {type: str, required: true, description: Bucket.}
       versioning: {type: bool, default: false, description: Keep old versions of its objects.}
+      expire_days: {type: int, default: 0, description: Days after which its objects go; 0 means never.}
   consumers:
     type: list
     elements: dict
@@ -44,6 +45,7 @@ options:
       secret_key: {type: str, required: true, description: Secret half of the key.}
       buckets: {type: list, elements: str, required: true, description: Buckets it reaches.}
       access: {type: str, default: readwrite, choices: [readwrite, readonly], description: What it may do there.}
+      reads: {type: list, elements: str, default: [], description: Buckets that it reads besides.}
 """
 
 RETURN = """
@@ -70,20 +72,23 @@ NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccoun
 """A key that was made by a key would live on when that one's secret is replaced."""
 
 
-def policy(buckets: list[str], access: str) -> dict[str, Any]:
-    """Return the policy that lets a key reach these buckets and nothing else."""
-    write = access == "readwrite"
-    on_buckets = [*BUCKET_ACTIONS, *(["s3:ListBucketMultipartUploads"] if write else [])]
-    on_objects = [*READ_ACTIONS, *(WRITE_ACTIONS if write else [])]
-    objects = [f"arn:aws:s3:::{name}/*" for name in buckets]
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Action": on_buckets, "Resource": [f"arn:aws:s3:::{name}" for name in buckets]},
+def policy(buckets: list[str], access: str, reads: list[str] | None = None) -> dict[str, Any]:
+    """Return the policy that lets a key reach these buckets, read those, and nothing else."""
+    statements: list[dict[str, Any]] = []
+    for names, write in ((buckets, access == "readwrite"), (reads or [], False)):
+        if not names:
+            continue
+        on_buckets = [*BUCKET_ACTIONS, *(["s3:ListBucketMultipartUploads"] if write else [])]
+        on_objects = [*READ_ACTIONS, *(WRITE_ACTIONS if write else [])]
+        objects = [f"arn:aws:s3:::{name}/*" for name in names]
+        statements += [
+            {"Effect": "Allow", "Action": on_buckets, "Resource": [f"arn:aws:s3:::{name}" for name in names]},
             {"Effect": "Allow", "Action": on_objects, "Resource": objects},
             {"Effect": "Deny", "Action": NEVER, "Resource": objects},
-            {"Effect": "Deny", "Action": NO_KEYS_OF_THEIR_OWN},
-        ],
+        ]
+    return {
+        "Version": "2012-10-17",
+        "Statement": [*statements, {"Effect": "Deny", "Action": NO_KEYS_OF_THEIR_OWN}],
     }
 
 
@@ -128,8 +133,8 @@ class Provision:
         if not self.dry:
             self.root.ask(method, path, query, body).expect(action)
 
-    def bucket(self, name: str, versioning: bool) -> None:
-        """Make the bucket exist with or without versioning."""
+    def bucket(self, name: str, versioning: bool, expire_days: int) -> None:
+        """Make the bucket exist with or without versioning and expiry."""
         asked = self.root.ask("GET", f"/{name}", {"versioning": ""})
         if asked.code == "NoSuchBucket":
             self.send(f"make bucket {name}", "PUT", f"/{name}")
@@ -141,6 +146,10 @@ class Provision:
             state = "Enabled" if versioning else "Suspended"
             body = f"<VersioningConfiguration><Status>{state}</Status></VersioningConfiguration>"
             self.send(f"versioning of {name}: {state}", "PUT", f"/{name}", {"versioning": ""}, body.encode())
+        rules = expiry_wanted(self.root, name, expire_days)
+        if rules is not None:
+            action = f"objects of {name} go after {expire_days} days" if expire_days else f"objects of {name} stay"
+            self.send(action, "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
 
     def key_works(self, consumer: dict[str, Any]) -> bool:
         """Tell whether the server knows the key with this secret, whatever it may do."""
@@ -151,7 +160,7 @@ class Provision:
     def consumer(self, consumer: dict[str, Any], policies: dict[str, Any]) -> None:
         """Make the consumer's policy, key and the link of both stand as wanted."""
         who, key = consumer["name"], consumer["access_key"]
-        wanted, name = policy(consumer["buckets"], consumer["access"]), f"{POLICY_PREFIX}{key}"
+        wanted, name = policy(consumer["buckets"], consumer["access"], consumer["reads"]), f"{POLICY_PREFIX}{key}"
         if normal(policies.get(name, {})) != normal(wanted):
             body = json.dumps(wanted).encode()
             self.send(f"policy of {who}", "PUT", f"{ADMIN}/add-canned-policy", {"name": name}, body)
@@ -185,14 +194,14 @@ class Provision:
         """Ask for every consumer's buckets with its own key; raise StoreError where that is refused."""
         for consumer in self.wants["consumers"]:
             store = self.store(consumer["access_key"], consumer["secret_key"])
-            for bucket in consumer["buckets"]:
+            for bucket in [*consumer["buckets"], *consumer["reads"]]:
                 asked = store.ask("GET", f"/{bucket}", {"list-type": "2", "max-keys": "1"})
                 asked.expect(f"list {bucket} with the key of {consumer['name']}")
 
     def run(self) -> None:
         """Bring the server to what is wanted, and prove it."""
         for bucket in self.wants["buckets"]:
-            self.bucket(bucket["name"], bucket["versioning"])
+            self.bucket(bucket["name"], bucket["versioning"], bucket["expire_days"])
         listed = self.root.ask("GET", f"{ADMIN}/list-canned-policies").expect("list policies")
         policies: dict[str, Any] = json.loads(listed.body)
         for consumer in self.wants["consumers"]:
@@ -206,6 +215,9 @@ def wrong(wants: dict[str, Any]) -> str:
     """Return what is wrong with the wishes themselves, or nothing."""
     keys = [consumer["access_key"] for consumer in wants["consumers"]]
     buckets = {bucket["name"] for bucket in wants["buckets"]}
+    for bucket in wants["buckets"]:
+        if bucket["expire_days"] < 0:
+            return f"bucket {bucket['name']}: expire_days counts days, and 0 is never"
     if doubled := sorted({key for key in keys if keys.count(key) > 1}):
         return f"two consumers have one access key: {', '.join(doubled)}"
     if wants["root_user"] in keys:
@@ -213,7 +225,7 @@ def wrong(wants: dict[str, Any]) -> str:
     for consumer in wants["consumers"]:
         if not consumer["buckets"]:
             return f"consumer {consumer['name']} has no bucket"
-        if missing := sorted(set(consumer["buckets"]) - buckets):
+        if missing := sorted({*consumer["buckets"], *consumer["reads"]} - buckets):
             return f"consumer {consumer['name']} wants buckets that are not in the list: {', '.join(missing)}"
         if len(consumer["access_key"]) < 3 or len(consumer["secret_key"]) < 8:
             return f"consumer {consumer['name']}: an access key has at least 3 characters, a secret key at least 8"
@@ -234,7 +246,11 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "required": True,
-                "options": {"name": text, "versioning": {"type": "bool", "default": False}},
+                "options": {
+                    "name": text,
+                    "versioning": {"type": "bool", "default": False},
+                    "expire_days": {"type": "int", "default": 0},
+                },
             },
             "consumers": {
                 "type": "list",
@@ -246,6 +262,7 @@ def main() -> None:
                     "secret_key": secret,
                     "buckets": {"type": "list", "elements": "str", "required": True},
                     "access": {"type": "str", "default": "readwrite", "choices": ["readwrite", "readonly"]},
+                    "reads": {"type": "list", "elements": "str", "default": []},
                 },
             },
         },

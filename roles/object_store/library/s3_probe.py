@@ -7,22 +7,25 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.minio_s3 import Store, StoreError
+from ansible.module_utils.minio_s3 import Store, StoreError, expiry_wanted
 
 DOCUMENTATION = """
 module: s3_probe
 short_description: Every consumer's key works on its buckets
 description:
   - Puts, reads and deletes a small object per consumer and bucket, as the consumer; a read-only key lists.
-  - Leaves nothing behind and changes nothing, so it never reports a change. In check mode it only lists.
+  - Leaves nothing behind and changes nothing of these, so it reports no change. In check mode it only lists.
+  - Where a bucket's objects are to expire and a key that writes there may say so, the rule is set; else it warns.
 options:
   endpoint: {type: str, required: true, description: URL of the store.}
   region: {type: str, required: true, description: Region that requests are signed for.}
+  buckets: {type: list, elements: dict, default: [], description: "As of minio_provision; only expire_days counts."}
   consumers: {type: list, elements: dict, required: true, description: As of minio_provision.}
 """
 
 RETURN = """
 proved: {type: list, returned: success, description: Consumer and bucket of every proof.}
+actions: {type: list, returned: success, description: Rules of expiry that were (in check mode would be) set.}
 """
 
 
@@ -43,6 +46,15 @@ def prove(store: Store, who: str, bucket: str, *, write: bool) -> None:
             store.ask("DELETE", path).expect(f"{who}: delete in {bucket}")
 
 
+def expire(store: Store, bucket: str, days: int, *, dry: bool) -> bool:
+    """See to it that a bucket's objects go after these days; return whether that was new. StoreError: it may not."""
+    rules = expiry_wanted(store, bucket, days)
+    if rules is not None and not dry:
+        method = "PUT" if rules else "DELETE"
+        store.ask(method, f"/{bucket}", {"lifecycle": ""}, rules).expect(f"lifecycle of {bucket}")
+    return rules is not None
+
+
 def main() -> None:
     """Read the arguments and prove each key."""
     text = {"type": "str", "required": True}
@@ -52,25 +64,44 @@ def main() -> None:
         "secret_key": {**text, "no_log": True},
         "buckets": {"type": "list", "elements": "str", "required": True},
         "access": {"type": "str", "default": "readwrite", "choices": ["readwrite", "readonly"]},
+        "reads": {"type": "list", "elements": "str", "default": []},
+    }
+    bucket_options: dict[str, Any] = {
+        "name": text,
+        "versioning": {"type": "bool", "default": False},
+        "expire_days": {"type": "int", "default": 0},
     }
     module = AnsibleModule(
         argument_spec={
             "endpoint": text,
             "region": text,
+            "buckets": {"type": "list", "elements": "dict", "default": [], "options": bucket_options},
             "consumers": {"type": "list", "elements": "dict", "required": True, "options": consumer},
         },
         supports_check_mode=True,
     )
-    wants, proved = module.params, []
+    wants, proved, actions = module.params, list[str](), list[str]()
+    expiry = {bucket["name"]: bucket["expire_days"] for bucket in wants["buckets"]}
     try:
         for one in wants["consumers"]:
             store = Store(wants["endpoint"], wants["region"], one["access_key"], one["secret_key"])
             for bucket in one["buckets"]:
                 prove(store, one["name"], bucket, write=one["access"] == "readwrite" and not module.check_mode)
                 proved.append(f"{one['name']} on {bucket}")
+            for bucket in one["reads"]:
+                prove(store, one["name"], bucket, write=False)
+                proved.append(f"{one['name']} on {bucket}")
+            for bucket in one["buckets"] if one["access"] == "readwrite" else ():
+                days = expiry.get(bucket, 0)
+                try:
+                    if expire(store, bucket, days, dry=module.check_mode):
+                        actions.append(f"objects of {bucket} go after {days} days" if days else f"{bucket}: all stay")
+                except StoreError as error:  # where none is wanted, there is none of ours
+                    if days:
+                        module.warn(f"{error}. Set a rule there: objects of {bucket} go after {days} days")
     except StoreError as error:
         module.fail_json(msg=str(error), proved=proved)
-    module.exit_json(changed=False, proved=proved)
+    module.exit_json(changed=bool(actions), proved=proved, actions=actions)
 
 
 if __name__ == "__main__":
