@@ -47,7 +47,7 @@ WRITERS = frozenset({"admin", "developer"})
 EVERYBODY = WRITERS | {"viewer"}
 WORKERS = ("worker-cpu", "worker-gpu")  # one identity per work pool
 KEYED = {
-    "vault_object_store_secret_keys": Keyed(frozenset({"backup", "mlflow", *WORKERS}), WRITERS),
+    "vault_object_store_secret_keys": Keyed(frozenset({"backup", "inference", "mlflow", *WORKERS}), WRITERS),
     "vault_user_passwords": Keyed(NOBODY, EVERYBODY),
     "vault_machine_passwords": Keyed(frozenset({"inference", *WORKERS}), NOBODY),
     "vault_inference_tokens": Keyed(frozenset(WORKERS), WRITERS),

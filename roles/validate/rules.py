@@ -187,6 +187,13 @@ def queue_order(queues: Any, variable: str) -> list[Problem]:
     return found or duplicates(f"`{variable}`", priorities)
 
 
+def not_days(value: Any, variable: str) -> list[Problem]:
+    """Refuse what is no whole number of days."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return []
+    return [Problem(f"variable `{variable}`", f"is {value!r}", "Give whole days; 0 is for ever")]
+
+
 SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 MEMORY = re.compile(r"(\d+[KMGT]?|\d+(\.\d+)?%|infinity)?")
 # What the numbers of a service may be: smallest and largest, each with whether it is one of them.

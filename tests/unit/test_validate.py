@@ -598,3 +598,8 @@ def test_own_files_may_be_encrypted(own: dict[str, str]) -> None:
     plain = {path: Path(path).read_bytes() for path in own.values()}
     Path(own["key"]).write_text("$ANSIBLE_VAULT;1.1;AES256\n")
     assert rules.bad_own_certificate("s1", own, NAMES, contents=plain.__getitem__) == []
+
+
+@pytest.mark.parametrize(("value", "refused"), [(0, False), (90, False), (-1, True), ("90 days", True), (True, True)])
+def test_days_are_counted(value: Any, refused: bool) -> None:
+    assert bool(rules.not_days(value, "prediction_log_days")) == refused

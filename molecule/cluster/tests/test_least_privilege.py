@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from clients import over_ssh, secrets
 
-BUCKETS = {"training-data", "mlflow-artifacts", "flow-code", "flow-results"}
+BUCKETS = {"training-data", "mlflow-artifacts", "flow-code", "flow-results", "predictions"}
 PEOPLES = {"training-data", "flow-code"}
 REACHES = {
+    "inference": {"predictions"},
     "mlflow": {"mlflow-artifacts"},
     "worker-cpu": {*PEOPLES, "flow-results"},
     "worker-gpu": {*PEOPLES, "flow-results"},
@@ -20,6 +21,8 @@ REACHES = {
     "ml2": PEOPLES,
 }
 """Who has a key of the object store, and what it opens. `backup` reads everything."""
+READS = {holder: {"predictions"} for holder in ("worker-cpu", "worker-gpu", "boss", "ml1", "ml2")}
+"""What it reads besides."""
 OWNERS = {"mlflow", "mlflow_auth", "prefect"}
 """Who has a login of PostgreSQL, and a database of the same name. `backup` reads all of them."""
 ABSENT = "least-privilege-test"
@@ -54,7 +57,7 @@ for holder, secret in asked["keys"].items():
         codes["write"] = ask("put_object", Bucket=bucket, Key=asked["absent"], Body=b"")[0]
         codes["delete"] = ask("delete_object", Bucket=bucket, Key=asked["absent"])[0]
         # As it is already, should it be allowed.
-        same = {"Status": "Suspended" if bucket == "flow-results" else "Enabled"}
+        same = {"Status": "Suspended" if bucket in ("flow-results", "predictions") else "Enabled"}
         codes["set"] = ask("put_bucket_versioning", Bucket=bucket, VersioningConfiguration=same)[0]
     found[f"{holder} everything"] = {"make": ask("create_bucket", Bucket=asked["absent"])[0],
         "name": ask("list_buckets")[0]}
@@ -90,7 +93,7 @@ WRITES = [
     "create schema least_privilege_test",
     "set role pg_write_all_data",
 ]
-READS = """select bool_and(has_table_privilege(oid, 'select')),
+READS_ALL = """select bool_and(has_table_privilege(oid, 'select')),
   bool_or(has_table_privilege(oid, 'insert') or has_table_privilege(oid, 'update') or has_table_privilege(oid, 'delete')
     or has_table_privilege(oid, 'truncate')) from pg_class
   where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace"""
@@ -156,6 +159,9 @@ def test_a_key_opens_its_buckets_and_no_other(store: dict[str, dict[str, str]], 
         codes = store[f"{holder} {bucket}"]
         if bucket in REACHES[holder]:
             assert {codes[look] for look in LOOKS} <= {"", "NoSuchKey"}, bucket
+        elif bucket in READS.get(holder, ()):
+            assert {codes[look] for look in LOOKS} <= {"", "NoSuchKey"}, bucket
+            assert {codes[change] for change in CHANGES} == {"AccessDenied"}, (bucket, codes)
         else:
             assert {codes[each] for each in (*LOOKS, *CHANGES)} == {"AccessDenied"}, (bucket, codes)
     assert store[f"{holder} everything"]["make"] == "AccessDenied"
@@ -208,7 +214,7 @@ def test_nobody_speaks_in_clear() -> None:
 
 def test_backup_reads_every_database_and_writes_none() -> None:
     names = sorted(OWNERS)
-    for _, _, database, said, complaint in ask([("tcp", "backup", name, READS) for name in names]):
+    for _, _, database, said, complaint in ask([("tcp", "backup", name, READS_ALL) for name in names]):
         assert said == "t|f", (database, complaint)
     for _, _, database, said, complaint in ask([("tcp", "backup", name, write) for name in names for write in WRITES]):
         assert (said, "permission denied" in complaint) == ("", True), (database, complaint)

@@ -46,6 +46,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         ]
         problems += rules.queue_order(self._templar.template(self.variables.get("work_queues")), "work_queues")
         problems += rules.bad_services(self._value("inference_services"), "inference_services")
+        days = "prediction_log_days"
+        problems += rules.not_days(self._templar.template(self.variables.get(days, 0)), days)
         problems += rules.unknown_roles(self._value("platform_users"), "platform_users")
         problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
         looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
