@@ -18,8 +18,6 @@ def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
     signature = model.signature
     if not signature["columns"] and not signature["tensor"]:
         return [], "its signature is not of plain columns or one tensor"
-    if any(not each["required"] for each in signature["columns"] or ()):
-        return [], "it has optional columns"
     if "onnx" in model.flavors:
         return _as_it_is(model, into)
     columns = not _is_matrix(model)

@@ -152,8 +152,6 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
         return "its signature comes from type hints"
     if not facts["columns"] and not facts["tensor"]:
         return "it has no signature of plain columns or of one tensor"
-    if any(not each["required"] for each in facts["columns"] or ()):
-        return "it has optional columns"
     known = _arrays_of(model, example)
     asked = _ask(model, known)
     if isinstance(asked, str):
