@@ -7,7 +7,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from clients import over_ssh, secrets
+from clients import as_person, over_ssh, secrets
 
 BUCKETS = {"training-data", "mlflow-artifacts", "flow-code", "flow-results", "predictions"}
 PEOPLES = {"training-data", "flow-code"}
@@ -120,6 +120,20 @@ for path, body in asked["changes"].items():
 print(json.dumps(codes))
 """
 
+UNDO = """
+def delete(path, body):
+    login = base64.b64encode(f"{asked['user']}:{asked['password']}".encode()).decode()
+    urllib.request.urlopen(urllib.request.Request(f"https://mlflow.metalworks.internal/api/2.0/mlflow/{path}",
+        headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"}, method="DELETE",
+        data=json.dumps(body).encode()), context=context)
+if "alias" in asked:
+    tag = {"version": model["version"], "key": asked["alias"]["alias"]}
+    delete("registered-models/alias", asked["alias"])
+    delete("model-versions/delete-tag", {"name": asked["alias"]["name"], **tag})
+if "model" in asked:
+    delete("registered-models/delete", asked["model"])
+"""
+
 
 def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
     """What a program prints as JSON on a host. It is read from stdin to its end, and what follows is for it to read."""
@@ -225,19 +239,48 @@ def test_backup_reads_every_database_and_writes_none() -> None:
 # -- MLflow
 
 
-def test_an_inference_host_looks_at_models_and_changes_nothing() -> None:
-    changes = {
+def test_an_inference_host_tells_what_became_of_the_models_it_serves_and_changes_nothing_else() -> None:
+    served = {"name": "flight-delay", "version": "=version"}
+    allowed = {
+        "registered-models/get?name=flight-delay": None,
+        "model-versions/set-tag": {**served, "key": ABSENT, "value": "x"},
+        "registered-models/alias": {**served, "alias": ABSENT},
+    }
+    others = {
         "experiments/create": {"name": ABSENT},
         "registered-models/create": {"name": ABSENT},
-        "registered-models/alias": {"name": "=name", "alias": ABSENT, "version": "=version"},
-        "model-versions/create": {"name": "=name", "source": "=source", "run_id": "=run_id"},
-        "model-versions/set-tag": {"name": "=name", "version": "=version", "key": ABSENT, "value": "x"},
+        "registered-models/delete": {"name": "flight-delay"},
+        "model-versions/create": {"name": "flight-delay", "source": "=source", "run_id": "=run_id"},
+        "model-versions/delete": served,
         "runs/set-tag": {"run_id": "=run_id", "key": ABSENT, "value": "x"},
         "runs/create": {"experiment_id": "0"},
         "users/create": {"username": ABSENT, "password": "let-me-in-as-well"},
     }
     password = secrets()["vault_machine_passwords"]["inference"]
-    asked = {"user": "inference", "password": password, "changes": changes}
+    asked = {"user": "inference", "password": password, "changes": allowed | others}
     codes = run("dev-1", "python3", ASK_MLFLOW, asked)
-    assert codes.pop("look") == 200
-    assert codes == dict.fromkeys(changes, 403)
+    try:
+        assert codes.pop("look") == 200
+        assert codes == dict.fromkeys(allowed, 200) | dict.fromkeys(others, 403)
+    finally:
+        alias = {"name": "flight-delay", "alias": ABSENT}
+        mend = {"user": "boss", "password": secrets()["vault_user_passwords"]["boss"], "changes": {}, "alias": alias}
+        run("dev-1", "python3", ASK_MLFLOW + UNDO, mend)
+
+
+def test_an_inference_host_may_change_no_other_model() -> None:
+    """Nobody serves this one, and a developer made it."""
+    other = {"name": f"other-{ABSENT}"}
+    assert as_person("ml1", "mlflow", "/api/2.0/mlflow/registered-models/create", other)[0] == 200
+    try:
+        changes = {
+            "model-versions/set-tag": {**other, "version": "1", "key": ABSENT, "value": "x"},
+            "registered-models/alias": {**other, "alias": ABSENT, "version": "1"},
+        }
+        password = secrets()["vault_machine_passwords"]["inference"]
+        codes = run("dev-1", "python3", ASK_MLFLOW, {"user": "inference", "password": password, "changes": changes})
+        assert codes == {"look": 200} | dict.fromkeys(changes, 403)
+    finally:
+        run("dev-1", "python3", ASK_MLFLOW + UNDO, {
+            "user": "boss", "password": secrets()["vault_user_passwords"]["boss"], "changes": {}, "model": other,
+        })  # fmt: skip

@@ -11,8 +11,8 @@ import pytest
 from scripts import lab_hosts
 
 HOSTS = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
-# Settings of services, credentials of people and of the model fetcher, the gateway's hashes excepted.
-BELONGS = ("/etc/metalworks/", "/home/", "/var/lib/inference/.mlflow/")
+# Settings of services and credentials of people, the gateway's hashes excepted.
+BELONGS = ("/etc/metalworks/", "/home/")
 SEARCH = """
 import os, subprocess
 from pathlib import Path
