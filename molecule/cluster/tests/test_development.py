@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from uuid import uuid4
@@ -12,35 +11,13 @@ from uuid import uuid4
 import pytest
 from clients import as_person, over_ssh, secrets
 from conftest import Reach
+from flows import PATIENCE, deployments, done, end_of, history, run_of, shell, wait_for
 
-from scripts import lab_hosts
 from scripts.common import ROOT
 
 pytestmark = pytest.mark.usefixtures("authority")
 
 PROJECT = ROOT / "molecule/cluster/files/project"
-PATIENCE = 300
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-
-
-def shell(host: str, person: str, script: str) -> subprocess.CompletedProcess[str]:
-    """A person's script in a login shell of theirs."""
-    argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), host, f"sudo su - {person} -c 'bash -euo pipefail'"]
-    return subprocess.run(argv, input=script, capture_output=True, text=True, check=False, timeout=600)
-
-
-def done(host: str, person: str, script: str) -> str:
-    """What a script prints that must succeed."""
-    ended = shell(host, person, script)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
-def deployments() -> dict[str, dict[str, object]]:
-    """What is on the server, by name, without what changes by itself."""
-    status, found = as_person("ml1", "prefect", "/api/deployments/filter", body={})
-    assert status == 200
-    return {one["name"]: {key: one[key] for key in ("id", "version", "job_variables", "schedules")} for one in found}
 
 
 def uploaded() -> list[str]:
@@ -58,29 +35,6 @@ def uploaded() -> list[str]:
     return done("dev-1", "ml1", re.sub("^    ", "", script, flags=re.MULTILINE)).splitlines()
 
 
-def run_of(name: str, **parameters: str) -> str:
-    """Start a deployment's flow, return the id of its run."""
-    deployment = deployments()[name]["id"]
-    path = f"/api/deployments/{deployment}/create_flow_run"
-    status, run = as_person("ml1", "prefect", path, body={"parameters": parameters})
-    assert status in (200, 201), run
-    return str(run["id"])
-
-
-def history(run: str) -> list[str]:
-    """The names of a flow run's states, in their order."""
-    _, found = as_person("ml1", "prefect", f"/api/flow_run_states/?flow_run_id={run}")
-    return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
-
-
-def wait_for(run: str, state: str) -> None:
-    """Wait until a flow run has been in a state."""
-    deadline = time.monotonic() + PATIENCE
-    while state not in (seen := history(run)):
-        assert time.monotonic() < deadline, seen
-        time.sleep(0.5)
-
-
 def retrained() -> dict[str, str]:
     """How a run of the example's retraining ends; one on schedule may be under way, and turns this one away."""
     deadline = time.monotonic() + PATIENCE
@@ -88,17 +42,6 @@ def retrained() -> dict[str, str]:
         assert time.monotonic() < deadline, state
         time.sleep(2)
     return state
-
-
-def end_of(run: str) -> dict[str, str]:
-    """The final state of a flow run."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        _, found = as_person("ml1", "prefect", f"/api/flow_runs/{run}")
-        if found["state"]["type"] in ENDED:
-            return dict(found["state"])
-        assert time.monotonic() < deadline, found["state"]
-        time.sleep(2)
 
 
 COLUMNS = ["year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "carrier"]

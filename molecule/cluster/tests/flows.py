@@ -1,0 +1,73 @@
+"""Flows on the cluster, as a person deploys, starts and watches them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+from clients import as_person
+
+from scripts import lab_hosts
+
+PATIENCE = 300
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def shell(host: str, person: str, script: str) -> subprocess.CompletedProcess[str]:
+    """A person's script in a login shell of theirs."""
+    argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), host, f"sudo su - {person} -c 'bash -euo pipefail'"]
+    return subprocess.run(argv, input=script, capture_output=True, text=True, check=False, timeout=600)
+
+
+def done(host: str, person: str, script: str) -> str:
+    """What a script prints that must succeed."""
+    ended = shell(host, person, script)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def deployments() -> dict[str, dict[str, object]]:
+    """What is on the server, by name, without what changes by itself."""
+    status, found = as_person("ml1", "prefect", "/api/deployments/filter", body={})
+    assert status == 200
+    return {one["name"]: {key: one[key] for key in ("id", "version", "job_variables", "schedules")} for one in found}
+
+
+def run_of(name: str, queue: str | None = None, **parameters: Any) -> str:
+    """Start a deployment's flow, in a queue of its own choice or the deployment's; return the id of its run."""
+    deployment = deployments()[name]["id"]
+    path = f"/api/deployments/{deployment}/create_flow_run"
+    body = {"parameters": parameters, **({"work_queue_name": queue} if queue else {})}
+    status, run = as_person("ml1", "prefect", path, body=body)
+    assert status in (200, 201), run
+    return str(run["id"])
+
+
+def history(run: str) -> list[str]:
+    """The names of a flow run's states, in their order."""
+    _, found = as_person("ml1", "prefect", f"/api/flow_run_states/?flow_run_id={run}")
+    return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
+
+
+def wait_for(run: str, state: str) -> None:
+    """Wait until a flow run has been in a state."""
+    deadline = time.monotonic() + PATIENCE
+    while state not in (seen := history(run)):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.5)
+
+
+def record(run: str) -> dict[str, Any]:
+    """What Prefect knows of a flow run."""
+    _, found = as_person("ml1", "prefect", f"/api/flow_runs/{run}")
+    return dict(found)
+
+
+def end_of(run: str) -> dict[str, str]:
+    """The final state of a flow run."""
+    deadline = time.monotonic() + PATIENCE
+    while (state := record(run)["state"])["type"] not in ENDED:
+        assert time.monotonic() < deadline, state
+        time.sleep(2)
+    return dict(state)
