@@ -479,6 +479,23 @@ def test_what_is_missing_is_said_before_work_starts(
     assert sorted((world.base / "cache/metalworks/environments").glob("*")) == environments
 
 
+def test_data_comes_from_a_remote_that_the_commit_does_not_configure(
+    world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    aside = tmp_path / "aside"
+    shutil.copytree(world.base / "store", aside)
+    value = {"md5": world.hashes["pushed"], "size": 3, "remote": str(aside), "clean": True, "pushed": True}
+    run = recorded({"dvc.data": json.dumps(value)})
+    assert cli.main(["reproduce", run]) == 0, capfd.readouterr()
+    assert "Equal to the last digit." in capfd.readouterr().out
+    shutil.rmtree(aside)
+    aside.mkdir()
+    assert cli.main(["reproduce", run]) == 1
+    out, err = capfd.readouterr()
+    assert f"is not in {aside}, or that does not answer" in err
+    assert "Starting" not in out
+
+
 def test_a_commit_that_only_the_own_clone_has_is_not_pushed(
     world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
