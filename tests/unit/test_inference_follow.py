@@ -28,6 +28,7 @@ from sklearn.linear_model import Ridge
 from metalworks.models import ModelCard, download, main
 from metalworks.models import follow as module
 from metalworks.models.config import Config, Service
+from metalworks.models.errors import RegistryError
 from metalworks.models.follow import Follower
 from metalworks.models.programs import Programs
 from metalworks.models.registry import Registry
@@ -392,6 +393,27 @@ def test_mlflow_knows_where_a_version_serves(host: Host, questions: list[str]) -
     assert tags(host.service.model, first)[TAG].startswith("no longer in service since")
 
 
+def test_tags_that_mlflow_refuses_are_told_of_once_and_stop_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = register(host.service.model)
+    host.serves(champion={"version": version, "executor": "onnx", "since": 1764000000.0})
+
+    def refuse(*_: str) -> None:
+        raise RegistryError("answers with 403")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "tag", refuse)
+        for _ in range(3):
+            host.follower.report.not_before = 0.0  # a minute later
+            assert host.versions()["champion"] == version
+    assert len([record for record in caplog.records if "MLflow could not be told" in record.message]) == 1
+    assert host.versions()["champion"] == version
+    host.follower.report.not_before = 0.0
+    host.round()
+    assert tags(host.service.model, version)[TAG].startswith("serving since")
+
+
 @pytest.mark.parametrize("verdict", ["promote", "withdraw"])
 def test_a_canary_is_promoted_or_withdrawn_once(host: Host, verdict: str) -> None:
     champion = register(host.service.model)
@@ -497,3 +519,17 @@ def test_wait_says_who_does_not_answer(host: Host, tmp_path: Path, capsys: pytes
     assert "there is no service other on this host; there is: delay" in capsys.readouterr().err
     assert main(["--config", str(tmp_path / "none"), "wait", "--service", "delay"]) == 1
     assert "none cannot be read" in capsys.readouterr().err
+
+
+def test_the_daemon_ends_though_a_server_is_silent(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        config = host.write_config(tmp_path)
+        command = [sys.executable, "-c", "from metalworks.models import main; raise SystemExit(main())"]
+        with subprocess.Popen([*command, "--config", config, "follow"]) as daemon:
+            silent.settimeout(30)
+            with silent.accept()[0]:  # it has asked, and waits
+                began = time.monotonic()
+                daemon.terminate()
+                assert daemon.wait(15) == 0
+                assert time.monotonic() - began < 5

@@ -31,6 +31,7 @@ from metalworks.predictions.watch import Watch
 WANTED = "wanted.json"
 ROLES = ("champion", "shadow", "canary")
 FIRST_RETRY, LAST_RETRY = 60.0, 900.0
+END_SECONDS = 3.0
 Entry = dict[str, str]
 logger = logging.getLogger("metalworks.models")
 
@@ -303,8 +304,11 @@ def follow(config: Config) -> int:
         if config.bucket:
             threads.append(threading.Thread(target=Watch(config, stop).run, name="prediction log"))
         for thread in threads:
+            thread.daemon = True
             thread.start()
         stop.wait()
+        # Programs are ended at once; who waits for a server that is silent is not waited for. Files are replaced whole.
+        until = time.monotonic() + END_SECONDS
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
     return 0

@@ -60,6 +60,7 @@ class Report:
         self.file = folder / TOLD
         self.told: dict[str, str] = {str(key): str(value) for key, value in read_json(self.file).items()}
         self.not_before = 0.0
+        self.complaint = ""
 
     def tell(self, registry: Registry, tags: Mapping[str, str]) -> None:
         """Tag the versions whose state is another than they were told; what is no longer served says so."""
@@ -75,8 +76,11 @@ class Report:
                     registry.tag(self.service.model, version, self.key, text)
             except RegistryError as error:
                 self.not_before = time.monotonic() + RETRY_SECONDS
-                logger.warning("%s: MLflow could not be told: %s", self.service.name, error)
+                if str(error) != self.complaint:
+                    logger.warning("%s: MLflow could not be told: %s", self.service.name, error)
+                self.complaint = str(error)
                 return
+        self.complaint = ""
         if self.told != dict(tags):
             self.told = dict(tags)
             write_json(self.file, self.told)
