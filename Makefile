@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills bench-plugin bench-serving pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills test-flavours soak bench-plugin bench-serving pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -60,6 +60,13 @@ test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host wit
 
 test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
 	@$(PYTHON) -m scripts.kill_sweep
+
+test-flavours: environment ## slow: inference of models that need gigabytes of libraries (PyTorch)
+	@UV_PROJECT_ENVIRONMENT=.cache/flavours uv run --locked --quiet --no-default-groups --group dev --group inference \
+	  --group workstation --group torch pytest tests/unit/test_inference_torch.py
+
+soak: environment ## 15 minutes: an inference service under load, its memory watched (OPTIONS="--seconds 180")
+	@$(PYTHON) -m scripts.soak_inference $(OPTIONS)
 
 bench-plugin: environment ## how much longer a run takes to be made with the MLflow plugin
 	@$(PYTHON) -m scripts.bench_plugin
