@@ -70,7 +70,7 @@ def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any
     for candidate in found:
         feed = Feed(candidate["double"], candidate["columns"])
         try:
-            model = OnnxModel(folder / candidate["file"], feed, facts["output_types"])
+            model = OnnxModel(folder / candidate["file"], feed, facts["output_types"], facts["output_shapes"])
             why = _differs(model, known, ROWS)
         except Exception as error:  # the runtime has errors of many types
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

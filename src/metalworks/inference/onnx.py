@@ -24,8 +24,15 @@ class Feed:
 class OnnxModel:
     """Answers arrays."""
 
-    def __init__(self, file: Path, feed: Feed, output_types: Sequence[str], threads: int = 1) -> None:
-        """Load `file`; outputs are made of the types (numpy's names, or text) that MLflow answers with."""
+    def __init__(
+        self,
+        file: Path,
+        feed: Feed,
+        output_types: Sequence[str],
+        output_shapes: Sequence[Sequence[int]],
+        threads: int = 1,
+    ) -> None:
+        """Load `file`; outputs are made of the types (numpy's names, or text) and shapes that MLflow answers with."""
         options = onnxruntime.SessionOptions()
         # Requests are the parallelism; threads that spin for more work take it from the next process.
         options.intra_op_num_threads = threads
@@ -37,6 +44,7 @@ class OnnxModel:
         self._names = [each.name for each in inputs]
         self._outputs = [each.name for each in self.session.get_outputs()]
         self._types = [None if each == "text" else np.dtype(each) for each in output_types]
+        self._flat = [not list(each) for each in output_shapes]
         if len(self._types) != len(self._outputs):
             raise ValueError(f"it has {len(self._outputs)} outputs, not {len(self._types)}")
         self._number = np.dtype(np.float64 if feed.double else np.float32)
@@ -50,7 +58,8 @@ class OnnxModel:
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return one array per output."""
         results = self._run(self._outputs, self._feed(arrays), None)
-        return [_fit(each, wanted) for each, wanted in zip(results, self._types, strict=True)]
+        wanted = zip(results, self._types, self._flat, strict=True)
+        return [_fit(each, dtype, flat) for each, dtype, flat in wanted]
 
     def _matrix(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         matrix = arrays[0]
@@ -73,8 +82,8 @@ _NUMPY = {
 }
 
 
-def _fit(array: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
+def _fit(array: Any, wanted: np.dtype[Any] | None, flat: bool) -> np.ndarray:
     result: np.ndarray = np.asarray(array)
-    if result.ndim == 2 and result.shape[1] == 1:
+    if flat and result.ndim == 2 and result.shape[1] == 1:
         result = result[:, 0]  # converters make a column of what is one value per row
     return result if wanted is None or result.dtype == wanted else result.astype(wanted)

@@ -58,7 +58,8 @@ class Version:
         self.write = answers.writer(self.facts["form"])
         ask = self.link.arrays
         if self.executor == "onnx":
-            model = OnnxModel(proof / self.verdict["file"], Feed(**self.verdict["feed"]), self.facts["output_types"])
+            file, feed = proof / self.verdict["file"], Feed(**self.verdict["feed"])
+            model = OnnxModel(file, feed, self.facts["output_types"], self.facts["output_shapes"])
             if self.verdict["inline"]:
                 self.inline = model
                 self.inline_rows = max(1, int(INLINE_ROW_LIMIT_SECONDS / self.verdict["seconds_per_row"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from pathlib import Path
@@ -30,7 +31,7 @@ def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
                 warnings.simplefilter("ignore")
                 converted = _convert(model, double)
         except Exception as error:  # whatever a converter raises, it is why there is no such file
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         file.write_bytes(converted.SerializeToString())
         found.insert(0, {"file": file.name, "double": double, "columns": columns})
@@ -103,6 +104,9 @@ def _only(converted: Any, output: str) -> Any:
 
 
 def _xgboost(model: Model, raw: Any, double: bool) -> Any:
+    raw = copy.deepcopy(raw)
+    booster = raw if type(raw).__name__ == "Booster" else raw.get_booster()
+    booster.feature_names = None  # the converter knows numbered ones alone
     return _onnxmltools(model, raw, double, "convert_xgboost")
 
 

@@ -179,6 +179,7 @@ def outputs_of(result: Any, rows: int) -> tuple[Form, Outputs]:
         form, arrays = Form("list"), [_of_list(result)]
     else:
         raise UnfitError(f"it answers with {type(result).__name__}")
+    arrays = [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]  # labels, mostly
     for array in arrays:
         if array.ndim == 0 or len(array) != rows:
             raise UnfitError(f"it answers {rows} rows with something else than {rows} values")

@@ -159,6 +159,7 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
     level, rows, form, expected = asked
     facts["level"], facts["form"] = level, asdict(form)
     facts["output_types"] = [each.dtype.str if each.dtype != object else "text" for each in expected]
+    facts["output_shapes"] = [list(each.shape[1:]) for each in expected]
     if not _apart(model.by_pyfunc, rows, expected):
         return "what it answers to a row depends on the rows beside it"
     nulls = _with_nulls(facts, rows)
