@@ -45,10 +45,13 @@ class _Columns:
 
     def add(self, count: int, values: Mapping[str, Sequence[Any]]) -> None:
         for name, more in values.items():
-            self.values.setdefault(name, [None] * self.rows).extend(more)
+            if name not in self.values:
+                self.values[name] = [None] * self.rows
+            self.values[name].extend(more)
         self.rows += count
         for column in self.values.values():
-            column.extend([None] * (self.rows - len(column)))
+            if missing := self.rows - len(column):
+                column.extend([None] * missing)
 
 
 def tables(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[dict[str, pa.Table], int]:
