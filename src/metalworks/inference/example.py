@@ -38,7 +38,9 @@ def same(ours: Any, expected: Any) -> bool:
         return len(ours) == len(expected) and all(map(same, ours, expected))
     if isinstance(expected, dict) and isinstance(ours, dict):
         return ours.keys() == expected.keys() and all(same(ours[key], expected[key]) for key in expected)
-    if isinstance(expected, float) and isinstance(ours, int | float) and not isinstance(ours, bool):
+    if isinstance(expected, bool) is not isinstance(ours, bool):
+        return False
+    if isinstance(expected, float) and isinstance(ours, int | float):
         both_nan = math.isnan(ours) and math.isnan(expected)
         return both_nan or math.isclose(ours, expected, rel_tol=RELATIVE, abs_tol=1e-9)
     return bool(ours == expected)

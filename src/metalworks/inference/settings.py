@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "METALWORKS_INFERENCE_"
+EXECUTORS = ("onnx", "native", "pyfunc", "mlflow")
 
 
 class SettingsError(Exception):
@@ -72,7 +73,7 @@ class Settings:
     """Seconds that a replaced version stays ready to be gone back to."""
     load_timeout: float = 300
     """Seconds that a version has to load and to prove itself."""
-    executors: tuple[str, ...] = ("onnx", "native", "pyfunc", "mlflow")
+    executors: tuple[str, ...] = EXECUTORS
     """Ways to ask a model that may be used, as JSON list: the first that is proven equal is."""
     canary: Canary | None = None
     """How a canary is judged, as JSON object."""
@@ -83,8 +84,12 @@ class Settings:
         """Refuse values that cannot work."""
         positive = ("port", "workers", "request_timeout", "max_body_bytes", "max_queue", "max_batch_rows")
         for name in (*positive, "load_timeout"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nor is NaN
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above 0")
+        if self.port > 65535:
+            raise SettingsError(f"{PREFIX}PORT must be below 65536")
+        if not self.executors or not set(self.executors) <= set(EXECUTORS):
+            raise SettingsError(f"{PREFIX}EXECUTORS is a list of some of {', '.join(EXECUTORS)}")
         if not 0 <= self.log_share <= 1:
             raise SettingsError(f"{PREFIX}LOG_SHARE is a share: from 0 to 1")
         if bool(self.certificate) != bool(self.key):
@@ -113,6 +118,13 @@ class Settings:
         return cls(**values)
 
 
+def _strings(text: str) -> list[str]:
+    said = json.loads(text)
+    if not isinstance(said, list) or not all(isinstance(each, str) for each in said):
+        raise ValueError("a JSON list of strings")
+    return said
+
+
 def _canary(text: str) -> Canary | None:
     return Canary(**json.loads(text)) if text else None
 
@@ -122,7 +134,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("wanted", "runtime", "state"), Path),
     **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
     **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "log_share"), float),
-    "tokens_sha256": lambda text: frozenset(json.loads(text)),
-    "executors": lambda text: tuple(json.loads(text)),
+    "tokens_sha256": lambda text: frozenset(_strings(text)),
+    "executors": lambda text: tuple(_strings(text)),
     "canary": _canary,
 }

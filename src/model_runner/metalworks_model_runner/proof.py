@@ -113,7 +113,9 @@ def same_json(ours: Any, expected: Any) -> bool:
         return len(ours) == len(expected) and all(map(same_json, ours, expected))
     if isinstance(expected, dict) and isinstance(ours, dict):
         return ours.keys() == expected.keys() and all(same_json(ours[key], expected[key]) for key in expected)
-    if isinstance(expected, float) and isinstance(ours, int | float) and not isinstance(ours, bool):
+    if isinstance(expected, bool) is not isinstance(ours, bool):
+        return False
+    if isinstance(expected, float) and isinstance(ours, int | float):
         return math.isclose(ours, expected, rel_tol=RELATIVE, abs_tol=1e-9) or (ours != ours and expected != expected)
     return bool(ours == expected)
 
@@ -292,8 +294,12 @@ def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
         return []
     random = np.random.default_rng(samples.SEED)
     chosen = random.choice(len(pairs), size=min(EDGES, len(pairs)), replace=False)
-    edges = rows[0][random.integers(0, len(rows[0]), 3 * len(chosen))].astype(np.float64)
+    edges = rows[0][random.integers(0, len(rows[0]), 5 * len(chosen))].astype(np.float64)
     for i, which in enumerate(chosen):
         feature, value = pairs[which]
-        edges[3 * i : 3 * i + 3, feature] = (np.nextafter(value, -np.inf), value, np.nextafter(value, np.inf))
+        # In both precisions: what is next to it in double is the same in single.
+        near = [
+            np.nextafter(number(value), number(to)) for number in (np.float64, np.float32) for to in (-np.inf, np.inf)
+        ]
+        edges[5 * i : 5 * i + 5, feature] = (value, *near)
     return [edges.astype(rows[0].dtype)]
