@@ -1,0 +1,282 @@
+"""Models that the inference server is tested with: every flavour, and every kind of signature."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+# The classes below are not there where a model is loaded.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+REQUIREMENTS = ["scikit-learn"]  # what is recorded plays no part here; inferring it would take seconds
+FRAME = pd.DataFrame(
+    {"distance": [187.0, 2475.5, 1065.25, 733.0], "wind": [0.1, 12.7, 3.3, 8.0], "hour": [5.0, 23.0, 11.0, 17.0]}
+)
+WHOLE = FRAME.astype({"hour": "int64"})
+TARGET = np.array([-3.0, 41.5, 7.25, 12.0])
+LATE = np.array([0, 1, 0, 1])
+TYPES = pd.DataFrame(
+    {
+        "boolean": [True, False, True],
+        "integer": np.array([1, -2, 3], dtype=np.int32),
+        "long": np.array([4, 5, -(2**40)], dtype=np.int64),
+        "float": np.array([0.5, 1.25, -3.0], dtype=np.float32),
+        "double": [0.1, -2.5, 1e10],
+        "string": ["a", "ü", 'say "b"'],
+    }
+)
+
+
+def random_rows(count: int = 300) -> pd.DataFrame:
+    random = np.random.default_rng(7)
+    return pd.DataFrame(random.uniform((50, 0, 0), (2600, 15, 23), (count, 3)), columns=FRAME.columns)
+
+
+def target_of(frame: pd.DataFrame) -> np.ndarray:
+    result: np.ndarray = (
+        frame["distance"] / 100 + 3 * np.sin(frame["wind"]) - (frame["hour"] - 12) ** 2 / 9
+    ).to_numpy()
+    return result
+
+
+class Answers(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Answers the same numbers in one of MLflow's forms."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        sums = model_input["distance"] + model_input["hour"]
+        return {
+            "frame": lambda: pd.DataFrame({"sum": sums, "far": sums > 1000, "name": sums.map(str)}),
+            "series": lambda: sums,
+            "list": sums.tolist,
+            "words": lambda: [f"{each:.1f}" for each in sums],
+            "dict": lambda: {"sum": sums.to_numpy(), "half": sums.to_numpy() / 2},
+            "nested": lambda: [{"sum": each, "of": [1, 2]} for each in sums],
+        }[self.form]()
+
+
+class Scaler(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        return (model_input["distance"] * (params or {})["factor"]).to_numpy()
+
+
+class Centred(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """What it answers to a row depends on the rows beside it."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        return (model_input["distance"] - model_input["distance"].mean()).to_numpy()
+
+
+class Describes(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Answers with what it got: values, and their types."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        return model_input.map(lambda value: f"{type(value).__name__} {value}").agg("|".join, axis=1).tolist()
+
+
+class Hinted(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    def predict(self, model_input: list[str]) -> list[str]:
+        return [each.upper() for each in model_input]
+
+
+def _sklearn(model: Any, frame: Any, path: Path, example: bool = True, **more: Any) -> None:
+    function = getattr(model, more.get("pyfunc_predict_fn", "predict"))
+    mlflow.sklearn.save_model(
+        model,
+        path,
+        signature=infer_signature(frame, function(frame)),
+        input_example=frame[:2] if example else None,
+        pip_requirements=REQUIREMENTS,
+        serialization_format="cloudpickle",
+        **more,
+    )
+
+
+def _pyfunc(model: Any, frame: pd.DataFrame, path: Path, signature: ModelSignature | None = None) -> None:
+    mlflow.pyfunc.save_model(
+        path, python_model=model, signature=signature or infer_signature(frame), pip_requirements=REQUIREMENTS
+    )
+
+
+def _ridge(path: Path) -> None:
+    _sklearn(Ridge().fit(FRAME, TARGET), FRAME, path)
+
+
+def _forest(path: Path) -> None:
+    rows = random_rows()
+    _sklearn(RandomForestRegressor(20, random_state=1, n_jobs=1).fit(rows, target_of(rows)), FRAME, path)
+
+
+def _mixed(path: Path) -> None:
+    rows = random_rows().astype({"hour": "int64"})
+    _sklearn(RandomForestRegressor(5, random_state=1).fit(rows, target_of(rows)), WHOLE, path)
+
+
+def _boosted(path: Path) -> None:
+    rows = random_rows()
+    # A native treatment of missing values, and categories, which converters do not know.
+    model = HistGradientBoostingRegressor(max_iter=10, categorical_features=[2], random_state=1)
+    rows["hour"] = rows["hour"].round()
+    _sklearn(model.fit(rows, target_of(rows)), FRAME, path)
+
+
+def _classes(path: Path) -> None:
+    _sklearn(LogisticRegression().fit(FRAME, LATE), FRAME, path)
+
+
+def _probabilities(path: Path) -> None:
+    _sklearn(LogisticRegression().fit(FRAME, LATE), FRAME, path, pyfunc_predict_fn="predict_proba")
+
+
+def _labels(path: Path) -> None:
+    _sklearn(LogisticRegression().fit(FRAME, np.array(["früh", "late"])[LATE]), FRAME, path)
+
+
+TEXT = pd.DataFrame({"origin": ["JFK", "EWR", "LGA", "JFK"], "distance": FRAME["distance"], "hour": WHOLE["hour"]})
+
+
+def _text(path: Path) -> None:
+    encode = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["origin"]), (StandardScaler(), ["distance", "hour"])
+    )
+    _sklearn(make_pipeline(encode, Ridge()).fit(TEXT, TARGET), TEXT, path)
+
+
+TENSOR = FRAME.to_numpy()
+
+
+def _tensor(path: Path) -> None:
+    _sklearn(Ridge().fit(TENSOR, TARGET), TENSOR, path)
+
+
+def _unsigned(path: Path) -> None:
+    mlflow.sklearn.save_model(Ridge().fit(FRAME, TARGET), path, pip_requirements=REQUIREMENTS)
+
+
+def _without_example(path: Path) -> None:
+    _sklearn(Ridge().fit(FRAME, TARGET), FRAME, path, example=False)
+
+
+INTEGERS = pd.DataFrame({"a": np.array([1, 2, 3], dtype=np.int32), "b": np.array([9, 5, 4], dtype=np.int32)})
+
+
+def _integers(path: Path) -> None:
+    _sklearn(Ridge().fit(INTEGERS, TARGET[:3]), INTEGERS, path)
+
+
+def _params(path: Path) -> None:
+    signature = ModelSignature(infer_signature(FRAME).inputs, params=ParamSchema([ParamSpec("factor", "double", 2.0)]))
+    _pyfunc(Scaler(), FRAME, path, signature)
+
+
+def _optional(path: Path) -> None:
+    columns = [ColSpec("double", "distance"), ColSpec("double", "wind", required=False), ColSpec("double", "hour")]
+    _pyfunc(Answers("list"), FRAME, path, ModelSignature(Schema(columns)))
+
+
+def _hinted(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(path, python_model=Hinted(), pip_requirements=REQUIREMENTS)
+
+
+def _answers(form: str) -> Callable[[Path], None]:
+    return lambda path: _pyfunc(Answers(form), FRAME, path)
+
+
+def _xgboost(path: Path) -> None:
+    import xgboost
+
+    rows = random_rows()
+    model = xgboost.XGBRegressor(n_estimators=10, max_depth=3, n_jobs=1).fit(rows, target_of(rows))
+    signature = infer_signature(FRAME, model.predict(FRAME))
+    mlflow.xgboost.save_model(model, path, signature=signature, input_example=FRAME[:2], pip_requirements=["xgboost"])
+
+
+def _booster(path: Path) -> None:
+    import xgboost
+
+    rows = random_rows()
+    model = xgboost.train({"max_depth": 3, "nthread": 1}, xgboost.DMatrix(rows, target_of(rows)), 10)
+    mlflow.xgboost.save_model(model, path, signature=infer_signature(FRAME), pip_requirements=["xgboost"])
+
+
+def _lightgbm(path: Path) -> None:
+    import lightgbm
+
+    rows = random_rows()
+    model = lightgbm.LGBMRegressor(n_estimators=10, n_jobs=1, verbose=-1).fit(rows, target_of(rows))
+    signature = infer_signature(FRAME, model.predict(FRAME))
+    mlflow.lightgbm.save_model(model, path, signature=signature, input_example=FRAME[:2], pip_requirements=["lightgbm"])
+
+
+def _onnx(path: Path) -> None:
+    import skl2onnx
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    converted = skl2onnx.to_onnx(
+        Ridge().fit(TENSOR, TARGET), initial_types=[("input", DoubleTensorType([None, 3]))], target_opset=17
+    )
+    signature = infer_signature(TENSOR)
+    mlflow.onnx.save_model(converted, path, signature=signature, input_example=TENSOR[:2], pip_requirements=["onnx"])
+
+
+class Saved(NamedTuple):
+    save: Callable[[Path], None]
+    rows: pd.DataFrame | np.ndarray | list[str]
+    """What it is asked."""
+    executors: str
+    """Those that are proven for it, the one that serves first; and `mlflow`."""
+
+
+MODELS: dict[str, Saved] = {
+    "ridge": Saved(_ridge, FRAME, "onnx native pyfunc"),
+    "ridge without example": Saved(_without_example, FRAME, "onnx native pyfunc"),
+    "forest": Saved(_forest, FRAME, "onnx native pyfunc"),
+    "forest of mixed columns": Saved(_mixed, WHOLE, "native pyfunc"),
+    "boosted": Saved(_boosted, FRAME, "native pyfunc"),
+    "classes": Saved(_classes, FRAME, "onnx native pyfunc"),
+    "probabilities": Saved(_probabilities, FRAME, "onnx native pyfunc"),
+    "text labels": Saved(_labels, FRAME, "onnx native pyfunc"),
+    "text columns": Saved(_text, TEXT, "onnx native pyfunc"),
+    "tensor": Saved(_tensor, TENSOR, "onnx native pyfunc"),
+    "integers": Saved(_integers, INTEGERS, "onnx native pyfunc"),
+    "unsigned": Saved(_unsigned, FRAME, ""),
+    "params": Saved(_params, FRAME, "pyfunc"),
+    "optional column": Saved(_optional, FRAME, "pyfunc"),
+    "type hints": Saved(_hinted, ["a", "ß"], ""),
+    "all types": Saved(lambda path: _pyfunc(Describes(), TYPES, path), TYPES, "pyfunc"),
+    "answers a frame": Saved(_answers("frame"), FRAME, "pyfunc"),
+    "answers a series": Saved(_answers("series"), FRAME, ""),
+    "answers a list": Saved(_answers("list"), FRAME, "pyfunc"),
+    "answers words": Saved(_answers("words"), FRAME, "pyfunc"),
+    "answers a dict": Saved(_answers("dict"), FRAME, "pyfunc"),
+    "answers objects": Saved(_answers("nested"), FRAME, ""),
+    "rows that depend": Saved(lambda path: _pyfunc(Centred(), FRAME, path), FRAME, ""),
+    "xgboost": Saved(_xgboost, FRAME, "onnx native pyfunc"),
+    "xgboost booster": Saved(_booster, FRAME, "onnx native pyfunc"),
+    "lightgbm": Saved(_lightgbm, FRAME, "native pyfunc"),
+    "onnx": Saved(_onnx, TENSOR, "onnx pyfunc"),
+}
+
+
+def save(name: str, path: Path) -> Path:
+    """Save a model; return its folder."""
+    MODELS[name].save(path)
+    return path

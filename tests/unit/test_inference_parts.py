@@ -1,0 +1,661 @@
+"""The parts of the inference server, each by itself: no processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from metalworks_model_runner import frames
+from metalworks_model_runner.model import UnfitError, outputs_of
+from metalworks_model_runner.proof import ProofError, prove
+from metalworks_model_runner.signature import describe
+from mlflow.models import infer_signature
+from mlflow.models.utils import _enforce_schema
+from mlflow.pyfunc.scoring_server import infer_and_parse_data
+from mlflow.types import ColSpec, Schema
+from prometheus_client.parser import text_string_to_metric_families
+
+from metalworks.inference import answers, canary, rows, stats
+from metalworks.inference.batching import Batcher, QueueFullError
+from metalworks.inference.example import same
+from metalworks.inference.judge import judge
+from metalworks.inference.log import Log
+from metalworks.inference.settings import Canary, Settings, SettingsError
+from metalworks.inference.shadow import _difference
+from metalworks.inference.stats import Series, Stats
+from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
+
+DOUBLES = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
+MIXED = [{"name": kind, "type": kind, "required": True} for kind in rows._TYPES]
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+# -- Requests
+
+
+def test_columns_of_one_type_are_one_matrix_in_the_models_order() -> None:
+    (matrix,) = (
+        rows.Columns(DOUBLES, False).arrays_of(
+            body(dataframe_split={"columns": ["b", "x", "a"], "data": [[1, 9, 2.5]]})
+        )
+        or []
+    )
+    assert (matrix.tolist(), matrix.dtype, matrix.flags.c_contiguous) == ([[2.5, 1.0]], np.float64, True)
+
+
+def test_columns_of_many_types_are_arrays_of_these() -> None:
+    record = {"boolean": True, "integer": 1, "long": 2**40, "float": 0.5, "double": 1, "string": "ü"}
+    given = rows.Columns(MIXED, False).arrays_of(body(dataframe_records=[record, record]))
+    assert given is not None
+    assert [each.tolist()[0] for each in given] == [True, 1, 2**40, 0.5, 1.0, "ü"]
+    assert [each.dtype.name for each in given] == ["bool", "int32", "int64", "float32", "float64", "object"]
+
+
+@pytest.mark.parametrize("text", ["null", "NaN", "1e39", "-1e400", "true", '"1"', "[1]", "{}", "1" * 400])
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{"dataframe_split": {"columns": ["a", "b"], "data": [[1, %s]]}}',
+        '{"inputs": {"a": [1], "b": [%s]}}',
+        '{"dataframe_records": [{"a": 1, "b": %s}]}',
+        '{"instances": [{"a": 1, "b": %s}]}',
+    ],
+)
+def test_what_needs_judgement_is_left_to_mlflow(form: str, text: str) -> None:
+    assert rows.Columns(DOUBLES, False).arrays_of((form % text).encode()) is None
+    assert rows.Columns(DOUBLES, False).arrays_of((form % "2").encode()) is not None
+
+
+def test_null_is_nan_where_the_model_was_seen_to_take_it() -> None:
+    given = rows.Columns(DOUBLES, True).arrays_of(body(dataframe_records=[{"a": None, "b": 1}]))
+    assert given is not None
+    assert np.array_equal(given[0], [[math.nan, 1.0]], equal_nan=True)
+    text = '{"dataframe_records": [{"a": null, "b": 1e39}]}'
+    assert rows.Columns(DOUBLES, True).arrays_of(text.encode()) is None
+
+
+def test_tensor_has_the_shape_of_the_signature() -> None:
+    decode = rows.Tensor("float32", [-1, 2, 2]).arrays_of
+    (tensor,) = decode(body(instances=[[[1, 2], [3, 4]]])) or []
+    assert (tensor.shape, tensor.dtype) == ((1, 2, 2), np.float32)
+    for wrong in ([[[1, 2]]], [[1, 2], [3, 4]], [], [[[1, 2], [3]]], 5, None, [[[1, 2], [3, "x"]]]):
+        assert decode(body(instances=wrong)) is None
+
+
+def test_random_requests_are_decoded_as_mlflow_does_or_not_at_all() -> None:
+    """Whatever is decoded here is what MLflow's parser and its enforcement of the schema make of it."""
+    values: list[Callable[[], Any]] = [
+        lambda: chance.choice([True, None, "x", "", 0, -1, 2**31, 2**53 + 1, 1e39]),
+        lambda: chance.randint(-100, 100),
+        lambda: chance.uniform(-1e6, 1e6),
+        lambda: round(chance.uniform(-9, 9), 2),
+    ]
+    of_type: dict[str, Callable[[], Any]] = {
+        "boolean": lambda: chance.random() < 0.5,
+        "integer": lambda: chance.randint(-(2**31), 2**31 - 1),
+        "long": lambda: chance.randint(-(2**62), 2**62),
+        "float": lambda: float(np.float32(chance.uniform(-99, 99))),
+        "double": lambda: chance.choice([chance.uniform(-1e9, 1e9), chance.randint(-5, 5)]),
+        "string": lambda: chance.choice(["", "ü", "5", "a b"]),
+    }
+    decoded = 0
+    for seed in range(600):
+        chance = random.Random(seed)
+        kinds = chance.choices(list(of_type), k=chance.randint(1, 3))
+        if chance.random() < 0.5:
+            kinds = [kinds[0]] * len(kinds)
+        schema = Schema([ColSpec(kind, f"c{i}") for i, kind in enumerate(kinds)])
+        names = [f"c{i}" for i in range(len(kinds))]
+        table = [
+            {
+                n: (chance.choice(values) if chance.random() < 0.08 else of_type[k])()
+                for n, k in zip(names, kinds, strict=True)
+            }
+            for _ in range(chance.randint(1, 3))
+        ]
+        order = chance.sample([*names, "more"] if chance.random() < 0.3 else names, k=len(names))
+        data = [[row.get(name, 7) for name in order] for row in table]
+        form = chance.choice(["dataframe_split", "dataframe_records", "inputs", "instances"])
+        if form == "dataframe_split":
+            content: Any = {"columns": order, "data": data}
+        elif form == "inputs":
+            content = {name: [row.get(name, 7) for row in table] for name in order}
+        else:
+            content = [{name: row.get(name, 7) for name in order} for row in table]
+        text = body(**{form: content})
+        ours = rows.Columns(describe(schema)["columns"], False).arrays_of(text)
+        if ours is None:
+            continue
+        decoded += 1
+        parsed = infer_and_parse_data(json.loads(text), schema)
+        theirs = _enforce_schema(parsed, schema)
+        columns = ours[0].T if ours[0].ndim == 2 else ours
+        for column, name, kind in zip(columns, names, kinds, strict=True):
+            golden = pd.DataFrame(theirs)[name].to_numpy()
+            if kind == "string":
+                assert column.tolist() == golden.tolist(), text
+            else:
+                assert (column.dtype, column.tolist()) == (golden.dtype, golden.tolist()), text
+    assert decoded > 250
+
+
+# -- Answers
+
+
+def test_answers_are_written_as_mlflow_writes_them() -> None:
+    values = answers.writer({"kind": "list", "names": []})
+    assert json.loads(values([np.array([1.5, 2.0])])) == {"predictions": [1.5, 2.0]}
+    assert values([np.array([1.0, math.nan, math.inf])]) == b'{"predictions": [1.0, NaN, Infinity]}'
+    assert json.loads(values([np.array([1e308, 1e308])])) == {"predictions": [1e308, 1e308]}  # their sum is infinite
+    assert json.loads(values([np.array([[1.0, math.nan]])]))["predictions"][0][0] == 1.0
+    assert json.loads(values([np.array(["a", "ü"], dtype=object)])) == {"predictions": ["a", "ü"]}
+    outputs = [np.array([1, 2]), np.array([True, False])]
+    records = answers.writer({"kind": "records", "names": ["x", "y"]})
+    assert json.loads(records(outputs)) == {"predictions": [{"x": 1, "y": True}, {"x": 2, "y": False}]}
+    table = answers.writer({"kind": "dict", "names": ["x", "y"]})
+    assert json.loads(table(outputs)) == {"predictions": {"x": [1, 2], "y": [True, False]}}
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (np.array(5.0), "something else than 2 values"),
+        (np.zeros(3), "something else than 2 values"),
+        ([1, 2.0], "list of several types"),
+        ([[1], [2]], "answers with list"),
+        (np.array([1 + 2j, 3]), "type complex128"),
+        (np.array(["a", None], dtype=object), "type object"),
+        (pd.DataFrame({0: [1, 2]}), "no names"),
+        (pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]), "no names"),
+        ("text", "answers with str"),
+    ],
+)
+def test_answers_that_are_no_arrays_are_left_to_mlflow(result: Any, why: str) -> None:
+    with pytest.raises(UnfitError, match=why):
+        outputs_of(result, 2)
+
+
+def test_frames_arrive_as_they_were_sent_however_they_are_cut() -> None:
+    arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(["a", None, "ü"], dtype=object), np.zeros((0, 2))]
+    arrays += [np.asfortranarray(np.arange(6).reshape(2, 3)), np.array([True, False])]
+    about, buffers = frames.pack(arrays)
+    sent = frames.frame(7, frames.ARRAYS, about, buffers) + frames.frame(8, frames.FAILED, "why")
+    for size in (1, 3, 50, len(sent)):
+        buffer = frames.Buffer()
+        came = [each for i in range(0, len(sent), size) for each in buffer.feed(sent[i : i + size])]
+        assert [(number, kind) for number, kind, _ in came] == [(7, frames.ARRAYS), (8, frames.FAILED)]
+        known = frames.unpack(*frames.body_of(came[0][2]))
+        assert [each.dtype for each in known] == [each.dtype for each in arrays]
+        assert [each.tolist() for each in known] == [each.tolist() for each in arrays]
+        assert frames.body_of(came[1][2])[0] == "why"
+    with pytest.raises(ValueError, match="a frame of"):
+        list(frames.Buffer().feed(frames.PREFIX.pack(2**32 - 1, 1, 1)))
+
+
+def test_example_is_the_same_but_for_last_digits() -> None:
+    assert same({"predictions": [1.0, math.nan, "a"]}, {"predictions": [1.0 + 1e-7, math.nan, "a"]})
+    assert same([1], [1.0])
+    for ours, expected in [([1.001], [1.0]), ([1.0], [1.0, 2.0]), ({"a": 1}, {"b": 1}), ([True], [1.0]), ("1", 1.0)]:
+        assert not same(ours, expected)
+
+
+# -- Batches
+
+
+class Model:
+    """Doubles rows once it is let; knows what it was asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.may = asyncio.Event()
+        self.may.set()
+        self.error: Exception | None = None
+
+    async def ask(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self.batches.append(len(arrays[0]))
+        await self.may.wait()
+        if self.error:
+            raise self.error
+        return [arrays[0] * 2]
+
+
+def rows_of(*values: float) -> list[np.ndarray]:
+    return [np.array(values)]
+
+
+def batched(work: Callable[[Batcher, Model], Any], max_rows: int = 100, max_queue: int = 100) -> Any:
+    async def run() -> Any:
+        model = Model()
+        return await asyncio.wait_for(work(Batcher(model.ask, max_rows, max_queue, lambda _: None), model), 30)
+
+    return asyncio.run(run())
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_first_request_waits_for_nobody() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        future = batcher.put(rows_of(1.0))
+        await turns()  # and no time
+        assert future.done()
+        assert future.result()[0].tolist() == [2.0]
+
+    batched(work)
+
+
+def test_requests_of_one_turn_and_those_that_wait_go_together() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        model.may.clear()
+        first = [batcher.put(rows_of(1.0)), batcher.put(rows_of(2.0, 3.0))]
+        await turns()
+        later = [batcher.put(rows_of(float(i))) for i in range(5)]
+        await turns()
+        assert (model.batches, batcher.waiting) == ([3], 5)
+        model.may.set()
+        answers = await asyncio.gather(*first, *later)
+        assert [each[0].tolist() for each in answers] == [[2.0], [4.0, 6.0], *([2.0 * i] for i in range(5))]
+        assert model.batches == [3, 5]
+
+    batched(work)
+
+
+def test_batch_has_its_most_rows_but_a_request_is_never_parted() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        futures = [batcher.put(rows_of(*range(n))) for n in (3, 3, 9, 1, 1)]
+        await asyncio.gather(*futures)
+        assert model.batches == [3, 3, 9, 2]
+
+    batched(work, max_rows=5)
+
+
+def test_full_queue_refuses_at_once() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        model.may.clear()
+        first = batcher.put(rows_of(1.0))
+        await turns()
+        waiting = [batcher.put(rows_of(1.0)) for _ in range(3)]
+        with pytest.raises(QueueFullError):
+            batcher.put(rows_of(1.0))
+        model.may.set()
+        await asyncio.gather(first, *waiting)
+        await batcher.put(rows_of(1.0))
+
+    batched(work, max_queue=3)
+
+
+def test_error_of_the_model_is_everybodys_and_the_next_batch_works() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        model.error = ValueError("no")
+        failed = await asyncio.gather(*(batcher.put(rows_of(1.0)) for _ in range(2)), return_exceptions=True)
+        assert [str(each) for each in failed] == ["no", "no"]
+        model.error = None
+        assert (await batcher.put(rows_of(4.0)))[0].tolist() == [8.0]
+
+    batched(work)
+
+
+def test_request_that_nobody_waits_for_is_not_asked() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        model.may.clear()
+        first = batcher.put(rows_of(1.0))
+        await turns()
+        given_up, other = batcher.put(rows_of(2.0)), batcher.put(rows_of(3.0, 4.0))
+        given_up.cancel()
+        model.may.set()
+        await asyncio.gather(first, other)
+        assert model.batches == [1, 2]
+
+    batched(work)
+
+
+def test_after_a_batch_the_next_waits_a_little_for_as_many() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        await asyncio.gather(*(batcher.put(rows_of(1.0)) for _ in range(4)))
+        batcher._last_seconds, batcher._last_end = 1000.0, time.perf_counter()  # the last batch took long
+        some = [batcher.put(rows_of(1.0)) for _ in range(3)]
+        await turns()
+        assert model.batches == [4]
+        last = batcher.put(rows_of(1.0))  # as many as before: they wait no longer
+        await asyncio.gather(*some, last)
+        assert model.batches == [4, 4]
+
+    batched(work)
+
+
+# -- Counts
+
+
+def test_latencies_are_counted_by_bucket() -> None:
+    series = Series("champion", "1", "onnx")
+    for seconds in (0.0, 50e-6, 51e-6, 0.01, 1e9):
+        series.observe(seconds, 200)
+    assert (series.buckets[0], series.buckets[1], series.buckets[-1], series.count) == (2, 1, 1, 5)
+    for bucket in range(stats.BUCKETS - 1):
+        one = Series("champion", "1", "onnx")
+        one.observe(stats.bound(bucket) * 0.999, 200)
+        assert one.buckets[bucket] == 1
+        assert one.quantile(0.95) == stats.bound(bucket)
+
+
+def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: Path) -> None:
+    for slot, statuses in enumerate([(200, 200, 500), (200, 503)]):
+        one = Stats()
+        for status in statuses:
+            one.of("champion", "1", "onnx").observe(0.004, status)
+        one.of("shadow", 'a"b\\', "mlflow").observe(1.0, 200)
+        one.error("queue_full")
+        one.batch(1)
+        one.batch(40_000)
+        one.queue, one.shadow, one.log = 2, {"compared": 3, "largest": 0.5 + slot}, {"written": 7}
+        stats.write(one, tmp_path / f"stats-{slot}.json")
+    whole = stats.total(stats.read(tmp_path))
+    assert (whole.of("champion", "1", "onnx").errors, whole.of("champion", "1", "onnx").count) == (1, 5)
+    assert whole.shadow["largest"] == 1.5
+    info = [{"role": "champion", "model": "delay", "version": "1", "executor": "onnx"}]
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(stats.render(whole, info, 1)):
+        assert family.documentation
+        for sample in family.samples:
+            name = sample.name.removeprefix("metalworks_inference_")
+            found[(name, *(f"{k}={v}" for k, v in sample.labels.items() if k != "executor"))] = sample.value
+    assert found["requests_total", "role=champion", "version=1", "status=200"] == 3
+    assert found["request_seconds_count", "role=shadow", 'version=a"b\\'] == 2
+    assert found["request_seconds_bucket", "role=champion", "version=1", "le=+Inf"] == 5
+    assert found["batch_rows_bucket", "le=+Inf"] == found["batch_rows_count",] == 4
+    assert found["batch_rows_bucket", "le=1"] == 2
+    assert found["errors_total", "kind=queue_full"] == 2
+    assert found["queue_requests",] == 4
+    assert found["refused_versions",] == 1
+    assert found["shadow_requests_total", "outcome=compared"] == 6
+    assert found["shadow_difference_max",] == 1.5
+    assert found["log_rows_total", "outcome=written"] == 14
+
+
+# -- Canary
+
+RULES = Canary(percent=10, min_requests=100, min_seconds=60, max_error_rate_increase=0.01, max_latency_ratio=1.5)
+
+
+@pytest.mark.parametrize(
+    ("count", "errors", "seconds_each", "served", "verdict"),
+    [
+        (19, 19, 0.01, 100, None),  # too few to say
+        (100, 0, 0.01, 59, None),  # too soon
+        (99, 0, 0.01, 61, None),
+        (100, 0, 0.01, 61, "promote"),
+        (100, 0, 0.0145, 61, "promote"),
+        (100, 0, 0.05, 61, "withdraw"),
+        (99, 5, 0.01, 1, "withdraw"),  # errors are not waited for
+        (50, 4, 0.01, 1, None),
+        (100, 2, 0.01, 61, "withdraw"),
+        (1000, 10, 0.01, 61, "promote"),  # as the champion: 1 of 100
+        (150, 50, 0.01, 61, "promote"),  # of which all are full queues, no fault of a version
+    ],
+)
+def test_canary_is_judged(
+    tmp_path: Path, count: int, errors: int, seconds_each: float, served: float, verdict: str | None
+) -> None:
+    counts = Stats()
+    for i in range(1000):
+        counts.of("champion", "1", "onnx").observe(0.01, 500 if count == 1000 and i < 10 else 200)
+    for i in range(count):
+        counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else 503 if count == 150 else 500)
+    stats.write(counts, tmp_path / "stats-0.json")
+    said = canary.verdict(tmp_path, "1", "2", RULES, served)
+    assert (said and said["verdict"]) == verdict
+    assert said is None or said["reason"]
+
+
+def test_canary_alone_is_not_promoted(tmp_path: Path) -> None:
+    counts = Stats()
+    for _ in range(500):
+        counts.of("canary", "2", "onnx").observe(0.01, 200)
+    stats.write(counts, tmp_path / "stats-0.json")
+    assert canary.verdict(tmp_path, "1", "2", RULES, 1000) is None
+
+
+# -- Shadow
+
+
+def test_difference_is_the_largest() -> None:
+    one = [np.array([1.0, 2.0])]
+    assert _difference(one, [np.array([1.0, 2.5])]) == 0.5
+    assert _difference(one, [np.array([1, 2])]) == 0.0
+    assert _difference([np.array([math.nan])], [np.array([math.nan])]) == 0.0
+    assert _difference([np.array(["a"], dtype=object)], [np.array(["b"], dtype=object)]) == 1.0
+    assert _difference(one, [np.array([1.0])]) == _difference(one, one * 2) == 1.0
+    assert math.isfinite(_difference([np.array([math.inf, 2.0])], one))  # JSON knows no infinity
+
+
+# -- Log
+
+
+def test_log_is_written_in_whole_segments(tmp_path: Path) -> None:
+    counts = Stats()
+    log = Log(tmp_path / "spool", 1.0, counts)
+    facts = {"columns": DOUBLES}
+    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts=facts, number="4"))
+    log.add(arm, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
+    log.add(arm, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
+    log.add(arm, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
+    log.close()
+    assert not [*log.folder.glob("*.part")]
+    (segment,) = log.folder.glob("*.jsonl")
+    decoded, raw, text = map(json.loads, segment.read_bytes().splitlines())
+    assert time.time() - 60 < decoded.pop("time") <= time.time()
+    assert len({decoded.pop("request"), raw["request"], text["request"]}) == 3
+    assert decoded == {
+        "role": "champion",
+        "version": "4",
+        "rows": 2,
+        "inputs": {"a": [1.0, 3.0], "b": [2.0, 4.0]},
+        "raw": None,
+        "predictions": [5.0, 6.0],
+        "status": 200,
+        "seconds": 0.00125,
+        "difference": 0.25,
+    }
+    assert (raw["status"], raw["inputs"], raw["raw"]) == (400, None, '\ufffd{"inputs": 1}')
+    assert text["predictions"] == "The scoring server only supports UTF-8"
+    assert counts.log == {"written": 4}
+
+
+def test_log_takes_its_share_and_drops_what_nobody_takes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Stats()
+    log = Log(tmp_path / "spool", 0.25, counts)
+    assert 350 < sum(log.takes() for _ in range(2000)) < 650
+    monkeypatch.setattr("metalworks.inference.log.SPOOL_BYTES", 10)
+    (log.folder / "1-1.jsonl").write_bytes(b"x" * 11)
+    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
+    log.add(arm, None, b"x", 200, b"{}", 0.1)
+    log.close()
+    assert (counts.log, len([*log.folder.iterdir()])) == ({"dropped": 1}, 1)
+
+
+def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalworks.inference.log.WAITING", 2)
+    held = threading.Event()
+    monkeypatch.setattr("metalworks.inference.log._line", lambda *_: held.wait(30) and b"\n")
+    counts = Stats()
+    log = Log(tmp_path / "spool", 1.0, counts)
+    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
+    for _ in range(10):
+        log.add(arm, None, b"x", 200, b"{}", 0.1)
+    held.set()
+    log.close()
+    assert counts.log["dropped"] >= 7
+    assert counts.log["dropped"] + counts.log["written"] == 10
+
+
+# -- Settings
+
+MINIMAL = {
+    "METALWORKS_INFERENCE_SERVICE": "delay",
+    "METALWORKS_INFERENCE_WANTED": "/w.json",
+    "RUNTIME_DIRECTORY": "/run/d",
+    "STATE_DIRECTORY": "/var/d",
+}
+
+
+def test_settings_come_from_the_environment() -> None:
+    settings = Settings.read(MINIMAL)
+    assert (settings.runtime, settings.state) == (Path("/run/d"), Path("/var/d"))
+    more = {
+        "WORKERS": "3",
+        "TOKENS_SHA256": '["ab"]',
+        "LOG_SHARE": "0.5",
+        "EXECUTORS": '["native", "mlflow"]',
+        "CANARY": '{"percent": 5}',
+        "REQUEST_TIMEOUT": "1.5",
+        "RUNTIME": "/else",
+    }
+    settings = Settings.read(MINIMAL | {f"METALWORKS_INFERENCE_{name}": value for name, value in more.items()})
+    assert settings == replace(
+        Settings.read(MINIMAL),
+        workers=3,
+        tokens_sha256=frozenset({"ab"}),
+        log_share=0.5,
+        executors=("native", "mlflow"),
+        canary=Canary(percent=5),
+        request_timeout=1.5,
+        runtime=Path("/else"),
+    )
+    assert Settings.read(MINIMAL | {"METALWORKS_INFERENCE_CANARY": ""}).canary is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "0"), ("PORT", "http"), ("PORT", "65536"), ("WORKERS", "0"), ("MAX_QUEUE", "-1"), ("LOG_SHARE", "1.1"),
+        ("LOG_SHARE", "nan"), ("REQUEST_TIMEOUT", "nan"), ("LOAD_TIMEOUT", "0"), ("TOKENS_SHA256", "ab"),
+        ("TOKENS_SHA256", '"ab"'), ("EXECUTORS", '["onnix"]'), ("EXECUTORS", "[]"), ("EXECUTORS", '"onnx"'),
+        ("CANARY", '{"percent": 0}'), ("CANARY", '{"percent": 5, "speed": 1}'), ("CANARY", "{}"), ("CANARY", "5"),
+        ("CERTIFICATE", "/c.pem"),
+    ],
+)  # fmt: skip
+def test_wrong_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"METALWORKS_INFERENCE_{name}"):
+        Settings.read(MINIMAL | {f"METALWORKS_INFERENCE_{name}": value})
+
+
+@pytest.mark.parametrize("name", ["METALWORKS_INFERENCE_SERVICE", "METALWORKS_INFERENCE_WANTED", "STATE_DIRECTORY"])
+def test_missing_setting_is_named(name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"{name.replace('STATE_DIRECTORY', 'METALWORKS_INFERENCE_STATE')} is not set"
+    ):
+        Settings.read({k: v for k, v in MINIMAL.items() if k != name})
+
+
+# -- Proof
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_UV_AUTO_DETECT", "false")
+
+
+def set_leaf(graph: Any) -> None:
+    (tree,) = (node for node in graph.node if node.op_type.startswith("TreeEnsemble"))
+    weights = next(each for each in tree.attribute if each.name == "target_weights")
+    weights.floats[len(weights.floats) // 2] += 0.5
+
+
+def round_thresholds(graph: Any) -> None:
+    (tree,) = (node for node in graph.node if node.op_type.startswith("TreeEnsemble"))
+    values = next(each for each in tree.attribute if each.name == "nodes_values")
+    values.floats[:] = np.nextafter(np.array(values.floats, dtype=np.float32), np.float32(np.inf)).tolist()
+
+
+def set_coefficient(graph: Any) -> None:
+    node = next(node for node in graph.node if node.op_type == "LinearRegressor")
+    next(each for each in node.attribute if each.name == "coefficients").floats[0] *= 1.0001
+
+
+def set_constant(graph: Any) -> None:
+    tensor = next(each for each in graph.initializer if onnx.numpy_helper.to_array(each).dtype.kind == "f")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] *= 1.0001
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize(("name", "change"), [("ridge", None), ("forest", set_leaf), ("forest", round_thresholds)])
+def test_converted_model_that_answers_otherwise_is_not_used(tmp_path: Path, name: str, change: Any) -> None:
+    prove(save(name, tmp_path / "model"), tmp_path / "proof")
+    allowed = ("onnx", "native", "pyfunc", "mlflow")
+    assert judge(tmp_path / "proof", allowed)["executor"] == "onnx"
+    for file in (tmp_path / "proof").glob("*.onnx"):
+        model = onnx.load(file)
+        if change is None:
+            kinds = {node.op_type for node in model.graph.node}
+            (set_coefficient if "LinearRegressor" in kinds else set_constant)(model.graph)
+        else:
+            change(model.graph)
+        onnx.save(model, file)
+    said = judge(tmp_path / "proof", allowed)
+    assert said["executor"] == "native"
+    assert "otherwise than MLflow" in said["why"]
+
+
+def test_converted_model_that_is_none_is_not_used(tmp_path: Path) -> None:
+    prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
+    for file in (tmp_path / "proof").glob("*.onnx"):
+        file.write_bytes(b"junk")
+    assert judge(tmp_path / "proof", ("onnx", "mlflow"))["executor"] == "mlflow"
+
+
+class Raises(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        raise ValueError("not\ntoday")
+
+
+def test_model_that_does_not_answer_its_example_is_refused(tmp_path: Path) -> None:
+    mlflow.pyfunc.save_model(
+        tmp_path / "model", python_model=Raises(), signature=infer_signature(FRAME), pip_requirements=REQUIREMENTS
+    )
+    (tmp_path / "model" / "serving_input_example.json").write_text(
+        json.dumps({"dataframe_split": FRAME.to_dict("split")})
+    )
+    with pytest.raises(ProofError, match=r"^it does not answer its own example: .*unexpected error"):
+        prove(tmp_path / "model", tmp_path / "proof")
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-9, 0.01])
+def test_model_that_answers_its_example_otherwise_than_when_it_was_made_is_refused(
+    tmp_path: Path, change: float
+) -> None:
+    from sklearn.linear_model import Ridge
+
+    model = Ridge().fit(FRAME, TARGET)
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        signature=infer_signature(FRAME, model.predict(FRAME)),
+        input_example=FRAME[:2],
+        pip_requirements=REQUIREMENTS,
+        metadata={"metalworks.example_predictions": (model.predict(FRAME[:2]) * (1 + change)).tolist()},
+    )
+    if change < 1e-6:
+        assert prove(tmp_path / "model", tmp_path / "proof")["executors"]["native"]["ok"]
+    else:
+        with pytest.raises(ProofError, match=r"it answers its example with .* when it was made"):
+            prove(tmp_path / "model", tmp_path / "proof")
