@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,11 +21,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "examples" / "flights"
 sys.path.insert(0, str(PROJECT))
-card, checks, errors, features, plots, registry, repository, rules, service, versions = (
+card, checks, drift, errors, features, plots, registry, repository, rules, service, versions = (
     importlib.import_module(f"flights.{name}")
     for name in (
         "card",
         "checks",
+        "drift",
         "errors",
         "features",
         "plots",
@@ -416,6 +419,7 @@ def test_deployments_name_flows_and_pools_that_exist() -> None:
         "retrain": "cpu",
         "prepare": "cpu",
         "train": "gpu",
+        "drift": "cpu",
     }
     for entry in deployments:
         path, name = entry["entrypoint"].split(":")
@@ -445,3 +449,60 @@ def test_same_platform_same_versions() -> None:
     for pin in ("mlflow==", "prefect==", "dvc[s3]=="):
         here = next(line for line in (PROJECT / "pyproject.toml").read_text().splitlines() if f'"{pin}' in line)
         assert here.split('"')[1] in platform
+
+
+def flights_of(days: int, delay: float = 0.0, carrier: str = "UA") -> pd.DataFrame:
+    """1000 flights, half of them of a carrier."""
+    table = pd.DataFrame({name: [float(number % 97) for number in range(1000)] for name in features.NUMBERS})
+    table["dep_delay"] += delay
+    table["seats"] = table["seats"].where(table["seats"] > 10)
+    for name in features.CATEGORIES:
+        table[name] = [carrier if number % 2 else f"c{number % 40}" for number in range(1000)]
+    return table.assign(day=pd.Timestamp.now("UTC") - pd.Timedelta(days=days))
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A bucket of predictions in a folder, and the same flights prepared."""
+    read = pd.read_parquet
+    monkeypatch.setenv("METALWORKS_PREDICTIONS_BUCKET", "predictions")
+    monkeypatch.setattr(drift.pd, "read_parquet", lambda path, **how: read(path.replace("s3:/", str(tmp_path)), **how))
+    monkeypatch.setitem(sys.modules, "flights.prepare", SimpleNamespace(load=lambda: {"2013-01": flights_of(0)}))
+
+    def log(table: pd.DataFrame, **facts: Any) -> None:
+        folder = tmp_path / "predictions" / "delay" / f"date={table['day'].iloc[0]:%Y-%m-%d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = {name: f"input_{name}" for name in features.FEATURES}
+        kept = table[features.FEATURES].rename(columns=columns).assign(**({"role": "champion", "status": 200} | facts))
+        kept.to_parquet(folder / f"gpu-1-{len(list(folder.iterdir()))}.parquet")
+
+    return log
+
+
+def test_flights_as_ever_are_alike(logged: Callable[..., None]) -> None:
+    logged(flights_of(1))
+    logged(flights_of(1, delay=500.0), role="shadow")
+    logged(flights_of(1, delay=500.0), status=400)
+    logged(flights_of(8, delay=500.0))
+    assert {(row["psi"], row["verdict"]) for row in drift.report(days=7)} == {(0.0, "alike")}
+
+
+def test_other_flights_are_named(logged: Callable[..., None]) -> None:
+    logged(flights_of(0, delay=30.0, carrier="XX"))
+    found = {row["feature"]: row["verdict"] for row in drift.report(days=7)}
+    assert [name for name, verdict in found.items() if verdict != "alike"] == list(found)[:4]
+    assert set(list(found)[:4]) == {"dep_delay", *features.CATEGORIES}
+    assert found["dep_delay"] == "something else"
+
+
+def test_a_value_that_is_missing_more_often_counts(logged: Callable[..., None]) -> None:
+    learnt, seen = flights_of(0)["seats"], flights_of(0)["seats"].where(lambda seats: seats > 40)
+    assert drift.psi(learnt, seen) > drift.OTHER
+
+
+def test_few_flights_tell_nothing(logged: Callable[..., None]) -> None:
+    with pytest.raises(errors.FlightsError, match="0 flights were asked about in 7 days"):
+        drift.report(days=7)
+    logged(flights_of(1).head(100))
+    with pytest.raises(errors.FlightsError, match="100 flights were asked about in 7 days"):
+        drift.report(days=7)

@@ -34,6 +34,9 @@ def main() -> None:
     retrain.add_argument("--wait", action="store_true", help="for a run that the schedule or an event starts")
     history = step("history", "flights.history:history", "what retraining has decided of each version, as JSON")
     history.add_argument("--plot", type=Path, metavar="SVG", help="write a picture of it, too")
+    drift = step("drift", "flights.drift:report", "compare what the service is asked about with the prepared months")
+    drift.add_argument("--service", default="delay", help="name of the service (default: %(default)s)")
+    drift.add_argument("--days", type=int, default=7, help="the last days (default: %(default)s)")
     state = step("state", "flights.state:state", "code, data, models, versions, service and deployment as JSON")
     state.add_argument("--url", required=True, help="of the model in service")
 
