@@ -1,0 +1,95 @@
+"""Versions of the model in service whose ways are known; a developer's script, run in the example project.
+
+versions.py register KIND …: register one each, print their numbers as JSON. versions.py alias NAME VERSION|-: move an
+alias, or take it away. versions.py tags VERSION: what the platform says on a version.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.sklearn
+import numpy as np
+from mlflow import MlflowClient
+
+MODEL = "flight-delay"
+
+
+class Late(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Answers well, and takes its time."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        time.sleep(1)
+        return np.full(len(model_input), 7.0)
+
+
+def register(kinds: list[str]) -> dict[str, str]:
+    """Register a version of each kind, made of the champion."""
+    client = MlflowClient()
+    champion = client.get_model_version_by_alias(MODEL, "champion")
+    source = f"models:/{MODEL}/{champion.version}"
+    pipeline = mlflow.sklearn.load_model(source)
+    info = mlflow.models.get_model_info(source)
+    example = mlflow.pyfunc.load_model(source).input_example
+    requirements = mlflow.pyfunc.get_model_dependencies(source)
+    recorded = [line.strip() for line in Path(requirements).read_text().splitlines() if line.strip()]
+    numbers = {}
+    mlflow.set_experiment("flight-delay-trials")
+    for kind in kinds:
+        offset = {"later": 1000.0, "again": 2000.0}.get(kind, 3000.0)
+        model = type(pipeline)([*pipeline.steps[:-1], (pipeline.steps[-1][0], moved(pipeline.steps[-1][1], offset))])
+        expected = model.predict(example).tolist()
+        options: dict[str, Any] = {"signature": info.signature, "input_example": example, "name": "model"}
+        options["pip_requirements"] = recorded + (["no-such-package-of-anybody==99.9"] if kind == "missing" else [])
+        if kind == "wrong":
+            expected[0] += 1.0
+        options["metadata"] = {"metalworks.example_predictions": expected}
+        with mlflow.start_run(run_name=kind):
+            if kind == "late":
+                del options["metadata"]
+                logged = mlflow.pyfunc.log_model(python_model=Late(), **options)
+            else:
+                logged = mlflow.sklearn.log_model(model, skops_trusted_types=trusted(), **options)
+        numbers[kind] = mlflow.register_model(logged.model_uri, MODEL).version
+    return numbers
+
+
+def moved(regressor: Any, offset: float) -> Any:
+    """A copy of a fitted linear regressor that answers so much more."""
+    other = copy.deepcopy(regressor)
+    other.intercept_ = other.intercept_ + offset
+    return other
+
+
+def trusted() -> list[str]:
+    """What the example's models hold besides what skops trusts."""
+    from flights import models
+
+    return models.TRUSTED
+
+
+def main() -> None:
+    """Do what the command line says."""
+    command, *rest = sys.argv[1:]
+    client = MlflowClient()
+    if command == "register":
+        print(json.dumps(register(rest)))
+    elif command == "alias" and rest[1] == "-":
+        client.delete_registered_model_alias(MODEL, rest[0])
+    elif command == "alias":
+        client.set_registered_model_alias(MODEL, rest[0], rest[1])
+    elif command == "tags":
+        print(json.dumps(client.get_model_version(MODEL, rest[0]).tags))
+    elif command == "aliases":
+        print(json.dumps(client.get_registered_model(MODEL).aliases))
+    else:
+        raise SystemExit(__doc__)
+
+
+main()

@@ -1,0 +1,257 @@
+"""A model in service under a constant load: new versions, bad ones, back again, shadow, canary, a host that dies."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from clients import DOMAIN, play
+from conftest import Reach
+from flows import done
+
+from scripts import lab_hosts
+from scripts.common import ROOT
+
+FILES = ROOT / "molecule/cluster/files"
+URL = f"https://inference.{DOMAIN}/delay"
+SECOND = "cpu-1"
+"""A host that serves models, too, while these tests run."""
+RATE, CONNECTIONS = 40, 8
+FOLLOWED = 30.0
+"""Seconds within which a moved alias is followed: what docs/inference.md promises."""
+
+
+def versions(*arguments: str) -> str:
+    """Run the developer's script about versions, in the example project."""
+    script = (FILES / "versions.py").read_text()
+    quoted = " ".join(arguments)
+    return done("dev-1", "ml1", f"cd ~/flights && .venv/bin/python - {quoted} <<'END'\n{script}\nEND\n")
+
+
+def tags(version: str) -> dict[str, str]:
+    """What is said on a version in MLflow."""
+    found: dict[str, str] = json.loads(versions("tags", version).splitlines()[-1])
+    return found
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Wait for something, which is returned."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+    return found
+
+
+@dataclass
+class Answer:
+    """An answer to the load."""
+
+    sent: float
+    status: int
+    seconds: float
+    said: Any
+
+
+class Load:
+    """Constant requests through the gateway, from a developer's machine."""
+
+    def __init__(self, body: str, seconds: int = 900) -> None:
+        script = (FILES / "load.py").read_text()
+        command = f"sudo -iu ml1 python3 /tmp/load.py {URL} {seconds} {RATE} {CONNECTIONS}"
+        ssh = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), "dev-1"]
+        subprocess.run([*ssh, "cat >/tmp/load.py && chmod 644 /tmp/load.py"], input=script, text=True, check=True)
+        self._process = subprocess.Popen([*ssh, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin
+        self._process.stdin.write(body)
+        self._process.stdin.close()
+        self.answers: list[Answer] = []
+        self._lines = self._process.stdout
+        assert self._lines
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._lines or ():
+            self.answers.append(Answer(*json.loads(line)))
+
+    def since(self, began: float) -> list[Answer]:
+        """Answers to what was sent from then on."""
+        return [answer for answer in [*self.answers] if answer.sent >= began]
+
+    def failed(self) -> list[Answer]:
+        """Requests without a prediction."""
+        return [answer for answer in [*self.answers] if answer.status != 200]
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def p99(answers: list[Answer]) -> float:
+    """The 99th percentile of latency, in seconds."""
+    return sorted(answer.seconds for answer in answers)[int(len(answers) * 0.99)]
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have a second host serve, by one line in the inventory; undone in the end."""
+    line = tmp_path_factory.mktemp("inventory") / "one-more.yml"
+    line.write_text(f"inference: {{hosts: {{{SECOND}: }}}}\n")
+    hosts = ["-i", str(line)]
+    play(*hosts, "site.yml", "--limit", SECOND)
+    yield
+    play("playbooks/services.yml", "--limit", "services-1")
+
+
+@pytest.fixture(scope="module")
+def body() -> str:
+    """A request of the example's: late flights of its newest month."""
+    script = """
+    cd ~/flights && .venv/bin/python - <<'END'
+    import json
+    from flights import prepare, service
+    from flights.features import FEATURES
+    months = prepare.load()
+    print(json.dumps(service.payload(months[max(months)][FEATURES].head(2))))
+    END
+    """
+    return done("dev-1", "ml1", re.sub("^    ", "", script, flags=re.MULTILINE)).strip()
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[dict[str, str]]:
+    """Versions to try, and the champion that was there before; it is again, in the end."""
+    before = json.loads(versions("aliases").splitlines()[-1])["champion"]
+    numbers = json.loads(versions("register", "later", "again", "missing", "wrong", "late").splitlines()[-1])
+    yield {**numbers, "first": before}
+    versions("alias", "champion", before)
+
+
+@pytest.fixture(scope="module")
+def load(two_hosts: None, made: dict[str, str], body: str) -> Iterator[Load]:
+    """The load, from before the first test to after the last."""
+    running = Load(body)
+    wait_until(lambda: len(running.answers) > 10 * RATE, 60, "answers")
+    yield running
+    running.end()
+
+
+def is_of(kind: str) -> Callable[[Answer], bool]:
+    """Whether an answer is of the version that answers thousands more, or of the first."""
+    low = {"first": -500, "later": 500, "again": 1500}[kind]
+    return lambda answer: answer.status == 200 and low <= answer.said < low + 1000
+
+
+def moved(load: Load, name: str, version: str, kind: str, seconds: float) -> tuple[float, float]:
+    """Move the alias; return when, and how long it took until every answer was the new version's."""
+    versions("alias", name, version)
+    began = time.time()
+    new = is_of(kind)
+
+    def settled() -> float:
+        latest = load.since(began)[-2 * RATE :]
+        return len(latest) >= 2 * RATE and all(map(new, latest)) and latest[0].sent
+
+    first = wait_until(settled, seconds, f"version {version} in service")
+    old = [answer.sent for answer in load.since(began) if not new(answer)]
+    return began, max(old, default=first) - began
+
+
+def test_a_new_champion_is_in_service_within_seconds_and_nobody_notices(
+    load: Load, made: dict[str, str], record_property: Callable[[str, object], None]
+) -> None:
+    calm = load.since(time.time() - 20)
+    began, took = moved(load, "champion", made["later"], "later", 120)
+    during = load.since(began)
+    record_property("seconds", took)
+    print(f"followed after {took:.1f} s; p99 before {p99(calm) * 1000:.0f} ms, during {p99(during) * 1000:.0f} ms")
+    assert not load.failed()
+    assert took < FOLLOWED
+    hosts = wait_until(lambda: [key for key in tags(made["later"]) if "inference" in key], 30, "a word in MLflow")
+    assert {key.rpartition(".")[2] for key in hosts} >= {"gpu-1"}
+
+
+def test_back_takes_as_long_as_looking_at_the_alias(load: Load, made: dict[str, str]) -> None:
+    _, took = moved(load, "champion", made["first"], "first", 60)
+    print(f"back after {took:.1f} s")
+    assert took < 8
+    assert not load.failed()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("missing", "no-such-package-of-anybody"), ("wrong", "answers its example")]
+)
+def test_a_bad_version_is_refused_and_said_to_be(load: Load, made: dict[str, str], kind: str, reason: str) -> None:
+    began = time.time()
+    versions("alias", "champion", made[kind])
+
+    def refused() -> list[str]:
+        return [text for key, text in tags(made[kind]).items() if "inference" in key and "refused" in text]
+
+    said = wait_until(refused, 120, "a refusal in MLflow")
+    assert reason in said[0]
+    assert all(map(is_of("first"), load.since(began)))
+    versions("alias", "champion", made["first"])
+    assert not load.failed()
+
+
+def metrics(reach: Reach) -> str:
+    """What Prometheus would get from the first host."""
+    command = (
+        "curl --silent --cacert /etc/metalworks/tls/ca.crt https://localhost:8000/metrics "
+        '-H "Authorization: Bearer $(cat ~ml1/.config/metalworks/inference_token)"'
+    )
+    return str(reach("dev-1").check_output(command.replace("localhost", "gpu-1")))
+
+
+def test_a_shadow_answers_nobody_and_differs(load: Load, made: dict[str, str], reach: Reach) -> None:
+    began = time.time()
+    versions("alias", "shadow", made["later"])
+    differing = r'shadow_requests_total\{outcome="differing"\} [1-9]'
+    wait_until(lambda: re.search(differing, metrics(reach)), 90, "differences")
+    assert "shadow_difference_max 1000" in re.sub(r"(1000|999\.9)[0-9.]*", "1000", metrics(reach))
+    versions("alias", "shadow", "-")
+    assert all(map(is_of("first"), load.since(began)))
+
+
+def test_a_good_canary_becomes_the_champion(load: Load, made: dict[str, str]) -> None:
+    began = time.time()
+    versions("alias", "canary", made["again"])
+    new = is_of("again")
+    wait_until(lambda: any(map(new, load.since(began))), 90, "answers of the canary")
+    wait_until(lambda: all(map(new, load.since(time.time() - 2))), 120, "all answers of the canary")
+    assert json.loads(versions("aliases").splitlines()[-1])["champion"] == made["again"]
+    assert not load.failed()
+
+
+def test_a_slow_canary_is_withdrawn(load: Load, made: dict[str, str]) -> None:
+    versions("alias", "canary", made["late"])
+    # It is of another flavour, so an environment is made for it first.
+    wait_until(lambda: any(a.said == 7.0 for a in load.since(time.time() - 2)), 300, "answers of the canary")
+    wait_until(lambda: "canary" not in json.loads(versions("aliases").splitlines()[-1]), 120, "its withdrawal")
+    wait_until(lambda: not any(a.said == 7.0 for a in load.since(time.time() - 4)), 30, "its end")
+    assert any("withdr" in text for text in tags(made["late"]).values())
+    assert not load.failed()
+
+
+def test_a_killed_host_costs_no_answer(load: Load, made: dict[str, str]) -> None:
+    moved(load, "champion", made["first"], "first", 60)
+    began = time.time()
+    subprocess.run(["docker", "kill", SECOND], check=True, capture_output=True)
+    try:
+        wait_until(lambda: len(load.since(began)) > 15 * RATE, 60, "answers without it")
+    finally:
+        subprocess.run(["docker", "start", SECOND], check=True, capture_output=True)
+    slowest = max(answer.seconds for answer in load.since(began))
+    print(f"slowest answer {slowest:.2f} s")
+    assert not load.failed()
+    play("playbooks/hosts.yml", "--limit", SECOND)  # Docker makes /etc/hosts anew
