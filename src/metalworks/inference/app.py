@@ -7,6 +7,7 @@ from importlib import metadata, resources
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
@@ -41,7 +42,7 @@ def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None 
         redoc_url=None,
         # A redirect would lead past the gateway's prefix.
         redirect_slashes=False,
-        exception_handlers={AnyHTTPException: _refused},
+        exception_handlers={AnyHTTPException: _refused, RequestValidationError: _invalid},
     )
     app.state.settings, app.state.route, app.state.counts = settings, route, counts
     app.include_router(_open)
@@ -54,7 +55,7 @@ def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None 
     app.include_router(openinference.open_router)
     app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    entry = Invocations(app, settings, route, counts, Shadow(counts, log), log)
+    entry = Invocations(app, settings, route, counts, Shadow(counts, log, settings.request_timeout), log)
     app.state.entry = entry
     return entry
 
@@ -68,6 +69,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         ping = said["paths"]["/version"]["get"]
         operation |= {"security": ping["security"]}
         operation["responses"]["401"] = ping["responses"]["401"]
+    for path in said["paths"].values():
+        for each in path.values():
+            each["responses"].pop("422", None)  # FastAPI's own; such requests are answered with 400
     said["paths"] = {PATH: {"post": operation}, **said["paths"]}
     return said
 
@@ -84,12 +88,20 @@ def _champion(request: Request) -> Arm:
     return champion
 
 
-async def _refused(_: Request, refusal: Exception) -> Response:
+async def _refused(request: Request, refusal: Exception) -> Response:
     """Answer what has no route, and what a route refuses, in the form of all errors."""
     assert isinstance(refusal, AnyHTTPException)  # noqa: S101 (the type that the handler is registered for)
     code = _CODES.get(refusal.status_code, "BAD_REQUEST")
     headers = dict(refusal.headers or {})
-    return Response(error(code, refusal.detail), refusal.status_code, headers, "application/json")
+    return Response(error(code, refusal.detail, request.url.path), refusal.status_code, headers, "application/json")
+
+
+async def _invalid(request: Request, refusal: Exception) -> Response:
+    """Answer what is not of the form that a route declares, in the form of all errors."""
+    assert isinstance(refusal, RequestValidationError)  # noqa: S101 (as above)
+    first = refusal.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return Response(error("BAD_REQUEST", f"{where}: {first['msg']}", request.url.path), 400, None, "application/json")
 
 
 _Configured = Annotated[Settings, Depends(_settings)]
@@ -120,7 +132,7 @@ async def version(settings: _Configured, champion: _Champion, request: Request) 
         service=settings.service,
         model=served.card["name"],
         version=served.number,
-        alias=served.card["alias"],
+        alias=settings.alias,
         run_id=served.card.get("run_id"),
         git_commit=served.card.get("git_commit"),
         requirements_sha256=served.environment or None,
@@ -133,7 +145,7 @@ async def version(settings: _Configured, champion: _Champion, request: Request) 
     )
 
 
-@_closed.get("/metrics", response_class=PlainTextResponse)
+@_closed.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
     """Return the counts of all processes of this service on this host, for Prometheus."""
     state = request.app.state

@@ -34,15 +34,17 @@ _OPEN_FILES = "/docs/"
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 
-def error(code: str, message: str) -> bytes:
-    """Return an error in the form that MLflow's clients read."""
-    return json.dumps({"error_code": code, "message": message}).encode()
+def error(code: str, message: str, path: str = "") -> bytes:
+    """Return an error in the form that MLflow's clients read, and below /v2 those of its protocol, too."""
+    more = {"error": message} if path.startswith("/v2") else {}
+    return json.dumps({"error_code": code, "message": message, **more}).encode()
 
 
 _UNKNOWN = error("UNAUTHENTICATED", "Send a token of this platform: `Authorization: Bearer <token>`")
 _NO_MODEL = error("TEMPORARILY_UNAVAILABLE", "The model is not loaded yet")
 _FULL = error("RESOURCE_EXHAUSTED", "Too many requests wait for the model; try again")
 _LATE = error("DEADLINE_EXCEEDED", "Request processing time exceeded limit")  # as MLflow words it
+_METHOD = error("BAD_REQUEST", "Method Not Allowed")
 _LOST = error("INTERNAL_ERROR", "The model's process ended, twice, while it worked on this request")
 
 
@@ -74,8 +76,8 @@ class Invocations:
             self.stats.error("unauthenticated")
             await _send(send, 401, JSON, _UNKNOWN, (b"www-authenticate", b"Bearer"))
             return
-        if path != PATH or scope["method"] != "POST":
-            await self.app(scope, receive, send)
+        if path == PATH and scope["method"] != "POST":
+            await _send(send, 405, JSON, _METHOD, (b"allow", b"POST"))
             return
         message = await receive()
         body = message.get("body", b"")
@@ -84,6 +86,9 @@ class Invocations:
         if len(body) > self.settings.max_body_bytes:
             text = f"The request body is longer than {self.settings.max_body_bytes} bytes"
             await _send(send, 413, JSON, error("MAX_READ_SIZE_EXCEEDED", text))
+            return
+        if path != PATH:
+            await self.app(scope, _again(body, receive), send)
             return
         began = time.perf_counter()
         arm = self.route.choose()
@@ -185,6 +190,16 @@ class Invocations:
             return (504, JSON, _LATE), None
         except LostError:
             return (500, JSON, _LOST), None
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Return what hands on a body that is here already, and then what comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again
 
 
 _KINDS = {503: "queue_full", 504: "timeout"}

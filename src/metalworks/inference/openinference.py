@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from metalworks_model_runner.signature import NUMPY
 from pydantic import BaseModel, Field
 
 from metalworks.inference import schema
-from metalworks.inference.invocations import Invocations
+from metalworks.inference.invocations import Invocations, error
 from metalworks.inference.rows import LARGEST
 from metalworks.inference.served import Arm, Arrays, Version
 
@@ -208,6 +209,8 @@ async def infer(request: Request, model: _Model, body: InferenceRequest, version
     arm.series.observe(time.perf_counter() - began, status)
     if outputs is None:
         headers = {"Retry-After": "1"} if status == 503 else {}
+        said = json.loads(text)
+        text = error(said["error_code"], said["message"], "/v2")
         return Response(text, status, headers, media_type)
     names = served.facts["form"]["names"] or ["predictions"]
     answer = {

@@ -40,6 +40,7 @@ class Error(BaseModel):
 
     error_code: str = Field(description="One of MLflow's names of errors.")
     message: str
+    error: str | None = Field(None, description="The message once more, for clients of the Open Inference Protocol.")
     stack_trace: str | None = Field(None, description="Where in the model or in MLflow it happened.")
 
 

@@ -18,9 +18,9 @@ class Shadow:
     MOST = 64
     """Copies that may wait; more are dropped, and counted."""
 
-    def __init__(self, stats: Stats, log: Log | None) -> None:
-        """Count in `stats`; write what differs, and what the log's share takes, to `log`."""
-        self._stats, self._log = stats, log
+    def __init__(self, stats: Stats, log: Log | None, timeout: float) -> None:
+        """Count in `stats`; write what the log's share takes to `log`; give a copy up after `timeout` seconds."""
+        self._stats, self._log, self._timeout = stats, log, timeout
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _count(self, outcome: str) -> None:
@@ -42,18 +42,19 @@ class Shadow:
         began = time.perf_counter()
         arm.working += 1
         try:
-            mine = version.decode(body) if version.decode is not None and arrays is not None else None
-            if mine is not None and outputs is not None:
-                theirs = await version.outputs(mine)
-                difference = _difference(outputs, theirs)
-                self._log_it(arm, mine, body, theirs, time.perf_counter() - began, difference)
-            else:
-                status, _, answer = await version.raw(body, content_type.decode("latin-1"))
-                difference = None
-                if status != 200:
-                    raise ValueError(answer[:200])
-                if self._log is not None and self._log.takes():
-                    self._log.add(arm, None, body, status, answer, time.perf_counter() - began)
+            async with asyncio.timeout(self._timeout):
+                mine = version.decode(body) if version.decode is not None and arrays is not None else None
+                if mine is not None and outputs is not None:
+                    theirs = await version.outputs(mine)
+                    difference = _difference(outputs, theirs)
+                    self._log_it(arm, mine, body, theirs, time.perf_counter() - began, difference)
+                else:
+                    status, _, answer = await version.raw(body, content_type.decode("latin-1"))
+                    difference = None
+                    if status != 200:
+                        raise ValueError(answer[:200])
+                    if self._log is not None and self._log.takes():
+                        self._log.add(arm, None, body, status, answer, time.perf_counter() - began)
         except Exception:  # a shadow may fail in any way; that is what it is there to show
             self._count("failed")
             arm.series.observe(time.perf_counter() - began, 500)
