@@ -6,6 +6,7 @@ puts a tuple into a list; a thread makes lines of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
@@ -79,20 +80,29 @@ class Log:
                 line = self._queue.get(timeout=wait)
             except queue.Empty:
                 line = ()
-            if segment is not None and (line is None or segment.full):
-                segment.finish()
+            try:
+                if segment is not None and (line is None or segment.full):
+                    segment.finish()
+                    segment = None
+                if line:
+                    segment = segment or self._begin()
+                    if segment is not None:
+                        segment.write(_line(*line))
+                    self._count("written" if segment is not None else "dropped", line[4])
+            except OSError:  # a disk that is full now may have room later
                 segment = None
+                if line:
+                    self._count("dropped", line[4])
             if line is None:
                 return
-            if not line:
-                continue
-            if segment is None:
-                if sum(file.stat().st_size for file in self.folder.glob("*.jsonl")) > SPOOL_BYTES:
-                    self._count("dropped", line[4])
-                    continue
-                segment = _Segment(self.folder)
-            segment.write(_line(*line))
-            self._count("written", line[4])
+
+    def _begin(self) -> _Segment | None:
+        """Return a new segment; None while as much lies there as may."""
+        waiting = 0
+        for file in self.folder.glob("*.jsonl"):
+            with contextlib.suppress(FileNotFoundError):  # it was just taken away
+                waiting += file.stat().st_size
+        return _Segment(self.folder) if waiting <= SPOOL_BYTES else None
 
 
 class _Segment:
@@ -113,12 +123,6 @@ class _Segment:
     def finish(self) -> None:
         self._file.close()
         self._part.rename(self.path)
-
-
-def finish_others(folder: Path) -> None:
-    """Finish the segments that processes which were killed left."""
-    for part in folder.glob("*.part"):
-        part.rename(part.with_suffix(".jsonl"))
 
 
 def _line(

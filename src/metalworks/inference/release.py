@@ -158,7 +158,7 @@ class Release:
             self._refuse(f"it was not ready within {self.settings.load_timeout:g} s")
         except RefusedError as refused:
             self._refuse(str(refused))
-        except OSError as error:
+        except (OSError, ValueError, KeyError) as error:
             self._refuse(f"its files cannot be read: {error}")
         finally:
             self.preparing = False

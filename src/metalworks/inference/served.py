@@ -176,7 +176,12 @@ class Route:
 
     def in_flight(self) -> dict[str, int]:
         """Return how many requests each version works on, by its id; versions that are done leave."""
+        gone = [arm.version for arm, _ in self.leaving if not arm.working]
         self.leaving = [(arm, since) for arm, since in self.leaving if arm.working]
+        staying = {arm.version.id for arm in self.arms}
+        for version in gone:
+            if version.id not in staying:
+                version.close()
         counts: dict[str, int] = {}
         for arm in self.arms:
             counts[arm.version.id] = counts.get(arm.version.id, 0) + arm.working

@@ -70,8 +70,12 @@ class Supervisor:
         if changed == self._seen:
             return
         self._seen = changed
-        said = json.loads(self.settings.wanted.read_text())
-        self.wanted = {role: Wanted.of(said.get(role)) for role in ROLES}
+        try:
+            said = json.loads(self.settings.wanted.read_text())
+            self.wanted = {role: Wanted.of(said.get(role)) for role in ROLES}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            _logger.error("%s is not what it should be, and nothing changes: %r", self.settings.wanted, error)
+            return
         if self.verdict and (self.wanted["canary"] is None or self.wanted["canary"].version != self.verdict["version"]):
             self.verdict = None
         for release in self.releases.values():
@@ -122,6 +126,8 @@ class Supervisor:
             if self.ending.is_set():
                 return
             _logger.error("HTTP process %s ended with %s; it is started again", slot, code)
+            for part in (self.settings.state / "spool").glob(f"*-{process.pid}.part"):
+                part.rename(part.with_suffix(".jsonl"))
             await asyncio.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
 
     def _spawn(self, work: Any) -> None:
@@ -169,7 +175,7 @@ class Supervisor:
     def _set(self, role: str, release: Release | None) -> None:
         before = self.serving[role]
         if before is not None:
-            self._replaced[before.wanted.id] = time.monotonic()
+            self._replaced[before.id] = time.monotonic()
         self.serving[role], self.since[role] = release, time.time()
         name = f"version {release.wanted.version} ({release.executor})" if release else "nobody"
         _logger.info("%s: %s", role.capitalize(), name)
@@ -204,16 +210,16 @@ class Supervisor:
 
     def _retire(self) -> None:
         """End the processes of versions that nobody wants, once nobody waits for them and their time is up."""
-        wanted = {each.id for each in self.wanted.values() if each} | {r.wanted.id for r in self.serving.values() if r}
+        wanted = {each.id for each in self.wanted.values() if each} | {r.id for r in self.serving.values() if r}
         for release in [*self.releases.values()]:
-            if release.wanted.id in wanted or release.preparing:
+            if release.id in wanted or release.preparing:
                 continue
-            since = self._replaced.get(release.wanted.id, 0.0)
+            since = self._replaced.get(release.id, 0.0)
             if release.ready and since and time.monotonic() - since < self.settings.keep_previous:
                 continue
-            if any(each.get("in_flight", {}).get(release.wanted.id) for each in self._counts()):
+            if any(each.get("in_flight", {}).get(release.id) for each in self._counts()):
                 continue
-            del self.releases[release.wanted.id]
+            del self.releases[release.id]
             self._spawn(release.end())
 
     # -- The service
