@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -88,6 +89,13 @@ class Describes(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         return model_input.map(lambda value: f"{type(value).__name__} {value}").agg("|".join, axis=1).tolist()
+
+
+class Counts(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Takes whatever it gets."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        return [len(model_input)]
 
 
 class Hinted(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -196,6 +204,10 @@ def _hinted(path: Path) -> None:
         mlflow.pyfunc.save_model(path, python_model=Hinted(), pip_requirements=REQUIREMENTS)
 
 
+def _counts(path: Path) -> None:
+    mlflow.pyfunc.save_model(path, python_model=Counts(), pip_requirements=REQUIREMENTS)
+
+
 def _answers(form: str) -> Callable[[Path], None]:
     return lambda path: _pyfunc(Answers(form), FRAME, path)
 
@@ -258,6 +270,7 @@ MODELS: dict[str, Saved] = {
     "tensor": Saved(_tensor, TENSOR, "onnx native pyfunc"),
     "integers": Saved(_integers, INTEGERS, "onnx native pyfunc"),
     "unsigned": Saved(_unsigned, FRAME, ""),
+    "counts": Saved(_counts, FRAME, ""),
     "params": Saved(_params, FRAME, "pyfunc"),
     "optional column": Saved(_optional, FRAME, "pyfunc"),
     "type hints": Saved(_hinted, ["a", "ß"], ""),
@@ -280,3 +293,47 @@ def save(name: str, path: Path) -> Path:
     """Save a model; return its folder."""
     MODELS[name].save(path)
     return path
+
+
+def save_constant(path: Path, value: float, metadata: dict[str, Any] | None = None) -> None:
+    """Save a model that answers one number, quickly."""
+    model = Ridge(fit_intercept=True).fit(FRAME, np.full(len(FRAME), value))
+    _sklearn(model, FRAME, path, metadata=metadata)
+
+
+class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Answers as it says of itself."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def load_context(self, context: Any) -> None:
+        import os
+        import signal
+        import time
+
+        if self.what == "hangs":
+            time.sleep(600)
+        if self.what == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        import random
+        import time
+
+        if self.what == "slow":
+            first = model_input.iloc[0].tolist()
+            if first[0] == -1:
+                raise SystemExit("not an exception that MLflow catches")
+            seconds = first[1] if first[0] == 1 else 1.0 if 1 < len(model_input) < 40 else 0.02
+            time.sleep(seconds)
+        if self.what == "fails":
+            raise ValueError("not today")
+        return [random.random() if self.what == "random" else 9.0] * len(model_input)
+
+
+def save_odd(path: Path, what: str) -> None:
+    """Save a model that is slow, hangs, fails, dies or answers at random."""
+    _pyfunc(Odd(what), FRAME, path)
+    if what != "slow":
+        (path / "serving_input_example.json").write_text(json.dumps({"dataframe_split": FRAME[:2].to_dict("split")}))

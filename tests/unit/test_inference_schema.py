@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin
 
 import httpx
 import mlflow
-import pandas as pd
+import numpy as np
 import pytest
 import schemathesis
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from mlflow.models import infer_signature
+from metalworks_model_runner.model import Model
+from metalworks_model_runner.proof import prove
 from schemathesis.checks import ignored_auth, negative_data_rejection
 from schemathesis.config import SchemathesisConfig
-from sklearn.linear_model import Ridge
 
-from metalworks.inference import Settings, create_app
-from metalworks.inference.scoring import ServedModel
-from metalworks.models import ModelCard
+from metalworks.inference.app import create_app
+from metalworks.inference.served import Route
+from metalworks.inference.settings import Settings
+from metalworks.inference.stats import Stats
+from tests.unit.inference_models import FRAME, save
+from tests.unit.inference_service import DIGEST, JSON, TOKEN, Service, assembled, service
 
-TOKEN = "s3cret"
 ASKS = {"Authorization": f"Bearer {TOKEN}"}
-TOKENS = frozenset({hashlib.sha256(TOKEN.encode()).hexdigest()})
-CARD = ModelCard("delay", "3", "champion", "models:/m-1", 1, run_id="abc", git_commit="0123abc")
-FRAME = pd.DataFrame({"distance": [187.0, 2475.5, 1065.25], "hour": [5.0, 23.0, 11.0]})
-SERVERS: dict[str, FastAPI] = {}
-"""A server of a model that takes whatever the schema allows, and of one that wants its own columns."""
-
-
-class Count(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        return [len(model_input)]
+KINDS = ("frame", "any")
+"""A model that wants its own columns, and one that takes whatever MLflow can read."""
+FACTS = {"columns": None, "tensor": None, "example": None, "example_answer": None}
+# Of columns' types the schema says what to send; MLflow makes numbers of true, and whole ones of halves.
+SERVICES: dict[str, Service] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def version_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Save and serve both models."""
-    paths = {kind: tmp_path_factory.mktemp(kind) for kind in ("any", "frame")}
-    requirements = ["scikit-learn"]  # what is recorded plays no part here; inferring it would take seconds
-    mlflow.pyfunc.save_model(paths["any"] / "model", python_model=Count(), pip_requirements=requirements)
-    model = Ridge().fit(FRAME, [-3.0, 41.5, 7.25])
-    signature = infer_signature(FRAME, model.predict(FRAME))
-    mlflow.sklearn.save_model(model, paths["frame"] / "model", signature=signature, pip_requirements=requirements)
-    for kind, path in paths.items():
-        CARD.write(path)
-        SERVERS[kind] = create_app(settings(path))
-    return paths
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("MLFLOW_UV_AUTO_DETECT", "false")
+        folder = tmp_path_factory.mktemp("models")
+        save("counts", folder / "any")
+        save("ridge", folder / "frame")
+        for kind in KINDS:
+            settings = {"tokens_sha256": json.dumps([DIGEST]), "max_body_bytes": 200_000}
+            SERVICES[kind] = stack.enter_context(service(folder / f"{kind} served", folder / kind, **settings))
+        for each in SERVICES.values():
+            each.serves("1")
+        yield
 
 
 @schemathesis.serializer("application/vnd.apache.parquet")
@@ -59,49 +57,77 @@ def parquet(context: Any, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode(errors="replace")
 
 
-def settings(version_dir: Path, **others: Any) -> Settings:
-    return Settings(service="delay", model_dir=version_dir, tokens_sha256=TOKENS, **others)
+def described(*tokens: str) -> dict[str, Any]:
+    settings = Settings(service="model", wanted=Path(), runtime=Path(), state=Path(), tokens_sha256=frozenset(tokens))
+    route: Any = Route()
+    route.champion = SimpleNamespace(version=SimpleNamespace(facts=FACTS))
+    said: dict[str, Any] = create_app(settings, route, Stats()).app.openapi()  # type: ignore[attr-defined]
+    return said
 
 
 def api(kind: str) -> Any:
-    """Return the schema, which is needed when tests are collected; the model is loaded when the first one asks."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await SERVERS[kind](scope, receive, send)
-
+    """Return the schema, which is needed when tests are collected; the model is there when the first one asks."""
     config = {
-        "generation": {"deterministic": True, "max-examples": 50, "database": "none"},
+        "generation": {"deterministic": True, "max-examples": 30, "database": "none"},
         # The model has a say, too: one refuses what the schema allows, the other takes what it does not.
         "checks": {
-            "positive_data_acceptance": {"expected-statuses": ["2xx", 400]},
+            "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404]},
             "negative_data_rejection": {"enabled": kind == "frame"},
         },
     }
-    described = create_app(settings(Path("none"))).openapi()
-    schema = schemathesis.openapi.from_dict(described, config=SchemathesisConfig.from_dict(config))
-    schema.app = app
-    return schema
+    return schemathesis.openapi.from_dict(described(DIGEST), config=SchemathesisConfig.from_dict(config))
 
 
-SCHEMA = api("any")
+SCHEMA = api("frame")
 
 
-@schemathesis.pytest.parametrize(any=SCHEMA, frame=api("frame"))
-def test_answers_as_the_schema_says(case: Any) -> None:
-    """No error of the server, statuses, types and bodies as documented, 405 for other methods, 401 for strangers."""
+def url(kind: str) -> str:
+    return f"http://127.0.0.1:{SERVICES[kind].port}"
+
+
+def test_schema_is_what_the_service_says() -> None:
+    with httpx.Client(base_url=url("frame"), headers=ASKS) as client:
+        said = client.get("/openapi.json").json()
+    assert said["paths"].keys() == SCHEMA.raw_schema["paths"].keys()
+    payload = said["paths"]["/invocations"]["post"]["requestBody"]["content"][JSON]
+    records = payload["schema"]["properties"]["dataframe_records"]
+    assert records["items"]["properties"] == {name: {"type": "number"} for name in FRAME.columns}
+    assert payload["example"]["dataframe_split"]["data"] == FRAME[:2].to_numpy().tolist()
+    answer = said["paths"]["/invocations"]["post"]["responses"]["200"]["content"][JSON]["example"]
+    assert len(answer["predictions"]) == 2
+
+
+def validate(kind: str, case: Any) -> None:
     # To a parser of CSV, every text is some table.
     excluded = [negative_data_rejection] if case.media_type == "text/csv" else []
-    case.call_and_validate(headers=ASKS, excluded_checks=excluded)
+    case.call_and_validate(base_url=url(kind), headers=ASKS, excluded_checks=excluded)
+
+
+@schemathesis.pytest.parametrize(frame=SCHEMA, any=api("any"))
+def test_answers_as_the_schema_says(case: Any, request: pytest.FixtureRequest) -> None:
+    """No error of the server, statuses, types and bodies as documented, 405 for other methods, 401 for strangers."""
+    validate("any" if "any" in request.node.name else "frame", case)
 
 
 @pytest.mark.parametrize(
     ("path", "method", "sent"),
-    [("/version", "GET", {}), ("/invocations", "POST", {"body": {"inputs": [1]}, "media_type": "application/json"})],
+    [
+        ("/version", "GET", {}),
+        ("/metrics", "GET", {}),
+        ("/v2", "GET", {}),
+        ("/v2/models/{model}", "GET", {"path_parameters": {"model": "model"}}),
+        (
+            "/invocations",
+            "POST",
+            {"body": {"dataframe_records": FRAME.to_dict("records")}, "media_type": "application/json"},
+        ),
+    ],
 )
 def test_what_is_answered_to_a_token_is_refused_without(path: str, method: str, sent: dict[str, Any]) -> None:
     # The check above says nothing about an operation that never answered 200.
     case = SCHEMA[path][method].Case(**sent)
-    assert case.call_and_validate(headers=ASKS, checks=[ignored_auth]).status_code == 200
+    answer = case.call_and_validate(base_url=url("frame"), headers=ASKS, checks=[ignored_auth])
+    assert answer.status_code == 200
 
 
 def conforms(answer: httpx.Response, path: str, method: str) -> bool:
@@ -111,64 +137,219 @@ def conforms(answer: httpx.Response, path: str, method: str) -> bool:
     return answer.headers["content-type"].partition(";")[0] in documented
 
 
-def test_refusals_that_nothing_generated_asks_for_are_as_documented(
-    version_dirs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body, ask = json.dumps({"inputs": [1]}), {**ASKS, "Content-Type": "application/json"}
-    client = TestClient(create_app(settings(version_dirs["any"], max_body_bytes=100, request_timeout=0.05)))
-    for path, method in (("/ping", "GET"), ("/version", "GET"), ("/invocations", "POST")):
-        early = client.request(method, path, headers=ask)
-        assert early.status_code == 503
-        assert early.json()["error_code"] == "TEMPORARILY_UNAVAILABLE"
-        assert conforms(early, path, method)
-    done = threading.Event()
-    with client:
+def test_refusals_that_nothing_generated_asks_for_are_as_documented() -> None:
+    infer = "/v2/models/{model}/infer"
+    ask = {**ASKS, "Content-Type": "application/json"}
+    with httpx.Client(base_url=url("frame")) as client:
         answers = [
             client.post("/invocations", headers=ASKS | {"Content-Type": "text/plain"}),
-            client.post("/invocations", headers=ask, content=" " * 101),
-            client.post("/invocations", content=body),
+            client.post("/invocations", headers=ask, content=" " * 200_001),
+            client.post("/invocations", content=b"{}"),
         ]
-        monkeypatch.setattr(ServedModel, "answer", lambda *_: done.wait(30))
-        answers.append(client.post("/invocations", headers=ask, content=body))
-        done.set()
-    assert [answer.status_code for answer in answers] == [415, 413, 401, 504]
-    assert all(conforms(answer, "/invocations", "POST") for answer in answers)
+        assert [answer.status_code for answer in answers] == [415, 413, 401]
+        assert all(conforms(answer, "/invocations", "POST") for answer in answers)
+        answers = [
+            client.post("/v2/models/model/infer", headers=ask, content=" " * 200_001),
+            client.post("/v2/models/other/infer", headers=ask, content=b'{"inputs": []}'),
+            client.post("/v2/models/model/infer", headers=ask, content=b'{"inputs": []}'),
+            client.post("/v2/models/model/infer", headers=ask, content=b"{}"),
+            client.post("/v2/models/model/infer", headers=ask, content=b"[" * 150_000),
+        ]
+        assert [answer.status_code for answer in answers] == [413, 404, 400, 400, 400]
+        assert all(conforms(answer, infer, "POST") for answer in answers)
+        assert all(answer.json()["error"] == answer.json()["message"] for answer in answers[1:])
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/invocations", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/invocations", 405), ("DELETE", "/version", 405), ("GET", "/version/", 404),
+     ("GET", "/redoc", 404), ("GET", "/docs/files/nothing", 404), ("GET", "/docs/files/..%2f..%2fx", 404)],
+)  # fmt: skip
 def test_what_is_no_operation_is_refused_in_the_form_of_all_errors(method: str, path: str, status: int) -> None:
-    answer = TestClient(SERVERS["any"]).request(method, path, headers=ASKS)
+    answer = httpx.request(method, url("any") + path, headers=ASKS)
     assert answer.status_code == status
-    assert set(answer.json()) == {"error_code", "message"}
+    assert {"error_code", "message"} == set(answer.json())
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_without_tokens_the_schema_asks_for_none() -> None:
+    said = described()
+    assert "securitySchemes" not in said["components"]
+    assert "401" not in json.dumps(said)
+    closed = SCHEMA.raw_schema["paths"]
+    assert [path for path in closed for operation in closed[path].values() if "security" not in operation] == [
+        "/ping",
+        "/v2/health/live",
+        "/v2/health/ready",
+    ]
+
+
+def test_callers_show_a_token() -> None:
+    with httpx.Client(base_url=url("any")) as client:
+        for path in ("/ping", "/health", "/docs", "/v2/health/ready", "/v2/health/live"):
+            assert client.get(path).status_code == 200, path
+        for path in (
+            "/version",
+            "/metrics",
+            "/openapi.json",
+            "/ping/",
+            "/nothing",
+            "/v2",
+            "/v2/models/model",
+            "/docs"[:-1],
+        ):
+            refused = client.get(path)
+            assert refused.status_code == 401, path
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.json()["error_code"] == "UNAUTHENTICATED"
+        for header in ("Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer", ""):
+            assert client.get("/version", headers={"Authorization": header}).status_code == 401
+        assert client.get("/version", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+        metrics = client.get("/metrics", headers=ASKS).text
+    refusals = [line for line in metrics.splitlines() if 'kind="unauthenticated"' in line]
+    assert float(refusals[0].split()[-1]) >= 13
+
+
+def test_page_of_the_api_loads_its_files_from_the_service_itself() -> None:
+    with httpx.Client(base_url=url("any")) as client:
+        page = client.get("/docs").text
+        assert "//" not in page.replace("${", "").split("<script>")[0].removeprefix("<!doctype html>")
+        loaded = [part.split('"')[0] for mark in ('href="', 'src="') for part in page.split(mark)[1:]]
+        assert len(loaded) == 2
+        for path in loaded:
+            answer = client.get(urljoin("/docs", path))
+            assert (answer.status_code, len(answer.content) > 10_000) == (200, True), path
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """Serve a model without processes."""
+    folder = tmp_path_factory.mktemp("alone")
+    save("ridge", folder / "model")
+    prove(folder / "model", folder / "proof")
+    tokens = frozenset({DIGEST})
+    with assembled(folder / "proof", Model(folder / "model"), "onnx", tokens_sha256=tokens) as ours:
+        yield ours.client
 
 
 @pytest.mark.parametrize("prefix", ["", "/delay"])
-def test_the_schema_leads_to_the_service_behind_a_gateway_too(prefix: str) -> None:
+def test_schema_leads_to_the_service_behind_a_gateway_too(client: TestClient, prefix: str) -> None:
     """A gateway takes its prefix off the path; the schema's server is relative to where the schema was found."""
 
     async def gateway(scope: Any, receive: Any, send: Any) -> None:
         assert scope["path"].startswith(prefix)
-        await SERVERS["any"](scope | {"path": scope["path"].removeprefix(prefix)}, receive, send)
+        await client.app(scope | {"path": scope["path"].removeprefix(prefix)}, receive, send)  # type: ignore[arg-type]
 
-    with TestClient(SERVERS["any"]):
-        client = TestClient(gateway, base_url="https://inference.example")
-        where = f"https://inference.example{prefix}/openapi.json"
-        assert client.get(where).status_code == 401
-        described = client.get(where, headers=ASKS).json()
-        (server,) = described["servers"]
-        for path in described["paths"]:
-            url = urljoin(where, server["url"]).rstrip("/") + path
-            assert url == f"https://inference.example{prefix}{path}"
-            answer = client.get(url, headers=ASKS)
-            assert answer.status_code == (405 if path == "/invocations" else 200)
-        # No redirect, which would lead past the prefix, and no pages that load programs from elsewhere.
-        for path in ("/version/", "/docs", "/redoc"):
-            assert client.get(prefix + path, headers=ASKS, follow_redirects=False).status_code == 404
+    behind = TestClient(gateway, base_url="https://inference.example")
+    where = f"https://inference.example{prefix}/openapi.json"
+    assert behind.get(where).status_code == 401
+    said = behind.get(where, headers=ASKS).json()
+    (server,) = said["servers"]
+    for path, operations in said["paths"].items():
+        found = urljoin(where, server["url"]).rstrip("/") + path
+        assert found == f"https://inference.example{prefix}{path}"
+        answer = behind.get(found.replace("{model}", "model").replace("{version}", "1"), headers=ASKS)
+        assert answer.status_code == (200 if "get" in operations else 405), path
 
 
-def test_without_tokens_the_schema_asks_for_none(version_dirs: dict[str, Path]) -> None:
-    described = create_app(Settings(service="delay", model_dir=version_dirs["any"])).openapi()
-    assert "securitySchemes" not in described["components"]
-    assert "401" not in json.dumps(described)
-    closed = SCHEMA.raw_schema["paths"]
-    assert [path for path in closed for operation in closed[path].values() if "security" not in operation] == ["/ping"]
+def test_version_says_what_is_served(client: TestClient) -> None:
+    said = client.get("/version", headers=ASKS).json()
+    assert said.pop("metalworks")
+    assert said.pop("executor_reason").startswith("ONNX Runtime's answers are equal to MLflow's on ")
+    assert said == {
+        "service": "model",
+        "model": "model",
+        "version": "1",
+        "alias": "champion",
+        "run_id": None,
+        "git_commit": None,
+        "requirements_sha256": None,
+        "executor": "onnx",
+        "canary": None,
+        "shadow": None,
+        "mlflow": mlflow.__version__,
+    }
+
+
+def test_before_a_model_is_there_everybody_is_told(tmp_path: Path) -> None:
+    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    application: Any = create_app(settings, Route(), Stats())
+    application.app.state.publish = lambda: None
+    client = TestClient(application)
+    asked = [("GET", path) for path in ("/ping", "/version", "/v2/health/ready", "/v2/models/{model}")]
+    for method, path in [*asked, ("POST", "/invocations"), ("POST", "/v2/models/{model}/infer")]:
+        early = client.request(
+            method, path.replace("{model}", "model"), json={"inputs": []} if method == "POST" else None
+        )
+        assert (early.status_code, early.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE"), path
+        assert early.headers["retry-after"] == "5"
+        assert conforms(early, path, method)
+    assert client.get("/health").status_code == 503
+    assert client.get("/v2/health/live").status_code == client.get("/metrics").status_code == 200
+
+
+# -- The Open Inference Protocol
+
+
+def tensor(name: str, values: list[Any], datatype: str = "FP64", **more: Any) -> dict[str, Any]:
+    return {"name": name, "shape": [len(values)], "datatype": datatype, "data": values, **more}
+
+
+INPUTS = [tensor(name, FRAME[name].tolist()) for name in FRAME.columns]
+
+
+def infer(client: TestClient, body: Any, where: str = "model") -> httpx.Response:
+    return client.post(f"/v2/models/{where}/infer", json=body, headers=ASKS)
+
+
+def test_open_inference_protocol_answers_as_invocations_do(client: TestClient) -> None:
+    records = client.post("/invocations", json={"dataframe_records": FRAME.to_dict("records")}, headers=ASKS).json()
+    for inputs in (
+        INPUTS,
+        INPUTS[::-1],
+        [{**each, "shape": [4, 1], "data": [[x] for x in each["data"]]} for each in INPUTS],
+    ):
+        said = infer(client, {"id": "a", "inputs": inputs}).json()
+        assert (said["model_name"], said["model_version"], said["id"]) == ("model", "1", "a")
+        (output,) = said["outputs"]
+        assert np.allclose(output.pop("data"), records["predictions"], rtol=1e-9)
+        assert output == {"name": "predictions", "datatype": "FP64", "shape": [4]}
+    assert infer(client, {"inputs": INPUTS}, "model/versions/1").status_code == 200
+    said = client.get("/v2/models/model", headers=ASKS).json()
+    assert [each["name"] for each in said["inputs"]] == list(FRAME.columns)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "why"),
+    [
+        (INPUTS[:2], "Inputs are missing: hour"),
+        ([*INPUTS, tensor("more", [1.0] * 4)], "no inputs more"),
+        ([*INPUTS, INPUTS[0]], "comes twice"),
+        (
+            [tensor(each["name"], [1.0, 2.0][: 1 + i]) for i, each in enumerate(INPUTS[:2])] + INPUTS[2:],
+            "numbers of rows",
+        ),
+        ([tensor(each["name"], []) for each in INPUTS], "no rows"),
+        ([INPUTS[0] | {"datatype": "FP32"}, *INPUTS[1:]], "its datatype is FP64, not FP32"),
+        ([INPUTS[0] | {"shape": [2, 2]}, *INPUTS[1:]], "its shape is"),
+        ([INPUTS[0] | {"shape": [5]}, *INPUTS[1:]], "4 values, not the 5"),
+        ([INPUTS[0] | {"shape": [-4]}, *INPUTS[1:]], "its shape is"),
+        ([INPUTS[0] | {"shape": [10**30]}, *INPUTS[1:]], "not the 1000"),
+        ([INPUTS[0] | {"data": [1.0, 2.0, None, 4.0]}, *INPUTS[1:]], "'None' is no value of type FP64"),
+        ([INPUTS[0] | {"data": [1.0, 2.0, "x", 4.0]}, *INPUTS[1:]], "'x' is no value of type FP64"),
+        ([INPUTS[0] | {"data": [1.0, 2.0, True, 4.0]}, *INPUTS[1:]], "'True' is no value"),
+        ([INPUTS[0] | {"data": [1.0, 2.0, 1e39, 4.0]}, *INPUTS[1:]], "finite and below"),
+        ([INPUTS[0] | {"data": [1.0, 2.0, 10**400, 4.0]}, *INPUTS[1:]], "too large"),
+    ],
+)
+def test_open_inference_protocol_says_what_is_wrong(client: TestClient, inputs: list[Any], why: str) -> None:
+    answer = infer(client, {"inputs": inputs})
+    assert answer.status_code == 400
+    assert why in answer.json()["error"]
+
+
+def test_open_inference_protocol_knows_no_other_model(client: TestClient) -> None:
+    for where in ("other", "model/versions/2"):
+        assert infer(client, {"inputs": INPUTS}, where).status_code == 404
+        assert client.get(f"/v2/models/{where}/ready", headers=ASKS).status_code == 404

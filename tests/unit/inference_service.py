@@ -1,0 +1,248 @@
+"""The inference server for tests: as processes, as a host has it; and put together in the test's own process."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi.testclient import TestClient
+from metalworks_model_runner.model import Model
+from metalworks_model_runner.server import Server
+
+from metalworks.inference.app import create_app
+from metalworks.inference.judge import judge
+from metalworks.inference.served import Route
+from metalworks.inference.settings import Settings
+from metalworks.inference.stats import Stats
+from scripts.serve_model import settings_for
+
+JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+TOKEN = "s3cret"
+DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
+PATIENCE = 300.0
+"""Seconds that anything may take on a machine that is busy; whoever waits goes on as soon as it is there."""
+
+
+def wait_for(there: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Return what `there` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := there():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def media_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0]
+
+
+class Service:
+    """`metalworks-inference` for one service, on a free port of the loopback interface."""
+
+    def __init__(self, folder: Path, model: Path, **settings: Any) -> None:
+        """Start it for `model` as version 1; `settings` are those of the server in small letters."""
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.port = free_port()
+        self.variables = settings_for(folder, model, self.port, sys.executable)
+        for name, value in settings.items():
+            self.variables[f"METALWORKS_INFERENCE_{name.upper()}"] = value if isinstance(value, str) else str(value)
+        self.start()
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).with_name("metalworks-inference")],
+                env={**os.environ, **self.variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def end(self) -> int:
+        """Tell it to end; return its exit code."""
+        self.process.terminate()
+        return self.process.wait(PATIENCE)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What it says of itself; nothing before it says anything."""
+        try:
+            said: dict[str, Any] = json.loads((self.folder / "run" / "state.json").read_text())
+        except FileNotFoundError:
+            return {"champion": None, "canary": None, "shadow": None, "refused": {}, "canary_verdict": None}
+        return said
+
+    def version(self, number: str, model: Path, python: str = sys.executable) -> dict[str, str]:
+        """Return the entry of a version, as whoever fetches versions writes it."""
+        folder = self.folder / "versions" / number
+        folder.mkdir(exist_ok=True)
+        if not (folder / "model").is_symlink():
+            (folder / "model").symlink_to(model)
+        card = {"name": "model", "version": number, "alias": "champion", "source": str(model), "created": 0}
+        (folder / "model.json").write_text(json.dumps(card))
+        return {"version": number, "path": str(folder), "python": python, "environment": ""}
+
+    def want(self, champion: Any, shadow: Any = None, canary: Any = None) -> None:
+        new = self.folder / "wanted.new"
+        new.write_text(json.dumps({"champion": champion, "shadow": shadow, "canary": canary}))
+        new.replace(self.folder / "wanted.json")
+
+    def serves(self, number: str, role: str = "champion") -> dict[str, Any]:
+        """Wait until a version is in service, and every HTTP process knows."""
+
+        def there() -> Any:
+            assert self.process.poll() is None, self.log
+            assert number not in self.state["refused"], f"{self.state}\n{self.log[-3000:]}"
+            said = self.state[role]
+            return said and said["version"] == number and self._followed()
+
+        try:
+            wait_for(there, f"version {number} is {role}")
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{self.state}\n{self.log[-3000:]}") from late
+        state: dict[str, Any] = self.state[role]
+        return state
+
+    def _followed(self) -> bool:
+        try:
+            revision = json.loads((self.folder / "run" / "route.json").read_text())["revision"]
+        except FileNotFoundError:
+            return False
+        counts = self.counts()
+        return bool(counts) and all(each["routed"] >= revision for each in counts)
+
+    def counts(self) -> list[dict[str, Any]]:
+        return [json.loads(file.read_text()) for file in (self.folder / "run").glob("stats-*.json")]
+
+    def refuses(self, number: str) -> str:
+        """Wait until a version is refused; return why."""
+        wait_for(lambda: number in self.state["refused"], f"version {number} is refused\n{self.log[-2000:]}")
+        reason: str = self.state["refused"][number]["reason"]
+        return reason
+
+    def connect(self, timeout: float = PATIENCE) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def ask(self, method: str, path: str, body: bytes | str = b"", content_type: str = "", **headers: str) -> Answer:
+        connection = self.connect()
+        if content_type:
+            headers["content-type"] = content_type
+        try:
+            connection.request(method, path, body.encode() if isinstance(body, str) else body, headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def post(self, content_type: str, body: bytes | str) -> Answer:
+        return self.ask("POST", "/invocations", body, content_type)
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, **headers)
+
+    def processes(self, of: str) -> list[int]:
+        """Return the ids of the service's processes whose command has `of` in it."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                    command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if parent == self.process.pid and of in command:
+                    found.append(int(entry.name))
+        return found
+
+
+FRONT, RUNNER = "metalworks.inference.front", "metalworks_model_runner serve"
+
+
+@contextmanager
+def service(folder: Path, model: Path, **settings: Any) -> Iterator[Service]:
+    """Run a service; whatever happens, none of its processes stays."""
+    running = Service(folder, model, **settings)
+    try:
+        yield running
+    finally:
+        running.process.terminate()
+        try:
+            running.process.wait(60)
+        except subprocess.TimeoutExpired:
+            for pid in [*running.processes(""), running.process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            running.process.wait()
+
+
+class Assembled(NamedTuple):
+    """A service without processes of its own."""
+
+    client: TestClient
+    verdict: dict[str, Any]
+    stats: Stats
+
+    def post(self, content_type: str | None, body: bytes | str) -> Answer:
+        headers = {} if content_type is None else {"content-type": content_type}
+        answer = self.client.post("/invocations", content=body, headers=headers)
+        return Answer(answer.status_code, dict(answer.headers), answer.content)
+
+
+@contextmanager
+def assembled(
+    proof: Path, model: Model, executor: str, base_url: str = "http://testserver", **settings: Any
+) -> Iterator[Assembled]:
+    """Serve a proven model by one executor: the application, and the model's server in a thread."""
+    verdict = judge(proof, (executor,))
+    run = proof.parent / "run"
+    run.mkdir(exist_ok=True)
+    path = run / f"{executor}.sock"
+    server = Server(model, verdict["way"], settings.get("max_batch_rows", 1024))
+    threading.Thread(target=server.listen, args=(path,), daemon=True).start()
+    wait_for(path.exists, "the model's server listens")
+    given = Settings(service="model", wanted=proof, runtime=run, state=proof, **settings)
+    stats, route = Stats(), Route()
+    card = {"name": "model", "version": "1", "alias": "champion"}
+    entry = {"id": "1", "card": card, "environment": "", "proof": str(proof), "socket": str(path)}
+    application = create_app(given, route, stats)
+    application.app.state.publish = lambda: None  # type: ignore[attr-defined]
+    with TestClient(application, base_url=base_url, raise_server_exceptions=False) as client:
+        # The connection to the model belongs to the client's loop.
+        assert client.portal is not None
+        client.portal.call(route.follow, {"champion": entry, "revision": 1}, given, stats)
+        yield Assembled(client, verdict, stats)
+        path.unlink()

@@ -1,0 +1,200 @@
+"""Whatever it is sent, the inference server answers as MLflow's own server does: every flavour, by every executor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from fastapi.testclient import TestClient
+from metalworks_model_runner.model import Model
+from metalworks_model_runner.proof import prove
+from mlflow.pyfunc import scoring_server
+
+from metalworks.inference.judge import judge
+from tests.unit.inference_models import MODELS, save
+from tests.unit.inference_payloads import requests_to
+from tests.unit.inference_service import JSON, Answer, Service, assembled, service
+
+IN_PROCESSES = {"onnx": "forest", "native": "boosted", "pyfunc": "all types", "mlflow": "params"}
+"""Models that are served by processes, too, as a host does; by executor."""
+
+
+# Models that are sent odd values as well: all kinds of columns, and of treatments of them.
+ODD = {"ridge", "boosted", "text columns", "all types", "optional column", "tensor"}
+
+
+class Lab:
+    """Models saved, proven, and served by MLflow's own server; each when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stack = folder, ExitStack()
+        self.saved: Callable[[str], Path] = cache(self._saved)
+        self.proof: Callable[[str], Path] = cache(self._proof)
+        self.model: Callable[[str], Model] = cache(lambda name: Model(self.saved(name)))
+        self.golden: Callable[[str], dict[str, Answer]] = cache(self._golden)
+
+    def _saved(self, name: str) -> Path:
+        (self.folder / name).mkdir()
+        return save(name, self.folder / name / "model")
+
+    def _proof(self, name: str) -> Path:
+        prove(self.saved(name), self.folder / name / "proof")
+        return self.folder / name / "proof"
+
+    def _golden(self, name: str) -> dict[str, Answer]:
+        answers = {}
+        server = scoring_server.init(mlflow.pyfunc.load_model(str(self.saved(name))))
+        with TestClient(server, raise_server_exceptions=False) as client:
+            for what, (content_type, body) in requests_to(MODELS[name].rows, name in ODD).items():
+                headers = {"content-type": content_type}
+                answer = client.post("/invocations", content=body, headers=headers)
+                answers[what] = Answer(answer.status_code, dict(answer.headers), answer.content)
+        return answers
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    # scoring_server.init sets it for good
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+        patch.setenv("MLFLOW_UV_AUTO_DETECT", "false")
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+        yield Lab(tmp_path_factory.mktemp("models"))
+        logging.getLogger("mlflow").setLevel(logging.INFO)
+
+
+def same(ours: Any, theirs: Any, tolerance: float) -> bool:
+    """Tell whether two answers are the same: types exactly, numbers within the tolerance."""
+    if type(ours) is not type(theirs):
+        return False
+    if isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(same(a, b, tolerance) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(theirs, dict):
+        return list(ours) == list(theirs) and all(same(ours[key], theirs[key], tolerance) for key in theirs)
+    if isinstance(theirs, float) and math.isnan(theirs):
+        return math.isnan(ours)
+    if isinstance(theirs, float) and tolerance:
+        return math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance / 10)
+    return bool(ours == theirs)
+
+
+def difference(ours: Answer, theirs: Answer, tolerance: float) -> str:
+    """Return how an answer is another than MLflow's, or nothing."""
+    if theirs.status == 500 and not theirs.body.startswith(b"{"):
+        # What MLflow's server did not expect, its framework answers, without a word.
+        return "" if ours.status in (400, 500) and set(ours.json) >= {"error_code", "message"} else f"{ours} for a 500"
+    if (ours.status, ours.media_type) != (theirs.status, theirs.media_type):
+        return f"{ours.status} {ours.media_type} {ours.body[:300]!r} instead of {theirs}"
+    if theirs.status == 200:
+        return (
+            "" if same(ours.json, theirs.json, tolerance) else f"{ours.body[:300]!r} instead of {theirs.body[:300]!r}"
+        )
+    if theirs.media_type != JSON:
+        return "" if ours.body == theirs.body else f"{ours.body!r} instead of {theirs.body!r}"
+    mine, golden = ours.json, theirs.json
+    if mine["error_code"] != golden["error_code"] or said(mine["message"]) != said(golden["message"]):
+        return f"{mine['error_code']} {mine['message']} instead of {golden['error_code']} {golden['message']}"
+    return ""
+
+
+def said(message: str) -> list[str]:
+    """Return a message's words, without what differs from process to process: addresses, and the order of sets."""
+    return sorted(re.findall(r"\w+|[^\w\s]", re.sub("0x[0-9a-f]{6,}", "0x", message)))
+
+
+def differences(post: Callable[[str, bytes], Answer], name: str, lab: Lab, tolerance: float) -> str:
+    found = []
+    for what, (content_type, body) in requests_to(MODELS[name].rows, name in ODD).items():
+        if why := difference(post(content_type, body), lab.golden(name)[what], tolerance):
+            found.append(f"{what}: {why}")
+    return "\n".join(found)
+
+
+# Numbers may differ by the order in which they are added: of a table and of a plain array it is not the same.
+TOLERANCE = {"onnx": 1e-5, "native": 1e-12}
+# By MLflow's own functions only those that are not asked otherwise, and two more.
+CASES = [(name, each) for name, model in MODELS.items() for each in model.executors.split() or ["mlflow"]]
+CASES += [("ridge", "mlflow"), ("all types", "mlflow")]
+
+
+@pytest.mark.parametrize(("name", "executor"), CASES)
+def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
+    with assembled(lab.proof(name), lab.model(name), executor) as ours:
+        if found := differences(ours.post, name, lab, TOLERANCE.get(executor, 0.0)):
+            pytest.fail(found)
+        used = {each.executor for each in ours.stats.series if each.statuses}
+    assert executor in used
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_serves_is_the_quickest_that_is_proven_equal(lab: Lab, name: str) -> None:
+    wanted = MODELS[name].executors.split()
+    assert judge(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))["executor"] == [*wanted, "mlflow"][0]
+    for executor in {"onnx", "native", "pyfunc"} - set(wanted):
+        with pytest.raises(ValueError, match=f"not {executor}: "):
+            judge(lab.proof(name), (executor,))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_requests_are_good_and_bad_ones(lab: Lab, name: str) -> None:
+    statuses = [answer.status for answer in lab.golden(name).values()]
+    assert statuses.count(200) >= (2 if name == "type hints" else 8)
+    assert statuses.count(400) > 30
+
+
+class Running:
+    """Services by processes, one for each executor, started side by side."""
+
+    def __init__(self, lab: Lab, stack: ExitStack) -> None:
+        self.services: dict[str, Service] = {}
+        for executor, name in IN_PROCESSES.items():
+            folder = lab.folder / f"served {executor}"
+            started = service(folder, lab.saved(name), executors=json.dumps([executor]))
+            self.services[executor] = stack.enter_context(started)
+
+
+@pytest.fixture(scope="module")
+def running(lab: Lab) -> Iterator[Running]:
+    with ExitStack() as stack:
+        yield Running(lab, stack)
+
+
+@pytest.mark.parametrize("executor", IN_PROCESSES)
+def test_processes_answer_as_mlflow_does(lab: Lab, running: Running, executor: str) -> None:
+    served, name = running.services[executor], IN_PROCESSES[executor]
+    assert served.serves("1")["executor"] == executor
+    if found := differences(served.post, name, lab, TOLERANCE.get(executor, 0.0)):
+        pytest.fail(found)
+
+
+@pytest.mark.parametrize("executor", IN_PROCESSES)
+def test_requests_at_the_same_time_get_their_own_answers(lab: Lab, running: Running, executor: str) -> None:
+    served, name = running.services[executor], IN_PROCESSES[executor]
+    served.serves("1")
+    rows = MODELS[name].rows
+    bodies = [json.dumps({"dataframe_records": rows[i : i + 1].to_dict("records")}) for i in range(len(rows))]
+    expected = [served.post(JSON, body).json for body in bodies]
+    assert len({json.dumps(each) for each in expected}) == len(bodies)
+
+    def ask(first: int) -> list[Any]:
+        connection = served.connect()
+        answers = []
+        for i in range(25):
+            connection.request("POST", "/invocations", bodies[(first + i) % len(bodies)], {"content-type": JSON})
+            answers.append(json.loads(connection.getresponse().read()))
+        connection.close()
+        return answers
+
+    with ThreadPoolExecutor(16) as pool:
+        for first, answers in enumerate(pool.map(ask, range(16))):
+            assert all(same(a, expected[(first + i) % len(bodies)], 1e-12) for i, a in enumerate(answers))
