@@ -32,9 +32,13 @@ class Batcher:
         max_rows: int,
         max_queue: int,
         observe: Callable[[int], None],
+        timeout: float | None = None,
     ) -> None:
-        """Ask at most `max_rows` rows at a time, let at most `max_queue` requests wait; `observe` hears each size."""
-        self._ask, self._observe = ask, observe
+        """Ask at most `max_rows` rows at a time, let at most `max_queue` requests wait; `observe` hears each size.
+
+        A batch is given up after `timeout` seconds, when nobody waits for it any more.
+        """
+        self._ask, self._observe, self._timeout = ask, observe, timeout
         self.max_rows, self.max_queue = max_rows, max_queue
         self._queue: deque[tuple[Arrays, asyncio.Future[list[np.ndarray]]]] = deque()
         self._busy = False
@@ -116,7 +120,8 @@ class Batcher:
         columns = range(len(batch[0][0]))
         joined = batch[0][0] if len(batch) == 1 else [np.concatenate([each[i] for each, _ in batch]) for i in columns]
         try:
-            outputs = await self._ask(joined)
+            async with asyncio.timeout(self._timeout):
+                outputs = await self._ask(joined)
         except Exception as error:
             for _, future in batch:
                 if not future.done():

@@ -70,7 +70,7 @@ class Version:
 
             memory.trim()
 
-        self.batcher = Batcher(ask, settings.max_batch_rows, settings.max_queue, stats.batch)
+        self.batcher = Batcher(ask, settings.max_batch_rows, settings.max_queue, stats.batch, settings.request_timeout)
 
     @property
     def queue(self) -> int:
