@@ -228,6 +228,8 @@ class Supervisor:
         release, canary = self.serving["canary"], self.settings.canary
         if release is None or canary is None or self.verdict is not None or self.serving["champion"] is None:
             return
+        if release.wanted != self.wanted["canary"]:
+            return  # the next one is being made ready
         from metalworks.inference import canary as judge
 
         champion = self.serving["champion"].wanted.version
