@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -126,7 +127,9 @@ class _Native:
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = self.raw.to(device).eval()
+        network = self.raw.to(device)
+        with contextlib.suppress(NotImplementedError):  # a traced graph has one mode
+            network.eval()
         frame = not self.model.signature["tensor"]
 
         def on_tensor(arrays: Arrays) -> Any:
@@ -167,9 +170,10 @@ def outputs_of(result: Any, rows: int) -> tuple[Form, Outputs]:
         result = pandas.DataFrame(result)  # as MLflow does, so that it becomes records
     if isinstance(result, pandas.DataFrame):
         names = tuple(map(str, result.columns))
-        if len(set(names)) < len(names) or not all(isinstance(name, str) for name in result.columns):
+        # In JSON, numbers are names as well.
+        if len(set(names)) < len(names) or not all(type(name) in (str, int) for name in result.columns):
             raise UnfitError("its columns have no names of their own")
-        form, arrays = Form("records", names), [result[name].to_numpy() for name in names]
+        form, arrays = Form("records", names), [result[name].to_numpy() for name in result.columns]
     elif isinstance(result, dict):
         kind = "records" if isinstance(result, _Named) else "dict"
         form, arrays = Form(kind, tuple(result)), [np.asarray(each) for each in result.values()]

@@ -253,7 +253,10 @@ def _native(
     model: Model, rows: Arrays, wanted: tuple[Form, Outputs], nulls: Arrays, null_answers: Outputs | None
 ) -> dict[str, Any]:
     """Return the first way past MLflow that answers as MLflow does, or why none does."""
-    ways = model.native()
+    try:
+        ways = model.native()
+    except Exception as error:  # a library that is not there, or another version of it
+        return {"ok": False, "why": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     whys = [] if ways else [f"none is known for {', '.join(sorted(set(model.flavors) - {'python_function'}))}"]
     for name, ask in ways.items():
         try:
