@@ -249,6 +249,27 @@ def _onnx(path: Path) -> None:
     mlflow.onnx.save_model(converted, path, signature=signature, input_example=TENSOR[:2], pip_requirements=["onnx"])
 
 
+def _torch(rows: Any, pickled: bool) -> Callable[[Path], None]:
+    def to(path: Path) -> None:
+        import torch
+
+        torch.manual_seed(1)
+        network = torch.nn.Sequential(
+            torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.ReLU(), torch.nn.Linear(8, 1)
+        )
+        signature = infer_signature(rows)
+        mlflow.pytorch.save_model(
+            network.eval(),
+            path,
+            signature=signature,
+            input_example=rows[:2] if pickled else np.asarray(rows[:2], dtype="float32"),
+            pip_requirements=["torch"],
+            serialization_format="pickle" if pickled else "pt2",
+        )
+
+    return to
+
+
 class Saved(NamedTuple):
     save: Callable[[Path], None]
     rows: pd.DataFrame | np.ndarray | list[str]
@@ -276,7 +297,7 @@ MODELS: dict[str, Saved] = {
     "type hints": Saved(_hinted, ["a", "ß"], ""),
     "all types": Saved(lambda path: _pyfunc(Describes(), TYPES, path), TYPES, "pyfunc"),
     "answers a frame": Saved(_answers("frame"), FRAME, "pyfunc"),
-    "answers a series": Saved(_answers("series"), FRAME, ""),
+    "answers a series": Saved(_answers("series"), FRAME, "pyfunc"),
     "answers a list": Saved(_answers("list"), FRAME, "pyfunc"),
     "answers words": Saved(_answers("words"), FRAME, "pyfunc"),
     "answers a dict": Saved(_answers("dict"), FRAME, "pyfunc"),
@@ -289,9 +310,19 @@ MODELS: dict[str, Saved] = {
 }
 
 
+NUMBERS = (FRAME / 1000).astype("float32")
+TORCH: dict[str, Saved] = {
+    "torch, tensor": Saved(_torch(NUMBERS.to_numpy(), True), NUMBERS.to_numpy(), "native pyfunc"),
+    "torch, traced": Saved(_torch(NUMBERS.to_numpy(), False), NUMBERS.to_numpy(), "native pyfunc"),
+    "torch, columns": Saved(_torch(NUMBERS, True), NUMBERS, "native pyfunc"),
+    "torch, double columns": Saved(_torch(FRAME / 1000, True), FRAME / 1000, "native pyfunc"),
+}
+"""Models whose library is in another environment: see `make test-flavours`."""
+
+
 def save(name: str, path: Path) -> Path:
     """Save a model; return its folder."""
-    MODELS[name].save(path)
+    (MODELS | TORCH)[name].save(path)
     return path
 
 

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -80,6 +81,7 @@ class Service:
         self.start()
 
     def start(self) -> None:
+        shutil.rmtree(self.folder / "run", ignore_errors=True)  # as systemd does
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [Path(sys.executable).with_name("metalworks-inference")],
@@ -129,7 +131,7 @@ class Service:
             assert self.process.poll() is None, self.log
             assert number not in self.state["refused"], f"{self.state}\n{self.log[-3000:]}"
             said = self.state[role]
-            return said and said["version"] == number and self._followed()
+            return said and said["version"] == number and self.routes(number, role)
 
         try:
             wait_for(there, f"version {number} is {role}")
@@ -138,13 +140,14 @@ class Service:
         state: dict[str, Any] = self.state[role]
         return state
 
-    def _followed(self) -> bool:
+    def routes(self, number: str | None, role: str = "champion") -> bool:
+        """Tell whether every HTTP process follows a route on which a version has this role, or none has."""
         try:
-            revision = json.loads((self.folder / "run" / "route.json").read_text())["revision"]
+            route = json.loads((self.folder / "run" / "route.json").read_text())
         except FileNotFoundError:
             return False
-        counts = self.counts()
-        return bool(counts) and all(each["routed"] >= revision for each in counts)
+        said, counts = route[role] and route[role]["card"]["version"], self.counts()
+        return said == number and bool(counts) and all(each["routed"] >= route["revision"] for each in counts)
 
     def counts(self) -> list[dict[str, Any]]:
         return [json.loads(file.read_text()) for file in (self.folder / "run").glob("stats-*.json")]

@@ -21,7 +21,7 @@ from metalworks_model_runner.proof import prove
 from mlflow.pyfunc import scoring_server
 
 from metalworks.inference.judge import judge
-from tests.unit.inference_models import MODELS, save
+from tests.unit.inference_models import MODELS, TORCH, save
 from tests.unit.inference_payloads import requests_to
 from tests.unit.inference_service import JSON, Answer, Service, assembled, service
 
@@ -44,7 +44,7 @@ class Lab:
         self.golden: Callable[[str], dict[str, Answer]] = cache(self._golden)
 
     def _saved(self, name: str) -> Path:
-        (self.folder / name).mkdir()
+        (self.folder / name).mkdir(exist_ok=True)
         return save(name, self.folder / name / "model")
 
     def _proof(self, name: str) -> Path:
@@ -55,7 +55,7 @@ class Lab:
         answers = {}
         server = scoring_server.init(mlflow.pyfunc.load_model(str(self.saved(name))))
         with TestClient(server, raise_server_exceptions=False) as client:
-            for what, (content_type, body) in requests_to(MODELS[name].rows, name in ODD).items():
+            for what, (content_type, body) in requests_to((MODELS | TORCH)[name].rows, name in ODD).items():
                 headers = {"content-type": content_type}
                 answer = client.post("/invocations", content=body, headers=headers)
                 answers[what] = Answer(answer.status_code, dict(answer.headers), answer.content)
@@ -114,7 +114,7 @@ def said(message: str) -> list[str]:
 
 def differences(post: Callable[[str, bytes], Answer], name: str, lab: Lab, tolerance: float) -> str:
     found = []
-    for what, (content_type, body) in requests_to(MODELS[name].rows, name in ODD).items():
+    for what, (content_type, body) in requests_to((MODELS | TORCH)[name].rows, name in ODD).items():
         if why := difference(post(content_type, body), lab.golden(name)[what], tolerance):
             found.append(f"{what}: {why}")
     return "\n".join(found)
@@ -181,7 +181,7 @@ def test_processes_answer_as_mlflow_does(lab: Lab, running: Running, executor: s
 def test_requests_at_the_same_time_get_their_own_answers(lab: Lab, running: Running, executor: str) -> None:
     served, name = running.services[executor], IN_PROCESSES[executor]
     served.serves("1")
-    rows = MODELS[name].rows
+    rows = (MODELS | TORCH)[name].rows
     bodies = [json.dumps({"dataframe_records": rows[i : i + 1].to_dict("records")}) for i in range(len(rows))]
     expected = [served.post(JSON, body).json for body in bodies]
     assert len({json.dumps(each) for each in expected}) == len(bodies)

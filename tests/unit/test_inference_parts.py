@@ -182,7 +182,8 @@ def test_answers_are_written_as_mlflow_writes_them() -> None:
         ([[1], [2]], "answers with list"),
         (np.array([1 + 2j, 3]), "type complex128"),
         (np.array(["a", None], dtype=object), "type object"),
-        (pd.DataFrame({0: [1, 2]}), "no names"),
+        (pd.DataFrame({0.5: [1, 2]}), "no names"),
+        (pd.DataFrame({0: [1, 2], "0": [1, 2]}), "no names"),
         (pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]), "no names"),
         ("text", "answers with str"),
     ],
@@ -326,6 +327,19 @@ def test_request_that_nobody_waits_for_is_not_asked() -> None:
         assert model.batches == [1, 2]
 
     batched(work)
+
+
+def test_batch_that_nobody_waits_for_is_given_up() -> None:
+    async def run() -> None:
+        model = Model()
+        batcher = Batcher(model.ask, 100, 100, lambda _: None, timeout=0.05)
+        model.may.clear()
+        with pytest.raises(TimeoutError):
+            await batcher.put(rows_of(1.0))
+        model.may.set()
+        assert (await batcher.put(rows_of(4.0)))[0].tolist() == [8.0]
+
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 def test_after_a_batch_the_next_waits_a_little_for_as_many() -> None:

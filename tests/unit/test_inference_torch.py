@@ -1,0 +1,40 @@
+"""PyTorch models are answered as MLflow's own server does; run by `make test-flavours`, which brings PyTorch."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from metalworks.inference.judge import judge
+from tests.unit.inference_models import TORCH
+from tests.unit.inference_service import assembled, service
+from tests.unit.test_inference_golden import Lab, differences, lab
+
+pytest.importorskip("torch", reason="PyTorch is in the environment of `make test-flavours`")
+__all__ = ["lab"]
+
+
+@pytest.mark.parametrize("executor", ["native", "pyfunc", "mlflow"])
+@pytest.mark.parametrize("name", TORCH)
+def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
+    with assembled(lab.proof(name), lab.model(name), executor) as ours:
+        # The order in which single precision's numbers are added depends on how many rows there are.
+        if found := differences(ours.post, name, lab, 1e-5 if executor == "native" else 0.0):
+            pytest.fail(found)
+        used = {each.executor for each in ours.stats.series if each.statuses}
+    assert executor in used
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_network_itself_is_asked(lab: Lab, name: str) -> None:
+    said = judge(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))
+    assert (said["executor"], said["way"]) in {("native", "arrays"), ("native", "cuda")}
+
+
+def test_processes_answer_as_mlflow_does(lab: Lab) -> None:
+    name = "torch, double columns"
+    with service(lab.folder / "served", lab.saved(name), executors=json.dumps(["native"])) as served:
+        assert served.serves("1")["executor"] == "native"
+        if found := differences(served.post, name, lab, 1e-5):
+            pytest.fail(found)
