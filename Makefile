@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills test-flavours soak bench-plugin bench-serving pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills test-inference test-flavours soak bench-plugin bench-serving pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -13,7 +13,7 @@ endif
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-	  printf '  make %-13s %s\n' "$$target" "$$text"; done
+	  printf '  make %-14s %s\n' "$$target" "$$text"; done
 
 environment:
 	+@scripts/bootstrap.sh
@@ -60,6 +60,9 @@ test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host wit
 
 test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
 	@$(PYTHON) -m scripts.kill_sweep
+
+test-inference: environment ## slow: canaries, full queues, hanging and dying versions of an inference service
+	@$(PYTHON) -m pytest -m slow tests/unit
 
 test-flavours: environment ## slow: inference of models that need gigabytes of libraries (PyTorch)
 	@UV_PROJECT_ENVIRONMENT=.cache/flavours uv run --locked --quiet --no-default-groups --group dev --group inference \

@@ -1,0 +1,379 @@
+"""An inference service under a constant load: versions change, fail and go; processes are killed; nobody notices."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.unit.inference_models import FRAME, save_constant, save_odd
+from tests.unit.inference_service import FRONT, JSON, RUNNER, Service, service, wait_for
+
+CONNECTIONS, PAUSE = 8, 0.02
+"""At most 400 requests a second, whatever the server could do."""
+BODY = json.dumps({"dataframe_split": FRAME[:1].to_dict("split")})
+# MLflow's own functions answer forms that are not decoded.
+CSV = FRAME[:1].to_csv(index=False)
+
+
+class Sent(NamedTuple):
+    at: float
+    status: int
+    predictions: Any
+
+
+class Load:
+    """Asks on connections that are kept, until it is ended; tries once more on a connection that was closed on it."""
+
+    def __init__(self, served: Service) -> None:
+        self.served, self.sent, self.lost = served, list[Sent](), list[str]()
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(i,), daemon=True) for i in range(CONNECTIONS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, number: int) -> None:
+        connection = self.served.connect()
+        headers = {"content-type": "text/csv" if number == 0 else JSON}
+        body = CSV if number == 0 else BODY
+        while not self._ending.wait(PAUSE):
+            began = time.monotonic()
+            try:
+                connection.request("POST", "/invocations", body, headers)
+                answer = connection.getresponse()
+                said = json.loads(answer.read())
+            except (OSError, http.client.HTTPException) as error:
+                self.lost.append(repr(error))
+                connection.close()
+                connection = self.served.connect()
+                time.sleep(0.1)
+                continue
+            self.sent.append(Sent(began, answer.status, said.get("predictions", said)))
+        connection.close()
+
+    def some(self, count: int = 80) -> None:
+        """Wait until so many more requests were answered."""
+        wanted = len(self.sent) + count
+        wait_for(lambda: len(self.sent) >= wanted, "requests are answered")
+
+    def end(self) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    @property
+    def failed(self) -> list[Any]:
+        return [each for each in self.sent if each.status != 200] + self.lost
+
+    def answers(self) -> list[float]:
+        """Return the answers in the order in which they were asked for; what came again and again, once."""
+        order: list[float] = []
+        for each in sorted(self.sent):
+            if not order or order[-1] != each.predictions[0]:
+                order.append(each.predictions[0])
+        return order
+
+
+@contextmanager
+def load(served: Service) -> Iterator[Load]:
+    """Ask all the time; in the end no request may have failed."""
+    asking = Load(served)
+    try:
+        asking.some()
+        yield asking
+        asking.some()
+    finally:
+        asking.end()
+    assert not asking.failed
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save models that answer their number; odd ones have reasons to be refused, or to be slow."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_UV_AUTO_DETECT", "false")
+        for number in (1, 2):
+            save_constant(folder / f"{number}", float(number))
+        for what in ("slow", "fails", "random", "hangs", "dies"):
+            save_odd(folder / what, what)
+    broken = folder / "broken"
+    broken.mkdir()
+    (broken / "MLmodel").write_text((folder / "1" / "MLmodel").read_text())
+    other = folder / "other"
+    save_constant(other, 5.0, metadata={"metalworks.example_predictions": [7.0, 7.0]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Run one service for all of the module, two HTTP processes, version 1 in service."""
+    settings = {"workers": 2, "load_timeout": 200, "keep_previous": 3600, "log_share": 1}
+    with service(tmp_path_factory.mktemp("service"), models / "1", **settings) as running:
+        running.serves("1")
+        yield running
+
+
+@pytest.fixture
+def one(served: Service, models: Path) -> Service:
+    served.want(served.version("1", models / "1"))
+    served.serves("1")
+    return served
+
+
+def test_new_version_takes_over_and_going_back_starts_nothing(one: Service, models: Path) -> None:
+    with load(one) as asking:
+        (first,) = one.processes(RUNNER)
+        one.want(one.version("2", models / "2"))
+        one.serves("2")
+        asking.some()
+        runners = one.processes(RUNNER)
+        assert first in runners
+        assert len(runners) == 2
+        moved = time.monotonic()
+        one.want(one.version("1", models / "1"))
+        one.serves("1")
+        asking.some()
+        assert one.processes(RUNNER) == runners
+    assert asking.answers() == [1.0, 2.0, 1.0]
+    back = next(each.at for each in sorted(asking.sent) if each.at > moved and each.predictions == [1.0])
+    print(f"back after {back - moved:.2f} s")
+    said = one.get("/version").json
+    assert (said["version"], said["executor"]) == ("1", "onnx")
+
+
+REASONS = {
+    "broken": r"No such file|does not exist|Could not find",
+    "fails": "it does not answer its own example: ",
+    "other": r"it answers its example with .*5\.0.*, and answered .*7\.0.* when it was made",
+    "random": "not repeatable",
+    "dies": "its process was ended by SIGKILL|its process ended while it loaded",
+}
+
+
+@pytest.mark.parametrize(
+    "bad", [["broken", "fails", "random"], pytest.param(["other", "dies"], marks=pytest.mark.slow)], ids=",".join
+)
+def test_bad_versions_are_refused_and_the_old_one_serves_on(one: Service, models: Path, bad: list[str]) -> None:
+    with load(one) as asking:
+        one.want(*(one.version(what, models / what) for what in bad))
+        reasons = {what: one.refuses(what) for what in bad}
+    for what, reason in reasons.items():
+        assert re.search(REASONS[what], reason), reason
+        assert "\n" not in reason
+    assert asking.answers() == [1.0]
+    assert one.state["champion"]["version"] == "1"
+    assert one.state["shadow"] is one.state["canary"] is None
+    assert len(one.processes(RUNNER)) <= 2  # of 1, and 2 that is kept
+    one.want(one.version("1", models / "1"))
+    wait_for(lambda: not one.state["refused"], "what nobody wants is not said to be refused")
+
+
+def test_version_whose_interpreter_is_missing_is_refused(one: Service, models: Path) -> None:
+    one.want(one.version("2b", models / "2", python="/nowhere/bin/python"))
+    assert "/nowhere/bin/python" in one.refuses("2b")
+    assert one.post(JSON, BODY).json == {"predictions": [1.0]}
+
+
+def test_files_that_are_broken_or_gone_end_nothing(one: Service, models: Path) -> None:
+    (one.folder / "wanted.json").write_text("{")
+    wait_for(lambda: "is not what it should be" in one.log, "it says so")
+    entry = one.version("3", models / "2")
+    (one.folder / "versions" / "3" / "model.json").write_text("{")
+    one.want(entry)
+    assert "its files cannot be read" in one.refuses("3")
+    one.want(one.version("2", models / "2"))
+    one.serves("2")
+    kept = one.folder / "versions" / "1" / "model.json"
+    card = kept.read_text()
+    kept.unlink()  # of a version that was replaced
+    one.want(one.version("2", models / "2"), canary=None)
+    time.sleep(1)  # some turns of the loop
+    assert one.process.poll() is None
+    kept.write_text(card)
+
+
+def test_model_process_that_is_killed_costs_nobody_anything(one: Service, models: Path) -> None:
+    with load(one) as asking:
+        killed = one.processes(RUNNER)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: (now := one.processes(RUNNER)) and not set(now) & set(killed), "it is started again")
+        asking.some(200)
+    assert asking.answers() == [1.0]
+
+
+def test_http_process_that_is_killed_comes_back_and_counts_on(one: Service) -> None:
+    one.post(JSON, BODY)
+    killed, other = sorted(one.processes(FRONT))
+    spool = one.folder / "state" / "spool"
+    before = sum(sum(each["statuses"].values()) for counts in one.counts() for each in counts["series"])
+    parts = [*spool.glob(f"*-{killed}.part")]
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: len(one.processes(FRONT)) == 2 and killed not in one.processes(FRONT), "it is started again")
+    assert other in one.processes(FRONT)
+    wait_for(lambda: one.routes("1"), "the new one has the route")
+    for _ in range(20):
+        assert one.post(JSON, BODY).status == 200
+    assert sum(sum(each["statuses"].values()) for counts in one.counts() for each in counts["series"]) >= before
+    wait_for(lambda: not any(part.exists() for part in parts), "what it logged is finished by the other")
+
+
+def test_shadow_is_compared_and_nobody_waits_for_it(one: Service, models: Path) -> None:
+    def outcomes() -> dict[str, float]:
+        lines = one.get("/metrics").body.decode().splitlines()
+        said = [line.rpartition(" ") for line in lines if "_shadow_" in line and line[0] != "#"]
+        return {name.split('"')[1] if '"' in name else "largest": float(value) for name, _, value in said}
+
+    one.want(one.version("1", models / "1"), shadow=one.version("2", models / "2"))
+    one.serves("2", "shadow")
+    before = outcomes()
+    with load(one) as asking:
+        pass
+    assert asking.answers() == [1.0]
+    wait_for(lambda: outcomes()["differing"] > before["differing"] + 50, "answers differ")
+    assert outcomes()["largest"] == 1.0
+    assert outcomes()["failed"] == before["failed"]
+    one.want(one.version("1", models / "1"), shadow=one.version("slow", models / "slow"))
+    one.serves("slow", "shadow")
+    with load(one) as asking:
+        asking.some(300)
+    assert max(asking.answers()) == 1.0
+    wait_for(lambda: outcomes()["dropped"] > before["dropped"], "a shadow that is too slow gets no more copies")
+    assert one.get("/version").json["shadow"] == "slow"
+
+
+def test_prediction_log_has_requests_with_answers(one: Service, models: Path) -> None:
+    wait_for(lambda: [*(one.folder / "state" / "spool").glob("*.jsonl")], "a segment is finished")
+    lines = [
+        json.loads(line)
+        for file in (one.folder / "state" / "spool").glob("*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    decoded = next(line for line in lines if line["inputs"] and line["role"] == "champion")
+    assert decoded["inputs"] == FRAME[:1].to_dict("list")
+    assert (decoded["rows"], decoded["status"], len(decoded["predictions"])) == (1, 200, 1)
+    raw = next(line for line in lines if line["raw"])
+    assert raw["raw"] == CSV
+    for line in lines:
+        if line["status"] == 200 and line["role"] == "champion" and line["version"] in ("1", "2"):
+            assert line["predictions"] == [float(line["version"])]
+
+
+# -- Services with settings of their own
+
+
+@pytest.mark.slow
+def test_version_that_hangs_while_it_loads_is_refused(models: Path, tmp_path: Path) -> None:
+    with service(tmp_path, models / "hangs", load_timeout=3) as hanging:
+        reason = hanging.refuses("1")
+        assert reason == "it was not ready within 3 s"
+        assert hanging.get("/ping").status == 503
+        assert hanging.get("/v2/health/live").status == 200
+        wait_for(lambda: not hanging.processes(RUNNER), "its process is ended")
+
+
+def canary_rules(**rules: float) -> str:
+    return json.dumps({"percent": 30, "min_requests": 30, "min_seconds": 0, "max_latency_ratio": 1000, **rules})
+
+
+@pytest.mark.slow
+def test_canary_gets_its_share_and_a_verdict_and_a_restart_serves_what_served(models: Path, tmp_path: Path) -> None:
+    with service(tmp_path, models / "1", canary=canary_rules()) as running:
+        running.serves("1")
+        running.want(running.version("1", models / "1"), canary=running.version("2", models / "2"))
+        running.serves("2", "canary")
+        connection = running.connect()
+        answers = []
+        for _ in range(400):
+            connection.request("POST", "/invocations", BODY, {"content-type": JSON})
+            answers.append(json.loads(connection.getresponse().read())["predictions"][0])
+        connection.close()
+        assert 70 < answers.count(2.0) < 170
+        wait_for(lambda: running.state["canary_verdict"], "there is a verdict")
+        assert running.state["canary_verdict"]["verdict"] == "promote"
+        # One that fails is withdrawn, though the share of callers that it answered heard of it.
+        running.want(running.version("1", models / "1"), canary=running.version("fails later", models / "slow"))
+        running.serves("fails later", "canary")
+        assert running.state["canary_verdict"] is None
+        failing = FRAME[:1].assign(distance=-1.0).to_csv(index=False)
+
+        def withdrawn() -> Any:
+            running.post("text/csv", failing)
+            return running.state["canary_verdict"]
+
+        assert wait_for(withdrawn, "it is withdrawn")["verdict"] == "withdraw"
+        wait_for(lambda: running.routes(None, "canary"), "it gets no more requests")
+        assert {running.post(JSON, BODY).json["predictions"][0] for _ in range(40)} == {1.0}
+        # A version that is refused after a restart is none before which one that served has to step back.
+        running.want(running.version("broken", models / "broken"))
+        running.refuses("broken")
+        assert running.end() == 0
+        running.start()
+        running.serves("1")
+        running.refuses("broken")
+        assert running.post(JSON, BODY).json == {"predictions": [1.0]}
+
+
+SLOWLY = json.dumps({"dataframe_split": {"columns": list(FRAME.columns), "data": [[1.0, 0.0, 0.0]]}})
+
+
+@pytest.mark.slow
+def test_full_queues_and_long_answers_are_refused_and_an_end_answers_what_is_under_way(
+    models: Path, tmp_path: Path
+) -> None:
+    """The model sleeps as many seconds as a request says."""
+    with service(tmp_path, models / "slow", max_queue=3, request_timeout=10) as running:
+        running.serves("1")
+        lasting = SLOWLY.replace("1.0, 0.0", "1.0, 2.0")
+
+        def ask(body: str, into: list[Any]) -> threading.Thread:
+            thread = threading.Thread(target=lambda: into.append(running.post(JSON, body)), daemon=True)
+            thread.start()
+            return thread
+
+        answers: list[Any] = []
+        threads = [ask(lasting, answers) for _ in range(12)]
+        for thread in threads:
+            thread.join(60)
+        full = [each for each in answers if each.status == 503]
+        assert {each.status for each in answers} == {200, 503}
+        assert full
+        assert full[0].headers["retry-after"] == "1"
+        assert full[0].json["error_code"] == "RESOURCE_EXHAUSTED"
+        late = running.post(JSON, SLOWLY.replace("1.0, 0.0", "1.0, 60.0"))
+        assert (late.status, late.json["message"]) == (504, "Request processing time exceeded limit")
+        # Of a process that hangs a new one is made by whoever sees it; here by hand.
+        (pid,) = running.processes(RUNNER)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: running.post(JSON, SLOWLY).status == 200, "it answers again")
+        answers = []
+        threads = [ask(lasting, answers) for _ in range(3)]
+        wait_for(lambda: sum(sum(each["in_flight"].values()) for each in running.counts()) >= 3, "they are under way")
+        assert running.end() == 0
+        for thread in threads:
+            thread.join(60)
+        assert [each.status for each in answers] == [200] * 3
+        assert not running.processes("")
+
+
+@pytest.mark.slow
+def test_processes_end_with_their_service(models: Path, tmp_path: Path) -> None:
+    with service(tmp_path, models / "1") as running:
+        running.serves("1")
+        children = running.processes("")
+        assert len(children) == 2
+        running.process.kill()
+        running.process.wait()
+        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in children), "they end")
