@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -673,3 +675,33 @@ def test_model_that_answers_its_example_otherwise_than_when_it_was_made_is_refus
     else:
         with pytest.raises(ProofError, match=r"it answers its example with .* when it was made"):
             prove(tmp_path / "model", tmp_path / "proof")
+
+
+def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    """Without the garbage collector, which is told to leave what is loaded alone."""
+    from metalworks.inference.served import Route
+
+    prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
+    judge(tmp_path / "proof", ("onnx",))
+    card = {"name": "model", "version": "1", "alias": "champion"}
+    entry = {"id": "1", "card": card, "environment": "", "proof": str(tmp_path / "proof"), "socket": "/nowhere"}
+    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+
+    async def run() -> list[Any]:
+        route = Route()
+        route.follow({"champion": entry, "revision": 1}, settings, Stats())
+        assert route.champion is not None
+        version = route.champion.version
+        assert version.inline is not None
+        await version.outputs([FRAME.to_numpy()])
+        gone = [weakref.ref(version), weakref.ref(version.inline)]
+        del version
+        route.follow({"champion": None, "revision": 2}, settings, Stats())
+        route.in_flight()
+        return [each() for each in gone]
+
+    gc.disable()
+    try:
+        assert asyncio.run(run()) == [None, None]
+    finally:
+        gc.enable()

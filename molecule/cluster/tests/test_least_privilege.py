@@ -266,6 +266,7 @@ def test_an_inference_host_tells_what_became_of_the_models_it_serves_and_changes
         })  # fmt: skip
 
 
+@pytest.mark.usefixtures("authority")
 def test_an_inference_host_may_change_no_other_model() -> None:
     """Nobody serves this one, and a developer made it."""
     other = {"name": f"other-{ABSENT}"}

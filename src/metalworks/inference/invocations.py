@@ -12,7 +12,7 @@ from typing import Any
 from metalworks.inference.batching import QueueFullError
 from metalworks.inference.link import LostError, ModelFailedError
 from metalworks.inference.log import Log
-from metalworks.inference.served import Arm, Arrays, Route
+from metalworks.inference.served import Arm, Arrays, Route, Version
 from metalworks.inference.settings import Settings
 from metalworks.inference.shadow import Shadow
 from metalworks.inference.stats import Stats
@@ -31,6 +31,7 @@ OPEN = frozenset({"/ping", "/health", "/docs", "/v2/health/live", "/v2/health/re
 """Paths that anyone may ask: whether the service works, and the page that asks for a token itself."""
 _OPEN_FILES = "/docs/"
 
+_DECODED = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 
@@ -98,7 +99,7 @@ class Invocations:
             return
         version = arm.version
         arrays: Arrays | None = None
-        if version.decode is not None and content_type.startswith(b"application/json") and len(content_type) == 16:
+        if version.decode is not None and content_type in _DECODED:
             arrays = version.decode(body)
         outputs: Arrays | None = None
         if arrays is not None and version.inline is not None and len(arrays[0]) <= version.inline_rows:
@@ -113,10 +114,8 @@ class Invocations:
             arm.series.observe(seconds, 200)
             await send({"type": "http.response.start", "status": 200, "headers": _headers(answer)})
             await send({"type": "http.response.body", "body": answer})
-            if self.route.shadow is not None:
-                self.shadow.copy(self.route.shadow, arrays, outputs, body, content_type)
-            if self.log is not None and self.log.takes():
-                self.log.add(arm, arrays, body, 200, answer, seconds)
+            if self.route.shadow is not None or self.log is not None:
+                self.copy(arm, (arrays, outputs), (body, content_type), (200, answer, seconds))
             return
         await self._slowly(arm, arrays, body, content_type, began, send)
 
@@ -150,10 +149,28 @@ class Invocations:
             self.stats.error(_KINDS.get(status, "refused" if status < 500 else "failed"))
         more = ((b"retry-after", b"1"),) if status == 503 else ()
         await _send(send, status, media_type, text, *more)
+        decoded = arrays if outputs is not None else None
+        self.copy(arm, (decoded, outputs), (body, content_type), (status, text, seconds))
+
+    def copy(
+        self,
+        arm: Arm,
+        values: tuple[Arrays | None, Arrays | None],
+        request: tuple[bytes, bytes],
+        answer: tuple[int, bytes, float],
+        decode: Callable[[Version], Arrays | None] | None = None,
+    ) -> None:
+        """Hand a request that was answered to the shadow and to the log.
+
+        `values`: inputs and outputs, where it was decoded; `request`: body and content type; `answer`: status, body,
+        seconds; `decode` makes another version's inputs of a request that came in another protocol.
+        """
+        arrays, outputs = values
+        status, text, seconds = answer
         if self.route.shadow is not None and status == 200:
-            self.shadow.copy(self.route.shadow, arrays, outputs, body, content_type)
+            self.shadow.copy(self.route.shadow, outputs, request, decode)
         if self.log is not None and self.log.takes():
-            self.log.add(arm, arrays if outputs is not None else None, body, status, text, seconds)
+            self.log.add(arm, arrays, request[0], status, text, seconds)
 
     async def ask(
         self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: str

@@ -98,6 +98,7 @@ class Link:
                 answered, payload = await future
             except ConnectionResetError:
                 _logger.warning("The model's process ended; what it was asked is asked again")
+                await asyncio.sleep(self.RECONNECT_SECONDS)  # one that is about to end may take connections yet
                 continue
             finally:
                 self._waiting.pop(number, None)

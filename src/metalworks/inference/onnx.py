@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,16 @@ class OnnxModel:
         if len(self._types) != len(self._outputs):
             raise ValueError(f"it has {len(self._outputs)} outputs, not {len(self._types)}")
         self._number = np.dtype(np.float64 if feed.double else np.float32)
-        self._feed: Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]] = (
-            self._columns if feed.columns else self._matrix
-        )
+        # No method of its own as attribute: a cycle would keep it in memory when its version is gone.
+        self._by_columns = feed.columns
         self._exact = [np.dtype(_NUMPY[each.type]) if each.type in _NUMPY else None for each in inputs]
         self._number = self._exact[0] if not feed.columns and self._exact[0] is not None else self._number
         self._run = self.session._sess.run  # the session's own method, without its checks of what is checked here
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return one array per output."""
-        results = self._run(self._outputs, self._feed(arrays), None)
+        fed = self._columns(arrays) if self._by_columns else self._matrix(arrays)
+        results = self._run(self._outputs, fed, None)
         wanted = zip(results, self._types, self._flat, strict=True)
         return [_fit(each, dtype, flat) for each, dtype, flat in wanted]
 

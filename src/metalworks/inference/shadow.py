@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from metalworks.inference.log import Log
-from metalworks.inference.served import Arm, Arrays
+from metalworks.inference.served import Arm, Arrays, Version
 from metalworks.inference.stats import Stats
+
+Decode = Callable[[Version], Arrays | None]
 
 
 class Shadow:
@@ -26,24 +29,30 @@ class Shadow:
     def _count(self, outcome: str) -> None:
         self._stats.shadow[outcome] = self._stats.shadow.get(outcome, 0) + 1
 
-    def copy(self, arm: Arm, arrays: Arrays | None, outputs: Arrays | None, body: bytes, content_type: bytes) -> None:
-        """Take a copy of a request and of what the champion answered; `arrays` and `outputs` where it was decoded."""
+    def copy(
+        self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None = None
+    ) -> None:
+        """Take a copy of a request (body and content type), and of what the champion answered where it was decoded.
+
+        `decode` makes the version's inputs of a request in another protocol than MLflow's.
+        """
         if len(self._tasks) >= self.MOST:
             self._count("dropped")
             return
-        task = asyncio.get_running_loop().create_task(self._ask(arm, arrays, outputs, body, content_type))
+        task = asyncio.get_running_loop().create_task(self._ask(arm, outputs, request, decode))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(
-        self, arm: Arm, arrays: Arrays | None, outputs: Arrays | None, body: bytes, content_type: bytes
-    ) -> None:
+    async def _ask(self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None) -> None:
         version = arm.version
+        body, content_type = request
         began = time.perf_counter()
         arm.working += 1
         try:
             async with asyncio.timeout(self._timeout):
-                mine = version.decode(body) if version.decode is not None and arrays is not None else None
+                mine: Arrays | None = None
+                if version.decode is not None and outputs is not None:
+                    mine = decode(version) if decode is not None else version.decode(body)
                 if mine is not None and outputs is not None:
                     theirs = await version.outputs(mine)
                     difference = _difference(outputs, theirs)
