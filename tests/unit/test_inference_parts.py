@@ -21,7 +21,8 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from metalworks_model_runner import frames
+from metalworks_model_runner import frames, packing
+from metalworks_model_runner.json_equality import same
 from metalworks_model_runner.model import UnfitError, outputs_of
 from metalworks_model_runner.proof import ProofError, prove
 from metalworks_model_runner.signature import describe
@@ -31,9 +32,8 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import ColSpec, Schema
 from prometheus_client.parser import text_string_to_metric_families
 
-from metalworks.inference import answers, canary, rows, stats
+from metalworks.inference import answers, canary, latency, rows, stats
 from metalworks.inference.batching import Batcher, QueueFullError
-from metalworks.inference.example import same
 from metalworks.inference.judge import judge
 from metalworks.inference.log import Log
 from metalworks.inference.settings import Canary, Settings, SettingsError
@@ -198,13 +198,13 @@ def test_answers_that_are_no_arrays_are_left_to_mlflow(result: Any, why: str) ->
 def test_frames_arrive_as_they_were_sent_however_they_are_cut() -> None:
     arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(["a", None, "ü"], dtype=object), np.zeros((0, 2))]
     arrays += [np.asfortranarray(np.arange(6).reshape(2, 3)), np.array([True, False])]
-    about, buffers = frames.pack(arrays)
+    about, buffers = packing.pack(arrays)
     sent = frames.frame(7, frames.ARRAYS, about, buffers) + frames.frame(8, frames.FAILED, "why")
     for size in (1, 3, 50, len(sent)):
         buffer = frames.Buffer()
         came = [each for i in range(0, len(sent), size) for each in buffer.feed(sent[i : i + size])]
         assert [(number, kind) for number, kind, _ in came] == [(7, frames.ARRAYS), (8, frames.FAILED)]
-        known = frames.unpack(*frames.body_of(came[0][2]))
+        known = packing.unpack(*frames.body_of(came[0][2]))
         assert [each.dtype for each in known] == [each.dtype for each in arrays]
         assert [each.tolist() for each in known] == [each.tolist() for each in arrays]
         assert frames.body_of(came[1][2])[0] == "why"
@@ -366,11 +366,11 @@ def test_latencies_are_counted_by_bucket() -> None:
     for seconds in (0.0, 50e-6, 51e-6, 0.01, 1e9):
         series.observe(seconds, 200)
     assert (series.buckets[0], series.buckets[1], series.buckets[-1], series.count) == (2, 1, 1, 5)
-    for bucket in range(stats.BUCKETS - 1):
+    for bucket in range(latency.BUCKETS - 1):
         one = Series("champion", "1", "onnx")
-        one.observe(stats.bound(bucket) * 0.999, 200)
+        one.observe(latency.bound(bucket) * 0.999, 200)
         assert one.buckets[bucket] == 1
-        assert one.quantile(0.95) == stats.bound(bucket)
+        assert latency.quantile(one.buckets, 0.95) == latency.bound(bucket)
 
 
 def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
         one.queue, one.shadow, one.log = 2, {"compared": 3, "largest": 0.5 + slot}, {"written": 7}
         stats.write(one, tmp_path / f"stats-{slot}.json")
     whole = stats.total(stats.read(tmp_path))
-    assert (whole.of("champion", "1", "onnx").errors, whole.of("champion", "1", "onnx").count) == (1, 5)
+    assert whole.of("champion", "1", "onnx").count == 5
     assert whole.shadow["largest"] == 1.5
     info = [{"role": "champion", "model": "delay", "version": "1", "executor": "onnx"}]
     found: dict[tuple[str, ...], float] = {}
@@ -431,23 +431,42 @@ RULES = Canary(percent=10, min_requests=100, min_seconds=60, max_error_rate_incr
 def test_canary_is_judged(
     tmp_path: Path, count: int, errors: int, seconds_each: float, served: float, verdict: str | None
 ) -> None:
-    counts = Stats()
+    trial, counts = canary.Trial(tmp_path, "1", "2"), Stats()
     for i in range(1000):
         counts.of("champion", "1", "onnx").observe(0.01, 500 if count == 1000 and i < 10 else 200)
     for i in range(count):
         counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else 503 if count == 150 else 500)
     stats.write(counts, tmp_path / "stats-0.json")
-    said = canary.verdict(tmp_path, "1", "2", RULES, served)
+    said = trial.verdict(RULES, served)
     assert (said and said["verdict"]) == verdict
     assert said is None or said["reason"]
 
 
 def test_canary_alone_is_not_promoted(tmp_path: Path) -> None:
-    counts = Stats()
+    trial, counts = canary.Trial(tmp_path, "1", "2"), Stats()
     for _ in range(500):
         counts.of("canary", "2", "onnx").observe(0.01, 200)
     stats.write(counts, tmp_path / "stats-0.json")
-    assert canary.verdict(tmp_path, "1", "2", RULES, 1000) is None
+    assert trial.verdict(RULES, 1000) is None
+
+
+def test_what_versions_did_before_a_trial_is_not_compared(tmp_path: Path) -> None:
+    """Neither a champion's slow past makes a canary look quick, nor a canary's old failures condemn it."""
+    counts = Stats()
+    for _ in range(5000):
+        counts.of("champion", "1", "onnx").observe(1.0, 200)
+        counts.of("canary", "2", "onnx").observe(0.001, 500)
+    stats.write(counts, tmp_path / "stats-0.json")
+    trial = canary.Trial(tmp_path, "1", "2")
+    assert trial.verdict(RULES, 1000) is None
+    for _ in range(500):
+        counts.of("champion", "1", "onnx").observe(0.001, 200)
+        counts.of("canary", "2", "onnx").observe(0.1, 200)
+    stats.write(counts, tmp_path / "stats-0.json")
+    said = trial.verdict(RULES, 1000)
+    assert said is not None
+    assert said["verdict"] == "withdraw"
+    assert "ms" in said["reason"]
 
 
 # -- Shadow

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from metalworks.inference.batching import QueueFullError
@@ -176,31 +176,37 @@ class Invocations:
         self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: str
     ) -> tuple[Answer, Arrays | None]:
         """Return the answer to a request, and the outputs it was made of where MLflow did not answer itself."""
+
+        async def work() -> tuple[Answer, Arrays | None]:
+            if arrays is not None:
+                try:
+                    outputs = await arm.version.outputs(arrays)
+                    return (200, JSON, arm.version.write(outputs)), outputs  # type: ignore[misc]
+                except ModelFailedError:
+                    pass  # alone, and by MLflow's own functions, it says why
+            return await arm.version.raw(body, content_type), None
+
         try:
-            async with asyncio.timeout(self.settings.request_timeout):
-                if arrays is not None:
-                    try:
-                        outputs = await arm.version.outputs(arrays)
-                        return (200, JSON, arm.version.write(outputs)), outputs  # type: ignore[misc]
-                    except ModelFailedError:
-                        pass  # alone, and by MLflow's own functions, it says why
-                return await arm.version.raw(body, content_type), None
-        except QueueFullError:
-            return (503, JSON, _FULL), None
-        except TimeoutError:
-            return (504, JSON, _LATE), None
-        except LostError:
-            return (500, JSON, _LOST), None
+            return await self._in_time(work())
         except ModelFailedError as failed:
             return (500, JSON, error("INTERNAL_ERROR", f"The model raised {failed}")), None
 
     async def ask_arrays(self, arm: Arm, arrays: Arrays) -> tuple[Answer, Arrays | None]:
         """Return the outputs for rows that came in another protocol, or the error to answer with."""
+
+        async def work() -> tuple[Answer, Arrays | None]:
+            return (200, JSON, b""), await arm.version.outputs(arrays)
+
         try:
-            async with asyncio.timeout(self.settings.request_timeout):
-                return (200, JSON, b""), await arm.version.outputs(arrays)
+            return await self._in_time(work())
         except ModelFailedError as failed:
             return (400, JSON, error("BAD_REQUEST", f"The model refuses these values: {failed}")), None
+
+    async def _in_time(self, work: Coroutine[Any, Any, tuple[Answer, Arrays | None]]) -> tuple[Answer, Arrays | None]:
+        """Return what the model answers, or the error of a request that it had no time, place or process for."""
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                return await work
         except QueueFullError:
             return (503, JSON, _FULL), None
         except TimeoutError:

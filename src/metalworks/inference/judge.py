@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metalworks_model_runner import frames
+from metalworks_model_runner import array_equality, frames, packing
 
 from metalworks.inference.onnx import Feed, OnnxModel
 
 FACTS, SAMPLES, VERDICT = "facts.json", "samples.bin", "verdict.json"
 INLINE_SECONDS = 200e-6
 """What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
-RELATIVE, OF_SCALE = 1e-5, 1e-6
 
 
 def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def samples(folder: Path) -> dict[str, list[np.ndarray]]:
     result, start = {}, 0
     for name, about in header.items():
         size = sum(each[2] for each in about)
-        result[name] = frames.unpack(about, data[start : start + size])
+        result[name] = packing.unpack(about, data[start : start + size])
         start += size
     return result
 
@@ -116,27 +115,8 @@ def _differs(model: OnnxModel, known: dict[str, list[np.ndarray]], groups: Itera
         for start, end in ((0, count), (0, 1), (1, 6)):
             ours = model([each[start:end] for each in known[rows]])
             expected = [each[start:end] for each in known[answers]]
-            if why := _unequal(ours, expected, known[answers]):
+            if why := array_equality.difference(ours, expected, known[answers]):
                 return f"the converted model answers {what} otherwise than MLflow: {why}"
-    return ""
-
-
-def _unequal(ours: list[np.ndarray], expected: list[np.ndarray], all_of: list[np.ndarray]) -> str:
-    if len(ours) != len(expected):
-        return f"{len(ours)} outputs instead of {len(expected)}"
-    for mine, theirs, whole in zip(ours, expected, all_of, strict=True):
-        if mine.shape != theirs.shape:
-            return f"of shape {list(mine.shape)} instead of {list(theirs.shape)}"
-        if theirs.dtype.kind != "f":
-            if not np.array_equal(mine, theirs):
-                return f"{int(np.sum(mine != theirs))} of {theirs.size} values"
-            continue
-        a, b = mine.astype(np.float64), theirs.astype(np.float64)
-        finite = whole[np.isfinite(whole)]
-        scale = float(np.abs(finite).max()) if finite.size else 0.0
-        same = np.isclose(a, b, rtol=RELATIVE, atol=OF_SCALE * scale, equal_nan=True)
-        if not same.all():
-            return f"{int(np.sum(~same))} of {same.size} values, by up to {float(np.nanmax(np.abs(a - b))):.3g}"
     return ""
 
 

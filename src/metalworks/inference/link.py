@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metalworks_model_runner import frames
+from metalworks_model_runner import frames, packing
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -111,11 +111,11 @@ class Link:
 
         Raises ModelFailedError when the model raises, LostError when its process ends twice.
         """
-        about, buffers = frames.pack(arrays)
+        about, buffers = packing.pack(arrays)
         kind, said, body = await self._ask(frames.ARRAYS, about, buffers)
         if kind == frames.FAILED:
             raise ModelFailedError(said)
-        return frames.unpack(said, body)
+        return packing.unpack(said, body)
 
     async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         """Return status, media type and body as MLflow's scoring server answers this request.

@@ -76,7 +76,8 @@ def runner_folder() -> Path:
 def _provers() -> str:
     """Return a name for the programs that prove: what others found is not to be relied on."""
     total = hashlib.sha256()
-    for file in [*sorted((runner_folder() / RUNNER).glob("*.py")), Path(__file__).with_name("judge.py")]:
+    own = [Path(__file__).with_name(name) for name in ("judge.py", "onnx.py")]
+    for file in [*sorted((runner_folder() / RUNNER).glob("*.py")), *own]:
         total.update(file.read_bytes())
     return total.hexdigest()[:8]
 
@@ -247,7 +248,9 @@ class Release:
 
     async def _ask_example(self, facts: dict[str, Any]) -> None:
         """Raise RefusedError unless the process answers the recorded example as the proof did."""
-        from metalworks.inference.example import ask, same
+        from metalworks_model_runner.json_equality import same
+
+        from metalworks.inference.example import ask
 
         try:
             answer = await ask(self._socket, json.dumps(facts["example"]).encode())

@@ -6,7 +6,6 @@ knows the others' too, and so that a process that takes another's place goes on 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,18 +13,10 @@ from typing import Any
 
 import msgspec
 
-SMALLEST = 50e-6
-"""Upper bound of the first bucket of latencies, in seconds; each next bound is `STEP` times the one before."""
-PER_DOUBLING = 4
-BUCKETS = 4 * 21
-STEP = 2 ** (1 / PER_DOUBLING)
+from metalworks.inference.latency import BUCKETS, PER_DOUBLING, bound, bucket_of
+
 SIZES = tuple(2**i for i in range(15))
 """Upper bounds of the buckets of batch sizes, in rows."""
-
-
-def bound(bucket: int) -> float:
-    """Return the upper bound of a bucket of latencies, in seconds."""
-    return float(SMALLEST * STEP**bucket)
 
 
 class Series(msgspec.Struct):
@@ -43,34 +34,19 @@ class Series(msgspec.Struct):
         key = str(status)
         self.statuses[key] = self.statuses.get(key, 0) + 1
         self.seconds += seconds
-        at = math.ceil(math.log2(seconds / SMALLEST) * PER_DOUBLING) if seconds > SMALLEST else 0
-        self.buckets[min(at, BUCKETS - 1)] += 1
+        self.buckets[bucket_of(seconds)] += 1
 
     @property
     def count(self) -> int:
         """Answers in all."""
         return sum(self.buckets)
 
-    @property
-    def errors(self) -> int:
-        """Answers that tell of a fault of ours: 5xx, but for full queues."""
-        return sum(count for status, count in self.statuses.items() if status[0] == "5" and status != "503")
-
-    def add(self, other: Series, sign: int = 1) -> None:
-        """Add another's counts, or take them away."""
+    def add(self, other: Series) -> None:
+        """Add another's counts."""
         for status, count in other.statuses.items():
-            self.statuses[status] = self.statuses.get(status, 0) + sign * count
-        self.seconds += sign * other.seconds
-        self.buckets = [a + sign * b for a, b in zip(self.buckets, other.buckets, strict=True)]
-
-    def quantile(self, share: float) -> float:
-        """Return the latency in seconds below which this share of the answers stayed, from above."""
-        left = share * self.count
-        for bucket, count in enumerate(self.buckets):
-            left -= count
-            if left <= 0:
-                return bound(bucket)
-        return bound(BUCKETS - 1)
+            self.statuses[status] = self.statuses.get(status, 0) + count
+        self.seconds += other.seconds
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
 
 
 class Stats(msgspec.Struct):

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from metalworks.inference.canary import Trial
 from metalworks.inference.release import Release, Wanted
 from metalworks.inference.settings import Settings, SettingsError
 
@@ -48,6 +49,7 @@ class Supervisor:
         self.serving: dict[str, Release | None] = dict.fromkeys(ROLES)
         self.since: dict[str, float] = {}
         self.verdict: dict[str, Any] | None = None
+        self._trial: Trial | None = None
         self.revision = 0
         self.ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -227,14 +229,14 @@ class Supervisor:
     def _judge_canary(self) -> None:
         release, canary = self.serving["canary"], self.settings.canary
         if release is None or canary is None or self.verdict is not None or self.serving["champion"] is None:
+            self._trial = None
             return
         if release.wanted != self.wanted["canary"]:
             return  # the next one is being made ready
-        from metalworks.inference import canary as judge
-
-        champion = self.serving["champion"].wanted.version
-        seconds = time.time() - self.since["canary"]
-        verdict = judge.verdict(self.settings.runtime, champion, release.wanted.version, canary, seconds)
+        versions = (self.serving["champion"].wanted.version, release.wanted.version)
+        if self._trial is None or self._trial.versions != versions:
+            self._trial = Trial(self.settings.runtime, *versions)
+        verdict = self._trial.verdict(canary)
         if verdict is not None:
             self.verdict = {"version": release.wanted.version, "at": time.time(), **verdict}
             _logger.warning("Canary %s: %s, %s", release.wanted.version, verdict["verdict"], verdict["reason"])

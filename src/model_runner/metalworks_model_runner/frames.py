@@ -1,7 +1,8 @@
 """Messages between the HTTP processes and a model's process, over a Unix socket.
 
 A frame is a prefix (length of the rest, number, kind) and a body: the length of a JSON header, the header, bytes.
-Both sides use this module; an answer has the number of its question.
+Both sides use this module; an answer has the number of its question. The standard library alone: the service's main
+process, which is to be small, speaks so, too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 PREFIX = struct.Struct("<IQB")
 LENGTH = struct.Struct("<I")
 
@@ -20,7 +19,6 @@ RAW, ARRAYS, FAILED = 1, 2, 3
 """Kinds. RAW: a request's body, or its answer, as HTTP has it. ARRAYS: columns or outputs. FAILED: the model raised."""
 
 MAX_FRAME_BYTES = 2**31
-_TEXT = "text"
 
 
 def frame(number: int, kind: int, header: Any, buffers: Sequence[bytes | memoryview] = ()) -> bytes:
@@ -60,33 +58,3 @@ class Buffer:
             payload = bytes(self._bytes[PREFIX.size : end])
             del self._bytes[:end]
             yield number, kind, memoryview(payload)
-
-
-def pack(arrays: Sequence[np.ndarray]) -> tuple[list[Any], list[bytes | memoryview]]:
-    """Return what tells of the arrays, for a header, and their bytes. Arrays of objects hold strings (or null)."""
-    about: list[Any] = []
-    buffers: list[bytes | memoryview] = []
-    for array in arrays:
-        if array.dtype.kind in "OU":
-            data: bytes | memoryview = json.dumps(array.tolist()).encode()
-            about.append([_TEXT, list(array.shape), len(data)])
-        else:
-            data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
-            about.append([array.dtype.str, list(array.shape), array.nbytes])
-        buffers.append(data)
-    return about, buffers
-
-
-def unpack(about: Sequence[Any], data: memoryview) -> list[np.ndarray]:
-    """Return the arrays that `pack` was given."""
-    arrays, start = [], 0
-    for dtype, shape, size in about:
-        part = data[start : start + size]
-        start += size
-        if dtype == _TEXT:
-            array = np.empty(shape, dtype=object)
-            array[...] = np.array(json.loads(bytes(part)), dtype=object).reshape(shape)
-        else:
-            array = np.frombuffer(part, dtype=np.dtype(dtype)).reshape(shape)
-        arrays.append(array)
-    return arrays

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from metalworks_model_runner import convert, frames, samples
+from metalworks_model_runner import array_equality, convert, frames, packing, samples
+from metalworks_model_runner.json_equality import same
 from metalworks_model_runner.model import Arrays, Form, Model, Outputs, UnfitError, outputs_of
 from metalworks_model_runner.signature import NUMPY
 
 FACTS, SAMPLES = "facts.json", "samples.bin"
-RELATIVE, OF_SCALE = 1e-5, 1e-6
-"""Two answers are equal when they differ by at most this share of the value, or of the largest value answered."""
 EDGES = 256
 EXPECTED = "metalworks.example_predictions"
 """Key of a model's own metadata: what it answered to its example when it was made."""
@@ -31,25 +29,6 @@ EXPECTED = "metalworks.example_predictions"
 
 class ProofError(Exception):
     """The model must not be served; the message says why."""
-
-
-def equal(ours: Outputs, expected: Outputs) -> bool:
-    """Tell whether two answers are the same: kinds and shapes exactly, numbers within the tolerance."""
-    return len(ours) == len(expected) and all(_equal(a, b) for a, b in zip(ours, expected, strict=True))
-
-
-def _equal(ours: np.ndarray, expected: np.ndarray) -> bool:
-    if ours.shape != expected.shape:
-        return False
-    if expected.dtype.kind != "f":
-        return bool(np.array_equal(ours, expected))
-    if ours.dtype.kind != "f":
-        return False
-    a, b = ours.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(b)
-    scale = float(np.abs(b[finite]).max()) if finite.any() else 0.0
-    same = np.isclose(a, b, rtol=RELATIVE, atol=OF_SCALE * scale, equal_nan=True)
-    return bool(same.all())
 
 
 def prove(folder: Path, into: Path) -> dict[str, Any]:
@@ -99,25 +78,12 @@ def _example(model: Model, facts: dict[str, Any]) -> Any:
     recorded = (model.pyfunc.metadata.metadata or {}).get(EXPECTED)
     if recorded is not None:
         ours = facts["example_answer"].get("predictions")
-        if not same_json(ours, recorded):
+        if not same(ours, recorded):
             raise ProofError(
                 f"it answers its example with {_short(ours)}, and answered {_short(recorded)} when it was made: "
                 "its environment here is not the recorded one, or its files changed"
             )
     return model.pyfunc.metadata.load_input_example(str(model.folder))
-
-
-def same_json(ours: Any, expected: Any) -> bool:
-    """Tell whether two answers in JSON are the same, numbers within the tolerance."""
-    if isinstance(expected, list) and isinstance(ours, list):
-        return len(ours) == len(expected) and all(map(same_json, ours, expected))
-    if isinstance(expected, dict) and isinstance(ours, dict):
-        return ours.keys() == expected.keys() and all(same_json(ours[key], expected[key]) for key in expected)
-    if isinstance(expected, bool) is not isinstance(ours, bool):
-        return False
-    if isinstance(expected, float) and isinstance(ours, int | float):
-        return math.isclose(ours, expected, rel_tol=RELATIVE, abs_tol=1e-9) or (ours != ours and expected != expected)
-    return bool(ours == expected)
 
 
 def _short(value: Any) -> str:
@@ -183,7 +149,7 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
         groups |= {"nulls": nulls, "null_answers": null_answers}
     header, buffers = {}, []
     for name, arrays in groups.items():
-        header[name], more = frames.pack(arrays)
+        header[name], more = packing.pack(arrays)
         buffers += more
     (into / SAMPLES).write_bytes(frames.frame(0, frames.ARRAYS, header, buffers))
     return ""
@@ -223,7 +189,7 @@ def _apart(ask: Callable[[Arrays], Any], rows: Arrays, expected: Outputs) -> boo
     except Exception:  # whatever it raises, it does not answer them
         return False
     joined = [np.concatenate(each) for each in zip(*answers, strict=True)]
-    return equal(joined, expected)
+    return not array_equality.difference(joined, expected)
 
 
 def _with_nulls(facts: dict[str, Any], rows: Arrays) -> Arrays:
@@ -261,7 +227,7 @@ def _native(
     for name, ask in ways.items():
         try:
             form, ours = outputs_of(ask(rows), len(rows[0]))
-            fits = form == wanted[0] and equal(ours, wanted[1]) and _apart(ask, rows, wanted[1])
+            fits = form == wanted[0] and not array_equality.difference(ours, wanted[1]) and _apart(ask, rows, wanted[1])
         except Exception as error:  # the library's way of refusing
             whys.append(f"{name}: {' '.join(str(error).split())[:200]}")
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metalworks_model_runner import frames
+from metalworks_model_runner import frames, packing
 from metalworks_model_runner.model import Arrays, Model, Outputs, outputs_of
 
 THREADS = 8
@@ -84,7 +84,7 @@ class Server:
             if kind == frames.RAW:
                 self._pool.submit(self._answer_raw, peer, number, header, bytes(body))
             else:
-                self._pending.append((peer, number, frames.unpack(header, body)))
+                self._pending.append((peer, number, packing.unpack(header, body)))
 
     def _answer_raw(self, peer: _Peer, number: int, content_type: str, body: bytes) -> None:
         try:
@@ -132,7 +132,7 @@ class Server:
 
     @staticmethod
     def _send(peer: _Peer, number: int, outputs: Outputs) -> None:
-        about, buffers = frames.pack(outputs)
+        about, buffers = packing.pack(outputs)
         peer.send(frames.frame(number, frames.ARRAYS, about, buffers))
 
 

@@ -1,0 +1,33 @@
+"""Latencies as counts per bucket: small to keep, and enough to say a percentile. The standard library alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+SMALLEST = 50e-6
+"""Upper bound of the first bucket, in seconds; each next bound is a fixed factor above."""
+PER_DOUBLING = 4
+BUCKETS = 4 * 21
+STEP = 2 ** (1 / PER_DOUBLING)
+
+
+def bound(bucket: int) -> float:
+    """Return the upper bound of a bucket, in seconds."""
+    return float(SMALLEST * STEP**bucket)
+
+
+def bucket_of(seconds: float) -> int:
+    """Return the bucket that a latency is counted in."""
+    at = math.ceil(math.log2(seconds / SMALLEST) * PER_DOUBLING) if seconds > SMALLEST else 0
+    return min(at, BUCKETS - 1)
+
+
+def quantile(buckets: Sequence[int], share: float) -> float:
+    """Return the latency in seconds below which this share of the counted stayed, from above."""
+    left = share * sum(buckets)
+    for bucket, count in enumerate(buckets):
+        left -= count
+        if left <= 0:
+            return bound(bucket)
+    return bound(BUCKETS - 1)
