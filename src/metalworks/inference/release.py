@@ -181,7 +181,8 @@ class Release:
         if not (proof / FACTS).exists():
             await self._run(
                 [self.wanted.python, "-m", RUNNER, "prove", "--model", str(self._model), "--into", str(proof)],
-                self._environment(),
+                # Libraries would take a thread per core, from those who answer requests meanwhile.
+                {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **self._environment()},
             )
         judge = [sys.executable, "-m", "metalworks.inference.judge", str(proof), json.dumps(self.settings.executors)]
         await self._run(judge, {**os.environ})
@@ -196,7 +197,6 @@ class Release:
 
     def _environment(self) -> dict[str, str]:
         own = {"PYTHONPATH": str(runner_folder()), "PYTHONDONTWRITEBYTECODE": "1", "DO_NOT_TRACK": "true"}
-        # Rows are the parallelism; libraries that start a thread per core each would take them from one another.
         return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **own}
 
     async def _run(self, command: list[str], environment: dict[str, str]) -> None:

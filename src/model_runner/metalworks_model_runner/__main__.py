@@ -13,16 +13,19 @@ REFUSED = 3
 """Exit code of a model that must not be served; the last line on standard error says why."""
 
 
+CAP_SYS_NICE = 23
+"""As <linux/capability.h> numbers it."""
+
+
 class Polite:
     """Lets those go first who answer requests, until `end`: loading and proving a model can wait."""
 
     STEPS = 10
 
-    def __init__(self) -> None:
-        """Begin, where the limits allow to end it."""
+    def __init__(self, *, for_good: bool) -> None:
+        """Begin: `for_good`, or where the limits allow to end it."""
         self.now = os.getpriority(os.PRIO_PROCESS, 0)
-        allowed = 20 - resource.getrlimit(resource.RLIMIT_NICE)[0]
-        self.may = os.geteuid() == 0 or allowed <= self.now
+        self.may = for_good or _may_be_as_important_as(self.now)
         if self.may:
             os.setpriority(os.PRIO_PROCESS, 0, self.now + self.STEPS)
 
@@ -30,6 +33,15 @@ class Polite:
         """Be as important as before."""
         if self.may:
             os.setpriority(os.PRIO_PROCESS, 0, self.now)
+
+
+def _may_be_as_important_as(nice: int) -> bool:
+    """Tell whether a process that stepped back may have this nice value again: by its limit, or its capability."""
+    if 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= nice:
+        return True
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> CAP_SYS_NICE & 1)
 
 
 def main() -> int:
@@ -49,7 +61,7 @@ def main() -> int:
     for command in (prove, serve):
         command.add_argument("--model", type=Path, required=True, help="folder of the MLflow model")
     arguments = parser.parse_args()
-    polite = Polite()
+    polite = Polite(for_good=arguments.command == "prove")
     # Models with type hints hold callers to them only where MLflow is told that it serves.
     os.environ["_MLFLOW_IS_IN_SERVING_ENVIRONMENT"] = "true"
     try:
