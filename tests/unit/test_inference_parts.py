@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import random
+import sys
 import threading
 import time
 import weakref
@@ -21,7 +22,8 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from metalworks_model_runner import frames, packing
+import threadpoolctl
+from metalworks_model_runner import frames, packing, threads
 from metalworks_model_runner.json_equality import same
 from metalworks_model_runner.model import UnfitError, outputs_of
 from metalworks_model_runner.proof import ProofError, prove
@@ -356,6 +358,86 @@ def test_after_a_batch_the_next_waits_a_little_for_as_many() -> None:
         assert model.batches == [4, 4]
 
     batched(work)
+
+
+def test_callers_in_two_groups_that_take_turns_become_one() -> None:
+    async def work(batcher: Batcher, model: Model) -> None:
+        model.may.clear()
+        first = [batcher.put(rows_of(1.0)) for _ in range(4)]
+        await turns()
+        waiting = [batcher.put(rows_of(1.0)) for _ in range(4)]  # while the others are in the model
+        batcher.PATIENCE = 1e9
+        model.may.set()
+        await asyncio.gather(*first)
+        again = [batcher.put(rows_of(1.0)) for _ in range(4)]
+        await asyncio.gather(*waiting, *again)
+        assert model.batches == [4, 8]
+
+    batched(work)
+
+
+# -- Threads
+
+
+class Library:
+    """An OpenMP of which one thread is quicker up to so many rows."""
+
+    def __init__(self, quick_alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_threads, self.quick_alone, self.now = 8, quick_alone, 0.0
+        monkeypatch.setattr(threads.time, "perf_counter", lambda: self.now)
+        controller = SimpleNamespace(select=lambda user_api: SimpleNamespace(lib_controllers=[self]))
+        module = SimpleNamespace(ThreadpoolController=lambda: controller)
+        monkeypatch.setitem(sys.modules, "threadpoolctl", module)
+
+    def set_num_threads(self, number: int) -> None:
+        self.num_threads = number
+
+    def ask(self, rows: Sequence[np.ndarray]) -> None:
+        self.now += 0.002 if (len(rows[0]) <= self.quick_alone) is (self.num_threads > 1) else 0.001
+
+
+@pytest.mark.parametrize(("quick_alone", "few"), [(0, 0), (1, 1), (20, 8), (1000, 64)])
+def test_a_few_rows_get_one_thread_where_that_is_quicker(
+    quick_alone: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(quick_alone, monkeypatch)
+    chosen = threads.Threads()
+    chosen.measure(library.ask, [np.zeros((256, 3))])
+    assert (chosen.few, library.num_threads) == (few, 8)
+    for count, wanted in ((few, 1), (few + 1, 8), (few, 1)) if few else ((1, 8),):
+        chosen.fit(count)
+        assert library.num_threads == wanted
+
+
+def test_work_that_takes_long_is_left_to_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(1000, monkeypatch)
+
+    def slow(rows: Sequence[np.ndarray]) -> None:
+        library.now += 100 * threads.SLOW_SECONDS
+
+    chosen = threads.Threads()
+    chosen.measure(slow, [np.zeros((256, 3))])
+    assert (chosen.few, library.num_threads, library.now) == (0, 8, 100 * threads.SLOW_SECONDS)
+
+
+def test_without_threadpoolctl_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    chosen = threads.Threads()
+    chosen.measure(lambda rows: pytest.fail("asked"), [np.zeros((256, 3))])
+    chosen.fit(1)
+
+
+def test_threads_of_this_machines_own_library_are_set() -> None:
+    """scikit-learn's; the thread that asks is the one that counts."""
+    controller = threadpoolctl.ThreadpoolController().select(user_api="openmp")
+    before = [each.num_threads for each in controller.lib_controllers]
+    assert before
+    chosen = threads.Threads()
+    chosen.few = 1
+    chosen.fit(1)
+    assert {each.num_threads for each in controller.lib_controllers} == {1}
+    chosen.fit(2)
+    assert [each.num_threads for each in controller.lib_controllers] == before
 
 
 # -- Counts
@@ -708,14 +790,14 @@ def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path) -> None:
 
     async def run() -> list[Any]:
         route = Route()
-        route.follow({"champion": entry, "revision": 1}, settings, Stats())
+        await route.follow({"champion": entry, "revision": 1}, settings, Stats())
         assert route.champion is not None
         version = route.champion.version
         assert version.inline is not None
         await version.outputs([FRAME.to_numpy()])
         gone = [weakref.ref(version), weakref.ref(version.inline)]
         del version
-        route.follow({"champion": None, "revision": 2}, settings, Stats())
+        await route.follow({"champion": None, "revision": 2}, settings, Stats())
         route.in_flight()
         return [each() for each in gone]
 

@@ -157,6 +157,13 @@ def test_new_version_takes_over_and_going_back_starts_nothing(one: Service, mode
     assert (said["version"], said["executor"]) == ("1", "onnx")
 
 
+def test_what_was_loaded_politely_answers_with_all_its_threads_at_once(one: Service) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, one.process.pid)
+    for process in one.processes(RUNNER):
+        threads = [int(each.name) for each in Path(f"/proc/{process}/task").iterdir()]
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {own}
+
+
 REASONS = {
     "broken": r"No such file|does not exist|Could not find",
     "fails": "it does not answer its own example: ",

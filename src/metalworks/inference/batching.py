@@ -21,7 +21,7 @@ class Batcher:
 
     Nobody waits for company while the model is idle: a batch leaves at the end of the loop's turn in which its first
     request came. Right after a batch, those that were answered tend to come again at once, so the next one waits for
-    as many, but for no longer than `PATIENCE` of what the last one took.
+    as many, but for no longer than `PATIENCE` of what the last one took: else callers stay in groups that take turns.
     """
 
     PATIENCE = 0.15
@@ -44,6 +44,7 @@ class Batcher:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_size, self._last_seconds, self._last_end = 0, 0.0, 0.0
+        self._awaited = 0  # requests that are enough for the timer's batch to leave before its time
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -66,13 +67,17 @@ class Batcher:
                 patience = self._last_seconds * self.PATIENCE
                 rest = self._last_end + patience - time.perf_counter()
                 if rest > 0 and len(self._queue) < self._last_size:
-                    self._timer = loop.call_later(rest, self._leave)
+                    self._wait(rest, self._last_size)
                 else:
                     self._busy = True
                     loop.call_soon(self._start)
-            elif len(self._queue) >= self._last_size:
+            elif len(self._queue) >= self._awaited:
                 self._leave()
         return future
+
+    def _wait(self, seconds: float, requests: int) -> None:
+        self._awaited = requests
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._leave)
 
     def _leave(self) -> None:
         if self._timer is not None:
@@ -109,11 +114,11 @@ class Batcher:
 
     def _next(self) -> None:
         """Start what waited under the last batch, once those that it answered had a moment to come again."""
-        if len(self._queue) >= self._last_size:
+        if sum(len(arrays[0]) for arrays, _ in self._queue) >= self.max_rows:
             self._busy = True
             self._start()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._last_seconds * self.PATIENCE, self._leave)
+        else:
+            self._wait(self._last_seconds * self.PATIENCE, len(self._queue) + self._last_size)
 
     async def _answer(self, batch: list[tuple[Arrays, asyncio.Future[list[np.ndarray]]]], rows: int) -> None:
         self._observe(rows)

@@ -59,7 +59,7 @@ class Front:
         self.stats.queue = sum(arm.version.queue for arm in self.route.arms)
         stats.write(self.stats, self.file)
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Follow the route, if it is another than before."""
         path = self.settings.runtime / ROUTE
         try:
@@ -71,7 +71,7 @@ class Front:
         self._seen = changed
         wanted: dict[str, Any] = json.loads(path.read_text())
         try:
-            self.route.follow(wanted, self.settings, self.stats)
+            await self.route.follow(wanted, self.settings, self.stats)
         except Exception:
             # The supervisor waits for the revision in vain, and says so; what is served goes on.
             _logger.exception("The route's revision %s cannot be followed", wanted.get("revision"))
@@ -83,7 +83,7 @@ class Front:
         """Look and publish until the server ends; end it when the supervisor is gone."""
         published = 0.0
         while not server.should_exit:
-            self.look()
+            await self.look()
             if time.monotonic() - published > PUBLISH_SECONDS:
                 self.publish()
                 published = time.monotonic()
@@ -112,7 +112,7 @@ class Front:
         server = uvicorn.Server(config)
         # Nobody is let in before there is something to say: whoever asks meanwhile tries another host, or again.
         while not self._seen:
-            self.look()
+            await self.look()
             if os.getppid() != self._parent:
                 return
             await asyncio.sleep(LOOK_SECONDS)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metalworks_model_runner import array_equality, frames, packing
+from metalworks_model_runner import array_equality, evidence
 
 from metalworks.inference.onnx import Feed, OnnxModel
 
-FACTS, SAMPLES, VERDICT = "facts.json", "samples.bin", "verdict.json"
+FACTS, VERDICT = "facts.json", "verdict.json"
 INLINE_SECONDS = 200e-6
 """What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
 
@@ -65,7 +65,7 @@ def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any
     if not found:
         whys.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
         return None
-    known = samples(folder)
+    known = evidence.read(folder)
     for candidate in found:
         feed = Feed(candidate["double"], candidate["columns"])
         try:
@@ -88,18 +88,6 @@ def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any
             }
     whys.append(f"not onnx: {why}")
     return None
-
-
-def samples(folder: Path) -> dict[str, list[np.ndarray]]:
-    """Return the rows and answers of a proof, by name."""
-    ((_, _, payload),) = frames.Buffer().feed((folder / SAMPLES).read_bytes())
-    header, data = frames.body_of(payload)
-    result, start = {}, 0
-    for name, about in header.items():
-        size = sum(each[2] for each in about)
-        result[name] = packing.unpack(about, data[start : start + size])
-        start += size
-    return result
 
 
 ROWS = (("rows", "expected", "rows of its kind"), ("edges", "edge_answers", "rows at its trees' thresholds"))

@@ -138,8 +138,11 @@ class Release:
             "socket": str(self._socket),
         }
 
-    async def prepare(self) -> None:
-        """Prove the version, start its process, and ask it for its example; ready or refused in the end."""
+    async def prepare(self, *, hurry: bool) -> None:
+        """Prove the version, start its process, and ask it for its example; ready or refused in the end.
+
+        In a `hurry`, because nobody serves, with all processors; else it leaves one to those who answer requests.
+        """
         if self.preparing:
             return
         self.preparing = True
@@ -147,9 +150,10 @@ class Release:
         try:
             async with asyncio.timeout(self.settings.load_timeout):
                 self.card = json.loads(Path(self.wanted.path, CARD).read_text())
-                # Side by side: loading a model takes about as long as proving it.
-                self._process = await self._spawn()
+                if hurry:  # loading a model takes about as long as proving it
+                    self._process = await self._spawn()
                 await self._prove()
+                self._process = self._process or await self._spawn()
                 await self._start(self._process)
             self.ready = True
             took = time.monotonic() - began
@@ -232,7 +236,8 @@ class Release:
         """Start a process that loads the model, and then waits to be told how to serve it."""
         self._socket.unlink(missing_ok=True)
         command = [self.wanted.python, "-m", RUNNER, "serve", "--model", str(self._model)]
-        command += ["--socket", str(self._socket), "--max-rows", str(self.settings.max_batch_rows)]
+        command += ["--proof", str(self._proof), "--socket", str(self._socket)]
+        command += ["--max-rows", str(self.settings.max_batch_rows)]
         # Its standard input ends with this process, and it with that.
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*command, env=self._environment(), stdin=pipe)

@@ -149,7 +149,7 @@ class Route:
         """Everybody who gets requests, or still works on one."""
         return [arm for arm in (self.champion, self.canary, self.shadow) if arm] + [arm for arm, _ in self.leaving]
 
-    def follow(self, wanted: dict[str, Any], settings: Settings, stats: Stats) -> None:
+    async def follow(self, wanted: dict[str, Any], settings: Settings, stats: Stats) -> None:
         """Become what the supervisor's file says; versions that are known already are kept.
 
         Raises what loading a version raises; the route is then as before.
@@ -163,9 +163,9 @@ class Route:
             elif now is not None and now.version.id == entry["id"]:
                 arms[role] = now
             else:
-                version = known.get(entry["id"]) or Version(entry, settings, stats)
-                known[entry["id"]] = version
-                arms[role] = Arm.of(version, role, stats)
+                if entry["id"] not in known:
+                    await asyncio.to_thread(_load, known, entry, settings, stats)
+                arms[role] = Arm.of(known[entry["id"]], role, stats)
         for role, arm in arms.items():
             before = getattr(self, role)
             if before is not None and before is not arm:
@@ -186,3 +186,11 @@ class Route:
         for arm in self.arms:
             counts[arm.version.id] = counts.get(arm.version.id, 0) + arm.working
         return counts
+
+
+def _load(known: dict[str, Version], entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+    """Make a version ready, in a thread: to read a converted forest takes as long as thousands of requests.
+
+    A thread's result would stay referred to by what carried it over, and the version in memory for good.
+    """
+    known[entry["id"]] = Version(entry, settings, stats)

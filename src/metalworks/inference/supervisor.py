@@ -160,7 +160,7 @@ class Supervisor:
             if release.refused and time.time() - release.refused_at > RETRY_SECONDS:
                 release.forget()
             if release.idle:
-                self._spawn(release.prepare())
+                self._spawn(release.prepare(hurry=self.serving["champion"] is None))
             if release.ready and self.serving[role] is not release:
                 if role == "champion":
                     self._write(self._last, {"champion": dataclasses.asdict(wanted)})
@@ -250,7 +250,7 @@ class Supervisor:
         if wanted is None or wanted == self.wanted["champion"] or not Path(wanted.path).is_dir():
             return
         release = self._release(wanted)
-        await release.prepare()
+        await release.prepare(hurry=True)
         if release.ready and self.serving["champion"] is None:
             self._set("champion", release)
             await self._route()

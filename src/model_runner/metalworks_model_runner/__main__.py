@@ -30,9 +30,10 @@ class Polite:
             os.setpriority(os.PRIO_PROCESS, 0, self.now + self.STEPS)
 
     def end(self) -> None:
-        """Be as important as before."""
+        """Be as important as before, with the threads that libraries have made since."""
         if self.may:
-            os.setpriority(os.PRIO_PROCESS, 0, self.now)
+            for thread in Path("/proc/self/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), self.now)
 
 
 def _may_be_as_important_as(nice: int) -> bool:
@@ -57,6 +58,7 @@ def main() -> int:
         "and answers until standard input ends.",
     )
     serve.add_argument("--socket", type=Path, required=True)
+    serve.add_argument("--proof", type=Path, required=True, help="folder with what `prove` found")
     serve.add_argument("--max-rows", type=int, default=1024, help="rows that go through the model together")
     for command in (prove, serve):
         command.add_argument("--model", type=Path, required=True, help="folder of the MLflow model")
@@ -70,7 +72,7 @@ def main() -> int:
 
             prove_model(arguments.model, arguments.into)
             return 0
-        from metalworks_model_runner import memory
+        from metalworks_model_runner import evidence, memory
         from metalworks_model_runner.model import Model
         from metalworks_model_runner.server import Server, end_with
 
@@ -80,7 +82,8 @@ def main() -> int:
         way = sys.stdin.readline().strip()
         if not way:
             return 0
-        server = Server(model, way, arguments.max_rows)
+        rows = evidence.read(arguments.proof).get("rows", []) if way != "mlflow" else []
+        server = Server(model, way, arguments.max_rows, rows)
         end_with(sys.stdin.fileno())
     except Exception as error:  # a model's own code may raise anything
         traceback.print_exc()

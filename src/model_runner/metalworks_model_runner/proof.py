@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from metalworks_model_runner import array_equality, convert, frames, packing, samples
+from metalworks_model_runner import array_equality, convert, evidence, samples
 from metalworks_model_runner.json_equality import same
 from metalworks_model_runner.model import Arrays, Form, Model, Outputs, UnfitError, outputs_of
 from metalworks_model_runner.signature import NUMPY
 
-FACTS, SAMPLES = "facts.json", "samples.bin"
+FACTS = "facts.json"
 EDGES = 256
 EXPECTED = "metalworks.example_predictions"
 """Key of a model's own metadata: what it answered to its example when it was made."""
@@ -147,11 +147,7 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
     groups = {"rows": rows, "expected": expected, "edges": edges, "edge_answers": edge_answers}
     if null_answers is not None:
         groups |= {"nulls": nulls, "null_answers": null_answers}
-    header, buffers = {}, []
-    for name, arrays in groups.items():
-        header[name], more = packing.pack(arrays)
-        buffers += more
-    (into / SAMPLES).write_bytes(frames.frame(0, frames.ARRAYS, header, buffers))
+    evidence.write(into, groups)
     return ""
 
 

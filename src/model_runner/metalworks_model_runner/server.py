@@ -16,6 +16,7 @@ import numpy as np
 
 from metalworks_model_runner import frames, packing
 from metalworks_model_runner.model import Arrays, Model, Outputs, outputs_of
+from metalworks_model_runner.threads import Threads
 
 THREADS = 8
 """Requests that MLflow answers one by one, at the same time: its own server does so in threads, too."""
@@ -42,16 +43,22 @@ class _Peer:
 class Server:
     """The loop of the process."""
 
-    def __init__(self, model: Model, way: str, max_rows: int) -> None:
-        """Serve `model`, arrays by `way`: `pyfunc`, or the name of a native one; at most `max_rows` at a time."""
+    def __init__(self, model: Model, way: str, max_rows: int, rows: Arrays = ()) -> None:
+        """Serve `model`, arrays by `way`: `pyfunc`, or the name of a native one; at most `max_rows` at a time.
+
+        `rows` are some to try how many threads are best.
+        """
         self.model, self.max_rows = model, max_rows
         self.ask: Callable[[Arrays], Any] = model.by_pyfunc if way in ("pyfunc", "mlflow") else model.native()[way]
         self._pool = ThreadPoolExecutor(THREADS)
         self._selector = selectors.DefaultSelector()
         self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []
+        self._rows, self._threads = rows, Threads()
 
     def listen(self, path: Path) -> None:
         """Answer for ever on a socket at `path`, which is there once somebody may connect."""
+        if self._rows:
+            self._threads.measure(self.ask, self._rows)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
@@ -106,6 +113,7 @@ class Server:
                 if len(batch) == 1
                 else [np.concatenate(each) for each in zip(*(arrays for _, _, arrays in batch), strict=True)]
             )
+            self._threads.fit(rows)
             outputs = outputs_of(self.ask(joined), rows)[1]
         except Exception as error:  # whatever a model raises
             if len(batch) > 1:  # one of them is to blame, and only that one is to hear of it
