@@ -217,6 +217,29 @@ def test_environments_that_nobody_wants_are_removed(environments: Environments, 
     assert {path.name for path in environments.root.iterdir()} == {environments._name(lock), "a", "b"}
 
 
+def test_nothing_is_kept_of_packages_that_no_environment_has(
+    environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
+) -> None:
+    def kept() -> set[str]:
+        found = (tmp_path / "uv-cache").rglob("*.dist-info/METADATA")
+        return {path.parent.name.removesuffix(".dist-info") for path in found}
+
+    add_wheel(wheels, "scaler", "1.5")
+    add_wheel(wheels, "helper", "2.0")
+    old, new = (
+        resolver.ensure_lock(version_dir(tmp_path / version, f"scaler=={version}", "helper"))
+        for version in ("1.0", "1.5")
+    )
+    for lock in (old, new):
+        python = environments.ensure(lock)
+    both = {"helper-2.0", f"mlflow-{MLFLOW}"}
+    assert kept() >= {"scaler-1.0", "scaler-1.5", *both}
+    environments.tidy([new], more=0)
+    assert kept() >= both
+    assert not kept() & {"scaler-1.0", "scaler-1.5"}
+    assert "scaler-1.5" in {path.name.removesuffix(".dist-info") for path in python.parents[1].rglob("*.dist-info")}
+
+
 def test_a_program_is_ended_when_the_follower_is_to_end() -> None:
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()

@@ -58,12 +58,27 @@ class Environments:
         return python
 
     def tidy(self, keep: Iterable[Path], more: int) -> None:
-        """Remove all but the environments of these locks and as many of the others that were wanted last."""
+        """Remove all but the environments of these locks and as many of the others that were wanted last.
+
+        What uv keeps of their packages goes with them, unless an environment that stays has the same versions.
+        """
         stays = {self.root / self._name(lock) for lock in keep if lock.exists()}
         others = {folder for folder in self.root.glob("*") if folder.is_dir()} - stays
-        for folder in sorted(others, key=lambda folder: -(folder / MARKER).stat().st_mtime_ns)[more:]:
+        gone = sorted(others, key=lambda folder: -(folder / MARKER).stat().st_mtime_ns)[more:]
+        packages = {package for folder in gone for package in _packages(folder)}
+        for folder in gone:
             shutil.rmtree(folder)
+        packages -= {package for folder in self.root.glob("*") for package in _packages(folder)}
+        if packages:
+            with self.programs.turn:
+                names = {package.partition("-")[0] for package in packages}
+                self.programs.run([self.uv, "cache", "clean", "--quiet", *sorted(names)], cwd=self.root)
 
     def _name(self, lock: Path) -> str:
         """Return 16 hexadecimal digits over the lock and the interpreter's version."""
         return hashlib.sha256(lock.read_bytes() + f"\0{self.version}".encode()).hexdigest()[:16]
+
+
+def _packages(environment: Path) -> set[str]:
+    """Return what is installed, each as name-version."""
+    return {path.name.removesuffix(".dist-info") for path in environment.glob("lib/*/site-packages/*.dist-info")}
