@@ -179,6 +179,19 @@ def prefect(opened: Browser, password: str) -> None:
         keep(shown, "prefect-run")
 
 
+def inference(opened: Browser, token: str) -> None:
+    """The API of the model in service, with its own columns; the page asks for the token."""
+    site = f"inference.{DOMAIN}"
+    with page(opened, site) as shown:
+        shown.goto(f"https://{site}/delay/docs")
+        shown.get_by_label("Your token").fill(token)
+        shown.get_by_role("button", name="Show the API").click()
+        shown.locator("#operations-tag-MLflow, .opblock-post").get_by_text("/invocations").first.click()
+        expect(shown.get_by_text("carrier").first).to_be_visible(timeout=TIMEOUT)
+        shown.get_by_text("/invocations").first.scroll_into_view_if_needed()
+        keep(shown, "inference")
+
+
 def main() -> None:
     """Look at everything."""
     prepare()
@@ -190,6 +203,7 @@ def main() -> None:
         mlflow(opened, vault["vault_user_passwords"][PERSON])
         champion(opened, vault["vault_user_passwords"][PERSON])
         prefect(opened, vault["vault_user_passwords"][PERSON])
+        inference(opened, vault["vault_inference_tokens"][PERSON])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from metalworks_model_runner.proof import prove
 from schemathesis.checks import ignored_auth, negative_data_rejection
 from schemathesis.config import SchemathesisConfig
 
+from metalworks.inference import schema
 from metalworks.inference.app import create_app
 from metalworks.inference.served import Route
 from metalworks.inference.settings import Settings
@@ -171,6 +173,15 @@ def test_what_is_no_operation_is_refused_in_the_form_of_all_errors(method: str, 
     assert {"error_code", "message"} == set(answer.json())
     if status == 405:
         assert answer.headers["allow"]
+
+
+def test_schema_of_a_model_whose_example_has_gaps_is_json() -> None:
+    split = {"columns": ["late", "carrier"], "data": [[math.nan, "UA"], [3.5, None]]}
+    facts = {"columns": None, "tensor": None, "example": {"dataframe_split": split}}
+    facts["example_answer"] = {"predictions": [{"least": -math.inf, "most": 2.0}]}
+    said = schema.invocations(SimpleNamespace(facts=facts))  # type: ignore[arg-type]
+    payload = json.loads(json.dumps(said, allow_nan=False))["requestBody"]["content"][JSON]
+    assert payload["example"]["dataframe_split"]["data"] == [[None, "UA"], [3.5, None]]
 
 
 def test_without_tokens_the_schema_asks_for_none() -> None:

@@ -205,13 +205,24 @@ def test_a_bad_version_is_refused_and_said_to_be(load: Load, made: dict[str, str
     assert not load.failed()
 
 
+def asked(reach: Reach, url: str) -> str:
+    """What a developer is answered."""
+    token = "$(cat ~ml1/.config/metalworks/inference_token)"
+    command = "curl --silent --show-error --fail --cacert /etc/metalworks/tls/ca.crt"
+    return str(reach("dev-1").check_output(f'{command} {url} -H "Authorization: Bearer {token}"'))
+
+
 def metrics(reach: Reach) -> str:
     """What Prometheus would get from the first host."""
-    command = (
-        "curl --silent --cacert /etc/metalworks/tls/ca.crt https://localhost:8000/metrics "
-        '-H "Authorization: Bearer $(cat ~ml1/.config/metalworks/inference_token)"'
-    )
-    return str(reach("dev-1").check_output(command.replace("localhost", "gpu-1")))
+    return asked(reach, "https://gpu-1:8000/metrics")
+
+
+def test_its_page_is_told_the_models_own_columns_and_example(reach: Reach) -> None:
+    operation = json.loads(asked(reach, f"{URL}/openapi.json"))["paths"]["/invocations"]["post"]
+    payload = operation["requestBody"]["content"]["application/json"]
+    columns = payload["schema"]["properties"]["dataframe_records"]["items"]["properties"]
+    assert "carrier" in columns
+    assert set(payload["example"]["dataframe_split"]["columns"]) == set(columns)
 
 
 def test_a_shadow_answers_nobody_and_differs(load: Load, made: dict[str, str], reach: Reach) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -106,6 +107,15 @@ def _forms(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _strict(value: Any) -> Any:
+    """Return a value of MLflow's JSON as JSON has it: no NaN, for which a request may say null as well."""
+    if isinstance(value, dict):
+        return {name: _strict(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def invocations(served: Served | None) -> dict[str, Any]:
     """Return the operation POST /invocations, as OpenAPI has it, for the model in service."""
     facts = served.facts if served else {"columns": None, "tensor": None, "example": None}
@@ -118,12 +128,12 @@ def invocations(served: Served | None) -> dict[str, Any]:
         }
     }
     if facts["example"] is not None:
-        payload["example"] = facts["example"]
+        payload["example"] = _strict(facts["example"])
     answer: dict[str, Any] = {
         "schema": {"type": "object", "properties": {"predictions": {}}, "required": ["predictions"]}
     }
     if served and facts["example_answer"] is not None:
-        answer["example"] = facts["example_answer"]
+        answer["example"] = _strict(facts["example_answer"])
     return {
         "summary": "Predict",
         "operationId": "invocations",
