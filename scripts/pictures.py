@@ -186,9 +186,9 @@ def inference(opened: Browser, token: str) -> None:
         shown.goto(f"https://{site}/delay/docs")
         shown.get_by_label("Your token").fill(token)
         shown.get_by_role("button", name="Show the API").click()
-        shown.locator("#operations-tag-MLflow, .opblock-post").get_by_text("/invocations").first.click()
-        expect(shown.get_by_text("carrier").first).to_be_visible(timeout=TIMEOUT)
-        shown.get_by_text("/invocations").first.scroll_into_view_if_needed()
+        shown.locator(".opblock-post").first.click()
+        expect(shown.locator("textarea, .body-param__text")).to_contain_text("dataframe_split", timeout=TIMEOUT)
+        shown.get_by_text("Request body").evaluate("each => each.scrollIntoView({block: 'center'})")
         keep(shown, "inference")
 
 

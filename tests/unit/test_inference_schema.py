@@ -62,7 +62,7 @@ def parquet(context: Any, value: Any) -> bytes:
 def described(*tokens: str) -> dict[str, Any]:
     settings = Settings(service="model", wanted=Path(), runtime=Path(), state=Path(), tokens_sha256=frozenset(tokens))
     route: Any = Route()
-    route.champion = SimpleNamespace(version=SimpleNamespace(facts=FACTS))
+    route.champion = SimpleNamespace(version=SimpleNamespace(facts=FACTS, card={"name": "delay", "version": "7"}))
     said: dict[str, Any] = create_app(settings, route, Stats()).app.openapi()  # type: ignore[attr-defined]
     return said
 

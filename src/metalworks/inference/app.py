@@ -23,8 +23,8 @@ from metalworks.inference.settings import Settings
 from metalworks.inference.shadow import Shadow
 from metalworks.inference.stats import Stats
 
-_open = APIRouter()
-_closed = APIRouter()
+_open = APIRouter(tags=["The service"])
+_closed = APIRouter(tags=["The service"])
 # Says in the schema what Invocations sees to, for routes and for what is none.
 _token = Depends(HTTPBearer(auto_error=False, description="A token of this platform."))
 _CODES = {404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
@@ -64,6 +64,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the schema for the model in service now."""
     said = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=app.servers)
     champion = app.state.route.champion
+    if champion:
+        card = champion.version.card
+        said["info"]["description"] = f"Model {card['name']}, version {card['version']}"
     operation = schema.invocations(champion.version if champion else None)
     if app.state.settings.tokens_sha256:
         ping = said["paths"]["/version"]["get"]
@@ -72,6 +75,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     for path in said["paths"].values():
         for each in path.values():
             each["responses"].pop("422", None)  # FastAPI's own; such requests are answered with 400
+    for name in ("HTTPValidationError", "ValidationError"):
+        said["components"]["schemas"].pop(name, None)
     said["paths"] = {PATH: {"post": operation}, **said["paths"]}
     return said
 

@@ -137,6 +137,7 @@ def invocations(served: Served | None) -> dict[str, Any]:
     return {
         "summary": "Predict",
         "operationId": "invocations",
+        "tags": ["MLflow's scoring protocol"],
         "description": "MLflow's scoring protocol: JSON with exactly one of dataframe_split, dataframe_records, "
         "instances and inputs (and params, if the model takes any), CSV with a header line, or Parquet.",
         "requestBody": {
