@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills test-inference test-flavours soak bench-plugin bench-serving pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills test-inference test-flavours soak bench-plugin bench-serving bench-swap pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -76,6 +76,9 @@ bench-plugin: environment ## how much longer a run takes to be made with the MLf
 
 bench-serving: environment ## 45 minutes: our inference server beside its peers (OPTIONS="--only ridge ours mlflow")
 	@$(PYTHON) -m scripts.bench_serving $(OPTIONS)
+
+bench-swap: environment ## 4 minutes: how much slower answers are while a new version comes into service
+	@$(PYTHON) -m scripts.bench_swap $(OPTIONS)
 
 pictures: environment ## log in to the lab's pages in headless Chromium, TLS verified; renew docs/pictures
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.pictures

@@ -34,10 +34,11 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import ColSpec, Schema
 from prometheus_client.parser import text_string_to_metric_families
 
-from metalworks.inference import answers, canary, latency, rows, stats
+from metalworks.inference import answers, canary, latency, rows, served, stats
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import judge
 from metalworks.inference.log import Log
+from metalworks.inference.release import Release, Wanted
 from metalworks.inference.settings import Canary, Settings, SettingsError
 from metalworks.inference.shadow import _difference
 from metalworks.inference.stats import Series, Stats
@@ -438,6 +439,65 @@ def test_threads_of_this_machines_own_library_are_set() -> None:
     assert {each.num_threads for each in controller.lib_controllers} == {1}
     chosen.fit(2)
     assert [each.num_threads for each in controller.lib_controllers] == before
+
+
+# -- Routes
+
+
+def test_version_that_leaves_while_another_is_read_is_not_given_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        number, executor, closed = "1", "onnx", False
+
+        def __init__(self, entry: dict[str, Any], *_: Any) -> None:
+            self.id = entry["id"]
+            if self.id == "read":
+                route.in_flight()  # as counts are published meanwhile
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def run() -> None:
+        for revision, wanted in enumerate(({"champion": "left"}, {"champion": "next"})):
+            await follow(wanted, revision)
+        await follow({"champion": "read", "canary": "left"}, 3)
+
+    def follow(wanted: dict[str, str], revision: int) -> Any:
+        entries: dict[str, Any] = {role: {"id": each} for role, each in wanted.items()}
+        return route.follow({**entries, "revision": revision}, None, Stats())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(served, "Version", Fake)
+    route = served.Route()
+    asyncio.run(run())
+    assert {arm.version.id: arm.version.closed for arm in route.arms} == {"next": False, "read": False, "left": False}
+
+
+# -- Releases
+
+
+@pytest.mark.parametrize(
+    ("hurry", "order"), [(True, ["spawn", "prove", "start"]), (False, ["prove", "spawn", "start"])]
+)
+def test_while_somebody_serves_one_step_of_a_release_follows_the_other(
+    hurry: bool, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    release = Release(Wanted("1", str(tmp_path), "python", ""), settings)
+    release.verdict = {"executor": "onnx", "why": ""}
+
+    def step(name: str) -> Callable[..., Any]:
+        async def run(*_: Any) -> SimpleNamespace:
+            done.append(name)
+            return SimpleNamespace()
+
+        return run
+
+    for name in ("spawn", "prove", "start"):
+        monkeypatch.setattr(release, f"_{name}", step(name))
+    asyncio.run(release.prepare(hurry=hurry))
+    assert release.ready
+    assert done == order
 
 
 # -- Counts

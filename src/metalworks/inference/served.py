@@ -20,7 +20,7 @@ from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import FACTS, VERDICT
 from metalworks.inference.link import Link
 from metalworks.inference.onnx import Feed, OnnxModel
-from metalworks.inference.settings import Settings
+from metalworks.inference.settings import ROLES, Settings
 from metalworks.inference.stats import Series, Stats
 
 Arrays = list[np.ndarray]
@@ -154,18 +154,23 @@ class Route:
 
         Raises what loading a version raises; the route is then as before.
         """
-        known = {arm.version.id: arm.version for arm in self.arms}
+        loaded: dict[str, Version] = {}
+
+        def known() -> dict[str, Version]:
+            return {arm.version.id: arm.version for arm in self.arms} | loaded
+
+        # Once more where one that was here has left meanwhile.
+        while missing := [each for each in (wanted.get(role) for role in ROLES) if each and each["id"] not in known()]:
+            await asyncio.to_thread(_load, loaded, missing[0], settings, stats)
         arms: dict[str, Arm | None] = {}
-        for role in ("champion", "canary", "shadow"):
+        for role in ROLES:
             entry, now = wanted.get(role), getattr(self, role)
             if entry is None:
                 arms[role] = None
             elif now is not None and now.version.id == entry["id"]:
                 arms[role] = now
             else:
-                if entry["id"] not in known:
-                    await asyncio.to_thread(_load, known, entry, settings, stats)
-                arms[role] = Arm.of(known[entry["id"]], role, stats)
+                arms[role] = Arm.of(known()[entry["id"]], role, stats)
         for role, arm in arms.items():
             before = getattr(self, role)
             if before is not None and before is not arm:
@@ -188,9 +193,9 @@ class Route:
         return counts
 
 
-def _load(known: dict[str, Version], entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+def _load(loaded: dict[str, Version], entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
     """Make a version ready, in a thread: to read a converted forest takes as long as thousands of requests.
 
     A thread's result would stay referred to by what carried it over, and the version in memory for good.
     """
-    known[entry["id"]] = Version(entry, settings, stats)
+    loaded[entry["id"]] = Version(entry, settings, stats)

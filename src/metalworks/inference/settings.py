@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "METALWORKS_INFERENCE_"
+ROLES = ("champion", "shadow", "canary")
+"""What a version can be in service as."""
 EXECUTORS = ("onnx", "native", "pyfunc", "mlflow")
 
 

@@ -22,11 +22,10 @@ from typing import Any
 
 from metalworks.inference.canary import Trial
 from metalworks.inference.release import Release, Wanted
-from metalworks.inference.settings import Settings, SettingsError
+from metalworks.inference.settings import ROLES, Settings, SettingsError
 
 _logger = logging.getLogger("metalworks.inference")
 
-ROLES = ("champion", "shadow", "canary")
 LOOK_SECONDS = 0.2
 RETRY_SECONDS = 900.0
 """After this long a refused version is tried once more: what was missing may be there now."""
