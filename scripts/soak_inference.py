@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.bench_serving import processes
 from scripts.serve_model import settings_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,28 +91,6 @@ def requests() -> list[tuple[str, bytes, int]]:
     ]
 
 
-def tree(pid: int) -> list[int]:
-    """Return a process and all that came from it."""
-    children = collections.defaultdict(list)
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            children[int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])].append(int(entry.name))
-    found = [pid]
-    for each in found:
-        found += children[each]
-    return found
-
-
-def memory_of(pids: list[int]) -> int:
-    """Return the proportional share of memory of processes, in bytes."""
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-    return total
-
-
 class Load:
     """Asks in threads, each so many times a second and no more."""
 
@@ -160,9 +138,7 @@ class Load:
 @contextlib.contextmanager
 def served(folder: Path, model: Path, workers: int) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run the service; give its process and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = processes.free_port()
     variables = settings_for(folder, model, port, sys.executable)
     # A version that was replaced ends before it is wanted again: starting and ending is to leak nothing either.
     variables |= {"METALWORKS_INFERENCE_WORKERS": str(workers), "METALWORKS_INFERENCE_KEEP_PREVIOUS": "5"}
@@ -207,7 +183,7 @@ def want(folder: Path, number: int, models: list[Path]) -> None:
 def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
     """Run the service for so long; return the figures and the verdict."""
     models = save_models(folder)
-    samples: list[tuple[float, int, int]] = []
+    samples: list[tuple[float, float, int]] = []
     swaps = 0
     with served(folder, models[0], workers) as (process, port):
         while champion(folder) is None:
@@ -222,10 +198,10 @@ def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
                 wanted = 3 - wanted
                 want(folder, wanted, models)
                 swaps, swapped = swaps + 1, now
-            pids = tree(process.pid)
+            several = len(processes.tree(process.pid))
             # While a version comes or goes, there are more processes than afterwards.
-            if len(pids) == 2 + workers:
-                samples.append((now - began, memory_of(pids), wanted))
+            if several == 2 + workers:
+                samples.append((now - began, processes.memory_mib(process.pid), wanted))
             for segment in (folder / "state" / "spool").glob("*.jsonl"):
                 segment.unlink()
             time.sleep(SAMPLE_SECONDS)
@@ -234,7 +210,7 @@ def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
     return report(load, samples, swaps, lasted)
 
 
-def report(load: Load, samples: list[tuple[float, int, int]], swaps: int, lasted: float) -> dict[str, Any]:
+def report(load: Load, samples: list[tuple[float, float, int]], swaps: int, lasted: float) -> dict[str, Any]:
     """Return the figures, and whether memory is flat and every answer was as it was to be."""
     figures: dict[str, Any] = {
         "seconds": round(lasted),
@@ -255,7 +231,7 @@ def report(load: Load, samples: list[tuple[float, int, int]], swaps: int, lasted
         flat = flat and growth is not None and growth <= GROWTH
         figures["memory"][f"version {number}"] = {
             "samples": len(of_version),
-            "MB by third": [round(each / 1e6, 1) for each in middle],
+            "MiB by third": [round(each, 1) for each in middle],
             "growth": round(growth, 4) if growth is not None else None,
         }
     figures["ok"] = flat and not load.wrong and swaps > 0

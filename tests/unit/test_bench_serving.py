@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from scripts import bench_swap
 from scripts.bench_serving import __main__ as bench
 from scripts.bench_serving import load, measure, models, processes, report
 from scripts.bench_serving.systems import PEERS, SYSTEMS, System, versions
@@ -211,3 +213,35 @@ def test_without_numbers_it_could_not_measure(verdict: Path, monkeypatch: pytest
     written = json.loads(verdict.read_text())
     assert not written["ok"]
     assert written["problems"] == ["ridge ours c16: did not start"]
+
+
+class Every2nd(Half):
+    """Refuses one request of two."""
+
+    protocol_version = "HTTP/1.1"
+    asked = 0
+
+    def do_POST(self) -> None:
+        Every2nd.asked += 1
+        if Every2nd.asked % 2:
+            super().do_POST()
+        else:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+
+def test_load_during_a_swap_knows_what_failed_and_what_took_how_long() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Every2nd) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running = bench_swap.Load(server.server_address[1], b"{}")
+        while len(running.answers) < 20:
+            time.sleep(0.01)
+        running.end()
+        server.shutdown()
+    assert len(running.failed) == Every2nd.asked // 2
+    assert running.failed[0].startswith("503")
+    running.answers = [(float(at), at / 100) for at in range(200)]
+    assert running.percentile(100, 200) == 1.99
+    assert running.percentile(0, 100, 0.5) == 0.5
