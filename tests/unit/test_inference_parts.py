@@ -37,6 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from metalworks.inference import answers, canary, latency, rows, served, stats
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import judge
+from metalworks.inference.link import ModelFailedError
 from metalworks.inference.log import Log
 from metalworks.inference.release import Release, Wanted
 from metalworks.inference.settings import Canary, Settings, SettingsError
@@ -439,6 +440,29 @@ def test_threads_of_this_machines_own_library_are_set() -> None:
     assert {each.num_threads for each in controller.lib_controllers} == {1}
     chosen.fit(2)
     assert [each.num_threads for each in controller.lib_controllers] == before
+
+
+# -- Versions
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_what_the_runtime_refuses_is_left_to_mlflow(inline: bool, tmp_path: Path) -> None:
+    prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
+    verdict = {**judge(tmp_path / "proof", ("onnx",)), "inline": inline}
+    (tmp_path / "proof" / "verdict.json").write_text(json.dumps(verdict))
+    card = {"name": "model", "version": "1", "alias": "champion"}
+    entry = {"id": "1", "card": card, "environment": "", "proof": str(tmp_path / "proof"), "socket": "/nowhere"}
+    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+
+    async def run() -> None:
+        version = served.Version(entry, settings, Stats())
+        assert (version.inline is not None) is inline
+        assert len((await version.outputs([FRAME.to_numpy()]))[0]) == len(FRAME)
+        with pytest.raises(ModelFailedError, match="dimensions"):
+            await version.outputs([np.zeros((1, 99))])
+        version.close()
+
+    asyncio.run(run())
 
 
 # -- Routes

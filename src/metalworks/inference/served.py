@@ -18,7 +18,7 @@ from metalworks_model_runner import memory
 from metalworks.inference import answers, rows
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import FACTS, VERDICT
-from metalworks.inference.link import Link
+from metalworks.inference.link import Link, ModelFailedError
 from metalworks.inference.onnx import Feed, OnnxModel
 from metalworks.inference.settings import ROLES, Settings
 from metalworks.inference.stats import Series, Stats
@@ -66,7 +66,7 @@ class Version:
             pool = self._thread = ThreadPoolExecutor(1)
 
             async def ask(arrays: Any) -> Arrays:
-                return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
+                return await asyncio.get_running_loop().run_in_executor(pool, _answer, model, arrays)
 
             memory.trim()
 
@@ -83,7 +83,7 @@ class Version:
         Raises QueueFullError, LostError, and ModelFailedError when the model raises.
         """
         if self.inline is not None and len(arrays[0]) <= self.inline_rows:
-            return self.inline(arrays)
+            return _answer(self.inline, arrays)
         assert self.batcher is not None  # noqa: S101 (whoever decodes has one)
         return await self.batcher.put(arrays)
 
@@ -105,6 +105,14 @@ class Version:
         self.link.close()
         if self._thread is not None:
             self._thread.shutdown(wait=False)
+
+
+def _answer(model: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
+    """Ask a converted model; what its runtime refuses, MLflow's own functions are to judge."""
+    try:
+        return model(arrays)
+    except Exception as error:  # the runtime has errors of many types
+        raise ModelFailedError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
