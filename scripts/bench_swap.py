@@ -12,6 +12,7 @@ import argparse
 import http.client
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_serving import models
-from scripts.common import BUILD
+from scripts.bench_serving.measure import START_SECONDS
+from scripts.common import BUILD, ProblemError, end
 from scripts.soak_inference import JSON, champion, served, want
 
 VERDICT = BUILD / "bench-swap.json"
@@ -74,9 +76,13 @@ class Load:
             thread.join(70)
 
 
-def serving(folder: Path, version: str) -> float:
+def serving(service: subprocess.Popen[bytes], folder: Path, version: str) -> float:
     """Wait for a version to be in service; return the moment."""
+    deadline = time.monotonic() + START_SECONDS
     while champion(folder) != version:
+        if service.poll() is not None or time.monotonic() > deadline:
+            said = (folder / "log").read_text()[-2000:]
+            raise ProblemError(f"version {version} does not come into service:\n{said}")
         time.sleep(0.05)
     return time.monotonic()
 
@@ -88,15 +94,15 @@ def measure(name: str) -> dict[str, Any]:
     swaps: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="swap-") as at:
         folder = Path(at)
-        with served(folder, model.folder, workers=1) as (_, port):
-            serving(folder, "1")
+        with served(folder, model.folder, workers=1) as (service, port):
+            serving(service, folder, "1")
             load = Load(port, json.dumps({"dataframe_split": split}).encode())
             for number in range(2, 2 + SWAPS):
                 began = time.monotonic()
                 time.sleep(CALM_SECONDS)  # what it is compared with
                 wanted = time.monotonic()
                 want(folder, number, [model.folder] * number)
-                there = serving(folder, str(number))
+                there = serving(service, folder, str(number))
                 before, during = load.percentile(began, wanted), load.percentile(wanted, there)
                 swaps.append({"seconds": there - wanted, "before_ms": before * 1000, "during_ms": during * 1000})
                 print(
@@ -124,4 +130,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ProblemError as error:
+        end(error)

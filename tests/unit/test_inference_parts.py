@@ -37,7 +37,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from metalworks.inference import answers, canary, latency, rows, served, stats
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import judge
-from metalworks.inference.link import ModelFailedError
 from metalworks.inference.log import Log
 from metalworks.inference.release import Release, Wanted
 from metalworks.inference.settings import Canary, Settings, SettingsError
@@ -446,7 +445,7 @@ def test_threads_of_this_machines_own_library_are_set() -> None:
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_what_the_runtime_refuses_is_left_to_mlflow(inline: bool, tmp_path: Path) -> None:
+def test_what_the_runtime_refuses_the_model_itself_is_asked(inline: bool, tmp_path: Path) -> None:
     prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
     verdict = {**judge(tmp_path / "proof", ("onnx",)), "inline": inline}
     (tmp_path / "proof" / "verdict.json").write_text(json.dumps(verdict))
@@ -458,8 +457,15 @@ def test_what_the_runtime_refuses_is_left_to_mlflow(inline: bool, tmp_path: Path
         version = served.Version(entry, settings, Stats())
         assert (version.inline is not None) is inline
         assert len((await version.outputs([FRAME.to_numpy()]))[0]) == len(FRAME)
-        with pytest.raises(ModelFailedError, match="dimensions"):
-            await version.outputs([np.zeros((1, 99))])
+        asked = []
+
+        async def model(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            asked.append(arrays[0].shape)
+            return [np.array([7.0])]
+
+        version.link.arrays = model  # type: ignore[method-assign]
+        assert (await version.outputs([np.zeros((1, 99))]))[0].tolist() == [7.0]
+        assert asked == [(1, 99)]
         version.close()
 
     asyncio.run(run())

@@ -18,7 +18,7 @@ from metalworks_model_runner import memory
 from metalworks.inference import answers, rows
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import FACTS, VERDICT
-from metalworks.inference.link import Link, ModelFailedError
+from metalworks.inference.link import Link
 from metalworks.inference.onnx import Feed, OnnxModel
 from metalworks.inference.settings import ROLES, Settings
 from metalworks.inference.stats import Series, Stats
@@ -64,9 +64,13 @@ class Version:
                 self.inline = model
                 self.inline_rows = max(1, int(INLINE_ROW_LIMIT_SECONDS / self.verdict["seconds_per_row"]))
             pool = self._thread = ThreadPoolExecutor(1)
+            link = self.link  # not this version itself: a cycle would keep it in memory
 
             async def ask(arrays: Any) -> Arrays:
-                return await asyncio.get_running_loop().run_in_executor(pool, _answer, model, arrays)
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
+                except Exception:  # what the runtime refuses, the model itself may take
+                    return await link.arrays(arrays)
 
             memory.trim()
 
@@ -83,7 +87,10 @@ class Version:
         Raises QueueFullError, LostError, and ModelFailedError when the model raises.
         """
         if self.inline is not None and len(arrays[0]) <= self.inline_rows:
-            return _answer(self.inline, arrays)
+            try:
+                return self.inline(arrays)
+            except Exception:  # as above
+                return await self.link.arrays(arrays)
         assert self.batcher is not None  # noqa: S101 (whoever decodes has one)
         return await self.batcher.put(arrays)
 
@@ -105,14 +112,6 @@ class Version:
         self.link.close()
         if self._thread is not None:
             self._thread.shutdown(wait=False)
-
-
-def _answer(model: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
-    """Ask a converted model; what its runtime refuses, MLflow's own functions are to judge."""
-    try:
-        return model(arrays)
-    except Exception as error:  # the runtime has errors of many types
-        raise ModelFailedError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
