@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 
 from rich.console import Console
@@ -31,6 +31,8 @@ LOG = BUILD / "test.log"
 SLOW = {"nvidia"}  # only by name: `make test-nvidia`
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
 TASK = re.compile(r"^(?:TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
+FAILED_STEP = re.compile(r" > (\w+)\]?:? Executed: Failed")
+FAILURE = re.compile(r"^(?:FAILED|ERROR) \S+\.py\b|^(?:fatal|failed): \[")  # pytest's summary; Ansible's hosts
 TAIL = 60
 
 
@@ -66,7 +68,8 @@ class View:
         self.console, self.name, self.position = console, name, position
         self.expected = expectation(f"molecule-{name}")
         self.started = time.monotonic()
-        self.step = self.task = ""
+        self.step = self.task = self.failed_step = ""
+        self.failures = defaultdict[str, list[str]](list)  # of each step: what is rescued in one failed nothing
         self.tasks = 0
 
     @property
@@ -85,6 +88,16 @@ class View:
         elif found := TASK.match(line):
             self.task = found.group(1)
             self.tasks += 1
+        elif found := FAILED_STEP.search(line):
+            self.failed_step = self.failed_step or found.group(1)
+        elif FAILURE.match(line):
+            self.failures[self.step].append(f"{self.task}: {line}" if self.task else line)
+
+    def verdict(self) -> str:
+        """What failed, for the end of the output: molecule goes on to remove the hosts, which hides it."""
+        step = self.failed_step or self.step
+        where = f"FAILED: {self.name}, in its step {step}\nEverything is in {LOG.relative_to(ROOT)}"
+        return "\n".join((where, *self.failures[step]))
 
     def __str__(self) -> str:
         """The scenario and its place among all."""
@@ -127,8 +140,7 @@ def run(name: str, console: Console, position: str) -> bool:
         )
     else:
         console.print("\n".join(last), highlight=False, markup=False, soft_wrap=True)
-        said = f"\nFAILED: {name}, in its step {view.step}, task {view.task}\nEverything is in {LOG.relative_to(ROOT)}"
-        console.print(said, style="red", highlight=False, markup=False)
+        console.print(f"\n{view.verdict()}", style="red", highlight=False, markup=False, soft_wrap=True)
     return passed
 
 
