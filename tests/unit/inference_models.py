@@ -17,6 +17,7 @@ from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -166,6 +167,18 @@ def _text(path: Path) -> None:
     _sklearn(make_pipeline(encode, Ridge()).fit(TEXT, TARGET), TEXT, path)
 
 
+GAPS = TEXT.assign(distance=[187.0, None, 1065.25, None], origin=["JFK", "EWR", "LGA", "nowhere"])
+"""With nulls, and a category that a model was not made with."""
+
+
+def _gaps(path: Path) -> None:
+    rows = pd.concat([TEXT, TEXT[:3], GAPS[:3]], ignore_index=True)
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    words = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=3, sparse_output=False)
+    encode = make_column_transformer((numbers, ["distance", "hour"]), (words, ["origin"]))
+    _sklearn(make_pipeline(encode, Ridge()).fit(rows, np.arange(len(rows)) ** 2), GAPS, path)
+
+
 TENSOR = FRAME.to_numpy()
 
 
@@ -288,6 +301,7 @@ MODELS: dict[str, Saved] = {
     "probabilities": Saved(_probabilities, FRAME, "onnx native pyfunc"),
     "text labels": Saved(_labels, FRAME, "onnx native pyfunc"),
     "text columns": Saved(_text, TEXT, "onnx native pyfunc"),
+    "gaps": Saved(_gaps, GAPS, "onnx native pyfunc"),
     "tensor": Saved(_tensor, TENSOR, "onnx native pyfunc"),
     "integers": Saved(_integers, INTEGERS, "onnx native pyfunc"),
     "unsigned": Saved(_unsigned, FRAME, ""),

@@ -30,7 +30,7 @@ IN_PROCESSES = {"onnx": "forest", "native": "boosted", "pyfunc": "all types", "m
 
 
 # Models that are sent odd values as well: all kinds of columns, and of treatments of them.
-ODD = {"ridge", "boosted", "text columns", "all types", "optional column", "tensor"}
+ODD = {"ridge", "boosted", "text columns", "gaps", "all types", "optional column", "tensor"}
 
 
 class Lab:

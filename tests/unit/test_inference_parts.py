@@ -823,6 +823,30 @@ def test_converted_model_that_answers_otherwise_is_not_used(tmp_path: Path, name
     assert "otherwise than MLflow" in said["why"]
 
 
+def test_converted_model_may_refuse_what_the_model_itself_answers(tmp_path: Path) -> None:
+    prove(save("gaps", tmp_path / "model"), tmp_path / "proof")
+    said = judge(tmp_path / "proof", ("onnx",))
+    assert "equal to MLflow's on " in said["why"]
+    assert "; the model itself answers what it refuses, as " in said["why"]
+    assert said["nulls"]
+    assert said["feed"]["double"]
+    assert said["way"] == "pyfunc"
+    assert judge(tmp_path / "proof", ("onnx", "native"))["way"] == "frame"
+
+
+def test_converted_model_that_refuses_the_recorded_example_is_not_used(tmp_path: Path) -> None:
+    prove(save("gaps", tmp_path / "model"), tmp_path / "proof")
+    for file in (tmp_path / "proof").glob("*.onnx"):
+        model = onnx.load(file)
+        (words,) = (node for node in model.graph.node if node.op_type == "OneHotEncoder")
+        categories = next(each for each in words.attribute if each.name == "cats_strings")
+        categories.strings[:] = [b"?" if each == b"JFK" else each for each in categories.strings]
+        onnx.save(model, file)
+    said = judge(tmp_path / "proof", ("onnx", "native"))
+    assert said["executor"] == "native"
+    assert "the converted model refuses rows of its kind: " in said["why"]
+
+
 def test_converted_model_that_is_none_is_not_used(tmp_path: Path) -> None:
     prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
     for file in (tmp_path / "proof").glob("*.onnx"):

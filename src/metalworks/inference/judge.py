@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metalworks_model_runner import array_equality, evidence
+from metalworks_model_runner import array_equality, evidence, samples
 
 from metalworks.inference.onnx import Feed, OnnxModel
 
@@ -33,7 +33,7 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
     whys: list[str] = []
     verdict: dict[str, Any] | None = None
     if "onnx" in allowed:
-        verdict = _onnx(folder, facts, whys)
+        verdict = _onnx(folder, facts, allowed, whys)
     for name in ("native", "pyfunc"):
         if verdict is None and name in allowed:
             found = facts["executors"][name]
@@ -59,7 +59,7 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
     return verdict
 
 
-def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any] | None:
+def _onnx(folder: Path, facts: dict[str, Any], allowed: tuple[str, ...], whys: list[str]) -> dict[str, Any] | None:
     """Return the verdict for the first candidate that answers all samples as MLflow does."""
     found = facts["onnx"]["candidates"]
     if not found:
@@ -70,19 +70,21 @@ def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any
         feed = Feed(candidate["double"], candidate["columns"])
         try:
             model = OnnxModel(folder / candidate["file"], feed, facts["output_types"], facts["output_shapes"])
-            why = _differs(model, known, ROWS)
+            rows, refused = _equal(model, known, ROWS)
         except Exception as error:  # the runtime has errors of many types
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if not why:
+            why = _short(error)
+        else:
             one = _seconds(model, known["rows"], 1)
-            rows = len(known["rows"][0]) + (len(known["edges"][0]) if known["edges"] else 0)
+            nulls, native = _takes_nulls(model, known), facts["executors"]["native"]
+            quick = "native" in allowed and native["ok"] and (native["nulls"] or not nulls)
+            rest = f"; the model itself answers what it refuses, as {refused} more of them" if refused else ""
             return {
                 "executor": "onnx",
-                "way": "pyfunc",  # of the model's process, for what is not decoded here
-                "why": f"ONNX Runtime's answers are equal to MLflow's on {rows} rows",
+                "way": native["way"] if quick else "pyfunc",  # of the model's process, for what the runtime refuses
+                "why": f"ONNX Runtime's answers are equal to MLflow's on {rows} rows{rest}",
                 "file": candidate["file"],
                 "feed": {"double": feed.double, "columns": feed.columns},
-                "nulls": bool(known.get("nulls")) and not _differs(model, known, NULLS),
+                "nulls": nulls,
                 "inline": one <= INLINE_SECONDS,
                 "seconds_per_row": one,
             }
@@ -92,20 +94,60 @@ def _onnx(folder: Path, facts: dict[str, Any], whys: list[str]) -> dict[str, Any
 
 ROWS = (("rows", "expected", "rows of its kind"), ("edges", "edge_answers", "rows at its trees' thresholds"))
 NULLS = (("nulls", "null_answers", "rows with nulls"),)
+ENOUGH = 32
+"""Rows that must be answered to be compared."""
 
 
-def _differs(model: OnnxModel, known: dict[str, list[np.ndarray]], groups: Iterable[tuple[str, str, str]]) -> str:
-    """Return on which rows the model answers otherwise than MLflow, or nothing."""
-    for rows, answers, what in groups:
-        if not known.get(rows):
+def _equal(
+    model: OnnxModel, known: dict[str, list[np.ndarray]], groups: Iterable[tuple[str, str, str]]
+) -> tuple[int, int]:
+    """Return how many rows the model answers as MLflow does, and how many it refuses, as it does unknown categories.
+
+    Raises ValueError when it answers one otherwise, refuses one of the recorded example, or takes too few to tell.
+    """
+    equal = refused = 0
+    for group, answers, what in groups:
+        if not known.get(group):
             continue
-        count = len(known[rows][0])
-        for start, end in ((0, count), (0, 1), (1, 6)):
-            ours = model([each[start:end] for each in known[rows]])
-            expected = [each[start:end] for each in known[answers]]
-            if why := array_equality.difference(ours, expected, known[answers]):
-                return f"the converted model answers {what} otherwise than MLflow: {why}"
-    return ""
+        taken, why = _taken(model, known[group])
+        example = len(taken) - samples.ROWS if group == "rows" else 0
+        if not taken[:example].all() or np.sum(taken) < min(ENOUGH, len(taken)):
+            raise ValueError(f"the converted model refuses {what}: {why}")
+        rows, expected = [each[taken] for each in known[group]], [each[taken] for each in known[answers]]
+        for start, end in ((0, len(rows[0])), (0, 1), (1, 6)):
+            ours = model([each[start:end] for each in rows])
+            if why := array_equality.difference(ours, [each[start:end] for each in expected], expected):
+                raise ValueError(f"the converted model answers {what} otherwise than MLflow: {why}")
+        equal, refused = equal + len(rows[0]), refused + int(np.sum(~taken))
+    return equal, refused
+
+
+def _taken(model: OnnxModel, rows: list[np.ndarray]) -> tuple[np.ndarray, str]:
+    """Return which rows the model answers at all, and why it does not answer the others."""
+    try:
+        model(rows)
+    except Exception:  # the runtime has errors of many types
+        taken, why = np.zeros(len(rows[0]), dtype=bool), ""
+        for i in range(len(taken)):
+            try:
+                model([each[i : i + 1] for each in rows])
+                taken[i] = True
+            except Exception as error:
+                why = _short(error)
+        return taken, why
+    return np.ones(len(rows[0]), dtype=bool), ""
+
+
+def _takes_nulls(model: OnnxModel, known: dict[str, list[np.ndarray]]) -> bool:
+    try:
+        return _equal(model, known, NULLS)[0] > 0
+    except Exception:  # as above
+        return False
+
+
+def _short(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
 
 
 def _seconds(model: OnnxModel, rows: list[np.ndarray], count: int) -> float:

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metalworks_model_runner.model import Model
 
 OPSET = 17
@@ -87,10 +89,36 @@ def _sklearn(model: Model, raw: Any, double: bool) -> Any:
         if name not in ("predict", "predict_proba"):
             raise NotImplementedError(f"{name} is not converted")
         options, wanted = {id(raw): {"zipmap": False}}, "probabilities" if name == "predict_proba" else "label"
+    skl2onnx.update_registered_converter(
+        importlib.import_module("sklearn.impute").SimpleImputer,
+        "SklearnSimpleImputer",
+        importlib.import_module("skl2onnx.shape_calculators.imputer").calculate_sklearn_imputer_output_shapes,
+        _imputer,
+    )
     converted = skl2onnx.to_onnx(
         raw, initial_types=_types(model, double), options=options, target_opset={"": OPSET, "ai.onnx.ml": 3}
     )
     return _only(converted, wanted) if wanted else converted
+
+
+def _imputer(scope: Any, operator: Any, container: Any) -> None:
+    """Convert a SimpleImputer: the library's way, or for double precision, which ONNX's Imputer lacks, ours."""
+    library = importlib.import_module("skl2onnx.operator_converters.imputer_op")
+    types = importlib.import_module("skl2onnx.common.data_types")
+    imputer = operator.raw_operator
+    learned = np.asarray(imputer.statistics_)
+    usual = learned.dtype.kind == "f" and not np.isnan(learned).any() and not imputer.add_indicator
+    nan = isinstance(imputer.missing_values, float) and np.isnan(imputer.missing_values)
+    if not (usual and nan and isinstance(operator.inputs[0].type, types.DoubleTensorType)):
+        library.convert_sklearn_imputer(scope, operator, container)
+        return
+    source = library.concatenate_variables(scope, operator.inputs, container)
+    nulls, values = scope.get_unique_variable_name("nulls"), scope.get_unique_variable_name("learned")
+    double = importlib.import_module("onnx").TensorProto.DOUBLE
+    container.add_initializer(values, double, [1, len(learned)], learned.tolist())
+    container.add_node("IsNaN", source, nulls, name=scope.get_unique_operator_name("IsNaN"))
+    replaced = operator.outputs[0].full_name
+    container.add_node("Where", [nulls, values, source], replaced, name=scope.get_unique_operator_name("Where"))
 
 
 def _only(converted: Any, output: str) -> Any:
