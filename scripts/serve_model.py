@@ -6,29 +6,72 @@ The model's environment is this interpreter's, unless --python names another. Ev
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from metalworks.inference import supervisor
+from scripts.bench_serving import processes
 
 
-def settings_for(folder: Path, model: Path, port: int, python: str, service: str = "model") -> dict[str, str]:
-    """Return the environment variables of a service that serves `model`, with its files in `folder`."""
-    version = folder / "versions" / "1"
-    version.mkdir(parents=True, exist_ok=True)
-    link = version / "model"
-    if not link.exists():
+def version(
+    folder: Path, number: str, model: Path, python: str = sys.executable, service: str = "model"
+) -> dict[str, str]:
+    """Return the entry of a version whose files are in `folder`, as whoever fetches versions writes it."""
+    at = folder / "versions" / number
+    at.mkdir(parents=True, exist_ok=True)
+    link = at / "model"
+    if not link.is_symlink():
         link.symlink_to(model.resolve())
-    card = {"name": service, "version": "1", "alias": "champion", "source": str(model), "created": 0}
-    (version / "model.json").write_text(json.dumps(card))
-    wanted = {"version": "1", "path": str(version), "python": python, "environment": ""}
-    (folder / "wanted.json").write_text(json.dumps({"champion": wanted, "shadow": None, "canary": None}))
-    names = {"SERVICE": service, "WANTED": folder / "wanted.json", "PORT": port}
-    names |= {"RUNTIME": folder / "run", "STATE": folder / "state"}
-    return {f"METALWORKS_INFERENCE_{name}": str(value) for name, value in names.items()}
+    card = {"name": service, "version": number, "alias": "champion", "source": str(model), "created": 0}
+    (at / "model.json").write_text(json.dumps(card))
+    return {"version": number, "path": str(at), "python": python, "environment": ""}
+
+
+def want(folder: Path, champion: Any, shadow: Any = None, canary: Any = None) -> None:
+    """Have versions served."""
+    new = folder / "wanted.new"
+    new.write_text(json.dumps({"champion": champion, "shadow": shadow, "canary": canary}))
+    new.replace(folder / "wanted.json")
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Return what a service says of itself; of one that has not begun, that it serves nothing."""
+    try:
+        said: dict[str, Any] = json.loads((folder / "run" / "state.json").read_text())
+    except FileNotFoundError:
+        return {"champion": None, "canary": None, "shadow": None, "refused": {}, "canary_verdict": None}
+    return said
+
+
+def champion(folder: Path) -> str | None:
+    """Return the version in service."""
+    said = state(folder)["champion"]
+    return str(said["version"]) if said else None
+
+
+def settings_for(folder: Path, port: int, service: str = "model", **settings: Any) -> dict[str, str]:
+    """Return the variables of a service with its files in `folder`; `settings` are more of them, in small letters."""
+    given: dict[str, Any] = {"service": service, "wanted": folder / "wanted.json", "port": port}
+    given |= {"runtime": folder / "run", "state": folder / "state"} | settings
+    return {f"METALWORKS_INFERENCE_{name.upper()}": str(value) for name, value in given.items()}
+
+
+@contextlib.contextmanager
+def served(folder: Path, model: Path, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a service whose first version is `model`; give its process and its port."""
+    port = processes.free_port()
+    want(folder, version(folder, "1", model))
+    command = [sys.executable, "-m", "metalworks.inference.supervisor"]
+    variables = {**os.environ, **settings_for(folder, port, **settings)}
+    with processes.running(command, variables, folder, folder / "log") as process:
+        yield process, port
 
 
 def main() -> int:
@@ -41,9 +84,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if not (arguments.model / "MLmodel").is_file():
         parser.error(f"{arguments.model} has no file MLmodel: it is no MLflow model")
-    with tempfile.TemporaryDirectory() as folder:
-        given = settings_for(Path(folder), arguments.model, arguments.port, arguments.python)
-        given["METALWORKS_INFERENCE_WORKERS"] = str(arguments.workers)
+    with tempfile.TemporaryDirectory() as at:
+        folder = Path(at)
+        want(folder, version(folder, "1", arguments.model, arguments.python))
+        given = settings_for(folder, arguments.port, workers=arguments.workers)
         os.environ.update({name: value for name, value in given.items() if name not in os.environ})
         return supervisor.main()
 

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +26,8 @@ from metalworks.inference.judge import judge
 from metalworks.inference.served import Route
 from metalworks.inference.settings import Settings
 from metalworks.inference.stats import Stats
-from scripts.serve_model import settings_for
+from scripts import serve_model
+from scripts.bench_serving.processes import free_port
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 TOKEN = "s3cret"
@@ -44,13 +44,6 @@ def wait_for(there: Callable[[], Any], what: str, seconds: float = PATIENCE) -> 
             return result
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds:g} s: {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Answer(NamedTuple):
@@ -75,9 +68,8 @@ class Service:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.port = free_port()
-        self.variables = settings_for(folder, model, self.port, sys.executable)
-        for name, value in settings.items():
-            self.variables[f"METALWORKS_INFERENCE_{name.upper()}"] = value if isinstance(value, str) else str(value)
+        self.variables = serve_model.settings_for(folder, self.port, **settings)
+        self.want(self.version("1", model))
         self.start()
 
     def start(self) -> None:
@@ -103,26 +95,14 @@ class Service:
     @property
     def state(self) -> dict[str, Any]:
         """What it says of itself; nothing before it says anything."""
-        try:
-            said: dict[str, Any] = json.loads((self.folder / "run" / "state.json").read_text())
-        except FileNotFoundError:
-            return {"champion": None, "canary": None, "shadow": None, "refused": {}, "canary_verdict": None}
-        return said
+        return serve_model.state(self.folder)
 
     def version(self, number: str, model: Path, python: str = sys.executable) -> dict[str, str]:
         """Return the entry of a version, as whoever fetches versions writes it."""
-        folder = self.folder / "versions" / number
-        folder.mkdir(exist_ok=True)
-        if not (folder / "model").is_symlink():
-            (folder / "model").symlink_to(model)
-        card = {"name": "model", "version": number, "alias": "champion", "source": str(model), "created": 0}
-        (folder / "model.json").write_text(json.dumps(card))
-        return {"version": number, "path": str(folder), "python": python, "environment": ""}
+        return serve_model.version(self.folder, number, model, python)
 
     def want(self, champion: Any, shadow: Any = None, canary: Any = None) -> None:
-        new = self.folder / "wanted.new"
-        new.write_text(json.dumps({"champion": champion, "shadow": shadow, "canary": canary}))
-        new.replace(self.folder / "wanted.json")
+        serve_model.want(self.folder, champion, shadow, canary)
 
     def serves(self, number: str, role: str = "champion") -> dict[str, Any]:
         """Wait until a version is in service, and every HTTP process knows."""

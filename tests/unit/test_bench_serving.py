@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_swap
+from scripts import constant_load
 from scripts.bench_serving import __main__ as bench
 from scripts.bench_serving import load, measure, models, processes, report
 from scripts.bench_serving.systems import PEERS, SYSTEMS, System, versions
@@ -232,16 +232,17 @@ class Every2nd(Half):
             self.end_headers()
 
 
-def test_load_during_a_swap_knows_what_failed_and_what_took_how_long() -> None:
+def test_constant_load_knows_what_failed_and_what_took_how_long() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Every2nd) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        running = bench_swap.Load(server.server_address[1], b"{}")
+        request = constant_load.Request(constant_load.JSON, b"{}")
+        running = constant_load.Load(server.server_address[1], [[request]] * 4, 400)
         while len(running.answers) < 20:
             time.sleep(0.01)
         running.end()
         server.shutdown()
-    assert len(running.failed) == Every2nd.asked // 2
-    assert running.failed[0].startswith("503")
-    running.answers = [(float(at), at / 100) for at in range(200)]
+    assert len(running.wrong) == Every2nd.asked // 2
+    assert running.wrong[0].startswith("503 instead of 200")
+    running.answers = [constant_load.Answer(float(at), 0, at / 100, 200, b"") for at in range(200)]
     assert running.percentile(100, 200) == 1.99
     assert running.percentile(0, 100, 0.5) == 0.5

@@ -34,7 +34,7 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import ColSpec, Schema
 from prometheus_client.parser import text_string_to_metric_families
 
-from metalworks.inference import answers, canary, latency, rows, served, stats
+from metalworks.inference import answers, app, canary, latency, rows, served, stats
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import judge
 from metalworks.inference.log import Log
@@ -577,6 +577,17 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
     assert found["shadow_requests_total", "outcome=compared"] == 6
     assert found["shadow_difference_max",] == 1.5
     assert found["log_rows_total", "outcome=written"] == 14
+
+
+def test_versions_are_refused_by_who_serves_and_by_who_fetches(tmp_path: Path) -> None:
+    fetched = tmp_path / "model-follower" / "model.json"
+    settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path, fetched=fetched)
+    assert app._refused_versions(settings) == set()
+    (tmp_path / "state.json").write_text(json.dumps({"refused": {"3": {"reason": "wrong", "at": 0}}}))
+    roles = {"champion": {"version": "3", "is": "here"}, "canary": {"version": "4", "is": "refused"}}
+    fetched.parent.mkdir()
+    fetched.write_text(json.dumps({"roles": roles}))
+    assert app._refused_versions(settings) == {"3", "4"}
 
 
 # -- Canary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -12,94 +11,57 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from scripts import constant_load
 from tests.unit.inference_models import FRAME, save_constant, save_odd
 from tests.unit.inference_service import FRONT, JSON, RUNNER, Service, service, wait_for
 
-CONNECTIONS, PAUSE = 8, 0.02
-"""At most 400 requests a second, whatever the server could do."""
+PER_SECOND = 200
 BODY = json.dumps({"dataframe_split": FRAME[:1].to_dict("split")})
-# MLflow's own functions answer forms that are not decoded.
-CSV = FRAME[:1].to_csv(index=False)
+QUICK = constant_load.Request(JSON, BODY.encode())
+CSV = constant_load.Request("text/csv", FRAME[:1].to_csv(index=False).encode())
+ONE = {"predictions": [1.0]}
+"""What version 1 answers."""
 
 
-class Sent(NamedTuple):
-    at: float
-    connection: int
-    status: int
-    predictions: Any
+class Load(constant_load.Load):
+    """Asks for one prediction all the time; in one connection in CSV, which MLflow's own functions answer."""
 
-
-class Load:
-    """Asks on connections that are kept, until it is ended; tries once more on a connection that was closed on it."""
-
-    def __init__(self, served: Service) -> None:
-        self.served, self.sent, self.lost = served, list[Sent](), list[str]()
-        self._ending = threading.Event()
-        self._threads = [threading.Thread(target=self._work, args=(i,), daemon=True) for i in range(CONNECTIONS)]
-        for thread in self._threads:
-            thread.start()
-
-    def _work(self, number: int) -> None:
-        connection = self.served.connect()
-        headers = {"content-type": "text/csv" if number == 0 else JSON}
-        body = CSV if number == 0 else BODY
-        while not self._ending.wait(PAUSE):
-            began = time.monotonic()
-            try:
-                connection.request("POST", "/invocations", body, headers)
-                answer = connection.getresponse()
-                said = json.loads(answer.read())
-            except (OSError, http.client.HTTPException) as error:
-                self.lost.append(repr(error))
-                connection.close()
-                connection = self.served.connect()
-                time.sleep(0.1)
-                continue
-            self.sent.append(Sent(began, number, answer.status, said.get("predictions", said)))
-        connection.close()
+    def __init__(self, port: int) -> None:
+        super().__init__(port, [[CSV]] + [[QUICK]] * 7, PER_SECOND)
 
     def some(self, count: int = 80) -> None:
         """Wait until so many more requests were answered."""
-        wanted = len(self.sent) + count
-        wait_for(lambda: len(self.sent) >= wanted, "requests are answered")
+        wanted = len(self.answers) + count
+        wait_for(lambda: len(self.answers) >= wanted, "requests are answered")
 
-    def end(self) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive()
-
-    @property
-    def failed(self) -> list[Any]:
-        return [each for each in self.sent if each.status != 200] + self.lost
-
-    def answers(self) -> set[tuple[float, ...]]:
-        """Return the answers as each connection got them; what came again and again, once.
+    def predictions(self) -> set[tuple[float, ...]]:
+        """Return what each connection was answered; what came again and again, once.
 
         Connections belong to HTTP processes, of which each changes the version at its time.
         """
-        orders: dict[int, list[float]] = {number: [] for number in range(CONNECTIONS)}
-        for each in sorted(self.sent):
-            if orders[each.connection][-1:] != each.predictions:
-                orders[each.connection] += each.predictions
+        orders: dict[int, list[float]] = {}
+        for each in sorted(self.answers):
+            order, said = orders.setdefault(each.connection, []), json.loads(each.body)["predictions"]
+            if order[-1:] != said:
+                order += said
         return {tuple(order) for order in orders.values()}
 
 
 @contextmanager
 def load(served: Service) -> Iterator[Load]:
     """Ask all the time; in the end no request may have failed."""
-    asking = Load(served)
+    asking = Load(served.port)
     try:
         asking.some()
         yield asking
         asking.some()
     finally:
         asking.end()
-    assert not asking.failed
+    assert not asking.wrong
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +112,8 @@ def test_new_version_takes_over_and_going_back_starts_nothing(one: Service, mode
         one.serves("1")
         asking.some()
         assert one.processes(RUNNER) == runners
-    assert asking.answers() == {(1.0, 2.0, 1.0)}
-    back = next(each.at for each in sorted(asking.sent) if each.at > moved and each.predictions == [1.0])
+    assert asking.predictions() == {(1.0, 2.0, 1.0)}
+    back = next(each.at for each in sorted(asking.answers) if each.at > moved and json.loads(each.body) == ONE)
     print(f"back after {back - moved:.2f} s")
     said = one.get("/version").json
     assert (said["version"], said["executor"]) == ("1", "onnx")
@@ -183,7 +145,7 @@ def test_bad_versions_are_refused_and_the_old_one_serves_on(one: Service, models
     for what, reason in reasons.items():
         assert re.search(REASONS[what], reason), reason
         assert "\n" not in reason
-    assert asking.answers() == {(1.0,)}
+    assert asking.predictions() == {(1.0,)}
     assert one.state["champion"]["version"] == "1"
     assert one.state["shadow"] is one.state["canary"] is None
     assert len(one.processes(RUNNER)) <= 2  # of 1, and 2 that is kept
@@ -222,7 +184,7 @@ def test_model_process_that_is_killed_costs_nobody_anything(one: Service, models
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: (now := one.processes(RUNNER)) and not set(now) & set(killed), "it is started again")
         asking.some(200)
-    assert asking.answers() == {(1.0,)}
+    assert asking.predictions() == {(1.0,)}
 
 
 def test_http_process_that_is_killed_comes_back_and_counts_on(one: Service) -> None:
@@ -252,7 +214,7 @@ def test_shadow_is_compared_and_nobody_waits_for_it(one: Service, models: Path) 
     before = outcomes()
     with load(one) as asking:
         pass
-    assert asking.answers() == {(1.0,)}
+    assert asking.predictions() == {(1.0,)}
     wait_for(lambda: outcomes()["differing"] > before["differing"] + 50, "answers differ")
     assert outcomes()["largest"] == 1.0
     assert outcomes()["failed"] == before["failed"]
@@ -260,7 +222,7 @@ def test_shadow_is_compared_and_nobody_waits_for_it(one: Service, models: Path) 
     one.serves("slow", "shadow")
     with load(one) as asking:
         asking.some(300)
-    assert asking.answers() == {(1.0,)}
+    assert asking.predictions() == {(1.0,)}
     wait_for(lambda: outcomes()["dropped"] > before["dropped"], "a shadow that is too slow gets no more copies")
     assert one.get("/version").json["shadow"] == "slow"
 
@@ -276,7 +238,7 @@ def test_prediction_log_has_requests_with_answers(one: Service, models: Path) ->
     assert decoded["inputs"] == FRAME[:1].to_dict("list")
     assert (decoded["rows"], decoded["status"], len(decoded["predictions"])) == (1, 200, 1)
     raw = next(line for line in lines if line["raw"])
-    assert raw["raw"] == CSV
+    assert raw["raw"] == CSV.body.decode()
     for line in lines:
         if line["status"] == 200 and line["role"] == "champion" and line["version"] in ("1", "2"):
             assert line["predictions"] == [float(line["version"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
@@ -165,9 +166,22 @@ async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
         }
         for arm in arms
     ]
-    try:
-        refused = len(json.loads((settings.runtime / "state.json").read_text())["refused"])
-    except FileNotFoundError:
-        refused = 0
-    text = stats.render(stats.total(stats.read(settings.runtime)), info, refused)
+    text = stats.render(stats.total(stats.read(settings.runtime)), info, len(_refused_versions(settings)))
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+def _refused_versions(settings: Settings) -> set[str]:
+    """Return the versions that do not serve though they are to: refused here, or by whoever fetches them."""
+    found = set(_read(settings.runtime / "state.json").get("refused", ()))
+    if settings.fetched is not None:
+        roles = _read(settings.fetched).get("roles", {}).values()
+        found |= {each["version"] for each in roles if each["is"] == "refused"}
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    return said

@@ -51,6 +51,8 @@ class Settings:
     """Folder for sockets and for what the server says of itself; gone after a reboot."""
     state: Path
     """Folder for what is kept: proofs, and the prediction log until it is fetched."""
+    fetched: Path | None = None
+    """File in which whoever fetches versions says of which it could not."""
     alias: str = "champion"
     """Alias in the registry that names the version, for whoever asks."""
     host: str = "127.0.0.1"
@@ -135,7 +137,7 @@ def _canary(text: str) -> Canary | None:
 
 _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("service", "alias", "host", "certificate", "key"), str),
-    **dict.fromkeys(("wanted", "runtime", "state"), Path),
+    **dict.fromkeys(("wanted", "fetched", "runtime", "state"), Path),
     **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
     **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "log_share"), float),
     "tokens_sha256": lambda text: frozenset(_strings(text)),

@@ -1,0 +1,85 @@
+"""Constant requests to an inference service of this machine, at so many a second whatever it answers.
+
+Each connection asks at its own pace: one that has to wait does not make the others wait, and makes up for it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+JSON = "application/json"
+
+
+class Request(NamedTuple):
+    """What is posted, and the status that is to come back."""
+
+    content_type: str
+    body: bytes
+    status: int = 200
+
+
+class Answer(NamedTuple):
+    """What came back: when it was asked (monotonic clock), after how many seconds; status 0 where nothing did."""
+
+    at: float
+    connection: int
+    seconds: float
+    status: int
+    body: bytes
+
+
+class Load:
+    """Asks on one connection for each sequence of requests, over and over, until it is ended."""
+
+    PATIENCE = 120.0
+    """Seconds that an answer may take."""
+
+    def __init__(self, port: int, requests: Sequence[Sequence[Request]], per_second: float) -> None:
+        """Begin at once."""
+        self.answers: list[Answer] = []
+        self.wrong: list[str] = []
+        """Answers with another status than wanted, and what kept an answer from coming."""
+        self._port, self._pause, self._per_second = port, len(requests) / per_second, per_second
+        self._ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, args=(i, each), daemon=True) for i, each in enumerate(requests)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, number: int, requests: Sequence[Request]) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self.PATIENCE)
+        due, turn = time.monotonic() + number / self._per_second, 0
+        while not self._ending.wait(max(0.0, due - time.monotonic())):
+            content_type, body, wanted = requests[turn % len(requests)]
+            status, said = 0, b""
+            began = time.monotonic()
+            try:
+                connection.request("POST", "/invocations", body, {"content-type": content_type})
+                answer = connection.getresponse()
+                status, said = answer.status, answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                status, said = 0, repr(error).encode()
+                connection.close()  # the next request connects anew
+            if status != wanted:
+                self.wrong.append(f"{status} instead of {wanted}: {said[:200]!r}")
+            self.answers.append(Answer(began, number, time.monotonic() - began, status, said))
+            due, turn = due + self._pause, turn + 1
+        connection.close()
+
+    def percentile(self, since: float, until: float, share: float = 0.99) -> float:
+        """Return the latency in seconds that this share of what was asked in between stayed below."""
+        latencies = sorted(each.seconds for each in [*self.answers] if since <= each.at < until)
+        return latencies[int(len(latencies) * share)]
+
+    def end(self) -> None:
+        """Let every connection have its answer."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(self.PATIENCE + 10)
+            if thread.is_alive():
+                raise TimeoutError("a request was not answered")
