@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,11 @@ class Host:
         self.follower = Follower(self.config, self.service, Registry(self.uri), programs, MLFLOW)
 
     def round(self) -> dict[str, Any]:
-        """Let the follower go round once; return what it wants."""
+        """Let the follower go round until nothing is being installed; return what it wants."""
         self.follower.round()
+        while coming := [future for _, future in self.follower._coming.values()]:
+            futures.wait(coming)
+            self.follower.round()
         return self.wanted()
 
     def wanted(self) -> dict[str, Any]:
@@ -226,6 +230,61 @@ def test_moved_alias_brings_the_new_version_and_back(host: Host) -> None:
     assert Path(old["path"], "model/MLmodel").is_file()
     point(host.service.model, "champion", first)
     assert host.round()["champion"] == old
+
+
+def test_going_back_waits_for_nobodys_installation(host: Host) -> None:
+    first = register(host.service.model)
+    old = host.round()["champion"]
+    register(host.service.model, slope=2.0)
+    host.round()
+    point(host.service.model, "champion", first)
+    with host.follower.programs.turn:  # another service's
+        host.follower.round()
+        assert host.wanted()["champion"] == old
+    host.round()
+
+
+def test_champion_is_followed_while_a_canary_is_installed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = register(host.service.model)
+    host.round()
+    second = register(host.service.model, slope=2.0)
+    host.round()
+    go, installed = threading.Event(), host.follower._installed
+
+    def slowly(card: ModelCard) -> dict[str, str]:
+        assert go.wait(60)
+        return installed(card)
+
+    monkeypatch.setattr(host.follower, "_installed", slowly)
+    canary = register(host.service.model, "canary", slope=3.0)
+    host.follower.round()
+    assert host.status()["roles"]["canary"]["is"] == "installing"
+    point(host.service.model, "champion", first)
+    host.follower.round()
+    assert host.wanted()["champion"]["version"] == first
+    point(host.service.model, "champion", second)
+    host.follower.round()
+    assert host.wanted()["champion"]["version"] == second
+    assert host.wanted()["canary"] is None
+    go.set()
+    assert host.versions() == {"champion": second, "shadow": None, "canary": canary}
+
+
+def test_canary_whose_files_make_no_sense_is_refused_and_the_champion_followed(host: Host) -> None:
+    register(host.service.model)
+    host.round()
+    canary = register(host.service.model, "canary", slope=2.0)
+    host.round()
+    odd = Path(host.wanted()["canary"]["path"], "model", "requirements.txt")
+    odd.chmod(0o644)
+    odd.write_bytes(b"\xff\xfe")
+    (host.root / "wanted.json").unlink()
+    host.start()
+    second = register(host.service.model, slope=3.0)
+    assert host.versions() == {"champion": second, "shadow": None, "canary": None}
+    said = host.status()["roles"]["canary"]
+    assert (said["version"], said["is"]) == (canary, "refused")
+    assert "UnicodeDecodeError" in said["reason"]
 
 
 def test_what_serves_is_served_on_when_its_alias_is_gone(host: Host) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
+from metalworks.inference.link import ModelFailedError
+
 Arrays = Sequence[np.ndarray]
 
 
@@ -104,7 +106,8 @@ class Batcher:
         began = time.perf_counter()
         try:
             if batch:
-                await self._answer(batch, rows)
+                self._observe(rows)
+                await self._answer(batch)
         finally:
             self._last_end = time.perf_counter()
             self._last_size, self._last_seconds = len(batch), self._last_end - began
@@ -120,14 +123,18 @@ class Batcher:
         else:
             self._wait(self._last_seconds * self.PATIENCE, len(self._queue) + self._last_size)
 
-    async def _answer(self, batch: list[tuple[Arrays, asyncio.Future[list[np.ndarray]]]], rows: int) -> None:
-        self._observe(rows)
+    async def _answer(self, batch: list[tuple[Arrays, asyncio.Future[list[np.ndarray]]]]) -> None:
         columns = range(len(batch[0][0]))
         joined = batch[0][0] if len(batch) == 1 else [np.concatenate([each[i] for each, _ in batch]) for i in columns]
         try:
             async with asyncio.timeout(self._timeout):
                 outputs = await self._ask(joined)
         except Exception as error:
+            if isinstance(error, ModelFailedError) and len(batch) > 1:  # one request's fault is not the others'
+                middle = len(batch) // 2
+                await self._answer(batch[:middle])
+                await self._answer(batch[middle:])
+                return
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

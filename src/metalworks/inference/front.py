@@ -26,7 +26,7 @@ from metalworks.inference.settings import Settings
 from metalworks.inference.stats import Stats
 
 ROUTE = "route.json"
-LOOK_SECONDS, PUBLISH_SECONDS = 0.05, 0.5
+LOOK_SECONDS, PUBLISH_SECONDS, RETRY_SECONDS = 0.05, 0.5, 2.0
 _logger = logging.getLogger("uvicorn.error")
 
 
@@ -42,7 +42,7 @@ class Front:
         self.log = Log(settings.state / "spool", settings.log_share, self.stats) if settings.log_share else None
         self.entry = create_app(settings, self.route, self.stats, self.log)
         self.entry.app.state.publish = self.publish  # type: ignore[attr-defined]
-        self._seen = 0
+        self._seen, self._follows, self._tried_at = 0, True, 0.0
         self._parent = os.getppid()
 
     def _counted(self) -> Stats:
@@ -66,16 +66,19 @@ class Front:
             changed = path.stat().st_mtime_ns
         except FileNotFoundError:
             return
-        if changed == self._seen:
+        if changed == self._seen and (self._follows or time.monotonic() - self._tried_at < RETRY_SECONDS):
             return
-        self._seen = changed
+        first, self._seen, self._tried_at = changed != self._seen, changed, time.monotonic()
         wanted: dict[str, Any] = json.loads(path.read_text())
         try:
             await self.route.follow(wanted, self.settings, self.stats)
-        except Exception:
+        except Exception as error:
             # The supervisor waits for the revision in vain, and says so; what is served goes on.
-            _logger.exception("The route's revision %s cannot be followed", wanted.get("revision"))
+            self._follows = False
+            if first:
+                _logger.exception("The route's revision %s cannot be followed yet: %s", wanted.get("revision"), error)
             return
+        self._follows = True
         self.stats.routed = self.route.revision
         self.publish()
 

@@ -71,10 +71,10 @@ def _onnx(folder: Path, facts: dict[str, Any], allowed: tuple[str, ...], whys: l
         try:
             model = OnnxModel(folder / candidate["file"], feed, facts["output_types"], facts["output_shapes"])
             rows, refused = _equal(model, known, ROWS)
+            one = _seconds(model, known["rows"])
         except Exception as error:  # the runtime has errors of many types
             why = _short(error)
         else:
-            one = _seconds(model, known["rows"], 1)
             nulls, native = _takes_nulls(model, known), facts["executors"]["native"]
             quick = "native" in allowed and native["ok"] and (native["nulls"] or not nulls)
             rest = f"; the model itself answers what it refuses, as {refused} more of them" if refused else ""
@@ -150,13 +150,14 @@ def _short(error: Exception) -> str:
     return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
 
 
-def _seconds(model: OnnxModel, rows: list[np.ndarray], count: int) -> float:
-    """Return the least time that `count` rows took."""
-    some = [each[:count] for each in rows]
+def _seconds(model: OnnxModel, rows: list[np.ndarray]) -> float:
+    """Return the least time that one row took, of those that the model answers."""
+    first = int(np.argmax(_taken(model, rows)[0]))
+    one = [each[first : first + 1] for each in rows]
     best = float("inf")
     for _ in range(20):
         began = time.perf_counter()
-        model(some)
+        model(one)
         best = min(best, time.perf_counter() - began)
     return best
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import sysconfig
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ RUNNER = "metalworks_model_runner"
 PROOFS = "proofs"
 PROOFS_KEPT = 8
 STOP_SECONDS = 10.0
+GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,21 @@ def runner_folder() -> Path:
 
 @functools.cache
 def _provers() -> str:
-    """Return a name for the programs that prove: what others found is not to be relied on."""
+    """Return a name for the programs that prove, and the device: what others found is not to be relied on."""
     total = hashlib.sha256()
     own = [Path(__file__).with_name(name) for name in ("judge.py", "onnx.py")]
     for file in [*sorted((runner_folder() / RUNNER).glob("*.py")), *own]:
         total.update(file.read_bytes())
+    total.update(str(GPUS.is_dir()).encode())  # what was proven with one says nothing of serving without
     return total.hexdigest()[:8]
+
+
+def tidy_proofs(settings: Settings, releases: Iterable[Release]) -> None:
+    """Remove proofs that none of these versions is served from, but for the newest."""
+    proofs = {path: path.stat().st_mtime for path in (settings.state / PROOFS).glob("*")}
+    others = sorted(proofs.keys() - {release.proof for release in releases}, key=lambda path: proofs[path])
+    for old in others[:-PROOFS_KEPT]:
+        shutil.rmtree(old)
 
 
 class Release:
@@ -107,7 +118,8 @@ class Release:
         return str(self.verdict.get("executor", ""))
 
     @property
-    def _proof(self) -> Path:
+    def proof(self) -> Path:
+        """Folder with what is known of the version, and what it is served from."""
         return self.settings.state / PROOFS / f"{self.id}-{_provers()}"
 
     @property
@@ -134,7 +146,7 @@ class Release:
             "id": self.id,
             "card": self.card,
             "environment": self.wanted.environment,
-            "proof": str(self._proof),
+            "proof": str(self.proof),
             "socket": str(self._socket),
         }
 
@@ -176,7 +188,7 @@ class Release:
 
     async def _prove(self) -> None:
         """Find out how the version is to be asked, or take that from the last time."""
-        proof = self._proof
+        proof = self.proof
         if (proof / VERDICT).exists():
             self.verdict = json.loads((proof / VERDICT).read_text())
             if self.verdict.get("allowed") == list(self.settings.executors):
@@ -191,9 +203,6 @@ class Release:
         judge = [sys.executable, "-m", "metalworks.inference.judge", str(proof), json.dumps(self.settings.executors)]
         await self._run(judge, {**os.environ})
         self.verdict = json.loads((proof / VERDICT).read_text())
-        kept = sorted(proof.parent.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in kept[:-PROOFS_KEPT]:
-            shutil.rmtree(old)
 
     @property
     def _model(self) -> Path:
@@ -227,7 +236,7 @@ class Release:
         """Let the model's process serve, and ask it for the example; then keep it running."""
         if not await self._serves(process):
             raise RefusedError("its process ended while it loaded the model; the journal has what it said")
-        facts = json.loads((self._proof / FACTS).read_text())
+        facts = json.loads((self.proof / FACTS).read_text())
         if facts["example"] is not None:
             await self._ask_example(facts)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
@@ -236,7 +245,7 @@ class Release:
         """Start a process that loads the model, and then waits to be told how to serve it."""
         self._socket.unlink(missing_ok=True)
         command = [self.wanted.python, "-m", RUNNER, "serve", "--model", str(self._model)]
-        command += ["--proof", str(self._proof), "--socket", str(self._socket)]
+        command += ["--proof", str(self.proof), "--socket", str(self._socket)]
         command += ["--max-rows", str(self.settings.max_batch_rows)]
         # Its standard input ends with this process, and it with that.
         pipe = asyncio.subprocess.PIPE
@@ -276,7 +285,12 @@ class Release:
             if self._ended:
                 return
             await asyncio.sleep(wait)
-            self._process = await self._spawn()
+            try:
+                self._process = await self._spawn()
+            except OSError as error:  # too many processes, or no memory for one more: for now
+                _logger.error("It cannot be: %s", error)
+                wait, self._process = min(max(wait * 2, 0.1), 10.0), None
+                continue
             await self._serves(self._process)
 
     async def _stop(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from metalworks.inference.canary import Trial
-from metalworks.inference.release import Release, Wanted
+from metalworks.inference.release import Release, Wanted, tidy_proofs
 from metalworks.inference.settings import ROLES, Settings, SettingsError
 
 _logger = logging.getLogger("metalworks.inference")
@@ -53,7 +53,9 @@ class Supervisor:
         self.ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._seen = 0
-        self._said = ""
+        self._said = self._hindrance = ""
+        self._resuming = False
+        """Whether the version of before the restart is made ready: alone, for two may not fit into memory."""
         self._replaced: dict[str, float] = {}
 
     # -- Files
@@ -118,10 +120,15 @@ class Supervisor:
         while not self.ending.is_set():
             began = time.monotonic()
             shared = self.socket.fileno()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "metalworks.inference.front", str(slot), str(shared)),
-                pass_fds=(shared,),
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "metalworks.inference.front", str(slot), str(shared)),
+                    pass_fds=(shared,),
+                )
+            except OSError as error:  # too many processes, or no memory for one more: for now
+                _logger.error("HTTP process %s cannot be started, and is tried again: %s", slot, error)
+                await asyncio.sleep(1.0)
+                continue
             self.fronts[slot] = process
             code = await process.wait()
             if self.ending.is_set():
@@ -158,11 +165,11 @@ class Supervisor:
             release = self._release(wanted)
             if release.refused and time.time() - release.refused_at > RETRY_SECONDS:
                 release.forget()
-            if release.idle:
+            if release.idle and not self._resuming:
                 self._spawn(release.prepare(hurry=self.serving["champion"] is None))
             if release.ready and self.serving[role] is not release:
                 if role == "champion":
-                    self._write(self._last, {"champion": dataclasses.asdict(wanted)})
+                    self._remember(wanted)
                 self._set(role, release)
                 changed = True
         withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
@@ -172,6 +179,12 @@ class Supervisor:
         if changed:
             self._spawn(self._route())
         self._retire()
+
+    def _remember(self, wanted: Wanted) -> None:
+        try:
+            self._write(self._last, {"champion": dataclasses.asdict(wanted)})
+        except OSError as error:  # a full disk is no reason not to serve it
+            _logger.error("After a restart another version will serve first, %s: %s", self._last, error)
 
     def _set(self, role: str, release: Release | None) -> None:
         before = self.serving[role]
@@ -211,6 +224,8 @@ class Supervisor:
 
     def _retire(self) -> None:
         """End the processes of versions that nobody wants, once nobody waits for them and their time is up."""
+        if any(each.get("routed", 0) < self.revision for each in self._counts()):
+            return  # an HTTP process may still send requests to it
         wanted = {each.id for each in self.wanted.values() if each} | {r.id for r in self.serving.values() if r}
         for release in [*self.releases.values()]:
             if release.id in wanted or release.preparing:
@@ -222,6 +237,7 @@ class Supervisor:
                 continue
             del self.releases[release.id]
             self._spawn(release.end())
+            tidy_proofs(self.settings, self.releases.values())
 
     # -- The service
 
@@ -244,12 +260,14 @@ class Supervisor:
         """Put the version in service that served before the restart, if it is still there."""
         try:
             wanted = Wanted.of(json.loads(self._last.read_text())["champion"])
+            if wanted is None or wanted == self.wanted["champion"] or not Path(wanted.path).is_dir():
+                return
+            release = self._release(wanted)
+            await release.prepare(hurry=True)
         except FileNotFoundError:
             return
-        if wanted is None or wanted == self.wanted["champion"] or not Path(wanted.path).is_dir():
-            return
-        release = self._release(wanted)
-        await release.prepare(hurry=True)
+        finally:
+            self._resuming = False
         if release.ready and self.serving["champion"] is None:
             self._set("champion", release)
             await self._route()
@@ -268,17 +286,25 @@ class Supervisor:
             loop.add_signal_handler(number, self.ending.set)
         fronts = [loop.create_task(self._keep_front(slot)) for slot in range(self.settings.workers)]
         self._read_wanted()
+        self._resuming = True
         self._spawn(self._first())
+        await asyncio.sleep(0)
         judged, began = 0.0, time.monotonic()
         while not self.ending.is_set():
-            self._read_wanted()
-            self._reconcile()
-            await asyncio.sleep(0)  # what was started is under way
-            self._open(began)
-            if time.monotonic() - judged > 1:
-                judged = time.monotonic()
-                self._judge_canary()
-            self._say()
+            try:
+                self._read_wanted()
+                self._reconcile()
+                await asyncio.sleep(0)  # what was started is under way
+                self._open(began)
+                if time.monotonic() - judged > 1:
+                    judged = time.monotonic()
+                    self._judge_canary()
+                self._say()
+                self._hindrance = ""
+            except OSError as error:  # no room on the disk, no file that may be opened: what serves, serves on
+                if str(error) != self._hindrance:
+                    _logger.error("Nothing changes until this is mended: %s", error)
+                self._hindrance = str(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), LOOK_SECONDS)
         await self._end(fronts)

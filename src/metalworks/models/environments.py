@@ -31,11 +31,10 @@ class Environments:
 
     def ensure(self, lock: Path) -> Path:
         """Return the interpreter of the environment that the lock describes, built unless it stands."""
+        if (here := self.find(lock)) is not None:
+            return here
         folder = self.root / self._name(lock)
         python = folder / "bin/python"
-        if (folder / MARKER).exists():
-            (folder / MARKER).touch()  # its age says when it was last wanted, which is what tidy() sorts by
-            return python
         if folder.exists():
             shutil.rmtree(folder)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -57,10 +56,19 @@ class Environments:
         (folder / MARKER).touch()
         return python
 
+    def find(self, lock: Path) -> Path | None:
+        """Return the interpreter of the environment that the lock describes, if that stands."""
+        folder = self.root / self._name(lock)
+        if not (folder / MARKER).exists():
+            return None
+        (folder / MARKER).touch()  # its age says when it was last wanted, which is what tidy() sorts by
+        return folder / "bin/python"
+
     def tidy(self, keep: Iterable[Path], more: int) -> None:
         """Remove all but the environments of these locks and as many of the others that were wanted last.
 
-        What uv keeps of their packages goes with them, unless an environment that stays has the same versions.
+        What uv keeps of their packages goes with them, unless an environment that stays has the same versions. Nobody
+        may install meanwhile.
         """
         stays = {self.root / self._name(lock) for lock in keep if lock.exists()}
         others = {folder for folder in self.root.glob("*") if folder.is_dir()} - stays
@@ -70,9 +78,8 @@ class Environments:
             shutil.rmtree(folder)
         packages -= {package for folder in self.root.glob("*") for package in _packages(folder)}
         if packages:
-            with self.programs.turn:
-                names = {package.partition("-")[0] for package in packages}
-                self.programs.run([self.uv, "cache", "clean", "--quiet", *sorted(names)], cwd=self.root)
+            names = {package.partition("-")[0] for package in packages}
+            self.programs.run([self.uv, "cache", "clean", "--quiet", *sorted(names)], cwd=self.root)
 
     def _name(self, lock: Path) -> str:
         """Return 16 hexadecimal digits over the lock and the interpreter's version."""

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -81,6 +82,10 @@ class Follower:
         self._read_wanted()
         self.named = Named()
         self.refused: dict[str, Refusal] = {}
+        self._installer = ThreadPoolExecutor(1, thread_name_prefix=service.name)
+        self._coming: dict[str, tuple[ModelCard, Future[Entry]]] = {}
+        """What is installed beside the rounds, by role."""
+        self._untidy = False
         self.away = ""
         self.polled = 0.0
         self.judged = 0.0
@@ -107,13 +112,18 @@ class Follower:
         entries: dict[str, Entry | None] = {}
         self.refused = {role: refusal for role, refusal in self.refused.items() if refusal.card == cards.get(role)}
         for role in ROLES:
-            card = cards.get(role)
-            entries[role] = self._entry(role, card, cards) if card else None
+            wanted = cards.get(role)
+            entries[role] = self._entry(role, wanted, cards) if wanted else None
+        for role, (card, future) in [*self._coming.items()]:
+            if future.done() and (entries[role] or cards.get(role) != card):  # it is here, or nobody asks for it now
+                del self._coming[role]
         # What is served is served on, also when its alias or the new version is no good. A shadow or a canary that
         # nobody asks for any more is not.
         entries["champion"] = entries["champion"] or self.wanted["champion"]
         if entries != self.wanted or not (self.root / WANTED).exists():
             self._want(entries)
+        if self._untidy and not self._coming:
+            self._tidy()
         state = read_json(self.config.state_file(self.service))
         self.report.tell(self.registry, report.wanted_tags(state, self._reasons()))
         self._write_status(cards)
@@ -158,25 +168,51 @@ class Follower:
         refusal = self.refused.get(role)
         if refusal and time.time() < refusal.again and not self._asked_again(refusal):
             return None
-        self._write_status(cards, installing=card.version)
         try:
-            with self.programs.turn:
-                entry = self._installed(card)
-        except (FetchError, OSError) as error:
+            entry = self._here(card) or self._brought(role, card, cards)
+        except (Stopped, RegistryError):
+            raise
+        except Exception as error:  # a model's files may be anything
             failures = refusal.failures + 1 if refusal else 1
-            self.refused[role] = Refusal(card, str(error), time.time(), failures)
-            logger.error("%s: version %s of model %s is refused: %s", self.service.name, card.version, card.name, error)
+            reason = str(error) if isinstance(error, FetchError | OSError) else f"{type(error).__name__}: {error}"
+            self.refused[role] = Refusal(card, reason, time.time(), failures)
+            logger.error(
+                "%s: version %s of model %s is refused: %s", self.service.name, card.version, card.name, reason
+            )
             return None
-        self.refused.pop(role, None)
-        logger.info("%s: version %s of model %s is here", self.service.name, card.version, card.name)
+        if entry is not None:
+            self.refused.pop(role, None)
+            logger.info("%s: version %s of model %s is here", self.service.name, card.version, card.name)
         return entry
 
+    def _here(self, card: ModelCard) -> Entry | None:
+        """Return a version all of which is here, as one that is gone back to: that waits for nobody's installation."""
+        folder = self.versions.find(card)
+        lock = self.resolver.find_lock(folder) if folder else None
+        python = self.environments.find(lock) if lock else None
+        return _entry_of(card, folder, lock, python) if folder and lock and python else None
+
+    def _brought(self, role: str, card: ModelCard, cards: dict[str, ModelCard]) -> Entry | None:
+        """Return a version once it is brought here; of one that is only tried, None until then.
+
+        The champion's alias is followed meanwhile: an installation may take minutes.
+        """
+        if role == "champion":
+            self._write_status(cards, installing=card.version)
+            return self._installed(card)
+        if role not in self._coming:
+            self._coming[role] = (card, self._installer.submit(self._installed, card))
+        coming, future = self._coming[role]
+        if coming != card or not future.done():
+            return None
+        del self._coming[role]
+        return future.result()
+
     def _installed(self, card: ModelCard) -> Entry:
-        folder = self.versions.place(card)
-        lock = self.resolver.ensure_lock(folder)
-        python = self.environments.ensure(lock)
-        digest = hashlib.sha256(lock.read_bytes()).hexdigest()
-        return {"version": card.version, "path": str(folder), "python": str(python), "environment": digest}
+        with self.programs.turn:
+            folder = self.versions.place(card)
+            lock = self.resolver.ensure_lock(folder)
+            return _entry_of(card, folder, lock, self.environments.ensure(lock))
 
     def _stands(self, entry: Entry, card: ModelCard) -> bool:
         """Tell whether an entry is this version's, and all of it still here."""
@@ -194,17 +230,29 @@ class Follower:
             return False
 
     def _want(self, entries: dict[str, Entry | None]) -> None:
-        """Tell the server, and remove what nobody needs any more."""
+        """Tell the server; what nobody needs any more is removed soon."""
         write_json(self.root / WANTED, entries)
         for role in ROLES:
             old, new = self.wanted[role], entries[role]
             if old != new:
                 names = [entry["version"] if entry else "none" for entry in (old, new)]
                 logger.info("%s: %s is version %s, was %s", self.service.name, role, names[1], names[0])
-        self.wanted = entries
+        self.wanted, self._untidy = entries, True
+
+    def _tidy(self) -> None:
+        """Remove what nobody needs any more; never beside an installation: its files are nobody's yet."""
+        if not self.programs.turn.acquire(blocking=False):
+            return
+        try:
+            self._remove()
+            self._untidy = False
+        finally:
+            self.programs.turn.release()
+
+    def _remove(self) -> None:
         state = read_json(self.config.state_file(self.service))
         served = {str(state[role]["version"]) for role in ROLES if state.get(role)}
-        folders = [Path(entry["path"]) for entry in entries.values() if entry]
+        folders = [Path(entry["path"]) for entry in self.wanted.values() if entry]
         for folder in folders:
             if (folder / CARD).exists():
                 (folder / CARD).touch()  # its age says when it was last wanted
@@ -259,12 +307,18 @@ class Follower:
             word = "missing"
             if card is not None:
                 here = entry is not None and self._stands(entry, card)
-                word = "installing" if card.version == installing else "here" if here else "waiting"
+                coming = card.version == installing or self._coming.get(role, (None,))[0] == card
+                word = "installing" if coming else "here" if here else "waiting"
             roles[role] = {"alias": alias, "version": card.version if card else None, "is": word}
             if card and refusal and refusal.card == card and word != "installing":
                 roles[role] |= {"is": "refused", "reason": refusal.reason, "at": refusal.at, "again": refusal.again}
         status = {"polled": self.polled, "mlflow": self.away or "answers", "roles": roles}
         write_json(self.config.status_file(self.service), status, mode=0o644)
+
+
+def _entry_of(card: ModelCard, folder: Path, lock: Path, python: Path) -> Entry:
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    return {"version": card.version, "path": str(folder), "python": str(python), "environment": digest}
 
 
 def _follow(follower: Follower, stop: threading.Event, seconds: float) -> None:

@@ -43,12 +43,7 @@ class Resolver:
         Models that record the same requirements share one lock, hence one environment. Otherwise versions are chosen
         anew only where they must be: those of the newest lock beside this one come first.
         """
-        recorded = version_dir / "model" / "requirements.txt"
-        if not recorded.is_file():
-            raise FetchError(f"{recorded} is missing: log the model with its requirements")
-        own = _mlflow(recorded, self.mlflow)
-        converters = sorted({each for flavour in _flavours(version_dir / "model") for each in CONVERTERS[flavour]})
-        header = f"# Locked by metalworks-model from requirements {_digest(own, converters, recorded)}\n"
+        own, converters, header = self._asked(version_dir)
         lock = version_dir / FILE_NAME
         known = sorted(version_dir.parent.glob(f"*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
         fitting = [path for path in known if path.read_text().startswith(header)]
@@ -68,6 +63,21 @@ class Resolver:
             new.write_text(header + text)
         new.replace(lock)
         return lock
+
+    def find_lock(self, version_dir: Path) -> Path | None:
+        """Return the lock that ensure_lock made of the version's requirements, if it is there."""
+        lock = version_dir / FILE_NAME
+        return lock if lock.exists() and lock.read_text().startswith(self._asked(version_dir)[2]) else None
+
+    def _asked(self, version_dir: Path) -> tuple[list[str], list[str], str]:
+        """Return what is asked for besides the recorded requirements, the converters, and how a lock of them begins."""
+        recorded = version_dir / "model" / "requirements.txt"
+        if not recorded.is_file():
+            raise FetchError(f"{recorded} is missing: log the model with its requirements")
+        own = _mlflow(recorded, self.mlflow)
+        converters = sorted({each for flavour in _flavours(version_dir / "model") for each in CONVERTERS[flavour]})
+        digest = _digest(own, converters, recorded)
+        return own, converters, f"# Locked by metalworks-model from requirements {digest}\n"
 
     def _compile(self, version_dir: Path, more: list[str], output: Path, known: list[Path]) -> str:
         """Resolve; return what is wrong, or nothing. uv prefers the versions that stand in the output file already."""

@@ -31,9 +31,8 @@ class Versions:
         A folder never changes: a version that was deleted and registered anew under the same number gets another one,
         so the server sees that it is another, and one that changes its role is served on by the same process.
         """
-        for folder, stored in self._stored():
-            if stored.has_files_of(card):
-                return folder
+        if (here := self.find(card)) is not None:
+            return here
         folder = self.root / card.version
         if folder.exists():
             folder = self.root / f"{card.version}-{card.created}"
@@ -52,6 +51,10 @@ class Versions:
             shutil.rmtree(folder)
         partial.rename(folder)
         return folder
+
+    def find(self, card: ModelCard) -> Path | None:
+        """Return the folder with the files that the card names, if they are here."""
+        return next((folder for folder, stored in self._stored() if stored.has_files_of(card)), None)
 
     def tidy(self, keep: Iterable[Path], served: Iterable[str], more: int) -> set[Path]:
         """Remove all but these folders, those of versions that are served, and as many of the newest others.

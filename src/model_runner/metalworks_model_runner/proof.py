@@ -253,7 +253,8 @@ def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
         pairs += [
             (int(feature), float(value))
             for feature, value, kind in zip(given["nodes_featureids"], numbers, kinds, strict=True)
-            if kind != b"LEAF"
+            # Behind steps that make more columns of the model's, a tree's column is none of those.
+            if kind != b"LEAF" and feature < rows[0].shape[1]
         ]
     if not pairs:
         return []

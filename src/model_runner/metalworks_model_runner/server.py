@@ -49,7 +49,9 @@ class Server:
         `rows` are some to try how many threads are best.
         """
         self.model, self.max_rows = model, max_rows
-        self.ask: Callable[[Arrays], Any] = model.by_pyfunc if way in ("pyfunc", "mlflow") else model.native()[way]
+        by_pyfunc: Callable[[Arrays], Any] = model.by_pyfunc
+        # Of a way that is not there any more, such as a GPU that broke, MLflow's own takes the place.
+        self.ask = by_pyfunc if way in ("pyfunc", "mlflow") else model.native().get(way, by_pyfunc)
         self._pool = ThreadPoolExecutor(THREADS)
         self._selector = selectors.DefaultSelector()
         self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []
