@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import math
+import os
 import random
 import sys
 import threading
@@ -23,7 +24,7 @@ import onnx
 import pandas as pd
 import pytest
 import threadpoolctl
-from metalworks_model_runner import frames, packing, threads
+from metalworks_model_runner import evidence, frames, packing, samples, threads
 from metalworks_model_runner.json_equality import same
 from metalworks_model_runner.model import UnfitError, outputs_of
 from metalworks_model_runner.proof import ProofError, prove
@@ -37,11 +38,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from metalworks.inference import answers, app, canary, latency, rows, served, stats
 from metalworks.inference.batching import Batcher, QueueFullError
 from metalworks.inference.judge import judge
+from metalworks.inference.link import ModelFailedError
 from metalworks.inference.log import Log
-from metalworks.inference.release import Release, Wanted
+from metalworks.inference.release import PROOFS_KEPT, Release, Wanted, tidy_proofs
 from metalworks.inference.settings import Canary, Settings, SettingsError
 from metalworks.inference.shadow import _difference
 from metalworks.inference.stats import Series, Stats
+from metalworks.inference.supervisor import Supervisor
+from scripts.bench_serving.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
 DOUBLES = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
@@ -320,6 +324,25 @@ def test_error_of_the_model_is_everybodys_and_the_next_batch_works() -> None:
     batched(work)
 
 
+def test_request_that_the_model_refuses_fails_alone() -> None:
+    class Picky(Model):
+        async def ask(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            if (arrays[0] < 0).any():
+                raise ModelFailedError("below zero")
+            return await super().ask(arrays)
+
+    async def run() -> None:
+        batcher = Batcher(Picky().ask, 100, 100, lambda _: None)
+        asked = [batcher.put(rows_of(value)) for value in (1.0, 2.0, -1.0, 4.0, 5.0)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [each if isinstance(each, ModelFailedError) else each[0].tolist() for each in answers] == [
+            [2.0], [4.0], answers[2], [8.0], [10.0],
+        ]  # fmt: skip
+        assert isinstance(answers[2], ModelFailedError)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
 def test_request_that_nobody_waits_for_is_not_asked() -> None:
     async def work(batcher: Batcher, model: Model) -> None:
         model.may.clear()
@@ -577,6 +600,40 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
     assert found["shadow_requests_total", "outcome=compared"] == 6
     assert found["shadow_difference_max",] == 1.5
     assert found["log_rows_total", "outcome=written"] == 14
+
+
+def test_proofs_that_versions_are_served_from_stay(tmp_path: Path) -> None:
+    settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    release = Release(Wanted("1", str(tmp_path), "python", ""), settings)
+    others = [release.proof.with_name(f"{number}-x") for number in range(PROOFS_KEPT + 2)]
+    for age, proof in enumerate([release.proof, *others]):
+        proof.mkdir(parents=True)
+        os.utime(proof, (age, age))
+    tidy_proofs(settings, [release])
+    assert set(release.proof.parent.iterdir()) == {release.proof, *others[2:]}
+
+
+def test_version_is_not_ended_before_every_process_has_left_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        ended = []
+
+        class Old:
+            id, ready, preparing = "old", True, False
+
+            async def end(self) -> None:
+                ended.append(self.id)
+
+        settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path, port=free_port())
+        supervisor = Supervisor(settings)
+        supervisor.releases["old"], supervisor.revision = Old(), 2  # type: ignore[assignment]
+        for routed in (1, 2):
+            (tmp_path / "stats-0.json").write_text(json.dumps({"routed": routed, "in_flight": {}}))
+            supervisor._retire()
+            await asyncio.sleep(0)
+            assert ended == (["old"] if routed == 2 else [])
+        supervisor.socket.close()
+
+    asyncio.run(run())
 
 
 def test_versions_are_refused_by_who_serves_and_by_who_fetches(tmp_path: Path) -> None:
@@ -856,6 +913,35 @@ def test_converted_model_that_refuses_the_recorded_example_is_not_used(tmp_path:
     said = judge(tmp_path / "proof", ("onnx", "native"))
     assert said["executor"] == "native"
     assert "the converted model refuses rows of its kind: " in said["why"]
+
+
+def test_trees_behind_steps_that_make_more_columns_are_proven(tmp_path: Path) -> None:
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures
+
+    model = make_pipeline(PolynomialFeatures(2), RandomForestRegressor(5, random_state=1)).fit(FRAME, TARGET)
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        signature=infer_signature(FRAME, model.predict(FRAME)),
+        input_example=FRAME[:2],
+        pip_requirements=REQUIREMENTS,
+        serialization_format="cloudpickle",
+    )
+    assert prove(tmp_path / "model", tmp_path / "proof")["onnx"]["candidates"]
+    assert judge(tmp_path / "proof", ("onnx", "native"))["executor"] in ("onnx", "native")
+
+
+def test_model_whose_first_row_is_refused_is_timed_by_another(tmp_path: Path) -> None:
+    """Without an example the first row is a random one."""
+    prove(save("gaps", tmp_path / "model"), tmp_path / "proof")
+    known = evidence.read(tmp_path / "proof")
+    first = next(each for each in known["rows"] if each.dtype == object).tolist().index("an unknown value")
+    for group in ("rows", "expected"):
+        known[group] = [np.roll(each, -first, axis=0)[: samples.ROWS] for each in known[group]]
+    evidence.write(tmp_path / "proof", known)
+    assert judge(tmp_path / "proof", ("onnx",))["executor"] == "onnx"
 
 
 def test_converted_model_that_is_none_is_not_used(tmp_path: Path) -> None:

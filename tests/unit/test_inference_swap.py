@@ -203,6 +203,34 @@ def test_http_process_that_is_killed_comes_back_and_counts_on(one: Service) -> N
     wait_for(lambda: not any(part.exists() for part in parts), "what it logged is finished by the other")
 
 
+def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) -> None:
+    """As on a full disk."""
+    with load(one) as asking:
+        (one.folder / "state" / "serving.new").mkdir()
+        one.want(one.version("2", models / "2"))
+        one.serves("2")
+        assert "After a restart another version will serve first" in one.log
+        (one.folder / "state" / "serving.new").rmdir()
+        (one.folder / "run" / "state.new").mkdir()
+        one.want(one.version("1", models / "1"))
+        wait_for(lambda: one.routes("1"), "version 1 answers")
+        wait_for(lambda: "Nothing changes until this is mended" in one.log, "it is said")
+        (one.folder / "run" / "state.new").rmdir()
+        one.serves("1")
+    assert asking.predictions() == {(1.0, 2.0, 1.0)}
+
+
+def test_process_that_cannot_follow_the_route_tries_again(one: Service) -> None:
+    (proof,) = (one.folder / "state" / "proofs").glob("1-*")
+    aside = one.folder / "aside"
+    proof.rename(aside)
+    os.kill(one.processes(FRONT)[0], signal.SIGKILL)
+    wait_for(lambda: "cannot be followed yet" in one.log, "it is said")
+    aside.rename(proof)
+    wait_for(lambda: one.routes("1") and len(one.processes(FRONT)) == 2, "it follows")
+    assert one.post(JSON, BODY).json == ONE
+
+
 def test_shadow_is_compared_and_nobody_waits_for_it(one: Service, models: Path) -> None:
     def outcomes() -> dict[str, float]:
         lines = one.get("/metrics").body.decode().splitlines()

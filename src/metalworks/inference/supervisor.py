@@ -110,8 +110,8 @@ class Supervisor:
         }
         text = json.dumps(now)
         if text != self._said:
-            self._said = text
             self._write(self.settings.runtime / "state.json", now)
+            self._said = text
 
     # -- Processes
 
