@@ -172,7 +172,7 @@ def upstreams(reach: Reach) -> set[str]:
     """Where the gateway sent the last requests."""
     log = reach("services-1").check_output("tail -n 400 /var/log/nginx/access.log")
     lines = [json.loads(line) for line in log.splitlines()]
-    asked = [line["upstream"] for line in lines if line["path"] == "/delay/invocations"]
+    asked = [line["upstream"] for line in lines if line["host"] == f"inference.{DOMAIN}"]
     return {upstream for each in asked for upstream in each.split(", ")}
 
 
