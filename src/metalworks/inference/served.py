@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from metalworks.inference.stats import Series, Stats
 
 Arrays = list[np.ndarray]
 
+LOADING_SWITCH_SECONDS = 0.5e-3
+"""After so long the thread that loads a version lets those go on who answer requests."""
 INLINE_ROW_LIMIT_SECONDS = 2e-3
 """Requests of so many rows that the model takes longer than this run in a thread."""
 
@@ -205,4 +208,9 @@ def _load(loaded: dict[str, Version], entry: dict[str, Any], settings: Settings,
 
     A thread's result would stay referred to by what carried it over, and the version in memory for good.
     """
-    loaded[entry["id"]] = Version(entry, settings, stats)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(LOADING_SWITCH_SECONDS)
+    try:
+        loaded[entry["id"]] = Version(entry, settings, stats)
+    finally:
+        sys.setswitchinterval(usual)

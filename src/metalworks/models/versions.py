@@ -46,7 +46,7 @@ class Versions:
             words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
             raise FetchError(f"the files of model {card.name} version {card.version} cannot be fetched: {words}")
         card.write(partial)
-        os.sync()  # the rename must not survive a power cut that the files do not
+        _settle(partial)  # the rename must not survive a power cut that the files do not
         if folder.exists():  # without a card: nobody's
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -80,3 +80,13 @@ class Versions:
                 except (OSError, ValueError, TypeError):  # a card of another release: fetched anew
                     shutil.rmtree(file.parent)
         return found
+
+
+def _settle(folder: Path) -> None:
+    """Have a folder and all in it on the disk; nobody else's files, which a training run may be writing."""
+    for path in (*folder.rglob("*"), folder):
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
