@@ -220,6 +220,16 @@ def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) ->
     assert asking.predictions() == {(1.0, 2.0, 1.0)}
 
 
+def test_version_that_does_not_stay_ready_answers_until_all_have_left_it(models: Path, tmp_path: Path) -> None:
+    with service(tmp_path / "service", models / "1", workers=2, keep_previous=0) as running:
+        running.serves("1")
+        with load(running) as asking:
+            running.want(running.version("2", models / "2"))
+            running.serves("2")
+            wait_for(lambda: len(running.processes(RUNNER)) == 1, "the old one ends")
+    assert asking.predictions() == {(1.0, 2.0)}
+
+
 def test_process_that_cannot_follow_the_route_tries_again(one: Service) -> None:
     (proof,) = (one.folder / "state" / "proofs").glob("1-*")
     aside = one.folder / "aside"

@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import time
-from typing import Any
 
 import msgspec
 import uvicorn
@@ -69,14 +68,13 @@ class Front:
         if changed == self._seen and (self._follows or time.monotonic() - self._tried_at < RETRY_SECONDS):
             return
         first, self._seen, self._tried_at = changed != self._seen, changed, time.monotonic()
-        wanted: dict[str, Any] = json.loads(path.read_text())
         try:
-            await self.route.follow(wanted, self.settings, self.stats)
+            await self.route.follow(json.loads(path.read_text()), self.settings, self.stats)
         except Exception as error:
             # The supervisor waits for the revision in vain, and says so; what is served goes on.
             self._follows = False
             if first:
-                _logger.exception("The route's revision %s cannot be followed yet: %s", wanted.get("revision"), error)
+                _logger.exception("The route cannot be followed yet: %s", error)
             return
         self._follows = True
         self.stats.routed = self.route.revision

@@ -72,9 +72,10 @@ class Supervisor:
             return
         if changed == self._seen:
             return
+        text = self.settings.wanted.read_text()
         self._seen = changed
         try:
-            said = json.loads(self.settings.wanted.read_text())
+            said = json.loads(text)
             self.wanted = {role: Wanted.of(said.get(role)) for role in ROLES}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             _logger.error("%s is not what it should be, and nothing changes: %r", self.settings.wanted, error)
@@ -178,7 +179,8 @@ class Supervisor:
             changed = True
         if changed:
             self._spawn(self._route())
-        self._retire()
+        else:
+            self._retire()  # never before the route says that it is gone
 
     def _remember(self, wanted: Wanted) -> None:
         try:
