@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from metalworks.inference import supervisor
-from scripts.bench_serving import processes
+from scripts import processes
 
 
 def version(

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_serving import processes
+from scripts import processes
 from scripts.constant_load import JSON, Load, Request
 from scripts.serve_model import champion, served, version, want
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scripts.bench_serving import load, processes
+from scripts import processes
+from scripts.bench_serving import load
 from scripts.bench_serving.models import Model
 from scripts.bench_serving.systems import System
 from scripts.common import BUILD, ProblemError

@@ -20,7 +20,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
 
 # The classes below are not there where a model is loaded.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -130,6 +130,13 @@ def _ridge(path: Path) -> None:
 def _forest(path: Path) -> None:
     rows = random_rows()
     _sklearn(RandomForestRegressor(20, random_state=1, n_jobs=1).fit(rows, target_of(rows)), FRAME, path)
+
+
+def _wider(path: Path) -> None:
+    # The trees' columns are none of the model's.
+    rows = random_rows()
+    trees = RandomForestRegressor(5, random_state=1, n_jobs=1)
+    _sklearn(make_pipeline(PolynomialFeatures(2), trees).fit(rows, target_of(rows)), FRAME, path)
 
 
 def _mixed(path: Path) -> None:
@@ -295,6 +302,7 @@ MODELS: dict[str, Saved] = {
     "ridge": Saved(_ridge, FRAME, "onnx native pyfunc"),
     "ridge without example": Saved(_without_example, FRAME, "onnx native pyfunc"),
     "forest": Saved(_forest, FRAME, "onnx native pyfunc"),
+    "forest of more columns": Saved(_wider, FRAME, "onnx native pyfunc"),
     "forest of mixed columns": Saved(_mixed, WHOLE, "native pyfunc"),
     "boosted": Saved(_boosted, FRAME, "native pyfunc"),
     "classes": Saved(_classes, FRAME, "onnx native pyfunc"),

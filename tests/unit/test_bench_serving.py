@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import constant_load
+from scripts import constant_load, processes
 from scripts.bench_serving import __main__ as bench
-from scripts.bench_serving import load, measure, models, processes, report
+from scripts.bench_serving import load, measure, models, report
 from scripts.bench_serving.systems import PEERS, SYSTEMS, System, versions
 from scripts.common import ProblemError
 

@@ -270,3 +270,9 @@ def test_site_defaults_are_the_specs() -> None:
     spec = read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]["gateway_sites"]["options"]
     told = {name: option["default"] for name, option in spec.items() if "default" in option}
     assert read_yaml(ROLE / "vars/main.yml")["__gateway_site_defaults"] == told
+
+
+def test_a_gateway_that_another_host_tells_is_set_up_with_all_of_its_own_variables() -> None:
+    tasks = read_yaml(ROLE / "tasks/register_host.yml")
+    told = next(task["vars"]["__gateway_theirs"] for task in tasks if "gateway_state" in task)
+    assert set(told) == set(read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"])

@@ -45,7 +45,7 @@ from metalworks.inference.settings import Canary, Settings, SettingsError
 from metalworks.inference.shadow import _difference
 from metalworks.inference.stats import Series, Stats
 from metalworks.inference.supervisor import Supervisor
-from scripts.bench_serving.processes import free_port
+from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
 DOUBLES = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
@@ -913,24 +913,6 @@ def test_converted_model_that_refuses_the_recorded_example_is_not_used(tmp_path:
     said = judge(tmp_path / "proof", ("onnx", "native"))
     assert said["executor"] == "native"
     assert "the converted model refuses rows of its kind: " in said["why"]
-
-
-def test_trees_behind_steps_that_make_more_columns_are_proven(tmp_path: Path) -> None:
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import PolynomialFeatures
-
-    model = make_pipeline(PolynomialFeatures(2), RandomForestRegressor(5, random_state=1)).fit(FRAME, TARGET)
-    mlflow.sklearn.save_model(
-        model,
-        tmp_path / "model",
-        signature=infer_signature(FRAME, model.predict(FRAME)),
-        input_example=FRAME[:2],
-        pip_requirements=REQUIREMENTS,
-        serialization_format="cloudpickle",
-    )
-    assert prove(tmp_path / "model", tmp_path / "proof")["onnx"]["candidates"]
-    assert judge(tmp_path / "proof", ("onnx", "native"))["executor"] in ("onnx", "native")
 
 
 def test_model_whose_first_row_is_refused_is_timed_by_another(tmp_path: Path) -> None:

@@ -60,31 +60,35 @@ def test_the_view_follows_molecules_output() -> None:
     assert "Migrate the database" in str(view.__rich__())
 
 
-def test_the_end_names_what_failed_though_molecule_went_on_to_remove_the_hosts() -> None:
+TESTS_FAILED = """
+INFO     [cluster > verify] Executing
+FAILED molecule/cluster/tests/test_hosts.py::test_time[ansible://cpu-1] - AssertionError: late
+ERROR    [cluster > verify] Executed: Failed (Verifier tests failed)
+INFO     [cluster > destroy] Executing
+TASK [Delete docker network(s)] *******
+cluster > verify: Executed: Failed (Verifier tests failed)
+"""
+TASK_FAILED = """
+INFO     [cluster > converge] Executing
+TASK [object_store : Wait] *******
+[ERROR]: Task failed: Timeout
+fatal: [services-1]: FAILED! => {"msg": "Timeout"}
+ERROR    [cluster > converge] Executed: Failed
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "step", "failure"),
+    [
+        (TESTS_FAILED, "verify", "test_time[ansible://cpu-1] - AssertionError: late"),
+        (TASK_FAILED, "converge", 'object_store : Wait: fatal: [services-1]: FAILED! => {"msg": "Timeout"}'),
+    ],
+)
+def test_the_end_names_what_failed_though_molecule_went_on_to_remove_the_hosts(
+    output: str, step: str, failure: str
+) -> None:
     view = scenarios.View(Console(file=io.StringIO(), width=100), "cluster", "2/2")
-    for line in (
-        "INFO     [cluster > verify] Executing",
-        "FAILED molecule/cluster/tests/test_hosts.py::test_time[ansible://cpu-1] - AssertionError: late",
-        "ERROR    [cluster > verify] Executed: Failed (Verifier tests failed)",
-        "INFO     [cluster > destroy] Executing",
-        "TASK [Delete docker network(s)] *******",
-        "cluster > verify: Executed: Failed (Verifier tests failed)",
-    ):
+    for line in output.splitlines():
         view.take(line)
-    verdict = view.verdict()
-    assert "cluster, in its step verify" in verdict
-    assert verdict.endswith("test_time[ansible://cpu-1] - AssertionError: late")
-
-
-def test_the_end_names_the_task_and_host_that_failed() -> None:
-    view = scenarios.View(Console(file=io.StringIO(), width=100), "minio", "1/2")
-    for line in (
-        "INFO     [minio > converge] Executing",
-        "TASK [object_store : Wait] *******",
-        "[ERROR]: Task failed: Timeout",
-        'fatal: [services-1]: FAILED! => {"msg": "Timeout"}',
-        "ERROR    [minio > converge] Executed: Failed",
-    ):
-        view.take(line)
-    assert "in its step converge" in view.verdict()
-    assert view.verdict().endswith('object_store : Wait: fatal: [services-1]: FAILED! => {"msg": "Timeout"}')
+    assert f"cluster, in its step {step}\n" in view.verdict()
+    assert view.verdict().endswith(failure)
