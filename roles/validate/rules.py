@@ -525,6 +525,26 @@ def bad_own_certificate(
     return [Problem(where, *fault) for fault in _own_faults(own, read["certificate"], read["key"], read["ca"], names)]
 
 
+def uneven_own_certificates(own: Any, hosts: Sequence[str]) -> list[Problem]:
+    """Refuse certificates of the team's for some hosts alone, or from several CA files: hosts trust one CA."""
+    where = "variable `own_certificates`"
+    if not own:
+        return []
+    if not isinstance(own, Mapping) or not all(isinstance(files, Mapping) for files in own.values()):
+        cure = "Write `host: {certificate: /path/chain.pem, key: /path/key.pem, ca: /path/ca.pem}` for every host"
+        return [Problem(where, "does not tell for each host its files", cure)]
+    found = []
+    if unknown := [host for host in own if host not in hosts]:
+        found.append(Problem(where, f"has no such host as {', '.join(unknown)}", "Remove it, or correct the name"))
+    if absent := [host for host in hosts if not own.get(host)]:
+        what = f"lacks {', '.join(absent)}, and each host trusts one CA"
+        found.append(Problem(where, what, "Name a certificate for every host, or for none"))
+    if len(cas := sorted({str(files["ca"]) for files in own.values() if files.get("ca")})) > 1:
+        what = f"names several CA files: {', '.join(cas)}"
+        found.append(Problem(where, what, "Put the authorities into one file, and name that for every host"))
+    return found
+
+
 def _own_file(kind: str, path: str, contents: Callable[[str], bytes]) -> tuple[str, Any]:
     """Return why a file of the team's cannot be used, and what it holds."""
     from cryptography import x509

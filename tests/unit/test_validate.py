@@ -594,6 +594,29 @@ def test_own_files_that_cannot_be_used(own: dict[str, str], kind: str) -> None:
     assert f"{kind} {own[kind]} holds no" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
 
 
+ONE_CA = {"certificate": "/c", "key": "/k", "ca": "/ca"}
+
+
+@pytest.mark.parametrize(
+    ("own", "what"),
+    [
+        ({"s1": ONE_CA}, "lacks s2, and each host trusts one CA"),
+        ({"s1": ONE_CA, "s2": {}}, "lacks s2"),
+        ({"s1": ONE_CA, "s2": ONE_CA, "s3": ONE_CA}, "has no such host as s3"),
+        ({"s1": ONE_CA, "s2": ONE_CA | {"ca": "/other"}}, "names several CA files: /ca, /other"),
+        ({"s1": "/c"}, "does not tell for each host its files"),
+        (["s1"], "does not tell for each host its files"),
+    ],
+)
+def test_own_certificates_are_for_all_hosts_and_from_one_ca(own: Any, what: str) -> None:
+    assert what in the_only(rules.uneven_own_certificates(own, ["s1", "s2"])).what
+
+
+@pytest.mark.parametrize("own", [{}, None, {"s1": ONE_CA, "s2": ONE_CA}])
+def test_own_certificates_for_none_or_all_pass(own: Any) -> None:
+    assert rules.uneven_own_certificates(own, ["s1", "s2"]) == []
+
+
 def test_own_files_may_be_encrypted(own: dict[str, str]) -> None:
     plain = {path: Path(path).read_bytes() for path in own.values()}
     Path(own["key"]).write_text("$ANSIBLE_VAULT;1.1;AES256\n")

@@ -72,6 +72,7 @@ TOLD = [
     "variable `platform_users`: backup is the name of a machine",
     "secret `vault_object_store_root_password`: is shorter than 16 characters",
     "variable `own_certificates` of services-1: key /nowhere/key.pem cannot be read",
+    "variable `own_certificates`: lacks gpu_1, cpu-1, cpu-2",
     "cannot be computed ('no_such_variable' is undefined)",
     "host services-1: has",
     "host cpu-1: cannot be reached at 127.0.0.1",

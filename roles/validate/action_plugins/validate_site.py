@@ -48,6 +48,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         problems += rules.bad_services(self._value("inference_services"), "inference_services")
         days = "prediction_log_days"
         problems += rules.not_days(self._templar.template(self.variables.get(days, 0)), days)
+        problems += rules.uneven_own_certificates(self._templated("own_certificates"), ours)
         problems += rules.unknown_roles(self._value("platform_users"), "platform_users")
         problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
         looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
@@ -64,11 +65,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _value(self, name: str) -> list[Any]:
         """Return a site's list; an empty one when it cannot be computed, which its role's spec then reports."""
-        try:
-            value = self._templar.template(self.variables.get(name, []))
-        except AnsibleError:
-            return []
+        value = self._templated(name)
         return value if isinstance(value, list) else []
+
+    def _templated(self, name: str) -> Any:
+        """Return a site's variable; nothing when it cannot be computed."""
+        try:
+            return self._templar.template(self.variables.get(name))
+        except AnsibleError:
+            return None
 
     def _host_value(self, host: str, name: str, default: Any) -> Any:
         return self.hostvars[host].get(name, default) if host in self.hostvars else default
