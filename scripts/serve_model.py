@@ -30,7 +30,9 @@ def version(
     if not link.is_symlink():
         link.symlink_to(model.resolve())
     card = {"name": service, "version": number, "alias": "champion", "source": str(model), "created": 0}
-    (at / "model.json").write_text(json.dumps(card))
+    new = at / "model.new"
+    new.write_text(json.dumps(card))
+    new.replace(at / "model.json")  # whole at any time: a service may read it now
     return {"version": number, "path": str(at), "python": python, "environment": ""}
 
 

@@ -206,7 +206,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "keep_previous": (0, 86400 * 365),
 }
 CANARY_NUMBERS: dict[str, tuple[float, float]] = {
-    "percent": (0.001, 100),
+    "percent": (0.001, 99.9),
     "min_requests": (1, 1_000_000_000),
     "min_seconds": (0, 86400 * 365),
     "max_error_rate_increase": (0, 1),

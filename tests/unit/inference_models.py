@@ -378,6 +378,8 @@ class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             first = model_input.iloc[0].tolist()
             if first[0] == -1:
                 raise SystemExit("not an exception that MLflow catches")
+            if first[0] == -2:
+                raise ValueError("as models fail")
             seconds = first[1] if first[0] == 1 else 1.0 if 1 < len(model_input) < 40 else 0.02
             time.sleep(seconds)
         if self.what == "fails":

@@ -29,7 +29,7 @@ from sklearn.linear_model import Ridge
 from metalworks.models import ModelCard, download, main
 from metalworks.models import follow as module
 from metalworks.models.config import Config, Service
-from metalworks.models.errors import RegistryError
+from metalworks.models.errors import FetchError, RegistryError
 from metalworks.models.follow import Follower
 from metalworks.models.programs import Programs
 from metalworks.models.registry import Registry
@@ -184,6 +184,20 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """What installations wait for; it is set, and who clears it holds up those that begin then."""
+    event, install = threading.Event(), Follower._installed
+
+    def slowly(self: Follower, card: ModelCard) -> dict[str, str]:
+        assert event.wait(60)
+        return install(self, card)
+
+    monkeypatch.setattr(Follower, "_installed", slowly)
+    event.set()
+    return event
+
+
 def test_a_version_comes_whole_and_once(host: Host, questions: list[str]) -> None:
     version = register(host.service.model)
     entry = host.round()["champion"]
@@ -244,18 +258,12 @@ def test_going_back_waits_for_nobodys_installation(host: Host) -> None:
     host.round()
 
 
-def test_champion_is_followed_while_a_canary_is_installed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_champion_is_followed_while_a_canary_is_installed(host: Host, go: threading.Event) -> None:
     first = register(host.service.model)
     host.round()
     second = register(host.service.model, slope=2.0)
     host.round()
-    go, installed = threading.Event(), host.follower._installed
-
-    def slowly(card: ModelCard) -> dict[str, str]:
-        assert go.wait(60)
-        return installed(card)
-
-    monkeypatch.setattr(host.follower, "_installed", slowly)
+    go.clear()
     canary = register(host.service.model, "canary", slope=3.0)
     host.follower.round()
     assert host.status()["roles"]["canary"]["is"] == "installing"
@@ -268,6 +276,78 @@ def test_champion_is_followed_while_a_canary_is_installed(host: Host, monkeypatc
     assert host.wanted()["canary"] is None
     go.set()
     assert host.versions() == {"champion": second, "shadow": None, "canary": canary}
+
+
+def test_aliases_are_followed_while_a_champion_is_installed(host: Host, go: threading.Event) -> None:
+    first = register(host.service.model)
+    host.round()
+    second = register(host.service.model, slope=2.0)
+    host.round()
+    go.clear()
+    third = register(host.service.model, slope=3.0)
+    point(host.service.model, "challenger", first)
+    host.serves(champion={"version": second, "executor": "onnx", "since": 1764000000.0})
+    host.follower.round()
+    said = host.status()["roles"]
+    assert (said["champion"]["version"], said["champion"]["is"]) == (third, "installing")
+    assert {role: entry and entry["version"] for role, entry in host.wanted().items()} == {
+        "champion": second, "shadow": first, "canary": None,
+    }  # fmt: skip
+    assert tags(host.service.model, second)[TAG].startswith("serving since")
+    for version in (second, first):  # back, and on to one that is here
+        point(host.service.model, "champion", version)
+        host.follower.round()
+        assert host.wanted()["champion"]["version"] == version
+        assert host.status()["roles"]["champion"]["is"] == "here"
+    go.set()
+    assert host.versions()["champion"] == first  # what has come meanwhile is nobody's
+    point(host.service.model, "champion", third)
+    host.follower.round()
+    assert host.wanted()["champion"]["version"] == third
+
+
+def test_a_round_waits_for_no_other_services_installation(host: Host) -> None:
+    version = register(host.service.model)
+    once = threading.Thread(target=host.follower.round, daemon=True)
+    with host.follower.programs.turn:
+        once.start()
+        once.join(30)
+        assert not once.is_alive()
+        assert host.wanted()["champion"] is None
+        assert host.status()["roles"]["champion"]["is"] == "installing"
+    assert host.versions()["champion"] == version
+
+
+def test_what_serves_is_no_canary_of_itself_while_the_next_is_installed(host: Host, go: threading.Event) -> None:
+    first = register(host.service.model)
+    point(host.service.model, "canary", first)  # as a withdrawal leaves it
+    host.round()
+    go.clear()
+    register(host.service.model, slope=2.0)
+    host.follower.round()
+    assert {role: entry and entry["version"] for role, entry in host.wanted().items()} == {
+        "champion": first, "shadow": None, "canary": None,
+    }  # fmt: skip
+    go.set()
+
+
+def test_what_is_found_bad_while_it_is_installed_is_refused(
+    host: Host, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go.clear()
+    version = register(host.service.model)
+    host.follower.round()
+
+    def refuse(*_: Any) -> None:
+        raise FetchError("requirements.txt is missing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Follower, "_here", refuse)
+        host.follower.round()
+    go.set()
+    assert host.status()["roles"]["champion"]["is"] == "refused"
+    host.config.retry_file.touch()
+    assert host.versions()["champion"] == version
 
 
 def test_canary_whose_files_make_no_sense_is_refused_and_the_champion_followed(host: Host) -> None:
@@ -474,11 +554,14 @@ def test_tags_that_mlflow_refuses_are_told_of_once_and_stop_nothing(
 
 
 @pytest.mark.parametrize("verdict", ["promote", "withdraw"])
-def test_a_canary_is_promoted_or_withdrawn_once(host: Host, verdict: str) -> None:
+def test_a_canary_is_promoted_or_withdrawn_once(
+    host: Host, verdict: str, questions: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     champion = register(host.service.model)
     canary = register(host.service.model, "canary", slope=2.0)
     assert host.versions()["canary"] == canary
-    host.serves(canary_verdict={"version": canary, "verdict": verdict, "reason": "12 of 200 failed", "at": 1.0})
+    said = {"version": canary, "verdict": verdict, "reason": "12 of 200 failed", "at": 1.0}
+    host.serves(champion={"version": champion}, canary_verdict=said)
     host.round()
     best = canary if verdict == "promote" else champion
     assert host.versions() == {"champion": best, "shadow": None, "canary": None}
@@ -492,9 +575,37 @@ def test_a_canary_is_promoted_or_withdrawn_once(host: Host, verdict: str) -> Non
     point(host.service.model, "canary", canary)
     assert host.versions() == {"champion": champion, "shadow": None, "canary": None}
     host.serves()
+    host.round()
+    questions.clear()
+    host.round()
+    assert questions == ["registered-models/get", "model-versions/get", "runs/get"]  # the canary's tag may be emptied
+    assert caplog.text.count(f"version {canary} is no canary again: it was {became}") == 1
     MlflowClient().set_model_version_tag(host.service.model, canary, CANARY_TAG, "")
-    host.start()
     assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
+
+
+def test_what_served_when_a_canary_was_withdrawn_is_no_canary_of_the_next_champion(host: Host) -> None:
+    """Its alias is left there, and nobody asked for that."""
+    champion = register(host.service.model)
+    canary = register(host.service.model, "canary", slope=2.0)
+    assert host.versions()["canary"] == canary
+    host.serves(canary_verdict={"version": canary, "verdict": "withdraw", "reason": "12 of 200 failed", "at": 1.0})
+    host.round()
+    host.serves()
+    assert host.versions() == {"champion": champion, "shadow": None, "canary": None}
+    following = register(host.service.model, slope=3.0)
+    assert MlflowClient().get_registered_model(host.service.model).aliases["canary"] == champion
+    assert host.versions() == {"champion": following, "shadow": None, "canary": None}
+
+
+def test_a_canary_that_was_compared_with_another_champion_is_not_promoted(host: Host) -> None:
+    champion = register(host.service.model)
+    canary = register(host.service.model, "canary", slope=2.0)
+    assert host.versions()["canary"] == canary
+    following = register(host.service.model, slope=3.0)
+    verdict = {"version": canary, "verdict": "promote", "reason": "better", "at": 1.0}
+    host.serves(champion={"version": champion}, canary_verdict=verdict)
+    assert host.versions() == {"champion": following, "shadow": None, "canary": canary}
 
 
 def test_a_verdict_on_another_version_is_nobodys(host: Host) -> None:
@@ -564,6 +675,27 @@ def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
     first = host.status()["roles"]["champion"]["at"]
     assert wait()[0] == 1  # and it was tried again: what was wrong may have been mended
     assert host.status()["roles"]["champion"]["at"] > first
+
+
+def test_wait_says_that_the_champion_is_being_installed(
+    host: Host, go: threading.Event, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, stop = str(host.write_config(tmp_path)), threading.Event()
+    go.clear()
+    version = register(host.service.model)
+    host.follower.round()
+    rounds = threading.Thread(target=module._follow, args=(host.follower, stop, 0.05))
+    rounds.start()
+    try:
+        assert main(["--config", config, "wait", "--service", "delay", "--installed", "--timeout", "2"]) == 1
+        assert f"version {version} is being installed" in capsys.readouterr().err
+        go.set()
+        assert main(["--config", config, "wait", "--service", "delay", "--installed", "--timeout", "60"]) == 0
+    finally:
+        go.set()
+        stop.set()
+        rounds.join()
+    assert host.wanted()["champion"]["version"] == version
 
 
 def test_wait_says_who_does_not_answer(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,8 +41,9 @@ from metalworks.inference.judge import judge
 from metalworks.inference.link import ModelFailedError
 from metalworks.inference.log import Log
 from metalworks.inference.release import PROOFS_KEPT, Release, Wanted, tidy_proofs
+from metalworks.inference.served import Arm
 from metalworks.inference.settings import Canary, Settings, SettingsError
-from metalworks.inference.shadow import _difference
+from metalworks.inference.shadow import Shadow, _difference
 from metalworks.inference.stats import Series, Stats
 from metalworks.inference.supervisor import Supervisor
 from scripts.processes import free_port
@@ -665,6 +666,8 @@ RULES = Canary(percent=10, min_requests=100, min_seconds=60, max_error_rate_incr
         (50, 4, 0.01, 1, None),
         (100, 2, 0.01, 61, "withdraw"),
         (1000, 10, 0.01, 61, "promote"),  # as the champion: 1 of 100
+        (1000, 25, 0.01, 61, "promote"),  # 1 more is allowed, and half of one is chance
+        (1000, 40, 0.01, 61, "withdraw"),
         (150, 50, 0.01, 61, "promote"),  # of which all are full queues, no fault of a version
     ],
 )
@@ -675,7 +678,8 @@ def test_canary_is_judged(
     for i in range(1000):
         counts.of("champion", "1", "onnx").observe(0.01, 500 if count == 1000 and i < 10 else 200)
     for i in range(count):
-        counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else 503 if count == 150 else 500)
+        failed = 503 if count == 150 else (400, 500)[i % 2]  # MLflow answers 400 whatever a model raises
+        counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else failed)
     stats.write(counts, tmp_path / "stats-0.json")
     said = trial.verdict(RULES, served)
     assert (said and said["verdict"]) == verdict
@@ -720,6 +724,32 @@ def test_difference_is_the_largest() -> None:
     assert _difference([np.array(["a"], dtype=object)], [np.array(["b"], dtype=object)]) == 1.0
     assert _difference(one, [np.array([1.0])]) == _difference(one, one * 2) == 1.0
     assert math.isfinite(_difference([np.array([math.inf, 2.0])], one))  # JSON knows no infinity
+    most = np.finfo(np.float64).max
+    for a, b in ((math.nan, 5.0), (5.0, math.nan), (math.nan, math.inf), (math.inf, -math.inf)):
+        assert _difference([np.array([1.0, a])], [np.array([1.0, b])]) == most
+    assert _difference([np.array([math.inf, -math.inf])], [np.array([math.inf, -math.inf])]) == 0.0
+
+
+def test_what_is_not_compared_is_not_counted_as_compared() -> None:
+    class Answers:
+        number, facts, decode = "2", {"columns": None}, None
+
+        async def raw(self, _: bytes, content_type: str) -> tuple[int, str, bytes]:
+            return (200 if content_type == "text/csv" else 400), "application/json", b'{"predictions": [2.0]}'
+
+    async def run() -> dict[str, float]:
+        counts = Stats()
+        shadow = Shadow(counts, None, 10)
+        version: Any = Answers()
+        series = counts.of("shadow", "2", "mlflow")
+        arm = Arm(version, "shadow", series, series)
+        shadow.copy(arm, None, (b"a\n1\n", b"text/csv"))
+        shadow.copy(arm, None, (b"", b""))
+        shadow.copy(arm, [np.array([1.0])], (b"", b""), lambda _: None)  # over /v2, which MLflow does not take
+        await asyncio.gather(*shadow._tasks)
+        return counts.shadow
+
+    assert asyncio.run(run()) == {"answered": 1, "failed": 1, "dropped": 1}
 
 
 # -- Log
@@ -780,6 +810,44 @@ def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.Mo
     log.close()
     assert counts.log["dropped"] >= 7
     assert counts.log["dropped"] + counts.log["written"] == 10
+
+
+def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalworks.inference.log.WAITING_BYTES", 10_000)
+    held = threading.Event()
+    bodies = []
+
+    def line(*of: Any) -> bytes:
+        assert held.wait(30)
+        bodies.append(of[5])
+        return b"\n"
+
+    monkeypatch.setattr("metalworks.inference.log._line", line)
+    counts = Stats()
+    log = Log(tmp_path / "spool", 1.0, counts)
+    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
+    for _ in range(5):
+        log.add(arm, [np.zeros((1, 500))], b"x" * 50_000, 200, b"{}", 0.1)
+        log.add(arm, None, b"x" * 4_000, 200, b"{}", 0.1)
+    held.set()
+    log.close()
+    assert bodies == [b"", b"x" * 4_000, b""]  # of what was decoded, nobody writes the body
+    assert counts.log == {"written": 3, "dropped": 7}
+    assert log._bytes_taken == log._bytes_done
+
+
+def test_request_that_cannot_be_written_ends_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counts = Stats()
+    log = Log(tmp_path / "spool", 1.0, counts)
+    facts = {"columns": [{"name": "a", "type": "string", "required": True}]}
+    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts=facts, number="4"))
+    for text in ("\ud800", "\ud801", "a"):
+        log.add(arm, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
+    log.close()
+    assert counts.log == {"dropped": 2, "written": 1}
+    (segment,) = log.folder.glob("*.jsonl")
+    assert json.loads(segment.read_bytes())["inputs"] == {"a": ["a"]}
+    assert len([each for each in caplog.messages if "UnicodeEncodeError" in each]) == 1
 
 
 # -- Settings

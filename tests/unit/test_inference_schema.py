@@ -24,6 +24,7 @@ from schemathesis.config import SchemathesisConfig
 
 from metalworks.inference import schema
 from metalworks.inference.app import create_app
+from metalworks.inference.batching import QueueFullError
 from metalworks.inference.served import Route
 from metalworks.inference.settings import Settings
 from metalworks.inference.stats import Stats
@@ -364,3 +365,37 @@ def test_open_inference_protocol_knows_no_other_model(client: TestClient) -> Non
     for where in ("other", "model/versions/2"):
         assert infer(client, {"inputs": INPUTS}, where).status_code == 404
         assert client.get(f"/v2/models/{where}/ready", headers=ASKS).status_code == 404
+
+
+def test_errors_of_either_protocol_are_counted_by_kind(tmp_path: Path) -> None:
+    """As many as there were requests without a prediction; what asks for none is no error."""
+    save("ridge", tmp_path / "model")
+    prove(tmp_path / "model", tmp_path / "proof")
+    with assembled(tmp_path / "proof", Model(tmp_path / "model"), "onnx", max_body_bytes=10_000) as served:
+
+        def kinds(*asked: tuple[str, Any]) -> dict[str, int]:
+            served.stats.kinds.clear()
+            for path, body in asked:
+                sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+                served.client.post(path, headers={"content-type": JSON}, **sent)
+            return served.stats.kinds
+
+        right, wrong, malformed = {"inputs": INPUTS}, {"inputs": INPUTS[:1]}, {"inputs": 1}
+        v2, hot = "/v2/models/model/infer", "/invocations"
+        assert kinds((v2, right), (v2.replace("infer", "ready"), right)) == {}
+        assert kinds((v2, wrong), (v2, malformed), (v2.replace("/model/", "/other/"), right)) == {"refused": 3}
+        (series,) = (each for each in served.stats.series if each.executor == "onnx")
+        assert series.statuses == {"200": 1, "400": 1}  # the other two were no version's
+        assert kinds((v2, b" " * 10_001), (hot, b" " * 10_001)) == {"too_long": 2}
+        assert kinds((hot, b"{}")) == {"refused": 1}
+        route = served.client.app.route  # type: ignore[attr-defined]
+        champion = route.champion
+
+        async def full(_: Any) -> None:
+            raise QueueFullError
+
+        champion.version.outputs = full
+        assert kinds((v2, right)) == {"queue_full": 1}
+        route.champion = None
+        assert kinds((v2, right), (hot, b"{}")) == {"no_model": 2}
+        route.champion = champion

@@ -220,6 +220,48 @@ def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) ->
     assert asking.predictions() == {(1.0, 2.0, 1.0)}
 
 
+def test_counts_that_cannot_be_written_end_nothing(one: Service, models: Path) -> None:
+    """Each HTTP process says so once, and follows the route all the while."""
+    said = one.log.count("The counts cannot be written")
+    blocks = [one.folder / "run" / f"stats-{slot}.new" for slot in range(2)]
+    with load(one) as asking:
+        for block in blocks:
+            wait_for(lambda at=block: _made(at), "no process writes at this very moment")  # type: ignore[misc]
+        wait_for(lambda: one.log.count("The counts cannot be written") == said + 2, "both say so")
+        one.want(one.version("2", models / "2"))
+        wait_for(lambda: {json.loads(each.body)["predictions"][0] for each in asking.answers[-20:]} == {2.0}, "of 2")
+        assert one.get("/metrics").status == 200
+        assert not one.routes("2")
+        for block in blocks:
+            block.rmdir()
+        one.serves("2")
+    assert one.log.count("The counts cannot be written") == said + 2
+    assert asking.predictions() == {(1.0, 2.0)}
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def test_planned_end_loses_nothing_of_log_and_counts(models: Path, tmp_path: Path) -> None:
+    with service(tmp_path / "service", models / "1", log_share=1) as running:
+        running.serves("1")
+        for _ in range(50):
+            assert running.post(JSON, BODY).status == 200
+        assert running.end() == 0
+        spool = tmp_path / "service" / "state" / "spool"
+        assert not [*spool.glob("*.part")]
+        lines = [json.loads(line) for file in spool.glob("*.jsonl") for line in file.read_text().splitlines()]
+        assert [line["predictions"] for line in lines] == [[1.0]] * 50
+        (counts,) = running.counts()
+        assert counts["log"] == {"written": 50}
+        assert sum(sum(each["statuses"].values()) for each in counts["series"]) == 50
+
+
 def test_version_that_does_not_stay_ready_answers_until_all_have_left_it(models: Path, tmp_path: Path) -> None:
     with service(tmp_path / "service", models / "1", workers=2, keep_previous=0) as running:
         running.serves("1")
@@ -315,18 +357,23 @@ def test_canary_gets_its_share_and_a_verdict_and_a_restart_serves_what_served(mo
         wait_for(lambda: running.state["canary_verdict"], "there is a verdict")
         assert running.state["canary_verdict"]["verdict"] == "promote"
         # One that fails is withdrawn, though the share of callers that it answered heard of it.
-        running.want(running.version("1", models / "1"), canary=running.version("fails later", models / "slow"))
-        running.serves("fails later", "canary")
-        assert running.state["canary_verdict"] is None
-        failing = FRAME[:1].assign(distance=-1.0).to_csv(index=False)
+        for name, distance, status in (("fails", -2.0, 400), ("fails worse", -1.0, 500)):
+            running.want(running.version("1", models / "1"), canary=running.version(name, models / "slow"))
+            running.serves(name, "canary")
+            assert running.state["canary_verdict"] is None
+            failing = FRAME[:1].assign(distance=distance).to_csv(index=False)
+            statuses = []
 
-        def withdrawn() -> Any:
-            running.post("text/csv", failing)
-            return running.state["canary_verdict"]
+            def withdrawn(failing: str = failing, statuses: list[int] = statuses) -> Any:
+                statuses.append(running.post("text/csv", failing).status)
+                return running.state["canary_verdict"]
 
-        assert wait_for(withdrawn, "it is withdrawn")["verdict"] == "withdraw"
-        wait_for(lambda: running.routes(None, "canary"), "it gets no more requests")
-        assert {running.post(JSON, BODY).json["predictions"][0] for _ in range(40)} == {1.0}
+            assert wait_for(withdrawn, "it is withdrawn")["verdict"] == "withdraw"
+            assert set(statuses) == {200, status}
+            wait_for(lambda: running.routes(None, "canary"), "it gets no more requests")
+            assert {running.post(JSON, BODY).json["predictions"][0] for _ in range(40)} == {1.0}
+        # Two were withdrawn once each, and the one that was promoted left for the next.
+        assert (running.folder / "log").read_text().count("Canary: nobody") == 2
         # A version that is refused after a restart is none before which one that served has to step back.
         running.want(running.version("broken", models / "broken"))
         running.refuses("broken")
@@ -365,10 +412,11 @@ def test_full_queues_and_long_answers_are_refused_and_an_end_answers_what_is_und
         assert full[0].json["error_code"] == "RESOURCE_EXHAUSTED"
         late = running.post(JSON, SLOWLY.replace("1.0, 0.0", "1.0, 60.0"))
         assert (late.status, late.json["message"]) == (504, "Request processing time exceeded limit")
-        # Of a process that hangs a new one is made by whoever sees it; here by hand.
+        # Of a process that hangs another takes the place; what nobody waits for any more is not asked again.
         (pid,) = running.processes(RUNNER)
-        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: running.processes(RUNNER) not in ([pid], []), "another process", 90)
         wait_for(lambda: running.post(JSON, SLOWLY).status == 200, "it answers again")
+        assert "most recent call first" in (running.folder / "log").read_text()
         answers = []
         threads = [ask(lasting, answers) for _ in range(3)]
         wait_for(lambda: sum(sum(each["in_flight"].values()) for each in running.counts()) >= 3, "they are under way")
@@ -377,6 +425,20 @@ def test_full_queues_and_long_answers_are_refused_and_an_end_answers_what_is_und
             thread.join(60)
         assert [each.status for each in answers] == [200] * 3
         assert not running.processes("")
+
+
+@pytest.mark.slow
+def test_an_end_waits_for_a_request_as_long_as_the_request_may_take(models: Path, tmp_path: Path) -> None:
+    with service(tmp_path, models / "slow", request_timeout=60) as running:
+        running.serves("1")
+        answers: list[Any] = []
+        lasting = SLOWLY.replace("1.0, 0.0", "1.0, 35.0")
+        asking = threading.Thread(target=lambda: answers.append(running.post(JSON, lasting)), daemon=True)
+        asking.start()
+        wait_for(lambda: sum(sum(each["in_flight"].values()) for each in running.counts()), "it is under way")
+        assert running.end() == 0
+        asking.join(60)
+        assert [each.status for each in answers] == [200]
 
 
 @pytest.mark.slow

@@ -484,7 +484,7 @@ def test_services_as_they_should_be() -> None:
         ({"keep_previous": -1}, "has keep_previous -1", "a number from 0"),
         ({"memory_max": "4 GB"}, "has memory_max 4 GB", "MemoryMax"),
         ({"canary": 10}, "has canary 10", "canary: {percent: 10}"),
-        ({"canary": {"percent": 0}}, "has canary.percent 0", "a number from 0.001 to 100"),
+        ({"canary": {"percent": 0}}, "has canary.percent 0", "a number from 0.001 to 99.9"),
         ({"canary": {"percents": 1}}, "has an option canary.percents", "Did you mean `canary.percent`?"),
         ({"shadow": "champion"}, "has `champion` for alias and for shadow", "not compared with itself"),
         ({"alias": "canary", "canary": {"percent": 5}}, "has `canary` for alias and for canary.alias", "another alias"),

@@ -6,6 +6,7 @@ Standard library alone, as the supervisor that asks.
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,16 @@ MIN_FOR_ERRORS = 20
 """Requests from which on a share of errors says something."""
 ERRORS_CERTAIN = 5
 """Errors of the canary from which on it is withdrawn without waiting for more."""
+CHANCE = 3.0
+"""Standard deviations of the champion's errors among so many requests that are no difference."""
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Errors that are a fault of ours (5xx but for full queues), and latencies by bucket."""
+    """Requests that were answered otherwise than by 2xx, but for full queues, and latencies by bucket.
+
+    MLflow answers 400 whatever a model raises. Callers' own mistakes are among them, and as many for either version.
+    """
 
     errors: int
     buckets: tuple[int, ...]
@@ -61,7 +67,8 @@ class Trial:
         if count < MIN_FOR_ERRORS:
             return None
         errors, base = ours.errors / count, theirs.errors / max(1, theirs.count)
-        worse = errors > base + rules.max_error_rate_increase
+        chance = CHANCE * math.sqrt(base * (1 - base) / count)  # callers' mistakes do not come evenly
+        worse = errors > base + rules.max_error_rate_increase + chance
         early = count < rules.min_requests or seconds < rules.min_seconds or not theirs.count
         if worse and (ours.errors >= ERRORS_CERTAIN or not early):
             reason = f"{ours.errors} of its {count} requests failed ({errors:.1%}), of the champion's {base:.1%}"
@@ -83,6 +90,6 @@ def _counts(runtime: Path, role: str, version: str) -> _Counts:
         for series in json.loads(file.read_text())["series"]:
             if (series["role"], series["version"]) != (role, version):
                 continue
-            errors += sum(n for status, n in series["statuses"].items() if status[0] == "5" and status != "503")
+            errors += sum(n for status, n in series["statuses"].items() if status[0] != "2" and status != "503")
             buckets = [a + b for a, b in zip(buckets, series["buckets"], strict=True)]
     return _Counts(errors, tuple(buckets))

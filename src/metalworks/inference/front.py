@@ -6,12 +6,16 @@ It follows the file route.json, and leaves what it counts in stats-SLOT.json, bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
 import os
+import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
 import msgspec
 import uvicorn
@@ -29,6 +33,18 @@ LOOK_SECONDS, PUBLISH_SECONDS, RETRY_SECONDS = 0.05, 0.5, 2.0
 _logger = logging.getLogger("uvicorn.error")
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, after whose end the process has more to do: uvicorn itself raises the signal once more."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take a signal as the wish to end, also while what comes after serving is done."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
 class Front:
     """A process's route, counts and server."""
 
@@ -42,6 +58,7 @@ class Front:
         self.entry = create_app(settings, self.route, self.stats, self.log)
         self.entry.app.state.publish = self.publish  # type: ignore[attr-defined]
         self._seen, self._follows, self._tried_at = 0, True, 0.0
+        self._hindrance = ""
         self._parent = os.getppid()
 
     def _counted(self) -> Stats:
@@ -53,10 +70,17 @@ class Front:
         return known
 
     def publish(self) -> None:
-        """Leave the counts for the supervisor, and for whoever is asked for metrics."""
+        """Leave the counts for the supervisor, and for whoever is asked for metrics; where they cannot be, go on."""
         self.stats.in_flight = self.route.in_flight()
         self.stats.queue = sum(arm.version.queue for arm in self.route.arms)
-        stats.write(self.stats, self.file)
+        try:
+            stats.write(self.stats, self.file)
+        except OSError as error:  # no room, or no file that may be opened: the next time there may be
+            if str(error) != self._hindrance:
+                _logger.error("The counts cannot be written, and that is tried again: %s", error)
+            self._hindrance = str(error)
+        else:
+            self._hindrance = ""
 
     async def look(self) -> None:
         """Follow the route, if it is another than before."""
@@ -106,11 +130,13 @@ class Front:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=30,
+            # No request that is under way is given up before its own time is over.
+            timeout_graceful_shutdown=math.ceil(settings.request_timeout) + 5,
             ssl_certfile=settings.certificate or None,
             ssl_keyfile=settings.key or None,
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
+        self.publish()  # that no route is followed yet, whatever the slot's last process did
         # Nobody is let in before there is something to say: whoever asks meanwhile tries another host, or again.
         while not self._seen:
             await self.look()

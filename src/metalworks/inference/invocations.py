@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from metalworks.inference.batching import QueueFullError
-from metalworks.inference.link import LostError, ModelFailedError
+from metalworks.inference.link import DownError, LostError, ModelFailedError
 from metalworks.inference.log import Log
 from metalworks.inference.served import Arm, Arrays, Route, Version
 from metalworks.inference.settings import Settings
@@ -47,6 +47,7 @@ _FULL = error("RESOURCE_EXHAUSTED", "Too many requests wait for the model; try a
 _LATE = error("DEADLINE_EXCEEDED", "Request processing time exceeded limit")  # as MLflow words it
 _METHOD = error("BAD_REQUEST", "Method Not Allowed")
 _LOST = error("INTERNAL_ERROR", "The model's process ended, twice, while it worked on this request")
+_DOWN = error("TEMPORARILY_UNAVAILABLE", "The model's process ended and does not come back; the journal says why")
 
 
 class Invocations:
@@ -85,11 +86,13 @@ class Invocations:
         if message.get("more_body"):
             body = await self._rest(body, receive)
         if len(body) > self.settings.max_body_bytes:
+            self.stats.error("too_long")
             text = f"The request body is longer than {self.settings.max_body_bytes} bytes"
             await _send(send, 413, JSON, error("MAX_READ_SIZE_EXCEEDED", text))
             return
         if path != PATH:
-            await self.app(scope, _again(body, receive), send)
+            infers = scope["method"] == "POST" and path.startswith("/v2/") and path.endswith("/infer")
+            await self.app(scope, _again(body, receive), self._counting(send) if infers else send)
             return
         began = time.perf_counter()
         arm = self.route.choose()
@@ -146,11 +149,22 @@ class Invocations:
         seconds = time.perf_counter() - began
         (arm.series if outputs is not None else arm.raw_series).observe(seconds, status)
         if status >= 400:
-            self.stats.error(_KINDS.get(status, "refused" if status < 500 else "failed"))
+            self.stats.error(_kind(status))
         more = ((b"retry-after", b"1"),) if status == 503 else ()
         await _send(send, status, media_type, text, *more)
         decoded = arrays if outputs is not None else None
         self.copy(arm, (decoded, outputs), (body, content_type), (status, text, seconds))
+
+    def _counting(self, send: Send) -> Send:
+        """Return what hands on the answer of another protocol, whoever made it, and counts it if it is an error."""
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                status = message["status"]
+                self.stats.error("no_model" if status == 503 and self.route.champion is None else _kind(status))
+            await send(message)
+
+        return counted
 
     def copy(
         self,
@@ -213,6 +227,8 @@ class Invocations:
             return (504, JSON, _LATE), None
         except LostError:
             return (500, JSON, _LOST), None
+        except DownError:
+            return (502, JSON, _DOWN), None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -225,7 +241,8 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-_KINDS = {503: "queue_full", 504: "timeout"}
+def _kind(status: int) -> str:
+    return {503: "queue_full", 504: "timeout"}.get(status, "refused" if status < 500 else "failed")
 
 
 def _headers(body: bytes) -> list[tuple[bytes, bytes]]:

@@ -23,6 +23,10 @@ class LostError(Exception):
     """The model's process ended under the question, and again under its repetition."""
 
 
+class DownError(Exception):
+    """The model's process ended, and none that answers took its place."""
+
+
 class _Protocol(asyncio.Protocol):
     def __init__(self, link: Link) -> None:
         self._link, self._buffer = link, frames.Buffer()
@@ -39,6 +43,8 @@ class Link:
     """Asks one model's process; a process that ends is waited for, since somebody starts it again."""
 
     RECONNECT_SECONDS = 0.1
+    PATIENCE = 30.0
+    """Seconds that a process which ended has to come back; longer, and another host is the better one to ask."""
     TRIES = 2
     """A question that ends two processes is the cause, and is not asked a third time."""
 
@@ -49,10 +55,20 @@ class Link:
         self._connecting: asyncio.Lock = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[int, memoryview]]] = {}
+        self._given_up: dict[int, int] = {}
+        self._arrays_free = asyncio.Event()
+        self._arrays_free.set()
         self._closed = False
 
     async def connect(self) -> asyncio.Transport:
-        """Return the connection, made anew if there is none."""
+        """Return the connection, made anew if there is none; raise DownError when it cannot be."""
+        try:
+            async with asyncio.timeout(self.PATIENCE):
+                return await self._connect()
+        except TimeoutError:
+            raise DownError("The model's process ended and does not come back") from None
+
+    async def _connect(self) -> asyncio.Transport:
         async with self._connecting:
             while self._transport is None or self._transport.is_closing():
                 if self._closed:
@@ -65,6 +81,11 @@ class Link:
                     await asyncio.sleep(self.RECONNECT_SECONDS)
             return self._transport
 
+    @property
+    def requests_given_up(self) -> int:
+        """Whole requests that the process works on, or has yet to, though nobody waits for them any more."""
+        return sum(kind == frames.RAW for kind in self._given_up.values())
+
     def close(self) -> None:
         """End the connection; nobody asks any more."""
         self._closed = True
@@ -75,6 +96,8 @@ class Link:
         """Tell those who wait that their process is gone."""
         self._transport = None
         waiting, self._waiting = self._waiting, {}
+        self._given_up.clear()
+        self._arrays_free.set()
         for future in waiting.values():
             if not future.done():
                 future.set_exception(ConnectionResetError())
@@ -82,7 +105,11 @@ class Link:
     def arrived(self, number: int, kind: int, payload: memoryview) -> None:
         """Hand an answer to whoever waits for it."""
         future = self._waiting.pop(number, None)
-        if future is not None and not future.done():
+        if future is None:
+            self._given_up.pop(number, None)
+            if frames.ARRAYS not in self._given_up.values():
+                self._arrays_free.set()
+        elif not future.done():
             future.set_result((kind, payload))
 
     async def _ask(self, kind: int, header: Any, buffers: Sequence[bytes | memoryview]) -> tuple[int, Any, memoryview]:
@@ -100,6 +127,12 @@ class Link:
                 _logger.warning("The model's process ended; what it was asked is asked again")
                 await asyncio.sleep(self.RECONNECT_SECONDS)  # one that is about to end may take connections yet
                 continue
+            except asyncio.CancelledError:
+                if number in self._waiting:  # the process does not know that, and answers
+                    self._given_up[number] = kind
+                    if kind == frames.ARRAYS:
+                        self._arrays_free.clear()
+                raise
             finally:
                 self._waiting.pop(number, None)
             said, body = frames.body_of(payload)
@@ -109,8 +142,10 @@ class Link:
     async def arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the model's outputs for these rows.
 
-        Raises ModelFailedError when the model raises, LostError when its process ends twice.
+        Raises ModelFailedError when the model raises, LostError when its process ends twice, DownError when it is gone.
         """
+        # Rows behind others that the process works on for nobody would only be late, too; here they can be given up.
+        await self._arrays_free.wait()
         about, buffers = packing.pack(arrays)
         kind, said, body = await self._ask(frames.ARRAYS, about, buffers)
         if kind == frames.FAILED:
@@ -120,7 +155,7 @@ class Link:
     async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         """Return status, media type and body as MLflow's scoring server answers this request.
 
-        Raises ModelFailedError when even that raises, LostError when its process ends twice.
+        Raises ModelFailedError when even that raises, LostError when its process ends twice, DownError when it is gone.
         """
         kind, said, answer = await self._ask(frames.RAW, content_type, [body])
         if kind == frames.FAILED:

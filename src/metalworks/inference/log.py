@@ -7,6 +7,7 @@ puts a tuple into a list; a thread makes lines of them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import random
@@ -22,11 +23,12 @@ from metalworks.inference.served import Arm, Arrays
 from metalworks.inference.stats import Stats
 
 SEGMENT_SECONDS, SEGMENT_BYTES = 30.0, 8 * 2**20
-WAITING = 10_000
-"""Requests that may wait to be written; more are dropped, and counted."""
+WAITING, WAITING_BYTES = 10_000, 64 * 2**20
+"""Requests that may wait to be written, and what they may roughly hold; more are dropped, and counted."""
 SPOOL_BYTES = 512 * 2**20
 """What may lie there before somebody takes it away; more is dropped, and counted."""
 LONGEST_BODY = 64 * 2**10
+_logger = logging.getLogger("uvicorn.error")
 
 
 class Log:
@@ -38,6 +40,9 @@ class Log:
         folder.mkdir(exist_ok=True)
         folder.chmod(0o770)  # whoever takes the segments away is of the group
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(WAITING)
+        # Each is written by one thread alone; their difference is what waits.
+        self._bytes_taken = self._bytes_done = 0
+        self._said: set[str] = set()
         self._thread = threading.Thread(target=self._work, daemon=True, name="prediction log")
         self._thread.start()
 
@@ -57,11 +62,17 @@ class Log:
     ) -> None:
         """Take a request and its answer; `arrays` where it was decoded."""
         facts = arm.version.facts
+        body = body[:LONGEST_BODY] if arrays is None else b""  # no more than is written
         line = (time.time(), arm.role, arm.version.number, facts, arrays, body, status, answer, seconds, difference)
+        if self._bytes_taken - self._bytes_done > WAITING_BYTES:
+            self._count("dropped", arrays)
+            return
         try:
             self._queue.put_nowait(line)
         except queue.Full:
             self._count("dropped", arrays)
+        else:
+            self._bytes_taken += _size(line)
 
     def _count(self, outcome: str, arrays: Arrays | None) -> None:
         rows = len(arrays[0]) if arrays is not None else 1
@@ -93,8 +104,21 @@ class Log:
                 segment = None
                 if line:
                     self._count("dropped", line[4])
+            except Exception as error:  # of a request there may be anything, as text that is none
+                self._say(error)
+                if line:
+                    self._count("dropped", line[4])
             if line is None:
                 return
+            if line:
+                self._bytes_done += _size(line)
+
+    def _say(self, error: Exception) -> None:
+        """Say once of each kind of mistake that requests are not logged for it: callers make them."""
+        kind = type(error).__name__
+        if kind not in self._said:
+            self._said.add(kind)
+            _logger.error("A request cannot be written to the prediction log, as any like it: %s: %s", kind, error)
 
     def _begin(self) -> _Segment | None:
         """Return a new segment; None while as much lies there as may."""
@@ -123,6 +147,12 @@ class _Segment:
     def finish(self) -> None:
         self._file.close()
         self._part.rename(self.path)
+
+
+def _size(line: tuple[Any, ...]) -> int:
+    """Return roughly how many bytes a request holds that waits."""
+    arrays, body, answer = line[4], line[5], line[7]
+    return len(body) + len(answer) + sum(int(each.nbytes) for each in arrays or ())
 
 
 def _line(
@@ -156,7 +186,7 @@ def _line(
         "version": version,
         "rows": len(arrays[0]) if arrays is not None else 1,
         "inputs": inputs,
-        "raw": body[:LONGEST_BODY].decode(errors="replace") if arrays is None else None,
+        "raw": body.decode(errors="replace") if arrays is None else None,
         "predictions": predictions,
         "status": status,
         "seconds": round(seconds, 6),

@@ -105,6 +105,7 @@ _INFER: dict[int | str, dict[str, Any]] = {
     200: {"description": "The model's outputs.", "content": {"application/json": {"schema": {"type": "object"}}}},
     413: {"description": "The body is too long.", "model": schema.Error},
     500: {"description": "The model's process ended while it worked on this.", "model": schema.Error},
+    502: {"description": "The model's process ended and does not come back.", "model": schema.Error},
     504: {"description": "The model took too long.", "model": schema.Error},
 }
 
@@ -196,11 +197,13 @@ async def infer(request: Request, model: _Model, body: InferenceRequest, version
     """Predict."""
     arm = _arm(request, model, version)
     served = arm.version
-    if served.decode is None:
-        raise HTTPException(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
-    arrays = _arrays(served, body)
     entry: Invocations = request.app.state.entry
     began = time.perf_counter()
+    try:
+        arrays = _arrays(served, body)
+    except HTTPException as refusal:
+        arm.series.observe(time.perf_counter() - began, refusal.status_code)
+        raise
     arm.working += 1
     try:
         (status, media_type, text), outputs = await entry.ask_arrays(arm, arrays)
@@ -236,6 +239,8 @@ async def infer(request: Request, model: _Model, body: InferenceRequest, version
 
 def _arrays(served: Version, body: InferenceRequest) -> Arrays:
     """Return the request's tensors in the order of the model's columns; refuse what is not just these."""
+    if served.decode is None:
+        raise HTTPException(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
     wanted = {each.name: each for each in inputs_of(served)}
     given = {each.name: each for each in body.inputs}
     if len(given) < len(body.inputs):

@@ -26,6 +26,8 @@ _logger = logging.getLogger("metalworks.inference")
 
 CARD, FACTS, VERDICT = "model.json", "facts.json", "verdict.json"
 RUNNER = "metalworks_model_runner"
+STUCK_SECONDS = 30.0
+"""A model may work on one thing for so long, however short its callers' patience is."""
 PROOFS = "proofs"
 PROOFS_KEPT = 8
 STOP_SECONDS = 10.0
@@ -247,6 +249,8 @@ class Release:
         command = [self.wanted.python, "-m", RUNNER, "serve", "--model", str(self._model)]
         command += ["--proof", str(self.proof), "--socket", str(self._socket)]
         command += ["--max-rows", str(self.settings.max_batch_rows)]
+        # Nobody waits for it any more then; but short times are no reason to take a busy process for one that hangs.
+        command += ["--stuck-after", str(max(STUCK_SECONDS, self.settings.request_timeout))]
         # Its standard input ends with this process, and it with that.
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*command, env=self._environment(), stdin=pipe)

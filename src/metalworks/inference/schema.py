@@ -154,6 +154,7 @@ def invocations(served: Served | None) -> dict[str, Any]:
             "413": _refused("The body is too long."),
             "415": _refused("The body is of a type, or in a charset, that the server does not read.", TEXT),
             "500": _refused("The model's process ended while it worked on this."),
+            "502": _refused("The model's process ended and does not come back; another host may answer."),
             "503": {
                 **_refused("No model is loaded yet, or too many requests wait."),
                 "headers": {"Retry-After": {"schema": {"type": "string"}}},

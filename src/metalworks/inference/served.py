@@ -82,7 +82,7 @@ class Version:
     @property
     def queue(self) -> int:
         """Requests that wait for the model."""
-        return self.raw_waiting + (self.batcher.waiting if self.batcher else 0)
+        return self.raw_waiting + self.link.requests_given_up + (self.batcher.waiting if self.batcher else 0)
 
     async def outputs(self, arrays: Arrays) -> Arrays:
         """Return the model's outputs for these rows.
@@ -102,7 +102,7 @@ class Version:
 
         Raises QueueFullError, LostError, ModelFailedError.
         """
-        if self.raw_waiting >= self._max_queue:
+        if self.raw_waiting + self.link.requests_given_up >= self._max_queue:
             raise QueueFullError
         self.raw_waiting += 1
         try:

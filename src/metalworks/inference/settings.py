@@ -35,8 +35,8 @@ class Canary:
 
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
-        if not 0 < self.percent <= 100:
-            raise ValueError("percent: a number above 0, up to 100")
+        if not 0 < self.percent < 100:
+            raise ValueError("percent: a number above 0 and below 100: the served version is what it is compared with")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

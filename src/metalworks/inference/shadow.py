@@ -36,7 +36,8 @@ class Shadow:
 
         `decode` makes the version's inputs of a request in another protocol than MLflow's.
         """
-        if len(self._tasks) >= self.MOST:
+        # MLflow's own functions take no request of another protocol.
+        if len(self._tasks) >= self.MOST or (decode is not None and arm.version.decode is None):
             self._count("dropped")
             return
         task = asyncio.get_running_loop().create_task(self._ask(arm, outputs, request, decode))
@@ -70,7 +71,7 @@ class Shadow:
             return
         finally:
             arm.working -= 1
-        self._count("compared")
+        self._count("answered" if difference is None else "compared")
         arm.series.observe(time.perf_counter() - began, 200)
         if difference:
             self._count("differing")
@@ -93,9 +94,11 @@ def _difference(ours: Arrays, theirs: Arrays) -> float:
         if a.shape != b.shape:
             return 1.0
         if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
-            with np.errstate(invalid="ignore"):
-                gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
-            largest = max(largest, float(np.nan_to_num(gap, nan=0.0, posinf=_MOST_DIFFERENT).max(initial=0.0)))
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                gap = np.nan_to_num(np.abs(a - b), nan=_MOST_DIFFERENT, posinf=_MOST_DIFFERENT)
+            alike = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities, too
+            largest = max(largest, float(np.where(alike, 0.0, gap).max(initial=0.0)))
         elif not np.array_equal(a, b):
             largest = max(largest, 1.0)
     return largest

@@ -58,7 +58,8 @@ class Stats(msgspec.Struct):
     batch_rows: list[int] = msgspec.field(default_factory=lambda: [0] * (len(SIZES) + 1))
     batched_rows: int = 0
     shadow: dict[str, float] = msgspec.field(default_factory=dict)
-    """compared, differing, dropped, failed; the largest difference is `largest`."""
+    """compared, differing (of these), answered (in a form that is not compared), dropped, failed; the largest
+    difference is `largest`."""
     log: dict[str, int] = msgspec.field(default_factory=dict)
     """Rows of the prediction log: written, dropped."""
     queue: int = 0
@@ -154,7 +155,7 @@ def render(stats: Stats, info: list[dict[str, Any]], refused: int) -> str:
     out.head("refused_versions", "gauge", "Versions that were to be served and are not.")
     out.line("refused_versions", {}, refused)
     out.head("shadow_requests_total", "counter", "Requests copied to the shadow version, by what became of them.")
-    for outcome in ("compared", "differing", "failed", "dropped"):
+    for outcome in ("compared", "differing", "answered", "failed", "dropped"):
         out.line("shadow_requests_total", {"outcome": outcome}, int(stats.shadow.get(outcome, 0)))
     out.head("shadow_difference_max", "gauge", "Largest difference between a prediction and the shadow's.")
     out.line("shadow_difference_max", {}, stats.shadow.get("largest", 0.0))

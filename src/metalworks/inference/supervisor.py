@@ -131,6 +131,9 @@ class Supervisor:
                 await asyncio.sleep(1.0)
                 continue
             self.fronts[slot] = process
+            if self.ending.is_set():  # while it was started: nobody else will end it
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
             code = await process.wait()
             if self.ending.is_set():
                 return
@@ -155,8 +158,10 @@ class Supervisor:
     def _reconcile(self) -> None:
         """Take a step from what is served towards what is wanted."""
         changed = False
+        withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
         for role in ROLES:
-            wanted = self.wanted[role]
+            # One that is withdrawn is named until the follower has moved its alias.
+            wanted = None if role == "canary" and withdrawn else self.wanted[role]
             if wanted is None:
                 # Without a champion named, the one that serves serves on.
                 if role != "champion" and self.serving[role] is not None:
@@ -173,10 +178,6 @@ class Supervisor:
                     self._remember(wanted)
                 self._set(role, release)
                 changed = True
-        withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
-        if withdrawn and self.serving["canary"] is not None:
-            self._set("canary", None)
-            changed = True
         if changed:
             self._spawn(self._route())
         else:

@@ -58,6 +58,8 @@ class Named:
 
     fingerprint: tuple[object, ...] = ()
     cards: dict[str, ModelCard] = field(default_factory=dict)
+    settled: str = ""
+    """What became of the canary that is no canary again; nothing where there is none."""
 
 
 class Follower:
@@ -82,7 +84,7 @@ class Follower:
         self._read_wanted()
         self.named = Named()
         self.refused: dict[str, Refusal] = {}
-        self._installer = ThreadPoolExecutor(1, thread_name_prefix=service.name)
+        self._installer = ThreadPoolExecutor(len(ROLES), thread_name_prefix=service.name)
         self._coming: dict[str, tuple[ModelCard, Future[Entry]]] = {}
         """What is installed beside the rounds, by role."""
         self._untidy = False
@@ -113,13 +115,14 @@ class Follower:
         self.refused = {role: refusal for role, refusal in self.refused.items() if refusal.card == cards.get(role)}
         for role in ROLES:
             wanted = cards.get(role)
-            entries[role] = self._entry(role, wanted, cards) if wanted else None
+            entries[role] = self._entry(role, wanted) if wanted else None
         for role, (card, future) in [*self._coming.items()]:
             if future.done() and (entries[role] or cards.get(role) != card):  # it is here, or nobody asks for it now
                 del self._coming[role]
-        # What is served is served on, also when its alias or the new version is no good. A shadow or a canary that
-        # nobody asks for any more is not.
-        entries["champion"] = entries["champion"] or self.wanted["champion"]
+        # What is served is served on while the new version comes, and when that or its alias is no good. A shadow or a
+        # canary that nobody asks for any more is not, nor one that would be compared with itself.
+        entries["champion"] = champion = entries["champion"] or self.wanted["champion"]
+        entries |= {role: None for role in ROLES[1:] if entries[role] == champion}
         if entries != self.wanted or not (self.root / WANTED).exists():
             self._want(entries)
         if self._untidy and not self._coming:
@@ -129,7 +132,10 @@ class Follower:
         self._write_status(cards)
 
     def _cards(self, model: Model | None) -> dict[str, ModelCard]:
-        """Return role → the version that is wanted in it; asked for again only when an alias has moved."""
+        """Return role → the version that is wanted in it; asked for again only when an alias has moved.
+
+        A canary that was settled is asked for each time: its tag may be emptied.
+        """
         if model is None:
             self.named = Named()
             return {}
@@ -138,10 +144,13 @@ class Follower:
         # One version in two roles would be compared with itself.
         wanted = {role: n for role, n in numbers.items() if n and (role == "champion" or n != champion)}
         fingerprint = (model.created, *sorted(wanted.items()))
-        if fingerprint == self.named.fingerprint:
-            return self.named.cards
-        cards: dict[str, ModelCard] = {}
+        before = self.named if fingerprint == self.named.fingerprint else Named()
+        if before.fingerprint and not before.settled:
+            return before.cards
+        cards, settled = {**before.cards}, ""
         for role, number in wanted.items():
+            if role in cards:
+                continue
             found = self.registry.version(self.service.model, number, self.service.aliases()[role])
             if found is None:
                 continue
@@ -149,19 +158,21 @@ class Follower:
             if role == "canary" and (became := tags.get(report.canary_key(self.service), "")).startswith(
                 report.SETTLED
             ):
-                logger.warning(
-                    "%s: version %s is no canary again: it was %s. To try it once more, set its tag %s to nothing",
-                    self.service.name, number, became, report.canary_key(self.service),
-                )  # fmt: skip
+                settled = became
+                if settled != before.settled:
+                    logger.warning(
+                        "%s: version %s is no canary again: it was %s. To try it once more, set its tag %s to nothing",
+                        self.service.name, number, became, report.canary_key(self.service),
+                    )  # fmt: skip
                 continue
             cards[role] = card
         if cards.get("shadow") and cards["shadow"].version == numbers.get("canary") and "canary" in cards:
             del cards["shadow"]  # it answers requests already
-        self.named = Named(fingerprint, cards)
+        self.named = Named(fingerprint, cards, settled)
         return cards
 
-    def _entry(self, role: str, card: ModelCard, cards: dict[str, ModelCard]) -> Entry | None:
-        """Return the version as it stands here, brought here unless it is; None when that cannot be."""
+    def _entry(self, role: str, card: ModelCard) -> Entry | None:
+        """Return the version as it stands here, brought here unless it is; None until then, or when it cannot be."""
         for known in self.wanted.values():  # the canary that becomes champion is here already
             if known and self._stands(known, card):
                 return known
@@ -169,10 +180,11 @@ class Follower:
         if refusal and time.time() < refusal.again and not self._asked_again(refusal):
             return None
         try:
-            entry = self._here(card) or self._brought(role, card, cards)
+            entry = self._here(card) or self._brought(role, card)
         except (Stopped, RegistryError):
             raise
         except Exception as error:  # a model's files may be anything
+            self._coming.pop(role, None)
             failures = refusal.failures + 1 if refusal else 1
             reason = str(error) if isinstance(error, FetchError | OSError) else f"{type(error).__name__}: {error}"
             self.refused[role] = Refusal(card, reason, time.time(), failures)
@@ -192,14 +204,11 @@ class Follower:
         python = self.environments.find(lock) if lock else None
         return _entry_of(card, folder, lock, python) if folder and lock and python else None
 
-    def _brought(self, role: str, card: ModelCard, cards: dict[str, ModelCard]) -> Entry | None:
-        """Return a version once it is brought here; of one that is only tried, None until then.
+    def _brought(self, role: str, card: ModelCard) -> Entry | None:
+        """Return a version once it is brought here; None until then.
 
-        The champion's alias is followed meanwhile: an installation may take minutes.
+        The aliases are followed meanwhile: an installation may take minutes, and begins after another service's.
         """
-        if role == "champion":
-            self._write_status(cards, installing=card.version)
-            return self._installed(card)
         if role not in self._coming:
             self._coming[role] = (card, self._installer.submit(self._installed, card))
         coming, future = self._coming[role]
@@ -264,11 +273,14 @@ class Follower:
 
         Where several hosts serve, the first to judge decides: the alias then names what it names for all.
         """
-        verdict = read_json(self.config.state_file(self.service)).get("canary_verdict") or {}
+        state = read_json(self.config.state_file(self.service))
+        verdict = state.get("canary_verdict") or {}
         canary, champion = cards.get("canary"), cards.get("champion")
         became = {"promote": "promoted", "withdraw": "withdrawn"}.get(str(verdict.get("verdict")))
         if became is None or canary is None or champion is None or str(verdict.get("version")) != canary.version:
             return False
+        if became == "promoted" and (state.get("champion") or {}).get("version") != champion.version:
+            return False  # it was compared with another than is wanted by now
         if time.monotonic() < self.judged:
             return False
         service, reason, now = self.service, report.short(str(verdict.get("reason", ""))), report.when(time.time())
@@ -279,6 +291,9 @@ class Follower:
         try:
             # Said first: what ends between the two must not try a settled version again.
             self.registry.tag(service.model, canary.version, report.canary_key(service), note)
+            if became == "withdrawn":  # the alias stays there when another becomes champion
+                served = f"served when version {canary.version} was withdrawn"
+                self.registry.tag(service.model, champion.version, report.canary_key(service), served)
             self.registry.point(service.model, alias, to)
         except RegistryError as error:
             self.judged = time.monotonic() + report.RETRY_SECONDS
@@ -299,7 +314,7 @@ class Follower:
         self.away = reason
         self._write_status(self.named.cards)
 
-    def _write_status(self, cards: dict[str, ModelCard], installing: str = "") -> None:
+    def _write_status(self, cards: dict[str, ModelCard]) -> None:
         """Say what is done, for those who wait for it."""
         roles: dict[str, Any] = {}
         for role, alias in self.service.aliases().items():
@@ -307,8 +322,8 @@ class Follower:
             word = "missing"
             if card is not None:
                 here = entry is not None and self._stands(entry, card)
-                coming = card.version == installing or self._coming.get(role, (None,))[0] == card
-                word = "installing" if coming else "here" if here else "waiting"
+                coming = self._coming.get(role, (None,))[0] == card
+                word = "here" if here else "installing" if coming else "waiting"
             roles[role] = {"alias": alias, "version": card.version if card else None, "is": word}
             if card and refusal and refusal.card == card and word != "installing":
                 roles[role] |= {"is": "refused", "reason": refusal.reason, "at": refusal.at, "again": refusal.again}

@@ -17,7 +17,7 @@ from metalworks.models.registry import Registry
 TOLD = "told.json"
 LONGEST = 240
 ROLES = {"champion": "serving", "shadow": "shadow", "canary": "canary"}
-SETTLED = ("promoted", "withdrawn")
+SETTLED = ("promoted", "withdrawn", "served")
 RETRY_SECONDS = 60
 logger = logging.getLogger("metalworks.models")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import selectors
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +58,8 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []
         self._rows, self._threads = rows, Threads()
+        self._since: dict[int, float] = {}
+        """When what a thread works on now was begun (monotonic clock)."""
 
     def listen(self, path: Path) -> None:
         """Answer for ever on a socket at `path`, which is there once somebody may connect."""
@@ -79,6 +83,21 @@ class Server:
             if self._pending:
                 self._answer_arrays()
 
+    def end_when_stuck(self, seconds: float) -> None:
+        """End this process, so that another takes its place, when the model works on one thing for longer.
+
+        After one to two times so long the stacks go to standard error. A model that keeps the interpreter's lock is
+        noticed, too: the timer that ends the process is not the interpreter's, and has to be put off.
+        """
+
+        def watch() -> None:
+            while True:
+                if time.monotonic() - min([*self._since.values()], default=float("inf")) < seconds:
+                    faulthandler.dump_traceback_later(seconds, exit=True)
+                time.sleep(seconds / 8)
+
+        threading.Thread(target=watch, daemon=True).start()
+
     def _read(self, peer: _Peer) -> None:
         try:
             data = peer.connection.recv(CHUNK)
@@ -96,11 +115,14 @@ class Server:
                 self._pending.append((peer, number, packing.unpack(header, body)))
 
     def _answer_raw(self, peer: _Peer, number: int, content_type: str, body: bytes) -> None:
+        self._since[threading.get_ident()] = time.monotonic()
         try:
             status, media_type, answer = self.model.answer(body, content_type)
         except BaseException as error:  # the caller must hear of it, whatever it is
             peer.send(frames.frame(number, frames.FAILED, f"{type(error).__name__}: {error}"))
             raise
+        finally:
+            del self._since[threading.get_ident()]
         peer.send(frames.frame(number, frames.RAW, [status, media_type], [answer]))
 
     def _answer_arrays(self) -> None:
@@ -116,7 +138,7 @@ class Server:
                 else [np.concatenate(each) for each in zip(*(arrays for _, _, arrays in batch), strict=True)]
             )
             self._threads.fit(rows)
-            outputs = outputs_of(self.ask(joined), rows)[1]
+            outputs = outputs_of(self._work(joined), rows)[1]
         except Exception as error:  # whatever a model raises
             if len(batch) > 1:  # one of them is to blame, and only that one is to hear of it
                 for each in batch:
@@ -132,9 +154,16 @@ class Server:
 
     def _alone(self, peer: _Peer, number: int, arrays: list[np.ndarray]) -> None:
         try:
-            self._send(peer, number, outputs_of(self.ask(arrays), len(arrays[0]))[1])
+            self._send(peer, number, outputs_of(self._work(arrays), len(arrays[0]))[1])
         except Exception as error:  # whatever a model raises
             self._failed(peer, number, error)
+
+    def _work(self, arrays: Arrays) -> Any:
+        self._since[0] = time.monotonic()
+        try:
+            return self.ask(arrays)
+        finally:
+            del self._since[0]
 
     @staticmethod
     def _failed(peer: _Peer, number: int, error: Exception) -> None:

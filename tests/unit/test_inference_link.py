@@ -1,0 +1,171 @@
+"""The way to a model's process when callers give up, and the end of a process that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from metalworks_model_runner import frames, packing
+
+from metalworks.inference.link import DownError, Link
+from metalworks.inference.release import runner_folder
+
+ROWS = [np.ones(3)]
+
+
+class Process:
+    """What stands at a model's place: keeps what it is asked until it is told to answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self._buffer = frames.Buffer()
+        self._came = asyncio.Event()
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        while data := await reader.read(2**16):
+            self.asked += [(number, kind) for number, kind, _ in self._buffer.feed(data)]
+            self._came.set()
+
+    async def came(self, count: int) -> None:
+        """Wait for as many questions."""
+        while len(self.asked) < count:
+            self._came.clear()
+            await self._came.wait()
+
+    def answer(self) -> None:
+        """Answer the oldest."""
+        assert self._writer is not None
+        number, kind = self.asked.pop(0)
+        if kind == frames.RAW:
+            self._writer.write(frames.frame(number, kind, [200, "text/plain"], [b"yes"]))
+        else:
+            about, buffers = packing.pack(ROWS)
+            self._writer.write(frames.frame(number, kind, about, buffers))
+
+    def die(self) -> None:
+        """Let go of the connection."""
+        assert self._writer is not None
+        self.asked.clear()
+        self._writer.close()
+
+
+def between(tmp_path: Path, talk: Callable[[Link, Process], Awaitable[None]]) -> None:
+    """Run a conversation."""
+
+    async def run() -> None:
+        process = Process()
+        server = await asyncio.start_unix_server(process.serve, str(tmp_path / "s"))
+        link = Link(tmp_path / "s")
+        try:
+            async with asyncio.timeout(20):
+                await talk(link, process)
+        finally:
+            link.close()
+            server.close()
+
+    asyncio.run(run())
+
+
+async def given_up(asking: Awaitable[object], process: Process) -> None:
+    """Ask, and give up once the process has the question."""
+    task = asyncio.ensure_future(asking)
+    await process.came(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_rows_are_not_sent_behind_others_that_nobody_waits_for(tmp_path: Path) -> None:
+    async def talk(link: Link, process: Process) -> None:
+        await given_up(link.arrays(ROWS), process)
+        late = asyncio.ensure_future(link.arrays(ROWS))
+        other = asyncio.ensure_future(link.raw(b"{}", "application/json"))  # has a thread of its own there
+        await process.came(2)
+        assert [kind for _, kind in process.asked] == [frames.ARRAYS, frames.RAW]
+        late.cancel()  # and leaves nothing behind
+        process.answer()
+        process.answer()
+        assert (await other)[0] == 200
+        again = asyncio.ensure_future(link.arrays(ROWS))
+        await process.came(1)
+        process.answer()
+        assert (await again)[0].tolist() == ROWS[0].tolist()
+
+    between(tmp_path, talk)
+
+
+def test_requests_that_were_given_up_count_until_they_are_answered(tmp_path: Path) -> None:
+    async def talk(link: Link, process: Process) -> None:
+        await given_up(link.raw(b"{}", "application/json"), process)
+        assert link.requests_given_up == 1
+        process.answer()
+        asked = asyncio.ensure_future(link.raw(b"{}", "application/json"))
+        await process.came(1)
+        assert link.requests_given_up == 0
+        process.answer()
+        assert await asked == (200, "text/plain", b"yes")
+
+    between(tmp_path, talk)
+
+
+def test_what_was_given_up_ends_with_its_process(tmp_path: Path) -> None:
+    async def talk(link: Link, process: Process) -> None:
+        await given_up(link.arrays(ROWS), process)
+        late = asyncio.ensure_future(link.arrays(ROWS))
+        process.die()
+        await process.came(1)
+        process.answer()
+        assert (await late)[0].tolist() == ROWS[0].tolist()
+
+    between(tmp_path, talk)
+
+
+def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Link, "PATIENCE", 0.3)
+
+    async def ask() -> None:
+        link = Link(tmp_path / "nobody")
+        asked = [link.raw(b"{}", "application/json"), link.arrays(ROWS), link.arrays(ROWS)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(each) for each in found] == [DownError] * 3
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "stuck",
+    ["server._since[1] = time.monotonic(); time.sleep(30)", "ctypes.PyDLL(None).sleep(30)  # keeps the lock"],
+)
+def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str) -> None:
+    program = f"""
+import ctypes, sys, time
+from metalworks_model_runner.server import Server
+server = Server.__new__(Server)
+server._since = {{}}
+server.end_when_stuck(0.5)
+time.sleep(2)
+print("idle for longer", flush=True)
+for _ in range(40):  # busy for longer, with one thing after the other
+    server._since[1] = time.monotonic()
+    time.sleep(0.05)
+    del server._since[1]
+print("busy", flush=True)
+{stuck}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(runner_folder())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split("\n")[:2]) == (1, ["idle for longer", "busy"])
+    assert "most recent call first" in done.stderr
