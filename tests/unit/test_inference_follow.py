@@ -560,8 +560,8 @@ def test_a_canary_is_promoted_or_withdrawn_once(
     champion = register(host.service.model)
     canary = register(host.service.model, "canary", slope=2.0)
     assert host.versions()["canary"] == canary
-    said = {"version": canary, "verdict": verdict, "reason": "12 of 200 failed", "at": 1.0}
-    host.serves(champion={"version": champion}, canary_verdict=said)
+    said = {"champion": champion, "version": canary, "verdict": verdict, "reason": "12 of 200 failed", "at": 1.0}
+    host.serves(canary_verdict=said)
     host.round()
     best = canary if verdict == "promote" else champion
     assert host.versions() == {"champion": best, "shadow": None, "canary": None}
@@ -595,6 +595,7 @@ def test_what_served_when_a_canary_was_withdrawn_is_no_canary_of_the_next_champi
     assert host.versions() == {"champion": champion, "shadow": None, "canary": None}
     following = register(host.service.model, slope=3.0)
     assert MlflowClient().get_registered_model(host.service.model).aliases["canary"] == champion
+    assert tags(host.service.model, champion)[CANARY_TAG] == f"served when version {canary} was withdrawn"
     assert host.versions() == {"champion": following, "shadow": None, "canary": None}
 
 
@@ -603,9 +604,10 @@ def test_a_canary_that_was_compared_with_another_champion_is_not_promoted(host: 
     canary = register(host.service.model, "canary", slope=2.0)
     assert host.versions()["canary"] == canary
     following = register(host.service.model, slope=3.0)
-    verdict = {"version": canary, "verdict": "promote", "reason": "better", "at": 1.0}
-    host.serves(champion={"version": champion}, canary_verdict=verdict)
-    assert host.versions() == {"champion": following, "shadow": None, "canary": canary}
+    verdict = {"champion": champion, "version": canary, "verdict": "promote", "reason": "better", "at": 1.0}
+    for serves in (champion, following):  # before the next one serves, and then
+        host.serves(champion={"version": serves}, canary_verdict=verdict)
+        assert host.versions() == {"champion": following, "shadow": None, "canary": canary}
 
 
 def test_a_verdict_on_another_version_is_nobodys(host: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -128,33 +129,54 @@ def test_what_was_given_up_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Link, "PATIENCE", 0.3)
+    monkeypatch.setattr(Link, "PATIENCE", 1.0)
 
     async def ask() -> None:
         link = Link(tmp_path / "nobody")
         asked = [link.raw(b"{}", "application/json"), link.arrays(ROWS), link.arrays(ROWS)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(each) for each in found] == [DownError] * 3
+        began = time.monotonic()
+        with pytest.raises(DownError):  # who comes later does not wait as long once more
+            await link.arrays(ROWS)
+        assert time.monotonic() - began < Link.PATIENCE
+        process = Process()
+        server = await asyncio.start_unix_server(process.serve, str(tmp_path / "nobody"))
+        asked = asyncio.ensure_future(link.arrays(ROWS))
+        await process.came(1)
+        process.answer()
+        assert (await asked)[0].tolist() == ROWS[0].tolist()
+        link.close()
+        server.close()
 
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize(
     "stuck",
     ["server._since[1] = time.monotonic(); time.sleep(30)", "ctypes.PyDLL(None).sleep(30)  # keeps the lock"],
 )
-def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str) -> None:
+def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str, answered: bool) -> None:
+    """The first answer has a time of its own."""
+    first = 60 if answered else 1.5
     program = f"""
 import ctypes, sys, time
 from metalworks_model_runner.server import Server
 server = Server.__new__(Server)
 server._since = {{}}
-server.end_when_stuck(0.5)
+server._answered = {answered}
+server.end_when_stuck(0.5, {first})
+sys.stderr = None
 time.sleep(2)
 print("idle for longer", flush=True)
 for _ in range(40):  # busy for longer, with one thing after the other
     server._since[1] = time.monotonic()
     time.sleep(0.05)
+    del server._since[1]
+if not {answered}:
+    server._since[1] = time.monotonic()
+    time.sleep(1.2)
     del server._since[1]
 print("busy", flush=True)
 {stuck}

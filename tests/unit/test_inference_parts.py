@@ -666,8 +666,6 @@ RULES = Canary(percent=10, min_requests=100, min_seconds=60, max_error_rate_incr
         (50, 4, 0.01, 1, None),
         (100, 2, 0.01, 61, "withdraw"),
         (1000, 10, 0.01, 61, "promote"),  # as the champion: 1 of 100
-        (1000, 25, 0.01, 61, "promote"),  # 1 more is allowed, and half of one is chance
-        (1000, 40, 0.01, 61, "withdraw"),
         (150, 50, 0.01, 61, "promote"),  # of which all are full queues, no fault of a version
     ],
 )
@@ -678,12 +676,46 @@ def test_canary_is_judged(
     for i in range(1000):
         counts.of("champion", "1", "onnx").observe(0.01, 500 if count == 1000 and i < 10 else 200)
     for i in range(count):
-        failed = 503 if count == 150 else (400, 500)[i % 2]  # MLflow answers 400 whatever a model raises
-        counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else failed)
+        counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else 503 if count == 150 else 500)
     stats.write(counts, tmp_path / "stats-0.json")
     said = trial.verdict(RULES, served)
     assert (said and said["verdict"]) == verdict
     assert said is None or said["reason"]
+
+
+@pytest.mark.parametrize(
+    ("callers", "refused", "failed", "verdict"),
+    [
+        (0, 0, 0, "promote"),
+        (0, 20, 0, "withdraw"),  # MLflow answers 400 whatever a model raises
+        (40, 8, 0, "promote"),  # of the champion's as many, 4 of 100
+        (40, 13, 0, "promote"),  # chance, and 1 more of 100 is allowed
+        (40, 40, 0, "withdraw"),
+        (20, 4, 6, "withdraw"),  # what fails is no mistake of callers, however many of these there are
+    ],
+)
+def test_canary_is_judged_by_refusals_too(
+    tmp_path: Path, callers: int, refused: int, failed: int, verdict: str
+) -> None:
+    trial, counts = canary.Trial(tmp_path, "1", "2"), Stats()
+    for i in range(1000):
+        counts.of("champion", "1", "onnx").observe(0.01, 400 if i < callers else 200)
+    for i in range(200):
+        status = 400 if i < refused else 500 if i < refused + failed else 200
+        counts.of("canary", "2", "onnx").observe(0.01, status)
+    stats.write(counts, tmp_path / "stats-0.json")
+    said = trial.verdict(RULES, 61)
+    assert said is not None
+    assert said["verdict"] == verdict
+
+
+def test_refusals_of_a_canary_that_takes_all_requests_are_nobodys(tmp_path: Path) -> None:
+    """There is nothing to compare callers' mistakes with; what fails does so anyway."""
+    trial, counts = canary.Trial(tmp_path, "1", "2"), Stats()
+    for _ in range(50):
+        counts.of("canary", "2", "onnx").observe(0.01, 400)
+    stats.write(counts, tmp_path / "stats-0.json")
+    assert trial.verdict(RULES, 61) is None
 
 
 def test_canary_alone_is_not_promoted(tmp_path: Path) -> None:
@@ -827,7 +859,7 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
     log = Log(tmp_path / "spool", 1.0, counts)
     arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
     for _ in range(5):
-        log.add(arm, [np.zeros((1, 500))], b"x" * 50_000, 200, b"{}", 0.1)
+        log.add(arm, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
         log.add(arm, None, b"x" * 4_000, 200, b"{}", 0.1)
     held.set()
     log.close()

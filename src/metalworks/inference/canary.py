@@ -20,17 +20,18 @@ MIN_FOR_ERRORS = 20
 ERRORS_CERTAIN = 5
 """Errors of the canary from which on it is withdrawn without waiting for more."""
 CHANCE = 3.0
-"""Standard deviations of the champion's errors among so many requests that are no difference."""
+"""Standard deviations of the difference in refused requests that are none."""
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Requests that were answered otherwise than by 2xx, but for full queues, and latencies by bucket.
+    """Requests that failed (5xx but for full queues), those and refused ones (4xx), and latencies by bucket.
 
-    MLflow answers 400 whatever a model raises. Callers' own mistakes are among them, and as many for either version.
+    Callers' own mistakes are among the refused ones, but so is whatever a model raises: MLflow answers that with 400.
     """
 
-    errors: int
+    failed: int
+    wrong: int
     buckets: tuple[int, ...]
 
     @property
@@ -39,7 +40,7 @@ class _Counts:
 
     def since(self, before: _Counts) -> _Counts:
         gained = (now - then for now, then in zip(self.buckets, before.buckets, strict=True))
-        return _Counts(self.errors - before.errors, tuple(gained))
+        return _Counts(self.failed - before.failed, self.wrong - before.wrong, tuple(gained))
 
 
 class Trial:
@@ -66,12 +67,18 @@ class Trial:
         count = ours.count
         if count < MIN_FOR_ERRORS:
             return None
-        errors, base = ours.errors / count, theirs.errors / max(1, theirs.count)
-        chance = CHANCE * math.sqrt(base * (1 - base) / count)  # callers' mistakes do not come evenly
-        worse = errors > base + rules.max_error_rate_increase + chance
         early = count < rules.min_requests or seconds < rules.min_seconds or not theirs.count
-        if worse and (ours.errors >= ERRORS_CERTAIN or not early):
-            reason = f"{ours.errors} of its {count} requests failed ({errors:.1%}), of the champion's {base:.1%}"
+        share, base = ours.failed / count, theirs.failed / max(1, theirs.count)
+        worse, errors, word = share > base + rules.max_error_rate_increase, ours.failed, "failed"
+        if not worse and theirs.count:
+            share, base = ours.wrong / count, theirs.wrong / theirs.count
+            of_all = (ours.wrong + theirs.wrong) / (count + theirs.count)
+            # Callers' mistakes do not come evenly.
+            chance = CHANCE * math.sqrt(of_all * (1 - of_all) * (1 / count + 1 / theirs.count))
+            worse, errors = share > base + rules.max_error_rate_increase + chance, ours.wrong
+            word = "were refused or failed"
+        if worse and (errors >= ERRORS_CERTAIN or not early):
+            reason = f"{errors} of its {count} requests {word} ({share:.1%}), of the champion's {base:.1%}"
             return {"verdict": "withdraw", "reason": reason}
         if early:
             return None
@@ -80,16 +87,21 @@ class Trial:
         # Latencies are known to a bucket: less than one bucket is no difference.
         if mine > others * max(rules.max_latency_ratio, STEP) * 1.001:
             return {"verdict": "withdraw", "reason": latency}
-        return {"verdict": "promote", "reason": f"{count} requests in {seconds:.0f} s, {errors:.1%} failed; {latency}"}
+        return {
+            "verdict": "promote",
+            "reason": f"{count} requests in {seconds:.0f} s, {ours.failed / count:.1%} failed; {latency}",
+        }
 
 
 def _counts(runtime: Path, role: str, version: str) -> _Counts:
     """Return what all processes counted of a version in a role."""
-    errors, buckets = 0, [0] * BUCKETS
+    failed, wrong, buckets = 0, 0, [0] * BUCKETS
     for file in runtime.glob("stats-*.json"):
         for series in json.loads(file.read_text())["series"]:
             if (series["role"], series["version"]) != (role, version):
                 continue
-            errors += sum(n for status, n in series["statuses"].items() if status[0] != "2" and status != "503")
+            for status, n in series["statuses"].items():
+                failed += n if status[0] == "5" and status != "503" else 0
+                wrong += n if status[0] != "2" and status != "503" else 0
             buckets = [a + b for a, b in zip(buckets, series["buckets"], strict=True)]
-    return _Counts(errors, tuple(buckets))
+    return _Counts(failed, wrong, tuple(buckets))

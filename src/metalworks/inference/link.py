@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,10 @@ class Link:
         self._arrays_free = asyncio.Event()
         self._arrays_free.set()
         self._closed = False
+        self._gone_since: float | None = None
 
     async def connect(self) -> asyncio.Transport:
         """Return the connection, made anew if there is none; raise DownError when it cannot be."""
-        try:
-            async with asyncio.timeout(self.PATIENCE):
-                return await self._connect()
-        except TimeoutError:
-            raise DownError("The model's process ended and does not come back") from None
-
-    async def _connect(self) -> asyncio.Transport:
         async with self._connecting:
             while self._transport is None or self._transport.is_closing():
                 if self._closed:
@@ -76,8 +71,12 @@ class Link:
                 try:
                     loop = asyncio.get_running_loop()
                     transport, _ = await loop.create_unix_connection(lambda: _Protocol(self), str(self.path))
-                    self._transport = transport
+                    self._transport, self._gone_since = transport, None
                 except OSError:
+                    now = time.monotonic()
+                    self._gone_since = self._gone_since or now
+                    if now - self._gone_since > self.PATIENCE:
+                        raise DownError("The model's process ended and does not come back") from None
                     await asyncio.sleep(self.RECONNECT_SECONDS)
             return self._transport
 

@@ -39,7 +39,7 @@ class Log:
         self.folder, self.share, self._stats = folder, share, stats
         folder.mkdir(exist_ok=True)
         folder.chmod(0o770)  # whoever takes the segments away is of the group
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[int, tuple[Any, ...] | None]] = queue.Queue(WAITING)
         # Each is written by one thread alone; their difference is what waits.
         self._bytes_taken = self._bytes_done = 0
         self._said: set[str] = set()
@@ -62,17 +62,19 @@ class Log:
     ) -> None:
         """Take a request and its answer; `arrays` where it was decoded."""
         facts = arm.version.facts
+        # Text is in the arrays by its address, and about as long as the body.
+        size = len(answer) + max(len(body), sum(int(each.nbytes) for each in arrays or ()))
         body = body[:LONGEST_BODY] if arrays is None else b""  # no more than is written
         line = (time.time(), arm.role, arm.version.number, facts, arrays, body, status, answer, seconds, difference)
         if self._bytes_taken - self._bytes_done > WAITING_BYTES:
             self._count("dropped", arrays)
             return
         try:
-            self._queue.put_nowait(line)
+            self._queue.put_nowait((size, line))
         except queue.Full:
             self._count("dropped", arrays)
         else:
-            self._bytes_taken += _size(line)
+            self._bytes_taken += size
 
     def _count(self, outcome: str, arrays: Arrays | None) -> None:
         rows = len(arrays[0]) if arrays is not None else 1
@@ -80,7 +82,7 @@ class Log:
 
     def close(self) -> None:
         """Write what waits, and finish the segment."""
-        self._queue.put(None)
+        self._queue.put((0, None))
         self._thread.join(timeout=10)
 
     def _work(self) -> None:
@@ -88,9 +90,9 @@ class Log:
         while True:
             wait = SEGMENT_SECONDS if segment is None else max(0.0, segment.ends - time.monotonic())
             try:
-                line = self._queue.get(timeout=wait)
+                size, line = self._queue.get(timeout=wait)
             except queue.Empty:
-                line = ()
+                size, line = 0, ()
             try:
                 if segment is not None and (line is None or segment.full):
                     segment.finish()
@@ -110,8 +112,7 @@ class Log:
                     self._count("dropped", line[4])
             if line is None:
                 return
-            if line:
-                self._bytes_done += _size(line)
+            self._bytes_done += size
 
     def _say(self, error: Exception) -> None:
         """Say once of each kind of mistake that requests are not logged for it: callers make them."""
@@ -147,12 +148,6 @@ class _Segment:
     def finish(self) -> None:
         self._file.close()
         self._part.rename(self.path)
-
-
-def _size(line: tuple[Any, ...]) -> int:
-    """Return roughly how many bytes a request holds that waits."""
-    arrays, body, answer = line[4], line[5], line[7]
-    return len(body) + len(answer) + sum(int(each.nbytes) for each in arrays or ())
 
 
 def _line(

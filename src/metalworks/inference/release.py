@@ -251,6 +251,7 @@ class Release:
         command += ["--max-rows", str(self.settings.max_batch_rows)]
         # Nobody waits for it any more then; but short times are no reason to take a busy process for one that hangs.
         command += ["--stuck-after", str(max(STUCK_SECONDS, self.settings.request_timeout))]
+        command += ["--first-after", str(self.settings.load_timeout)]
         # Its standard input ends with this process, and it with that.
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*command, env=self._environment(), stdin=pipe)

@@ -82,6 +82,10 @@ class Supervisor:
             return
         if self.verdict and (self.wanted["canary"] is None or self.wanted["canary"].version != self.verdict["version"]):
             self.verdict = None
+        champion = self.wanted["champion"]
+        promotes = self.verdict is not None and self.verdict["verdict"] == "promote"
+        if self.verdict and promotes and champion is not None and champion.version != self.verdict["champion"]:
+            self.verdict = None  # it is to be better than that one
         for release in self.releases.values():
             # What is asked for anew is tried anew.
             if release.refused and release.wanted not in self.wanted.values():
@@ -256,7 +260,7 @@ class Supervisor:
             self._trial = Trial(self.settings.runtime, *versions)
         verdict = self._trial.verdict(canary)
         if verdict is not None:
-            self.verdict = {"version": release.wanted.version, "at": time.time(), **verdict}
+            self.verdict = {"champion": versions[0], "version": versions[1], "at": time.time(), **verdict}
             _logger.warning("Canary %s: %s, %s", release.wanted.version, verdict["verdict"], verdict["reason"])
 
     async def _first(self) -> None:

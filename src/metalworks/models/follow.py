@@ -273,13 +273,12 @@ class Follower:
 
         Where several hosts serve, the first to judge decides: the alias then names what it names for all.
         """
-        state = read_json(self.config.state_file(self.service))
-        verdict = state.get("canary_verdict") or {}
+        verdict = read_json(self.config.state_file(self.service)).get("canary_verdict") or {}
         canary, champion = cards.get("canary"), cards.get("champion")
         became = {"promote": "promoted", "withdraw": "withdrawn"}.get(str(verdict.get("verdict")))
         if became is None or canary is None or champion is None or str(verdict.get("version")) != canary.version:
             return False
-        if became == "promoted" and (state.get("champion") or {}).get("version") != champion.version:
+        if became == "promoted" and str(verdict.get("champion")) != champion.version:
             return False  # it was compared with another than is wanted by now
         if time.monotonic() < self.judged:
             return False
@@ -292,8 +291,7 @@ class Follower:
             # Said first: what ends between the two must not try a settled version again.
             self.registry.tag(service.model, canary.version, report.canary_key(service), note)
             if became == "withdrawn":  # the alias stays there when another becomes champion
-                served = f"served when version {canary.version} was withdrawn"
-                self.registry.tag(service.model, champion.version, report.canary_key(service), served)
+                self._park(champion, f"served when version {canary.version} was withdrawn")
             self.registry.point(service.model, alias, to)
         except RegistryError as error:
             self.judged = time.monotonic() + report.RETRY_SECONDS
@@ -303,6 +301,13 @@ class Follower:
         logger.log(level, "%s: canary version %s is %s: %s", service.name, canary.version, became, reason)
         self.named = Named()
         return True
+
+    def _park(self, champion: ModelCard, note: str) -> None:
+        """Say on a champion that the canary's alias names it for want of another place."""
+        found = self.registry.version(self.service.model, champion.version, self.service.alias)
+        key = report.canary_key(self.service)
+        if found and not found[1].get(key, "").startswith(report.SETTLED):  # what it became is said already
+            self.registry.tag(self.service.model, champion.version, key, note)
 
     def _reasons(self) -> dict[str, str]:
         return {refusal.card.version: refusal.reason for refusal in self.refused.values()}

@@ -60,6 +60,7 @@ def main() -> int:
     serve.add_argument("--socket", type=Path, required=True)
     serve.add_argument("--proof", type=Path, required=True, help="folder with what `prove` found")
     serve.add_argument("--stuck-after", type=float, default=60, help="seconds that no answer may take")
+    serve.add_argument("--first-after", type=float, default=300, help="seconds that the first answer may take")
     serve.add_argument("--max-rows", type=int, default=1024, help="rows that go through the model together")
     for command in (prove, serve):
         command.add_argument("--model", type=Path, required=True, help="folder of the MLflow model")
@@ -90,7 +91,7 @@ def main() -> int:
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", file=sys.stderr)
         return REFUSED
-    server.end_when_stuck(arguments.stuck_after)
+    server.end_when_stuck(arguments.stuck_after, arguments.first_after)
     server.listen(arguments.socket)
     return 0
 

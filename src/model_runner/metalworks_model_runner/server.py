@@ -60,6 +60,7 @@ class Server:
         self._rows, self._threads = rows, Threads()
         self._since: dict[int, float] = {}
         """When what a thread works on now was begun (monotonic clock)."""
+        self._answered = False
 
     def listen(self, path: Path) -> None:
         """Answer for ever on a socket at `path`, which is there once somebody may connect."""
@@ -83,17 +84,20 @@ class Server:
             if self._pending:
                 self._answer_arrays()
 
-    def end_when_stuck(self, seconds: float) -> None:
+    def end_when_stuck(self, seconds: float, first: float) -> None:
         """End this process, so that another takes its place, when the model works on one thing for longer.
 
-        After one to two times so long the stacks go to standard error. A model that keeps the interpreter's lock is
-        noticed, too: the timer that ends the process is not the interpreter's, and has to be put off.
+        `first` is for the first answer, for which many a model makes itself ready. After one to two times so long the
+        stacks go to standard error. A model that keeps the interpreter's lock is noticed, too: the timer that ends the
+        process is not the interpreter's, and has to be put off.
         """
 
         def watch() -> None:
             while True:
-                if time.monotonic() - min([*self._since.values()], default=float("inf")) < seconds:
-                    faulthandler.dump_traceback_later(seconds, exit=True)
+                limit = seconds if self._answered else max(seconds, first)
+                if time.monotonic() - min([*self._since.values()], default=float("inf")) < limit:
+                    # The file by its number: a model may have put another in the place of sys.stderr.
+                    faulthandler.dump_traceback_later(limit * 1.25, exit=True, file=2)
                 time.sleep(seconds / 8)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -123,6 +127,7 @@ class Server:
             raise
         finally:
             del self._since[threading.get_ident()]
+            self._answered = True
         peer.send(frames.frame(number, frames.RAW, [status, media_type], [answer]))
 
     def _answer_arrays(self) -> None:
@@ -164,6 +169,7 @@ class Server:
             return self.ask(arrays)
         finally:
             del self._since[0]
+            self._answered = True
 
     @staticmethod
     def _failed(peer: _Peer, number: int, error: Exception) -> None:
