@@ -410,7 +410,7 @@ def test_full_queues_and_long_answers_are_refused_and_an_end_answers_what_is_und
         assert full
         assert full[0].headers["retry-after"] == "1"
         assert full[0].json["error_code"] == "RESOURCE_EXHAUSTED"
-        late = running.post(JSON, SLOWLY.replace("1.0, 0.0", "1.0, 60.0"))
+        late = running.post(JSON, SLOWLY.replace("1.0, 0.0", "1.0, 600.0"))
         assert (late.status, late.json["message"]) == (504, "Request processing time exceeded limit")
         # Of a process that hangs another takes the place; what nobody waits for any more is not asked again.
         (pid,) = running.processes(RUNNER)

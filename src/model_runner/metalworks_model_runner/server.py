@@ -87,7 +87,7 @@ class Server:
     def end_when_stuck(self, seconds: float, first: float) -> None:
         """End this process, so that another takes its place, when the model works on one thing for longer.
 
-        `first` is for the first answer, for which many a model makes itself ready. After one to two times so long the
+        `first` is for the first answer, for which many a model makes itself ready. After about twice so long the
         stacks go to standard error. A model that keeps the interpreter's lock is noticed, too: the timer that ends the
         process is not the interpreter's, and has to be put off.
         """
