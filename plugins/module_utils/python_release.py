@@ -1,5 +1,4 @@
-#!/usr/bin/python
-"""Install a hash-locked Python environment as a release and point `current` at it, in one call."""
+"""Releases of a hash-locked Python environment: one that is complete is the current one, and others to go back to."""
 
 from __future__ import annotations
 
@@ -8,34 +7,24 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.system_user import ensure_system_user
 
-DOCUMENTATION = """
-module: python_release
-short_description: A hash-locked Python environment stands complete, and is the current one
-description:
-  - Makes C(<root>/releases/<id>), where the id is the digest of lock, package and interpreter version, and points
-    C(<root>/current) at it. The same input is no work.
-  - A marker is written last. A release without it is what a killed install left, and is removed first; a failed
-    install is removed too. C(current) does not move before the release is complete.
-options:
-  root: {type: path, required: true, description: Folder of the program.}
-  requirements: {type: path, required: true, description: Requirements file with hashes, on the host.}
-  wheel: {type: str, default: "", description: One more wheel, installed without dependencies.}
-  python: {type: path, required: true, description: Interpreter of the environment.}
-  keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}
-  build_user:
-    type: str
-    default: ""
-    description:
-      - Who installs what the lock names, when somebody else wrote it. Installing runs code of what is installed.
-      - The release is root's in the end. If empty, root installs.
-"""
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
-RETURN = """
-release: {type: str, returned: success, description: Id of the current release.}
-"""
+TEXT, PATH = {"type": "str", "default": ""}, {"type": "path", "required": True}
+SPEC: dict[str, Any] = {
+    "root": PATH,
+    "user": TEXT,
+    "lock": PATH,
+    "lock_sha256": TEXT,
+    "wheel": TEXT,
+    "python": PATH,
+    "keep": {"type": "int", "default": 2},
+}
+"""What a release is made of; `lock`, `lock_sha256` and `wheel` are the action plugin's."""
 
 UV = "/usr/local/bin/uv"
 MARKER = ".complete"
@@ -43,11 +32,28 @@ ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
 CACHE = "/var/cache/metalworks/uv"
 
 
-def identity(module: AnsibleModule) -> str:
+def missing(wants: dict[str, Any], dry: bool) -> list[str]:
+    """Return the places of what the host has to be sent before it can make the release, and make their folders."""
+    lock, wheel = Path(wants["lock"]), wants["wheel"]
+    sent = []
+    if wants["lock_sha256"] and not (lock.exists() and digest(lock) == wants["lock_sha256"]):
+        sent.append(str(lock))
+    if wheel and not Path(wheel).exists():  # named after its content
+        sent.append(wheel)
+    for place in map(Path, [] if dry else sent):
+        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return sent
+
+
+def digest(path: Path) -> str:
+    """Return a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def identity(module: AnsibleModule, wants: dict[str, Any]) -> str:
     """Return the release's id: 16 hexadecimal digits over lock, package and interpreter version."""
-    wants = module.params
     version = module.run_command([wants["python"], "--version"], check_rc=True)[1]
-    total = hashlib.sha256(Path(wants["requirements"]).read_bytes())
+    total = hashlib.sha256(Path(wants["lock"]).read_bytes())
     total.update(f"{wants['wheel']}\0{version}".encode())
     return total.hexdigest()[:16]
 
@@ -70,19 +76,20 @@ def give_to_root(release: Path) -> None:
     os.lchown(release, 0, 0)
 
 
-def install(module: AnsibleModule, release: Path) -> None:
+def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None:
     """Build the release from nothing; leave nothing of it behind when that fails."""
-    wants = module.params
+    # A lock from the host comes from a model: whoever may register one is not root.
+    builder = "" if wants["lock_sha256"] else wants["user"]
     if release.exists():
         shutil.rmtree(release)
-    prefix, environment = as_user(wants["build_user"]) if wants["build_user"] else ([], {"UV_CACHE_DIR": CACHE})
-    if wants["build_user"]:
+    prefix, environment = as_user(builder) if builder else ([], {"UV_CACHE_DIR": CACHE})
+    if builder:
         release.mkdir()
-        shutil.chown(release, wants["build_user"])
+        shutil.chown(release, builder)
     into = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(release / "bin/python")]
     steps = [
         [UV, "venv", "--quiet", "--python", wants["python"], str(release)],
-        [*into, "--require-hashes", "--requirement", wants["requirements"]],
+        [*into, "--require-hashes", "--requirement", wants["lock"]],
     ]
     if wants["wheel"]:
         steps.append([*into, "--no-deps", wants["wheel"]])
@@ -96,7 +103,7 @@ def install(module: AnsibleModule, release: Path) -> None:
             )
     # uv's own lock, which it leaves behind for everybody to write.
     (release / ".lock").unlink(missing_ok=True)
-    if wants["build_user"]:
+    if builder:
         give_to_root(release)
     (release / MARKER).touch()
 
@@ -113,47 +120,28 @@ def tidy(releases: Path, current: Path, keep: int) -> list[str]:
     return [path.name for path in gone]
 
 
-def converge(module: AnsibleModule) -> dict[str, object]:
-    """Make the wanted release the current one; return what was done."""
-    root = Path(module.params["root"])
-    if module.check_mode and not Path(module.params["requirements"]).exists():
-        return {"changed": True}
-    name = identity(module)
+def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
+    """Make the wanted release the current one; return what was done, or what is missing for it."""
+    os.umask(0o022)
+    made = ensure_system_user(module, wants["user"]) if wants["user"] else False
+    if lacks := missing(wants, module.check_mode):
+        return {"changed": True, "missing": lacks}
+    root, name = Path(wants["root"]), identity(module, wants)
     releases, current = root / "releases", root / "current"
     release = releases / name
     complete, linked = (release / MARKER).exists(), current.is_symlink() and current.resolve() == release
     if module.check_mode or (complete and linked):
-        return {"changed": not (complete and linked), "release": name}
-    os.umask(0o022)
+        return {"changed": made or not (complete and linked), "missing": [], "release": name}
     releases.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (release / MARKER).exists():
-            install(module, release)
+            install(module, wants, release)
         # The marker's age says when a release was last made current, which is what tidy() sorts by.
         (release / MARKER).touch()
         fresh = root / "current.new"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(release)
         fresh.replace(current)
-        return {"changed": True, "release": name, "removed": tidy(releases, current, module.params["keep"])}
-
-
-def main() -> None:
-    """Read the arguments and converge."""
-    module = AnsibleModule(
-        argument_spec={
-            "root": {"type": "path", "required": True},
-            "requirements": {"type": "path", "required": True},
-            "wheel": {"type": "str", "default": ""},
-            "python": {"type": "path", "required": True},
-            "keep": {"type": "int", "default": 2},
-            "build_user": {"type": "str", "default": ""},
-        },
-        supports_check_mode=True,
-    )
-    module.exit_json(**converge(module))
-
-
-if __name__ == "__main__":
-    main()
+        gone = tidy(releases, current, wants["keep"])
+        return {"changed": True, "missing": [], "release": name, "removed": gone}
