@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test test-nvidia test-kills test-inference test-flavours soak bench-plugin bench-serving bench-swap pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test scenarios test-nvidia test-kills test-inference test-flavours soak bench-plugin bench-serving bench-swap bench-converge pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -55,6 +55,9 @@ test-fast: environment ## lint and unit tests side by side: no containers
 test: test-fast ## everything CI runs: test-fast, then the molecule scenarios
 	@$(PYTHON) -m scripts.scenarios
 
+scenarios: environment ## the molecule scenarios alone, or some (NAMES="gateway hardening")
+	@$(PYTHON) -m scripts.scenarios $(NAMES)
+
 test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host without a device
 	@$(PYTHON) -m scripts.scenarios nvidia
 
@@ -68,7 +71,7 @@ test-flavours: environment ## slow: inference of models that need gigabytes of l
 	@UV_PROJECT_ENVIRONMENT=.cache/flavours uv run --locked --quiet --no-default-groups --group dev --group inference \
 	  --group workstation --group torch pytest tests/unit/test_inference_torch.py
 
-soak: environment ## 15 minutes: an inference service under load, its memory watched (OPTIONS="--seconds 180")
+soak: environment ## slow: 15 minutes of load on an inference service, its memory watched (OPTIONS="--seconds 180")
 	@$(PYTHON) -m scripts.soak_inference $(OPTIONS)
 
 bench-plugin: environment ## how much longer a run takes to be made with the MLflow plugin
@@ -79,6 +82,9 @@ bench-serving: environment ## 45 minutes: our inference server beside its peers 
 
 bench-swap: environment ## 4 minutes: how much slower answers are while a new version comes into service
 	@$(PYTHON) -m scripts.bench_swap $(OPTIONS)
+
+bench-converge: environment ## slow: a converged site.yml with 5, 10 and 25 hosts of the lab (OPTIONS="--sizes 5 6")
+	@$(PYTHON) -m scripts.bench_converge $(OPTIONS)
 
 pictures: environment ## log in to the lab's pages in headless Chromium, TLS verified; renew docs/pictures
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.pictures

@@ -49,6 +49,12 @@ def scenario(path: Path = SCENARIO) -> dict[str, Any]:
     return loaded
 
 
+def secrets() -> dict[str, Any]:
+    """What the lab's vault holds now, by the names of its variables."""
+    loaded: dict[str, Any] = yaml.safe_load((INVENTORY / "group_vars/all/vault.yml").read_text())
+    return loaded
+
+
 def declared() -> list[Host]:
     """The hosts that the scenario declares."""
     return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in scenario()["platforms"]]
@@ -97,7 +103,7 @@ def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
     for each in there.values():
         for bind in each["HostConfig"]["Binds"]:
             source, target, *_ = bind.split(":")
-            if target == "/var/cache/metalworks/uv" and Path(source).resolve() != CACHE / "uv":
+            if target == "/var/cache/metalworks/uv" and Path(source).resolve() != (CACHE / "uv").resolve():
                 checkout = Path(source).parent.parent
                 raise ProblemError(
                     f"the lab of {checkout} is up: `make lab-down` there first "
@@ -133,13 +139,27 @@ def outer_mtu() -> int:
     return int(links[0]["mtu"])
 
 
-def add(host: Host) -> str:
-    """Start one more host, made like the scenario's first; the inventory's line is the user's part."""
-    if host.name in containers():
-        raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
-    logged(["docker", *run_arguments(scenario()["platforms"][0], host)])
-    authorize([host])
-    return f"{host.name} runs; now add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory"
+def add(*these: Host) -> None:
+    """Start more hosts, made like the scenario's first; the inventory's lines are the caller's part."""
+    there = containers()
+    for host in these:
+        if host.name in there:
+            raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
+    for host in these:
+        logged(["docker", *run_arguments(scenario()["platforms"][0], host)])
+    authorize(these)
+
+
+def discard(*these: Host) -> None:
+    """Remove these hosts alone, with their volumes and what SSH knows of them; those that are gone already too."""
+    there = sorted({host.name for host in these} & containers().keys())
+    if there:
+        logged(["docker", "rm", "--force", "--volumes", *there])
+    forget_connections(host.address for host in these)
+    gone = {host.address for host in these}
+    lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
+    KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in lines if line.split()[0] not in gone))
+    write_ssh_config(hosts(containers()))
 
 
 def run_arguments(platform: Mapping[str, Any], host: Host) -> list[str]:
@@ -257,7 +277,11 @@ def main() -> None:
     adding.add_argument("address", help="in 198.51.100.0/24")
     arguments = parser.parse_args()
     if arguments.verb == "add":
-        print(add(Host(arguments.name, arguments.address)))
+        host = Host(arguments.name, arguments.address)
+        add(host)
+        print(
+            f"{host.name} runs; now add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory"
+        )
     elif arguments.verb == "up":
         print(f"hosts: {up()}")
     else:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from scripts import lab_hosts
@@ -35,12 +34,6 @@ def prepare() -> None:
         apt_install(*missing, why="Looking at web pages")
     if "services-1" not in lab_hosts.containers():
         raise ProblemError("no lab is up: `make lab` first")
-
-
-def secrets() -> dict[str, Any]:
-    """What the lab's vault holds."""
-    loaded: dict[str, Any] = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/vault.yml").read_text())
-    return loaded
 
 
 @contextmanager
@@ -196,7 +189,7 @@ def main() -> None:
     """Look at everything."""
     prepare()
     PICTURES.mkdir(parents=True, exist_ok=True)
-    vault = secrets()
+    vault = lab_hosts.secrets()
     refused_without_the_authority()
     with browser(vault["vault_ca_certificate"]) as opened:
         start_page(opened)

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,8 +100,12 @@ def play(
     limit: str | None = None,
     extra: Sequence[str] = (),
     extra_env: Mapping[str, str] | None = None,
+    watch: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Run the playbook, show how it goes, and print the recap; the caller decides what a failure means."""
+    """Run the playbook, show how it goes, and print the recap; the caller decides what a failure means.
+
+    `watch` is told every event of ansible-runner too.
+    """
     for path in (playbook, *inventories):
         if not path.exists():
             raise ProblemError(f"{path} does not exist")
@@ -123,6 +127,8 @@ def play(
                     log.flush()
                 state.take(event)
                 display.show(event)
+                if watch:
+                    watch(event)
                 return False  # nothing reads the events again
 
             runner: Any = ansible_runner.run(

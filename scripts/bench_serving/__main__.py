@@ -9,14 +9,11 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +23,7 @@ from scripts.bench_serving import models, report
 from scripts.bench_serving.measure import CONNECTIONS, Cell, cells
 from scripts.bench_serving.systems import SYSTEMS, install, versions
 from scripts.common import BUILD, ROOT, ProblemError, apt_install, lock
+from scripts.measured import judged, machine, told
 
 VERDICT = BUILD / "bench-serving.json"
 PAGE = ROOT / "docs/serving-benchmark.md"
@@ -45,16 +43,10 @@ def chosen(only: Sequence[str]) -> list[tuple[str, str]]:
 
 def measured_on(rounds: int, seconds: float) -> dict[str, Any]:
     """Return what the numbers depend on."""
-    cpu = Path("/proc/cpuinfo").read_text().splitlines()
     return {
-        "date": time.strftime("%Y-%m-%d"),
+        **machine(),
         "rounds": rounds,
         "seconds": seconds,
-        "processor": next((line.split(": ")[1] for line in cpu if line.startswith("model name")), platform.machine()),
-        "processors": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": f"Python {platform.python_version()}",
-        "load_before": os.getloadavg()[0],
         "wrk": subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False).stdout.split()[1],
         "peers": versions(),
         # Some sites set these for an old OpenBLAS; every system runs with the same.
@@ -91,9 +83,7 @@ def show(found: dict[report.Key, Cell], numbers: report.Figures, console: Consol
             for line in lines:
                 table.add_row(*line)
             console.print(table)
-    for target in report.judged(numbers):
-        text = f"{target['figure']:<30} {target['found'] or 'not measured'!s:>12}  {target['wanted']}"
-        console.print(f"{'ok    ' if target['ok'] else 'MISSED'} {text}", highlight=False)
+    console.print(told(judged(report.TARGETS, numbers)), highlight=False, markup=False)
 
 
 def main() -> int:
@@ -121,7 +111,7 @@ def main() -> int:
         return UNKNOWN
     found = report.medians(seen)
     numbers = report.figures(found)
-    targets = report.judged(numbers)
+    targets = judged(report.TARGETS, numbers)
     problems = sorted(
         {f"{cell.model} {cell.system} c{cell.connections}: {cell.problem}" for cell in seen if cell.problem}
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts.bench_serving.measure import CONNECTIONS, Cell
 from scripts.bench_serving.systems import SYSTEMS
+from scripts.measured import Target, judged, pyplot, save
 
 MEASURED = ("per_second", "p50_ms", "p99_ms", "cpu_ms", "memory_mib", "cold_start_seconds")
 OURS = {"ours": "", "ours_native": "native_"}
@@ -22,26 +23,6 @@ TITLES = {
 }
 Key = tuple[str, str, int]
 Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a figure must be: `at_least` a number, or `at_most`."""
-
-    figure: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def met(self, figures: Mapping[str, float]) -> bool:
-        """Tell whether the figure is there and is what it must be."""
-        found = figures.get(self.figure)
-        if found is None:
-            return False
-        return (self.at_least is None or found >= self.at_least) and (self.at_most is None or found <= self.at_most)
-
-    def wanted(self) -> str:
-        """Return the target in words."""
-        return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
 
 
 TARGETS = (
@@ -90,19 +71,6 @@ def figures(found: Mapping[Key, Cell]) -> Figures:
     return {figure: round(value, 3) for figure, value in numbers.items()}
 
 
-def judged(numbers: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return every target with what was found and whether that is enough."""
-    return [
-        {
-            "figure": target.figure,
-            "wanted": target.wanted(),
-            "found": numbers.get(target.figure),
-            "ok": target.met(numbers),
-        }
-        for target in TARGETS
-    ]
-
-
 def number(value: float) -> str:
     """Return three digits or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -145,7 +113,7 @@ def page(found: Mapping[Key, Cell], numbers: Mapping[str, float], measured_on: M
             ]
             text += [f"| {' | '.join(line)} |" for line in lines]
     text += ["", "## Targets", "", "| figure | wanted | found |", "|---|---|--:|"]
-    for target in judged(numbers):
+    for target in judged(TARGETS, numbers):
         value = "" if target["found"] is None else number(target["found"])
         text.append(f"| `{target['figure']}` | {target['wanted']} | {value}{'' if target['ok'] else ' **missed**'} |")
     peers = ", ".join(f"{name} {version}" for name, version in measured_on["peers"].items())
@@ -155,16 +123,10 @@ def page(found: Mapping[Key, Cell], numbers: Mapping[str, float], measured_on: M
 
 def plot(found: Mapping[Key, Cell], file: Path) -> None:
     """Draw requests per second at 16 connections, a panel for each model."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "metalworks", "font.size": 9})
-    from matplotlib import pyplot
-
     models = [model for model in TITLES if rows(found, model)]
     shown = {model: [name for name in SYSTEMS if (model, name, 16) in found] for model in models}
     heights = [len(names) for names in shown.values()]
-    figure, panels = pyplot.subplots(
+    figure, panels = pyplot().subplots(
         len(models),
         sharex=True,
         squeeze=False,
@@ -182,5 +144,4 @@ def plot(found: Mapping[Key, Cell], file: Path) -> None:
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("requests per second, 16 connections (logarithmic)")
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
+    save(figure, file)

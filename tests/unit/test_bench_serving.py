@@ -20,6 +20,7 @@ from scripts.bench_serving import __main__ as bench
 from scripts.bench_serving import load, measure, models, report
 from scripts.bench_serving.systems import PEERS, SYSTEMS, System, versions
 from scripts.common import ProblemError
+from scripts.measured import judged
 
 WRK = """Running 10s test @ http://127.0.0.1:5801/predict
   1 threads and 16 connections
@@ -105,9 +106,10 @@ def test_ratios_are_larger_when_ours_is_better() -> None:
 
 
 def test_a_target_that_was_not_measured_is_missed() -> None:
-    assert all(target["ok"] for target in report.judged(report.figures(report.medians(everything()))))
+    assert all(target["ok"] for target in judged(report.TARGETS, report.figures(report.medians(everything()))))
     without = [found for found in everything() if found.system != "ours_native"]
-    missed = [target["figure"] for target in report.judged(report.figures(report.medians(without))) if not target["ok"]]
+    targets = judged(report.TARGETS, report.figures(report.medians(without)))
+    missed = [target["figure"] for target in targets if not target["ok"]]
     assert missed == ["forest_native_c16_vs_mlflow", "forest_native_c16_p99_over_p50"]
 
 

@@ -95,6 +95,41 @@ def test_the_lab_of_another_checkout_is_not_taken_over(engine: dict[str, Any]) -
     assert engine["done"] == []
 
 
+def test_a_cache_that_lies_elsewhere_is_the_same_checkout_s(
+    engine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large-disk" / "uv").mkdir(parents=True)
+    (tmp_path / "cache").symlink_to(tmp_path / "large-disk")
+    monkeypatch.setattr(lab_hosts, "CACHE", tmp_path / "cache")
+    ours = container("gpu-1", "198.51.100.21")
+    ours["HostConfig"]["Binds"][0] = f"{tmp_path}/cache/uv:/var/cache/metalworks/uv:rw"
+    lab_hosts.refuse_foreign({"gpu-1": ours})
+
+
+def test_hosts_that_are_discarded_leave_nothing_that_ssh_knows(
+    engine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, three = lab_hosts.Host("cpu-2", "198.51.100.32"), lab_hosts.Host("cpu-3", "198.51.100.33")
+    engine["containers"] = all_hosts(cpu_2=container(two.name, two.address))
+    monkeypatch.setattr(lab_hosts, "KNOWN_HOSTS", tmp_path / "known_hosts")
+    monkeypatch.setattr(lab_hosts, "CONTROL_SOCKETS", tmp_path)
+    lab_hosts.KNOWN_HOSTS.write_text("198.51.100.31 ssh-ed25519 A\n198.51.100.32 ssh-ed25519 B\n")
+    (tmp_path / two.address).touch()  # where a connection is kept
+    lab_hosts.discard(two, three)
+    assert engine["done"] == ["docker rm --force --volumes cpu-2"]
+    assert lab_hosts.KNOWN_HOSTS.read_text() == "198.51.100.31 ssh-ed25519 A\n"
+    assert not (tmp_path / two.address).exists()
+    assert two.address not in lab_hosts.SSH_CONFIG.read_text()
+    assert "Host cpu-1\n" in lab_hosts.SSH_CONFIG.read_text()
+
+
+def test_nobody_s_host_is_added_over_another(engine: dict[str, Any]) -> None:
+    engine["containers"] = all_hosts()
+    with pytest.raises(ProblemError, match="cpu-1 exists"):
+        lab_hosts.add(lab_hosts.Host("cpu-2", "198.51.100.32"), lab_hosts.Host("cpu-1", "198.51.100.33"))
+    assert engine["done"] == []
+
+
 def test_the_scenarios_hosts_are_the_inventorys() -> None:
     inventory = yaml.safe_load((lab_hosts.INVENTORY / "hosts.yml").read_text())
     listed = {

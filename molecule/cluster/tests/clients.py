@@ -7,21 +7,14 @@ import subprocess
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from scripts import lab_hosts
 from scripts.common import ROOT, environment
+from scripts.lab_hosts import secrets
 
 DOMAIN = "metalworks.internal"
 ADDRESSES = {host.name: host.address for host in lab_hosts.declared()}
 STRANGER = "customer-db"
 """A machine on the network that is no part of the platform."""
-
-
-def secrets() -> dict[str, Any]:
-    """The site's secrets as they are now, by their names in the vault."""
-    loaded: dict[str, Any] = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/vault.yml").read_text())
-    return loaded
 
 
 def over_ssh(name: str, command: str, text: str) -> str:

@@ -1,0 +1,84 @@
+"""What benchmarks share: what they were measured on, what was wanted, and how their pictures are drawn."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure must be: `at_least` a number, or `at_most`."""
+
+    figure: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def met(self, figures: Mapping[str, float]) -> bool:
+        """Tell whether the figure is there and is what it must be."""
+        found = figures.get(self.figure)
+        if found is None:
+            return False
+        return (self.at_least is None or found >= self.at_least) and (self.at_most is None or found <= self.at_most)
+
+    def wanted(self) -> str:
+        """Return the target in words."""
+        return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+
+
+def judged(targets: Iterable[Target], figures: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return every target with what was found and whether that is enough."""
+    return [
+        {
+            "figure": target.figure,
+            "wanted": target.wanted(),
+            "found": figures.get(target.figure),
+            "ok": target.met(figures),
+        }
+        for target in targets
+    ]
+
+
+def told(judgements: Iterable[Mapping[str, Any]]) -> str:
+    """Return judged targets for people, a line each."""
+    shown = []
+    for each in judgements:
+        found = "not measured" if each["found"] is None else str(each["found"])
+        shown.append(f"{'ok    ' if each['ok'] else 'MISSED'} {each['figure']:<30} {found:>12}  {each['wanted']}")
+    return "\n".join(shown)
+
+
+def machine() -> dict[str, Any]:
+    """Return what numbers depend on, wherever they are measured."""
+    cpu = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": next((line.split(": ")[1] for line in cpu if line.startswith("model name")), platform.machine()),
+        "processors": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": f"Python {platform.python_version()}",
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, set up so that the same numbers make the same SVG, with text as text."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "metalworks", "font.size": 9})
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, file: Path) -> None:
+    """Write a figure of `pyplot` as SVG."""
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
