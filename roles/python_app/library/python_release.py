@@ -19,6 +19,7 @@ description:
     C(<root>/current) at it. The same input is no work.
   - A marker is written last. A release without it is what a killed install left, and is removed first; a failed
     install is removed too. C(current) does not move before the release is complete.
+  - What is kept of older ones stays within bounds, be it releases, wheels or packages in uv's cache.
 options:
   root: {type: path, required: true, description: Folder of the program.}
   requirements: {type: path, required: true, description: Requirements file with hashes, on the host.}
@@ -41,6 +42,8 @@ UV = "/usr/local/bin/uv"
 MARKER = ".complete"
 ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
 CACHE = "/var/cache/metalworks/uv"
+WHEELS = Path("/opt/metalworks/wheels")
+"""The project's own packages, each in a folder that is named after its sources."""
 
 
 def identity(module: AnsibleModule) -> str:
@@ -101,16 +104,37 @@ def install(module: AnsibleModule, release: Path) -> None:
     (release / MARKER).touch()
 
 
-def tidy(releases: Path, current: Path, keep: int) -> list[str]:
-    """Remove the releases that nobody will go back to and return their ids."""
+def packages(release: Path) -> set[str]:
+    """Return what is installed, each as name-version."""
+    return {path.name.removesuffix(".dist-info") for path in release.glob("lib/*/site-packages/*.dist-info")}
+
+
+def forget(module: AnsibleModule, had: set[str], root: Path) -> None:
+    """Have uv forget the packages that went with releases, and the wheels that this one has taken the place of.
+
+    Another program's release may have a package in the same version: that is still worth keeping.
+    """
+    left = had - {package for release in root.parent.glob("*/releases/*/") for package in packages(release)}
+    if names := sorted({package.partition("-")[0] for package in left}):
+        clean = [UV, "cache", "clean", "--quiet", *names]
+        module.run_command(clean, environ_update=ENVIRONMENT | {"UV_CACHE_DIR": CACHE}, cwd="/", check_rc=True)
+    folder = Path(module.params["wheel"] or "/").parent
+    for other in WHEELS.glob("*/") if folder.parent == WHEELS else ():
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def tidy(releases: Path, current: Path, keep: int) -> tuple[list[str], set[str]]:
+    """Remove the releases that nobody will go back to; return their ids, and what was installed in them."""
     others = [path for path in releases.iterdir() if path.resolve() != current.resolve()]
     complete = sorted(
         (path for path in others if (path / MARKER).exists()), key=lambda path: -(path / MARKER).stat().st_mtime
     )
     gone = [path for path in others if path not in complete[:keep]]
+    had = {package for path in gone for package in packages(path)}
     for path in gone:
         shutil.rmtree(path)
-    return [path.name for path in gone]
+    return [path.name for path in gone], had
 
 
 def converge(module: AnsibleModule) -> dict[str, object]:
@@ -136,7 +160,9 @@ def converge(module: AnsibleModule) -> dict[str, object]:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(release)
         fresh.replace(current)
-        return {"changed": True, "release": name, "removed": tidy(releases, current, module.params["keep"])}
+        removed, had = tidy(releases, current, module.params["keep"])
+        forget(module, had, root)
+        return {"changed": True, "release": name, "removed": removed}
 
 
 def main() -> None:
