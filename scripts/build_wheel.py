@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "dist"
+KEPT = 5
+"""The newest that stay: a play that began with other sources may still be on its way to the hosts."""
 
 
 def sources() -> list[Path]:
@@ -50,6 +54,9 @@ def build() -> Path:
             options = ["--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", f"{scratch}/wheel"]
             subprocess.run([uv, "build", "--wheel", *options, ROOT], check=True)
             Path(f"{scratch}/wheel").rename(folder)
+        built = [path for path in CACHE.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name)]
+        for old in sorted(built, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

@@ -30,6 +30,8 @@ UV = "/usr/local/bin/uv"
 MARKER = ".complete"
 ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
 CACHE = "/var/cache/metalworks/uv"
+WHEELS = Path("/opt/metalworks/wheels")
+"""The project's own packages, each in a folder that is named after its sources."""
 
 
 def missing(wants: dict[str, Any], dry: bool) -> list[str]:
@@ -108,16 +110,37 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
     (release / MARKER).touch()
 
 
-def tidy(releases: Path, current: Path, keep: int) -> list[str]:
-    """Remove the releases that nobody will go back to and return their ids."""
+def packages(release: Path) -> set[str]:
+    """Return what is installed, each as name-version."""
+    return {path.name.removesuffix(".dist-info") for path in release.glob("lib/*/site-packages/*.dist-info")}
+
+
+def forget(module: AnsibleModule, had: set[str], root: Path) -> None:
+    """Have uv forget the packages that went with releases, and the wheels that this one has taken the place of.
+
+    Another program's release may have a package in the same version: that is still worth keeping.
+    """
+    left = had - {package for release in root.parent.glob("*/releases/*/") for package in packages(release)}
+    if names := sorted({package.partition("-")[0] for package in left}):
+        clean = [UV, "cache", "clean", "--quiet", *names]
+        module.run_command(clean, environ_update=ENVIRONMENT | {"UV_CACHE_DIR": CACHE}, cwd="/", check_rc=True)
+    folder = Path(module.params["wheel"] or "/").parent
+    for other in WHEELS.glob("*/") if folder.parent == WHEELS else ():
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def tidy(releases: Path, current: Path, keep: int) -> tuple[list[str], set[str]]:
+    """Remove the releases that nobody will go back to; return their ids, and what was installed in them."""
     others = [path for path in releases.iterdir() if path.resolve() != current.resolve()]
     complete = sorted(
         (path for path in others if (path / MARKER).exists()), key=lambda path: -(path / MARKER).stat().st_mtime
     )
     gone = [path for path in others if path not in complete[:keep]]
+    had = {package for path in gone for package in packages(path)}
     for path in gone:
         shutil.rmtree(path)
-    return [path.name for path in gone]
+    return [path.name for path in gone], had
 
 
 def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
@@ -143,5 +166,6 @@ def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(release)
         fresh.replace(current)
-        gone = tidy(releases, current, wants["keep"])
+        gone, had = tidy(releases, current, wants["keep"])
+        forget(module, had, root)
         return {"changed": True, "missing": [], "release": name, "removed": gone}

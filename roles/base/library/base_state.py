@@ -33,9 +33,9 @@ description:
     managed_files does.
   - Installs uv's wheel with pip, which honours the host's index and certificates, and keeps its one program. It is put
     in its place as the last step, so it is never half there.
-  - Enables and starts chrony and gives it time servers. A container has no clock of its own, and the unit's own
-    condition keeps chrony from starting there. That is no failure, and is reported as C(runs=false); any other
-    reason is one.
+  - Enables and starts chrony, gives it time servers, and has systemd start it again whenever it ends. A container has
+    no clock of its own, and the unit's own condition keeps chrony from starting there. That is no failure, and is
+    reported as C(runs=false); any other reason is one.
   - A call is a round trip to every host; kept modules need nine for this, four of which open apt's lists.
 options:
   authorities: {type: dict, required: true, description: "Bundles: name of a file, for messages → its PEM text."}
@@ -162,6 +162,17 @@ def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
 
 CHRONY = "chrony.service"
 SOURCES = Path("/etc/chrony/sources.d/metalworks.sources")
+ADDITION = Path(f"/etc/systemd/system/{CHRONY}.d/metalworks.conf")
+# The distribution's unit stays dead after a kill, and clocks that differ break certificates and signed requests.
+RESTART = """\
+# Ansible managed
+[Unit]
+StartLimitIntervalSec=0
+
+[Service]
+Restart=always
+RestartSec=3
+"""
 
 
 def ensure_group(module: AnsibleModule, name: str) -> bool:
@@ -208,7 +219,7 @@ def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path
 
 def show(module: AnsibleModule) -> dict[str, str]:
     """Return what systemd knows of chrony's unit."""
-    names = "LoadState,ActiveState,UnitFileState,ConditionResult,ConditionTimestampMonotonic"
+    names = "LoadState,ActiveState,UnitFileState,ConditionResult,ConditionTimestampMonotonic,Restart,NeedDaemonReload"
     out = module.run_command(["systemctl", "show", CHRONY, "--property", names], check_rc=True)[1]
     return dict(line.split("=", 1) for line in out.splitlines())
 
@@ -222,14 +233,20 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
         return True, False
     text = "".join(f"server {server} iburst\n" for server in servers)
     rewrite = text != (SOURCES.read_text() if SOURCES.exists() else "")
+    known = state["Restart"] == "always" and state["NeedDaemonReload"] == "no"
+    restarts = known and ADDITION.exists() and ADDITION.read_text() == RESTART
     # systemd has looked at the condition before, and it did not hold: looking again would only fill the journal.
     kept_out = state["ConditionResult"] == "no" and state["ConditionTimestampMonotonic"] != "0"
     enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active" and not kept_out
     if module.check_mode:
-        return rewrite or enable or start, state["ActiveState"] == "active"
+        return rewrite or enable or start or not restarts, state["ActiveState"] == "active"
     if rewrite:
         SOURCES.parent.mkdir(parents=True, exist_ok=True)
         SOURCES.write_text(text)
+    if not restarts:
+        ADDITION.parent.mkdir(parents=True, exist_ok=True)
+        ADDITION.write_text(RESTART)
+        module.run_command(["systemctl", "daemon-reload"], check_rc=True)
     if enable:
         module.run_command(["systemctl", "--quiet", "enable", CHRONY], check_rc=True)
     if start:
@@ -243,7 +260,7 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
     if runs:
         # Cheap, and nothing happens where the servers are the same; so no restart is owed to anybody.
         module.run_command(["chronyc", "reload", "sources"], check_rc=True)
-    return rewrite or enable or (start and runs), runs
+    return rewrite or enable or (start and runs) or not restarts, runs
 
 
 def converge(module: AnsibleModule) -> dict[str, Any]:
