@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.repository import load
 
-release = load("roles/python_app/library/python_release.py")
+release = load("plugins/module_utils/python_release.py")
 
 
 def made(folder: Path, *packages: str, age: int = 0) -> Path:
