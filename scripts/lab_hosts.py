@@ -20,6 +20,7 @@ from scripts import host_image
 from scripts.common import CACHE, LAB, ROOT, ProblemError, capture, end, environment, logged, wait_until
 
 SCENARIO = ROOT / "molecule" / "cluster" / "molecule.yml"
+CREATE = ROOT / "molecule" / "shared" / "create.yml"
 INVENTORY = ROOT / "inventory" / "lab"
 STATE = LAB / "molecule"
 KEY = LAB / "id_ed25519"
@@ -42,16 +43,10 @@ class Host:
     address: str
 
 
-def scenario(path: Path = SCENARIO) -> dict[str, Any]:
-    """The scenario with its variables filled in as molecule does it."""
-    text = path.read_text().replace("${MOLECULE_PROJECT_DIRECTORY}", str(ROOT))
-    loaded: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
-    return loaded
-
-
-def declared() -> list[Host]:
+def declared(path: Path = SCENARIO) -> list[Host]:
     """The hosts that the scenario declares."""
-    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in scenario()["platforms"]]
+    platforms = yaml.safe_load(path.read_text())["platforms"]
+    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in platforms]
 
 
 def containers() -> dict[str, dict[str, Any]]:
@@ -134,31 +129,16 @@ def outer_mtu() -> int:
 
 
 def add(host: Host) -> str:
-    """Start one more host, made like the scenario's first; the inventory's line is the user's part."""
+    """Start one more host, made as the scenario's are; the inventory's line is the user's part."""
     if host.name in containers():
         raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
-    logged(["docker", *run_arguments(scenario()["platforms"][0], host)])
+    platform = {"name": host.name, "labels": dict([LABEL.split("=")])}
+    platform["networks"] = [{"name": NETWORK, "ipv4_address": host.address}]
+    choices = json.dumps({"platforms": [platform], "networks": []})
+    executable = Path(sys.executable).with_name("ansible-playbook")
+    logged([executable, CREATE, "--extra-vars", choices], extra_env=molecule_environment())
     authorize([host])
     return f"{host.name} runs; now add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory"
-
-
-def run_arguments(platform: Mapping[str, Any], host: Host) -> list[str]:
-    """`docker run` with what molecule's driver makes of a platform."""
-    flags = {
-        "cap-add": platform["capabilities"],
-        "security-opt": platform["security_opts"],
-        "volume": platform["volumes"],
-        "tmpfs": platform["tmpfs"],
-        "env": [f"{key}={value}" for key, value in platform["env"].items()],
-        "label": [f"{key}={value}" for key, value in {"owner": "molecule", **platform["labels"]}.items()],
-        "network": [NETWORK],
-        "ip": [host.address],
-        "cgroupns": [platform["cgroupns_mode"]],
-        "restart": [platform["restart_policy"]],
-        "stop-signal": [platform["stop_signal"]],
-    }
-    options = [f"--{flag}={value}" for flag, values in flags.items() for value in values]
-    return ["run", "--detach", f"--name={host.name}", f"--hostname={host.name}", *options, platform["image"]]
 
 
 def make_key() -> None:
