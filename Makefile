@@ -1,7 +1,7 @@
 # Every target first sees to .venv (locked, nothing to do when up to date). `make` alone shows the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test scenarios test-nvidia test-kills test-inference test-flavours soak bench-plugin bench-serving bench-swap bench-converge pictures locks environment
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test scenarios test-nvidia test-kills test-age test-inference test-flavours soak bench-plugin bench-serving bench-swap bench-converge pictures locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -63,6 +63,9 @@ test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host wit
 
 test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
 	@$(PYTHON) -m scripts.kill_sweep
+
+test-age: environment ## slow: the lab grows old, site.yml and smoke 30 times, and nothing is left behind (OPTIONS="--rounds 3")
+	@$(PYTHON) -m scripts.age $(OPTIONS)
 
 test-inference: environment ## slow: canaries, full queues, hanging and dying versions of an inference service
 	@$(PYTHON) -m pytest -m slow tests/unit

@@ -30,8 +30,9 @@ from scripts.lab import minio_in_background
 LOG = BUILD / "test-kills.log"
 VERDICT = BUILD / "test-kills.json"
 BANNER = re.compile(r"^(PLAY|TASK|RUNNING HANDLER) \[(.*)\] \*+$")
-ORPHANS: list[str] = []
-"""Processes of killed plays. Ansible gives them sessions of their own, so they live on, as they would elsewhere."""
+ORPHANS: list[tuple[str, str]] = []
+"""Processes of killed plays, and when each began. Ansible gives them sessions of their own, so they live on, as they
+would elsewhere."""
 CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)")
 
 
@@ -107,7 +108,8 @@ def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) 
         if run.take(line, time.monotonic()) and run.tasks[-1] in wanted:
             # A moment within the task. What is over sooner than it was then is killed on the way to the next one.
             time.sleep(chance.uniform(0, seconds.get(run.tasks[-1], 0)))
-            ORPHANS.extend(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
+            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            ORPHANS.extend((number, began(number)) for number in children)
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             return run.tasks[-1]
@@ -116,11 +118,18 @@ def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) 
     return None
 
 
+def began(number: str) -> str:
+    """Return when a process began, in ticks since the machine's start; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def end_orphans() -> None:
-    """End what killed plays have left on this machine, unless its number belongs to somebody else by now."""
-    for number in ORPHANS:
-        command = Path(f"/proc/{number}/cmdline")
-        if command.exists() and b"site.yml" in command.read_bytes():
+    """End what killed plays have left here; a number that belongs to another process by now is left alone."""
+    for number, when in ORPHANS:
+        if when and began(number) == when:
             os.kill(int(number), signal.SIGKILL)
 
 

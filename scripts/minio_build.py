@@ -7,6 +7,7 @@ and the finished binary's own build record is compared again before it enters th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -50,6 +51,17 @@ class Module:
         if not (self.binary.exists() and self.stamp.exists()):
             return False
         return bool(json.loads(self.stamp.read_text()) == asdict(self))
+
+    @property
+    def digest(self) -> Path:
+        """Where the binary's SHA-256 is kept: to take it costs half a second of every run."""
+        return self.binary.with_suffix(".sha256")
+
+    def describe(self) -> str:
+        """Where the built program is and what it is, as JSON."""
+        if not self.digest.exists():
+            self.digest.write_text(hashlib.sha256(self.binary.read_bytes()).hexdigest())
+        return json.dumps({"path": str(self.binary), "sha256": self.digest.read_text()})
 
 
 def pinned(name: str, pins: Path = PINS) -> Module:
@@ -101,6 +113,7 @@ def build(module: Module) -> None:
         built = Path(place) / module.name
         compare(module, recorded_sum(capture([go, "version", "-m", built]), module.path), "the built binary")
         built.chmod(0o755)
+        module.digest.unlink(missing_ok=True)
         built.replace(module.binary)
     module.stamp.write_text(json.dumps(asdict(module), indent=1) + "\n")
 
@@ -128,14 +141,14 @@ def compare(module: Module, checksum: str, what: str) -> None:
         )
 
 
-def ensure(name: str) -> Path:
-    """Return the program's binary, building it first when it is not cached; builds wait for each other."""
+def ensure(name: str) -> Module:
+    """Return the program, building it first when it is not cached; builds wait for each other."""
     module = pinned(name)
     if not module.cached():
         with lock("minio-build"):
             if not module.cached():
                 build(module)
-    return module.binary
+    return module
 
 
 def main() -> None:
@@ -144,14 +157,14 @@ def main() -> None:
     parser.add_argument(
         "programs", nargs="*", metavar="minio", default=["minio"], help="what to build (default: minio)"
     )
-    parser.add_argument("--print-path", action="store_true", help="print the binaries' paths and nothing else")
+    parser.add_argument("--describe", action="store_true", help="print paths and digests as JSON, and nothing else")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.programs) - PROGRAMS.keys())
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(PROGRAMS)}")
     for name in arguments.programs:
-        binary = ensure(name)
-        print(binary if arguments.print_path else f"{name}: {binary.relative_to(ROOT)}")
+        program = ensure(name)
+        print(program.describe() if arguments.describe else f"{name}: {program.binary.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ from scripts.progress import (
 RUNS = CACHE / "runs"
 SHIPPED = ROOT / "scripts" / "expected.json"
 INTERRUPTED = 130
+LEFT_SECONDS = 24 * 3600
+"""No play takes that long: an older folder was left by one that was killed."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -116,6 +119,9 @@ def play(
     command_line += [*(["--limit", limit] if limit else []), *extra]
     LOG.parent.mkdir(parents=True, exist_ok=True)
     RUNS.mkdir(parents=True, exist_ok=True)
+    for killed in RUNS.glob("runner-*"):
+        if time.time() - killed.stat().st_mtime > LEFT_SECONDS:
+            shutil.rmtree(killed)
     private = tempfile.mkdtemp(dir=RUNS, prefix="runner-")
     try:
         with LOG.open("a") as log, interruption.watched(), display:

@@ -7,9 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ansible.module_utils
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+# As Ansible ships them with the modules.
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 ROLES = sorted(path.parent.parent for path in ROOT.glob("roles/*/meta/main.yml"))
 ROLE_NAMES = [role.name for role in ROLES]
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.repository import ROOT, load, read_yaml
 
-certificates = load("roles/base/library/base_certificates.py")
+certificates = load("roles/base/library/base_state.py")
 BUNDLE = Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -38,6 +38,15 @@ def test_same_certificate_counts_once(pems: list[str]) -> None:
 def test_unreadable_file_is_named(text: str, pems: list[str]) -> None:
     with pytest.raises(ValueError, match=r"bad\.pem: not a readable PEM file with certificates"):
         certificates.wanted({"good.pem": pems[0], "bad.pem": text})
+
+
+def test_every_host_gets_in_one_go_what_its_roles_would_install() -> None:
+    """One installation of many packages is much quicker than many of one; the names stand in wiring, too, for that."""
+    wired = (ROOT / "group_vars/all/wiring.yml").read_text()
+    listed = wired[wired.index("base_packages: ") :].split("\n\n")[0]
+    for role in ("firewall", "unattended_upgrades", "git_access", "workstation"):
+        for package in read_yaml(ROOT / f"roles/{role}/vars/main.yml")[f"__{role}_packages"]:
+            assert f"'{package}'" in listed, package
 
 
 def test_uv_is_the_locked_one() -> None:

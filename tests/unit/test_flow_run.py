@@ -272,9 +272,41 @@ def test_what_is_not_used_for_long_is_removed(start: Start, project: Path, tmp_p
         fcntl.flock(lock, fcntl.LOCK_EX)
         flow_run.environment.prune(tmp_path / "cache")
         assert environment.exists(), "a run is just taking it"
-    flow_run.environment.prune(tmp_path / "cache")
+    (environment / "lib/python3/site-packages/demo_kit-1.0.dist-info").mkdir(parents=True)
+    assert "demo_kit-1.0" in flow_run.environment.prune(tmp_path / "cache")
     assert not environment.exists()
     assert not archive.exists()
+
+
+def test_what_uv_keeps_goes_with_the_last_environment_that_had_it(
+    start: Start, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(environment: Path, *packages: str) -> None:
+        for package in packages:
+            (environment / f"lib/python3/site-packages/{package}.dist-info").mkdir(parents=True, exist_ok=True)
+
+    start(pack(project))
+    (environment,) = environments(tmp_path)
+    old = environment.with_name("0" * 16)
+    installed(old, "gone-1.0", "newer-1.0", "shared-2.0")
+    (old / flow_run.environment.MARKER).touch()
+    os.utime(old / flow_run.environment.MARKER, (0, 0))
+    installed(environment, "newer-2.0", "shared-2.0")
+    cleaned: list[list[str]] = []
+    run = subprocess.run
+
+    def noted(line: list[str], **options: object) -> object:
+        if line[:3] == ["uv", "cache", "clean"]:
+            cleaned.append(line)
+        return run(line, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", noted)
+    (project / "uv.lock").write_text((project / "uv.lock").read_text() + "\n")
+    start(pack(project))
+    assert not old.exists()
+    ((*_, first, second),) = cleaned
+    assert (first, second) == ("gone", "newer")
+    assert str(tmp_path / "cache" / "uv") in cleaned[0]
 
 
 def test_a_run_makes_its_environment_used(start: Start, project: Path, tmp_path: Path) -> None:

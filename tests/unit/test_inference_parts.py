@@ -37,6 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from metalworks.inference import answers, app, canary, latency, rows, served, stats
 from metalworks.inference.batching import Batcher, QueueFullError
+from metalworks.inference.invocations import Invocations
 from metalworks.inference.judge import judge
 from metalworks.inference.link import ModelFailedError
 from metalworks.inference.log import Log
@@ -1097,3 +1098,50 @@ def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows:
         assert asyncio.run(run()) == [None, None]
     finally:
         gc.enable()
+
+
+# -- A request that only tries whether the service works
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["at once", "by the model's process"])
+def test_a_check_is_answered_and_leaves_no_trace_in_log_and_shadow(tmp_path: Path, inline: bool) -> None:
+    counts, copied, logged = Stats(), list[Any](), list[Any]()
+    outputs = [np.array([1.0])]
+
+    async def slowly(arrays: Any) -> Any:
+        return outputs
+
+    version = SimpleNamespace(
+        number="1",
+        decode=lambda body: outputs,
+        inline=(lambda arrays: outputs) if inline else None,
+        inline_rows=1,
+        write=lambda arrays: b"{}",
+        outputs=slowly,
+    )
+    series = counts.of("champion", "1", "onnx")
+    route: Any = SimpleNamespace(
+        choose=lambda: Arm(version, "champion", series, series),  # type: ignore[arg-type]
+        shadow=object(),
+    )
+    shadow: Any = SimpleNamespace(copy=lambda *given: copied.append(given))
+    log: Any = SimpleNamespace(takes=lambda: True, add=lambda *given: logged.append(given))
+    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    entry = Invocations(None, settings, route, counts, shadow, log)  # type: ignore[arg-type]
+
+    def status(*headers: tuple[bytes, bytes]) -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"{}"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/invocations", "method": "POST"}
+        given = [(b"content-type", b"application/json"), *headers]
+        asyncio.run(entry(scope | {"headers": given}, receive, send))
+        return int(sent[0]["status"])
+
+    assert (status((b"metalworks-check", b"smoke")), copied, logged) == (200, [], [])
+    assert (status(), len(copied), len(logged)) == (200, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +45,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checksum: str, reco
 def test_it_builds_once(module: minio_build.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(minio_build, "pinned", lambda name: module)
     compiled = pretend(monkeypatch, tmp_path, "h1:right=")
-    assert minio_build.ensure("minio") == tmp_path / "minio" / "v0.0.1" / "minio"
-    assert minio_build.ensure("minio").read_text() == "binary"
+    assert minio_build.ensure("minio").binary == tmp_path / "minio" / "v0.0.1" / "minio"
+    described = json.loads(minio_build.ensure("minio").describe())
+    assert Path(described["path"]).read_text() == "binary"
+    assert described["sha256"] == hashlib.sha256(b"binary").hexdigest()
     assert compiled == ["github.com/minio/minio@v0.0.1"]
     assert not list(tmp_path.glob("minio-build-*"))
 

@@ -42,6 +42,7 @@ def wants(**changes: Any) -> dict[str, Any]:
         "root_user": "root",
         "root_password": "root-password",
         "buckets": BUCKETS,
+        "scratch": [],
         "consumers": [ADA, BOB],
     } | changes
 
@@ -213,7 +214,9 @@ def test_policy_reaches_its_buckets_and_nothing_else() -> None:
     allowed = {action for one in statements if one["Effect"] == "Allow" for action in one["Action"]}
     assert not [action for action in allowed if "*" in action]
     assert {"s3:PutObject", "s3:GetObject", "s3:DeleteObject"} <= allowed
-    assert "s3:DeleteObjectVersion" in next(one for one in statements if one["Effect"] == "Deny")["Action"]
+    for action in ("s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"):
+        (denied,) = [one for one in statements if one["Effect"] == "Deny" and action in one["Action"]]
+        assert denied["Resource"] == ["arn:aws:s3:::data/*", "arn:aws:s3:::code/*"]
 
 
 def test_readonly_writes_nothing() -> None:
@@ -233,6 +236,18 @@ def test_what_is_only_read_is_not_written() -> None:
     assert "s3:GetObject" in allowed
     assert not [action for action in allowed if action.startswith(("s3:Put", "s3:Delete", "s3:Abort"))]
     assert provision.policy(["data"], "readwrite", []) == provision.policy(["data"], "readwrite")
+
+
+def test_nothing_is_deleted_for_good_but_what_was_written_where_nobody_keeps_anything() -> None:
+    def denied(*arguments: Any) -> list[dict[str, Any]]:
+        statements = provision.policy(*arguments)["Statement"]
+        return [one for one in statements if "s3:DeleteObjectVersion" in one["Action"]]
+
+    (own, read) = denied(["data"], "readwrite", ["log"], ["smoke/"])
+    assert (own["Effect"], own["NotResource"], own.get("Resource")) == ("Deny", ["arn:aws:s3:::data/smoke/*"], None)
+    assert (read["Effect"], read["Resource"]) == ("Deny", ["arn:aws:s3:::log/*"])
+    (reader,) = denied(["data"], "readonly", [], ["smoke/"])
+    assert (reader["Effect"], reader["Resource"]) == ("Deny", ["arn:aws:s3:::data/*"])
 
 
 def test_order_in_a_policy_does_not_matter() -> None:
@@ -303,7 +318,11 @@ ANEW = ["old key of ada", "key of ada", "policy of ada on its key"]
         ({"consumers": [ADA]}, ["remove key bob", "remove policy metalworks-bob"]),
         ({"consumers": [ADA | {"reads": ["results"]}, BOB]}, ["policy of ada"]),
         ({"buckets": [BUCKETS[0] | {"versioning": False}, BUCKETS[1]]}, ["versioning of data: Suspended"]),
-        ({"buckets": [BUCKETS[0], BUCKETS[1] | {"expire_days": 90}]}, ["objects of results go after 90 days"]),
+        ({"buckets": [BUCKETS[0], BUCKETS[1] | {"expire_days": 90}]}, ["when objects of results go"]),
+        (
+            {"scratch": ["smoke/"]},
+            ["when objects of data go", "when objects of results go", "policy of ada"],
+        ),
     ],
 )
 def test_only_the_difference_is_sent(server: Server, change: dict[str, Any], actions: list[str]) -> None:
@@ -318,22 +337,40 @@ def test_objects_expire_as_long_as_they_are_to(server: Server) -> None:
         return run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}])
 
     run()
-    assert expire(90) == ["objects of results go after 90 days"]
+    assert expire(90) == ["when objects of results go"]
     assert b"<Days>90</Days>" in server.rules["results"]
     server.rules["results"] = server.rules["results"].replace(b"<Status>Enabled", b"<Status>Disabled")
-    assert expire(90) == ["objects of results go after 90 days"]
-    assert expire(30) == ["objects of results go after 30 days"]
-    assert expire(0) == ["objects of results stay"]
+    assert expire(90) == ["when objects of results go"]
+    assert b"<Status>Enabled" in server.rules["results"]
+    assert expire(30) == ["when objects of results go"]
+    assert b"<Days>30</Days>" in server.rules["results"]
+    assert expire(0) == ["when objects of results go"]
     assert server.rules == {}
     assert expire(0) == []
+
+
+def test_what_nobody_keeps_goes_with_its_old_versions_after_a_day(server: Server) -> None:
+    run()
+    assert run(scratch=["smoke/", "0/smoke/"]) == [
+        "when objects of data go", "when objects of results go", "policy of ada"
+    ]  # fmt: skip
+    for bucket in ("data", "results"):
+        rules = s3.expiry(server.rules[bucket], 0, ["smoke/", "0/smoke/"])
+        assert rules is None
+        assert server.rules[bucket].count(b"<NoncurrentDays>1</NoncurrentDays>") == 2
+        assert server.rules[bucket].count(b"<Prefix>smoke/</Prefix>") == 1
+    assert run(scratch=["0/smoke/"]) == ["when objects of data go", "when objects of results go", "policy of ada"]
+    assert b"<Prefix>smoke/</Prefix>" not in server.rules["data"]
+    assert run() == ["when objects of data go", "when objects of results go", "policy of ada"]
+    assert server.rules == {}
 
 
 def test_rules_of_others_stay(server: Server) -> None:
     run()
     theirs = b"<Rule><ID>theirs</ID><Status>Enabled</Status><Expiration><Days>7</Days></Expiration></Rule>"
     server.rules["results"] = b'<LifecycleConfiguration xmlns="http://s3">' + theirs + b"</LifecycleConfiguration>"
-    for days, count in ((90, 2), (90, 2), (0, 1)):
-        run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}])
+    for days, count in ((90, 3), (90, 3), (0, 2)):
+        run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}], scratch=["smoke/"])
         assert theirs in server.rules["results"]
         assert server.rules["results"].count(b"<Rule>") == count
 
@@ -384,10 +421,12 @@ class Elsewhere:
     def __init__(self, *, damage: bool = False, versions: bool = False, refuse: str = "") -> None:
         self.objects: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.paths: list[str] = []
         self.damage, self.versions, self.refuse = damage, versions, refuse
 
     def ask(self, method: str, path: str, query: dict[str, str] | None = None, body: bytes = b"") -> Any:
         self.asked.append(method)
+        self.paths.append(path)
         if method == self.refuse:
             return s3.Reply(403, b"<Code>AccessDenied</Code>", {})
         if method == "PUT":
@@ -406,6 +445,12 @@ def test_probe_leaves_nothing_behind(versions: bool) -> None:
     probe.prove(store, "ada", "data", write=True)
     assert "PUT" in store.asked
     assert store.objects == {}
+
+
+def test_probe_writes_where_nobody_keeps_anything() -> None:
+    store = Elsewhere()
+    probe.prove(store, "ada", "data", write=True, prefix="smoke/")
+    assert {path.rpartition("/")[0] for path in store.paths[1:]} == {"/data/smoke"}
 
 
 def test_probe_of_a_reader_writes_nothing() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import http.server
+import io
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from scripts import smoke
-from tests.unit.repository import ROOT, load
+from tests.unit.repository import ROOT, load, read_yaml
 
 client = load("roles/smoke/files/client.py")
 module = load("roles/smoke/library/smoke_host.py")
@@ -25,11 +30,16 @@ def check(ok: bool = True, skipped: bool = False, **other: Any) -> dict[str, Any
     return {"name": "unit mlflow.service", "ok": ok, "skipped": skipped, "seconds": 0.5, "detail": "why"} | other
 
 
+def verdict(hosts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = judge.verdict([*hosts.items()], "here")
+    return found
+
+
 # -- All hosts' checks become one verdict
 
 
 def test_all_checks_passed() -> None:
-    found = judge.verdict({"s1": {"checks": [check()]}, "g1": {"checks": [check(skipped=True)]}}, "here")
+    found = verdict({"s1": {"checks": [check()]}, "g1": {"checks": [check(skipped=True)]}})
     assert found["ok"]
     assert found["failures"] == []
     assert found["checks"][0]["host"] == "s1"
@@ -40,7 +50,7 @@ def test_all_checks_passed() -> None:
 
 
 def test_a_failed_check_is_named() -> None:
-    found = judge.verdict({"s1": {"checks": [check(), check(ok=False)]}}, "here")
+    found = verdict({"s1": {"checks": [check(), check(ok=False)]}})
     assert not found["ok"]
     assert found["failures"] == ["unit mlflow.service on s1: why"]
     assert smoke.exit_status(found) == smoke.FAILED
@@ -48,26 +58,35 @@ def test_a_failed_check_is_named() -> None:
 
 
 def test_a_host_that_was_not_reached_is_not_ok() -> None:
-    found = judge.verdict({"s1": {"checks": [check()]}, "g1": {"unchecked": "timed out"}}, "here")
+    found = verdict({"s1": {"checks": [check()]}, "g1": {"unchecked": "timed out"}})
     assert not found["ok"]
     assert found["unchecked"] == {"g1": "timed out"}
     assert smoke.exit_status(found) == smoke.UNKNOWN
 
 
 def test_a_failure_outweighs_an_unreached_host() -> None:
-    found = judge.verdict({"s1": {"checks": [check(ok=False)]}, "g1": {}}, "here")
+    found = verdict({"s1": {"checks": [check(ok=False)]}, "g1": {}})
     assert smoke.exit_status(found) == smoke.FAILED
 
 
+def test_one_host_may_answer_twice_and_what_was_made_is_nobodys_business() -> None:
+    answers = [("s1", {"checks": [check()]}), ("d1", {"checks": [check(made=["7"])]}), ("s1", {"checks": [check()]})]
+    found = judge.verdict(answers, "here")
+    assert (found["ok"], found["figures"]["checks"], found["figures"]["hosts"]) == (True, 3, 2)
+    assert not [each for each in found["checks"] if "made" in each]
+    found = judge.verdict([*answers[:2], ("s1", {"unchecked": "timed out"})], "here")
+    assert (found["ok"], found["unchecked"]) == (False, {"s1": "timed out"})
+
+
 def test_no_check_at_all_is_not_ok() -> None:
-    assert not judge.verdict({}, "here")["ok"]
-    assert smoke.exit_status(judge.verdict({}, "here")) == smoke.UNKNOWN
+    assert not verdict({})["ok"]
+    assert smoke.exit_status(verdict({})) == smoke.UNKNOWN
     assert smoke.exit_status(None) == smoke.UNKNOWN
 
 
 def test_table_ends_with_what_failed() -> None:
     hosts = {"s1": {"checks": [check(ok=False), check(name="fine"), check(name="later", skipped=True)]}, "g1": {}}
-    lines = smoke.table(judge.verdict(hosts, "here")).splitlines()
+    lines = smoke.table(verdict(hosts)).splitlines()
     assert [line.split()[0] for line in lines] == ["ok", "none", "FAILED", "?"]
 
 
@@ -84,7 +103,7 @@ def test_a_playbook_that_wrote_no_verdict_could_not_check(
 ) -> None:
     """An old verdict must not speak for a run that came to nothing."""
     old = tmp_path / "smoke.json"
-    old.write_text(json.dumps(judge.verdict({"s1": {"checks": [check()]}}, "here")))
+    old.write_text(json.dumps(verdict({"s1": {"checks": [check()]}})))
     monkeypatch.setattr(smoke, "VERDICT", old)
     monkeypatch.setattr(smoke, "play", lambda *_: "what Ansible said")
     monkeypatch.setattr(sys, "argv", ["smoke", "--inventory", "inventory/example"])
@@ -126,6 +145,15 @@ def test_session_that_hangs_is_ended(session: dict[str, Any]) -> None:
     program = doing("time.sleep(60)")
     verdicts = module.work(session | {"checks": [{"name": "a"}]}, program, {}, 1)
     assert [(each["ok"], each["detail"]) for each in verdicts] == [(False, "not done: no answer within 1 s")]
+
+
+def test_session_that_is_out_of_time_takes_away_what_it_made(session: dict[str, Any], tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    waits = [f"open('{left}', 'w')", "try: time.sleep(60)", f"finally: __import__('os').remove('{left}')"]
+    program = PROGRAM + "\n\ndef waits():\n    import time\n    " + "\n    ".join(waits) + "\nCHECKS['wait'] = waits\n"
+    verdicts = module.work(session | {"checks": [{"name": "a", "kind": "wait"}]}, program, {}, 2)
+    assert [(each["ok"], each["detail"]) for each in verdicts] == [(False, "not done: no answer within 2 s")]
+    assert not left.exists()
 
 
 def test_session_without_its_program_says_what_to_do(session: dict[str, Any]) -> None:
@@ -308,3 +336,139 @@ def test_a_follower_that_hears_nothing_is_told(tmp_path: Path) -> None:
 def test_smoke_flow_stands_where_the_check_says() -> None:
     assert "metalworks.smoke_flow.smoke" in PROGRAM
     assert "def smoke()" in (ROOT / "src/metalworks/smoke_flow.py").read_text()
+
+
+# -- What is left
+
+
+class Bucket:
+    """A bucket that keeps versions, of a store that may refuse to delete them."""
+
+    class exceptions:
+        ClientError = KeyError
+
+    def __init__(self, refuse: bool = False) -> None:
+        self.kept: list[tuple[str, str]] = []
+        self.hidden: set[str] = set()
+        self.content: dict[str, bytes] = {}
+        self.refuse = refuse
+
+    def put_object(self, Bucket: str, Key: str, Body: bytes) -> None:
+        self.content[Key] = Body
+        self.kept.append((Key, f"v{len(self.kept)}"))
+        self.hidden.discard(Key)
+
+    def get_object(self, Bucket: str, Key: str) -> dict[str, Any]:
+        return {"Body": io.BytesIO(self.content[Key])}
+
+    def delete_object(self, Bucket: str, Key: str, VersionId: str = "") -> None:
+        if VersionId and self.refuse:
+            raise KeyError("AccessDenied")
+        if VersionId:
+            self.kept.remove((Key, VersionId))
+        else:
+            self.hidden.add(Key)
+            self.kept.append((Key, f"v{len(self.kept)}"))
+
+    def get_paginator(self, call: str) -> Any:
+        def paginate(Bucket: str, Prefix: str) -> list[Any]:
+            below = [(key, version) for key, version in self.kept if key.startswith(Prefix)]
+            if call == "list_objects_v2":
+                return [{"Contents": [{"Key": key} for key in {key for key, _ in below} - self.hidden]}]
+            return [{"Versions": [{"Key": key, "VersionId": version} for key, version in below]}]
+
+        return SimpleNamespace(paginate=paginate)
+
+
+def test_an_object_goes_with_its_versions_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket()
+    monkeypatch.setattr(client, "s3_client", lambda: bucket)
+    bucket.put_object("b", f"{client.PLACE}/objects/theirs", b"x")
+    before = [*bucket.kept]
+    assert client.objects(["b"]) == "object put, got and deleted in b"
+    assert bucket.kept == before
+
+
+def test_a_store_that_keeps_versions_from_its_keys_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "s3_client", lambda: Bucket(refuse=True))
+    assert client.objects(["b"]).endswith("; 2 old versions stay in b, which this key may not delete")
+
+
+def test_all_below_a_prefix_goes() -> None:
+    bucket = Bucket()
+    for key in ("0/place/tag/a", "0/place/tag/b/c", "0/place/tagged"):
+        bucket.put_object("b", key, b"x")
+    assert client.clear(bucket, "b", "0/place/tag/") == ""
+    assert [key for key, _ in bucket.kept] == ["0/place/tagged"]
+
+
+def test_checks_write_where_their_keys_may_delete_for_good() -> None:
+    scratch = read_yaml(ROOT / "group_vars/all/wiring.yml")["object_store_scratch"]
+    assert scratch == [f"{client.PLACE}/", f"0/{client.PLACE}/"]
+
+
+NOW = "2026-01-02T03:04:05.678900Z"
+LONG_AGO = "2025-01-02T03:04:05.678900Z"
+
+
+@pytest.mark.parametrize(
+    ("name", "created", "deployment", "entrypoint", "ours"),
+    [
+        ("metalworks-smoke-cpu-0123abcd", LONG_AGO, client.PLACE, client.ENTRYPOINT, True),
+        ("metalworks-smoke-cpu-0123abcd", NOW, client.PLACE, client.ENTRYPOINT, False),
+        ("metalworks-smoke-cpu-of-mine", LONG_AGO, client.PLACE, client.ENTRYPOINT, False),
+        ("metalworks-smoke-cpu-2-0123abcd", LONG_AGO, client.PLACE, client.ENTRYPOINT, False),
+        ("metalworks-smoke-cpu-0123abcd", LONG_AGO, client.PLACE, "flow.py:mine", False),
+        ("metalworks-smoke-cpu-0123abcd", LONG_AGO, "mine", client.ENTRYPOINT, False),
+    ],
+)
+def test_flows_that_checks_left_are_told_from_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, created: str, deployment: str, entrypoint: str, ours: bool
+) -> None:
+    monkeypatch.setattr(client.time, "time", lambda: datetime.datetime.fromisoformat(NOW).timestamp() + 60)
+    answers = {
+        "/flows/filter": [{"id": "f", "name": name, "created": created}],
+        "/deployments/filter": [{"id": "d", "name": deployment, "entrypoint": entrypoint}],
+        "/flow_runs/filter": [{"id": "r", "deployment_id": "d"}],
+    }
+    assert client.left_flows(lambda path, *_: answers[path], "cpu") == (["f"] if ours else [])
+    answers["/flow_runs/filter"].append({"id": "s", "deployment_id": None})
+    assert client.left_flows(lambda path, *_: answers[path], "cpu") == [], "somebody ran it by hand"
+
+
+def test_a_flow_goes_with_its_runs() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def ask(path: str, method: str = "GET", body: Any = None) -> Any:
+        asked.append((method, path))
+        return [{"id": "r"}, {"id": "s"}] if path == "/flow_runs/filter" else None
+
+    client.remove_flow(ask, "f")
+    assert asked[1:] == [("DELETE", "/flow_runs/r"), ("DELETE", "/flow_runs/s"), ("DELETE", "/flows/f")]
+
+
+def test_a_session_removes_folders_that_killed_ones_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(client.tempfile, "tempdir", str(tmp_path))
+    old, new, theirs = (tmp_path / name for name in (f"{client.PLACE}-old", f"{client.PLACE}-new", "theirs"))
+    for folder in (old, new, theirs):
+        (folder / "in").mkdir(parents=True)
+    for folder in (old, theirs):
+        os.utime(folder, (0, 0))
+    before = signal.getsignal(signal.SIGTERM)
+    client.main([])
+    signal.signal(signal.SIGTERM, before)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "theirs"}
+
+
+def test_what_a_check_made_is_told_also_when_it_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> str:
+        client.made.append("7")
+        raise RuntimeError("no model")
+
+    monkeypatch.setitem(client.CHECKS, "model", fails)
+    client.do([{"name": "a", "kind": "model"}, {"name": "b", "kind": "environment", "arguments": {"expected": {}}}])
+    first, second = (json.loads(line.removeprefix(client.MARK)) for line in capsys.readouterr().out.splitlines())
+    assert (first["ok"], first["made"]) == (False, ["7"])
+    assert "made" not in second

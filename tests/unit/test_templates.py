@@ -32,17 +32,6 @@ GROUPS = read_yaml(ROOT / "roles/validate/vars/main.yml")["__validate_role_group
 # Roles that others include: the group of one that does, and what it hands over.
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "python_app": ("mlflow", {"python_app_name": "mlflow", "python_app_requirements": "/requirements.txt"}),
-    "systemd_unit": (
-        "mlflow",
-        {
-            "systemd_unit_name": "mlflow",
-            "systemd_unit_user": "mlflow",
-            "systemd_unit_command": "/opt/metalworks/mlflow/current/bin/mlflow server",
-            "systemd_unit_environment": {"PLAIN": "value", "HARD": 'a "b" $c \\ `d`', "NUMBER": 5},
-            "systemd_unit_service": {"MemoryMax": "2G", "ReadWritePaths": ["/a", "/b"]},
-            "systemd_unit_prestart": ["/bin/true"],
-        },
-    ),
 }
 # What tasks look up on a host before they render.
 LOOKED_UP: dict[str, Any] = {
@@ -109,29 +98,10 @@ def render(site: tuple[DataLoader, InventoryManager, VariableManager], path: Pat
     )
 
 
-def is_unit(text: str) -> None:
-    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(text)
-    assert {"Unit", "Service", "Install"} <= set(parser.sections())
-    assert parser["Service"]["ExecStart"].startswith("/")
-
-
 def is_ini(text: str) -> None:
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(text)
     assert parser.sections()
-
-
-def is_environment(text: str) -> None:
-    """Every line is one assignment, and reads back as the value that was given."""
-    given = {name: str(value) for name, value in SHARED["systemd_unit"][1]["systemd_unit_environment"].items()}
-    read = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, value = line.partition("=")
-            read[name] = re.sub(r"\\(.)", r"\1", value.removeprefix('"').removesuffix('"'))
-    assert read == given
 
 
 def is_sources(text: str) -> None:
@@ -158,8 +128,6 @@ def is_settings(text: str) -> None:
 
 
 READERS: dict[str, Callable[[str], Any]] = {
-    "service": is_unit,
-    "environment": is_environment,
     "sources": is_sources,
     "sh": is_shell,
     "toml": tomllib.loads,

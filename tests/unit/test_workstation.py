@@ -12,7 +12,6 @@ import pytest
 from tests.unit.repository import load
 
 developers = load("roles/workstation/library/workstation_developers.py")
-files = load("roles/workstation/library/workstation_files.py")
 
 DATABASE = {"host": "db", "port": "5432", "name": "raw", "user": "reader", "password": r"a:b\c"}
 LINE = r"db:5432:raw:reader:a\:b\\c" + "\n"
@@ -88,21 +87,3 @@ def test_a_home_is_furnished_once(tmp_path: Path) -> None:
     assert tmp_path.stat().st_mode & 0o777 == 0o750
     Path(paths[1]).chmod(0o644)
     assert developers.furnish(person, wants | {"ssh_public_keys": None}, DATABASE, dry=False) == [paths[1]]
-
-
-@pytest.mark.parametrize("text", ["", "A=1", "A=1\n", "A=1\n\n"])
-def test_a_block_is_added_once_and_replaced_in_place(text: str) -> None:
-    once = files.with_block(text, "B=2\n")
-    assert once.startswith(text)
-    assert files.with_block(once, "B=2") == once
-    assert files.with_block(once + "C=3\n", "B=4") == once.replace("B=2", "B=4") + "C=3\n"
-
-
-def test_a_link_replaces_what_stands_there(tmp_path: Path) -> None:
-    path = tmp_path / "dvc"
-    path.write_text("a program")
-    assert files.link(path, "/opt/dvc", dry=True)
-    assert path.read_text() == "a program"
-    assert files.link(path, "/opt/dvc", dry=False)
-    assert not files.link(path, "/opt/dvc", dry=False)
-    assert str(path.readlink()) == "/opt/dvc"

@@ -1,4 +1,4 @@
-"""What an operator does to a running platform: looks at a fault, adds a machine with one line."""
+"""What befalls a running platform: faults that are looked at, programs that are killed, a machine that is added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clients import DOMAIN
 from conftest import Reach
+from test_hosts import PLATFORM
+from testinfra.host import Host
 
 from scripts import lab_hosts
 from scripts.common import BUILD, ROOT, environment
@@ -45,6 +48,74 @@ def test_a_stopped_service_is_named_and_told_by_the_exit_code(reach: Reach) -> N
         assert services.run("systemctl start mlflow.service").rc == 0
     assert code == 1
     assert [failure for failure in verdict["failures"] if "mlflow.service" in failure]
+
+
+ASK = "curl --silent --show-error --fail --output /dev/null --max-time 5"
+UNITS = {
+    "services-1": {
+        "postgresql@15-main": "runuser -u postgres -- pg_isready --quiet",
+        "minio": f"{ASK} http://127.0.0.1:9000/minio/health/ready",
+        "mlflow": f"{ASK} http://127.0.0.1:5000/health",
+        "prefect-server": f"{ASK} --unix-socket /run/prefect-server/api.sock http://localhost/api/ready",
+        "prefect-lost-runs": "true",
+        "nginx": f"{ASK} --insecure --resolve {DOMAIN}:443:127.0.0.1 https://{DOMAIN}/",
+        "platform-status": f"{ASK} --unix-socket /run/platform-status/http.sock http://localhost/",
+    },
+    "gpu-1": {
+        "prefect-worker-gpu": f"{ASK} http://127.0.0.1:4201/health",
+        "inference-delay": f"{ASK} --insecure https://127.0.0.1:8000/ping",
+        "model-follower": "true",
+    },
+    "cpu-1": {"prefect-worker-cpu": f"{ASK} http://127.0.0.1:4301/health"},
+}
+"""What the platform needs, where, and how it answers that it works."""
+EVERYWHERE = ("ssh", "chrony")
+"""The distribution's, which every host needs. No clock can be set in a container, so chrony does not run there."""
+
+
+def killed(host: Host, *units: str) -> dict[str, str]:
+    """Kill the first process of each unit, all at once; return which they were."""
+    shown = {unit: host.check_output("systemctl show --property MainPID --value %s", unit) for unit in units}
+    assert "0" not in shown.values(), shown
+    host.check_output(f"kill -KILL {' '.join(shown.values())}")
+    return shown
+
+
+def back(host: Host, before: dict[str, str], answers: dict[str, str]) -> None:
+    """Wait until each unit has another first process, and answers."""
+    for unit, process in before.items():
+        other = f"test $(systemctl show --property MainPID --value {unit}) != {process}"
+        well = f"systemctl is-active --quiet {unit} && {other} && {answers.get(unit, 'true')}"
+        done = host.run(f"timeout 120 sh -c 'until {well}; do sleep 0.5; done'")
+        assert done.rc == 0, host.run(f"systemctl status --no-pager --lines 20 {unit}").stdout
+
+
+def test_a_database_that_is_killed_comes_back_and_all_work_on(reach: Reach) -> None:
+    """As after the kernel has killed it for the memory. Nobody else has to be started again for it."""
+    services = reach("services-1")
+    others = [unit for unit in UNITS["services-1"] if not unit.startswith("postgresql")]
+    show = f"systemctl show --property MainPID --value {' '.join(others)}"
+    processes = services.check_output(show)
+    back(services, killed(services, "postgresql@15-main"), UNITS["services-1"])
+    assert services.check_output(show) == processes
+    code, verdict = smoke()
+    assert (code, verdict["failures"]) == (0, [])
+
+
+def test_everything_that_is_killed_comes_back_by_itself(reach: Reach) -> None:
+    before = {name: killed(reach(name), *units, "ssh") for name, units in UNITS.items()}
+    for name, units in UNITS.items():
+        back(reach(name), before[name], units)
+
+
+@pytest.mark.parametrize("name", PLATFORM)
+def test_no_unit_is_given_up_however_often_it_dies(reach: Reach, name: str) -> None:
+    units = [*UNITS.get(name, {}), *EVERYWHERE]
+    shown = reach(name).check_output(f"systemctl show --property Id,Restart,StartLimitIntervalUSec {' '.join(units)}")
+    found = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
+    assert [one["Id"] for one in found if one["Restart"] not in ("always", "on-failure")] == []
+    assert [one["Id"] for one in found if one["StartLimitIntervalUSec"] != "0"] == []
+    assert len(found) == len(units)
 
 
 def test_a_fifth_machine_takes_flow_runs(reach: Reach, inventory: list[str]) -> None:

@@ -124,3 +124,14 @@ def test_a_reload_owed_by_a_killed_play_is_made_up_for(host, converged, play):
     assert play().returncode == 0
     assert reloads() == before + 1
     assert " changed=0 " in play().stdout
+
+
+def test_a_server_that_is_killed_comes_back_however_often(host, converged, ssh):
+    pid = "systemctl show ssh --property MainPID --value"
+    for _ in range(7):  # two more than the distribution's unit puts up with
+        before = host.check_output(pid)
+        host.check_output(f"kill -KILL {before}")
+        host.check_output(
+            f"timeout 30 sh -c 'until systemctl is-active --quiet ssh && test $({pid}) != {before}; do sleep 0.1; done'"
+        )
+    assert ssh().rc == 0

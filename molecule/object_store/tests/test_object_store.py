@@ -113,11 +113,39 @@ def test_who_reads_besides_reads_and_no_more(endpoint):
 @drifts
 def test_objects_go_after_their_days(endpoint, converged, play):
     root = client(endpoint, "molecule-root", ROOT_PASSWORD)
-    assert root.get_bucket_lifecycle_configuration(Bucket="results")["Rules"][0]["Expiration"] == {"Days": 7}
-    assert refusal(root.get_bucket_lifecycle_configuration, Bucket="data") == "NoSuchLifecycleConfiguration"
-    result = play(object_store_buckets=[{"name": "data", "versioning": True}, {"name": "results"}, {"name": "foreign"}])
+
+    def days(bucket: str) -> dict[str, tuple[int, int]]:
+        """Prefix → days until an object goes, and until an old version does."""
+        rules = root.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+        old = [rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays", 0) for rule in rules]
+        soon = zip(rules, old, strict=True)
+        return {rule["Filter"]["Prefix"]: (rule["Expiration"]["Days"], kept) for rule, kept in soon}
+
+    assert days("results") == {"": (7, 0), "scratch/": (1, 1)}
+    assert days("data") == {"scratch/": (1, 1)}
+    buckets = [{"name": "data", "versioning": True}, {"name": "results"}, {"name": "foreign"}]
+    result = play(object_store_buckets=buckets, object_store_scratch=[])
     assert result.returncode == 0, result.stdout
-    assert refusal(root.get_bucket_lifecycle_configuration, Bucket="results") == "NoSuchLifecycleConfiguration"
+    for bucket in ("data", "results"):
+        assert refusal(root.get_bucket_lifecycle_configuration, Bucket=bucket) == "NoSuchLifecycleConfiguration"
+
+
+def test_nothing_is_deleted_for_good_but_where_nobody_keeps_anything(endpoint):
+    worker, reader = (client(endpoint, name, f"{name}-secret") for name in ("worker", "reader"))
+    versions = {}
+    for key in ("scratch/mine", "scratchy", "other/scratch/mine"):
+        versions[key] = worker.put_object(Bucket="data", Key=key, Body=b"x")["VersionId"]
+    this = {"Bucket": "data", "Key": "scratch/mine", "VersionId": versions["scratch/mine"]}
+    assert refusal(reader.delete_object, **this) == "AccessDenied"
+    for key in ("scratchy", "other/scratch/mine"):
+        assert refusal(worker.delete_object, Bucket="data", Key=key, VersionId=versions[key]) == "AccessDenied"
+    # As a check does: hidden first, then the version and the mark of its deletion.
+    mark = worker.delete_object(Bucket="data", Key="scratch/mine")["VersionId"]
+    for version in (versions["scratch/mine"], mark):
+        worker.delete_object(Bucket="data", Key="scratch/mine", VersionId=version)
+    left = worker.list_object_versions(Bucket="data", Prefix="scratch/")
+    assert not left.get("Versions")
+    assert not left.get("DeleteMarkers")
 
 
 def test_secrets_are_in_no_command_line_and_no_open_file(host):

@@ -123,6 +123,35 @@ def test_the_confined_server_does_its_work(host):
     assert host.file("/var/log/postgresql/postgresql-15-main.log").mode == 0o640
 
 
+def test_a_server_that_is_killed_comes_back_however_often(host):
+    """As after the kernel has killed its first process for the memory. The data is what it was."""
+    admin(host, "create table kept as select 1 as a")
+    try:
+        for _ in range(7):  # two more than systemd puts up with by default
+            before, process = started(host), host.check_output("head -1 /var/lib/postgresql/15/main/postmaster.pid")
+            host.check_output(f"kill -KILL {process}")
+            host.check_output(
+                "timeout 60 sh -c 'until runuser -u postgres -- psql --command \"select 1\"; do sleep 0.2; done'"
+            )
+            assert started(host) != before
+        assert admin(host, "select a from kept") == "1"
+    finally:
+        admin(host, "drop table kept")
+
+
+@pytest.mark.parametrize(
+    "how", [f"systemctl stop {UNIT}", "runuser -u postgres -- pg_ctlcluster --skip-systemctl-redirect 15 main stop"]
+)
+def test_a_server_that_is_stopped_stays_so(host, how):
+    host.check_output(how)
+    try:
+        # Longer than it takes to come back.
+        assert host.run(f"timeout 8 sh -c 'until systemctl is-active --quiet {UNIT}; do sleep 0.2; done'").rc == 124
+    finally:
+        host.check_output(f"systemctl start {UNIT}")
+    assert admin(host, "select 1") == "1"
+
+
 @drifts
 def test_a_server_outside_of_its_sandbox_is_put_into_it(host, converged, play):
     # What a play leaves that was killed after it wrote the sandbox, before systemd read it.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -34,6 +35,13 @@ options:
       name: {type: str, required: true, description: Bucket.}
       versioning: {type: bool, default: false, description: Keep old versions of its objects.}
       expire_days: {type: int, default: 0, description: Days after which its objects go; 0 means never.}
+  scratch:
+    type: list
+    elements: str
+    default: []
+    description:
+      - Prefixes below which nobody keeps anything, in every bucket. Whoever writes there may delete for good, and what
+        is left there goes after a day, with its old versions.
   consumers:
     type: list
     elements: dict
@@ -53,9 +61,10 @@ actions: {type: list, returned: always, description: What was (in check mode wou
 """
 
 ADMIN = "/minio/admin/v3"
-NEVER = ["s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"]
+FOR_GOOD = ["s3:DeleteObjectVersion"]
 """Where versions are kept, deleting is hiding. MinIO lets whoever may delete also delete a version for good, unless
 that is denied in so many words."""
+NEVER = ["s3:BypassGovernanceRetention"]
 POLICY_PREFIX = "metalworks-"
 """A policy of this module is the prefix and the access key that it is for: so a key that nobody owns is found."""
 
@@ -72,10 +81,13 @@ NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccoun
 """A key that was made by a key would live on when that one's secret is replaced."""
 
 
-def policy(buckets: list[str], access: str, reads: list[str] | None = None) -> dict[str, Any]:
-    """Return the policy that lets a key reach these buckets, read those, and nothing else."""
+def policy(buckets: list[str], access: str, reads: Sequence[str] = (), scratch: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the policy that lets a key reach these buckets, read those, and nothing else.
+
+    It deletes nothing for good but what it may write below the prefixes of `scratch`.
+    """
     statements: list[dict[str, Any]] = []
-    for names, write in ((buckets, access == "readwrite"), (reads or [], False)):
+    for names, write in ((buckets, access == "readwrite"), (reads, False)):
         if not names:
             continue
         on_buckets = [*BUCKET_ACTIONS, *(["s3:ListBucketMultipartUploads"] if write else [])]
@@ -86,6 +98,10 @@ def policy(buckets: list[str], access: str, reads: list[str] | None = None) -> d
             {"Effect": "Allow", "Action": on_objects, "Resource": objects},
             {"Effect": "Deny", "Action": NEVER, "Resource": objects},
         ]
+        kept = [f"arn:aws:s3:::{name}/{prefix}*" for name in names for prefix in scratch] if write else []
+        statements.append(
+            {"Effect": "Deny", "Action": FOR_GOOD, **({"NotResource": kept} if kept else {"Resource": objects})}
+        )
     return {
         "Version": "2012-10-17",
         "Statement": [*statements, {"Effect": "Deny", "Action": NO_KEYS_OF_THEIR_OWN}],
@@ -146,10 +162,9 @@ class Provision:
             state = "Enabled" if versioning else "Suspended"
             body = f"<VersioningConfiguration><Status>{state}</Status></VersioningConfiguration>"
             self.send(f"versioning of {name}: {state}", "PUT", f"/{name}", {"versioning": ""}, body.encode())
-        rules = expiry_wanted(self.root, name, expire_days)
+        rules = expiry_wanted(self.root, name, expire_days, self.wants["scratch"])
         if rules is not None:
-            action = f"objects of {name} go after {expire_days} days" if expire_days else f"objects of {name} stay"
-            self.send(action, "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
+            self.send(f"when objects of {name} go", "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
 
     def key_works(self, consumer: dict[str, Any]) -> bool:
         """Tell whether the server knows the key with this secret, whatever it may do."""
@@ -160,7 +175,8 @@ class Provision:
     def consumer(self, consumer: dict[str, Any], policies: dict[str, Any]) -> None:
         """Make the consumer's policy, key and the link of both stand as wanted."""
         who, key = consumer["name"], consumer["access_key"]
-        wanted, name = policy(consumer["buckets"], consumer["access"], consumer["reads"]), f"{POLICY_PREFIX}{key}"
+        wanted = policy(consumer["buckets"], consumer["access"], consumer["reads"], self.wants["scratch"])
+        name = f"{POLICY_PREFIX}{key}"
         if normal(policies.get(name, {})) != normal(wanted):
             body = json.dumps(wanted).encode()
             self.send(f"policy of {who}", "PUT", f"{ADMIN}/add-canned-policy", {"name": name}, body)
@@ -252,6 +268,7 @@ def main() -> None:
                     "expire_days": {"type": "int", "default": 0},
                 },
             },
+            "scratch": {"type": "list", "elements": "str", "default": []},
             "consumers": {
                 "type": "list",
                 "elements": "dict",

@@ -18,6 +18,7 @@ description:
   - Where a bucket's objects are to expire and a key that writes there may say so, the rule is set; else it warns.
 options:
   endpoint: {type: str, required: true, description: URL of the store.}
+  prefix: {type: str, default: "", description: Where in a bucket the objects are put.}
   region: {type: str, required: true, description: Region that requests are signed for.}
   buckets: {type: list, elements: dict, default: [], description: "As of minio_provision; only expire_days counts."}
   consumers: {type: list, elements: dict, required: true, description: As of minio_provision.}
@@ -29,12 +30,12 @@ actions: {type: list, returned: success, description: Rules of expiry that were 
 """
 
 
-def prove(store: Store, who: str, bucket: str, *, write: bool) -> None:
+def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "") -> None:
     """List the bucket, and write, read and delete an object in it; raise StoreError at the first refusal."""
     store.ask("GET", f"/{bucket}", {"list-type": "2", "max-keys": "1"}).expect(f"{who}: list {bucket}")
     if not write:
         return
-    content, path = os.urandom(64), f"/{bucket}/.metalworks-probe-{os.urandom(8).hex()}"
+    content, path = os.urandom(64), f"/{bucket}/{prefix}.metalworks-probe-{os.urandom(8).hex()}"
     put = store.ask("PUT", path, body=content).expect(f"{who}: write in {bucket}")
     try:
         if store.ask("GET", path).expect(f"{who}: read in {bucket}").body != content:
@@ -75,6 +76,7 @@ def main() -> None:
         argument_spec={
             "endpoint": text,
             "region": text,
+            "prefix": {"type": "str", "default": ""},
             "buckets": {"type": "list", "elements": "dict", "default": [], "options": bucket_options},
             "consumers": {"type": "list", "elements": "dict", "required": True, "options": consumer},
         },
@@ -86,7 +88,8 @@ def main() -> None:
         for one in wants["consumers"]:
             store = Store(wants["endpoint"], wants["region"], one["access_key"], one["secret_key"])
             for bucket in one["buckets"]:
-                prove(store, one["name"], bucket, write=one["access"] == "readwrite" and not module.check_mode)
+                write = one["access"] == "readwrite" and not module.check_mode
+                prove(store, one["name"], bucket, write=write, prefix=wants["prefix"])
                 proved.append(f"{one['name']} on {bucket}")
             for bucket in one["reads"]:
                 prove(store, one["name"], bucket, write=False)

@@ -1,6 +1,6 @@
 """A small S3 client on the standard library alone, so that hosts need no SDK: signed requests, errors by code.
 
-And what two modules do with it: a rule by which a bucket's objects expire.
+And what two modules do with it: rules by which a bucket's objects expire.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -22,8 +22,10 @@ TIMEOUT_SECONDS = 30
 STARTING_SECONDS = 60
 """How long a server may say that it is still starting."""
 STARTING = ("XMinioServerNotInitialized", "XMinioIAMNotInitialized")
-EXPIRY_RULE = "metalworks-expiry"
-"""The rule of ours among those that a bucket may have."""
+EXPIRY_RULE, SCRATCH_RULE = "metalworks-expiry", "metalworks-scratch"
+"""The rules of ours among those that a bucket may have; of the second, one per prefix, with a number behind it."""
+SCRATCH_DAYS = 1
+"""After so many days goes what lies where nobody keeps anything, and every old version of it. Less S3 does not know."""
 
 
 class StoreError(Exception):
@@ -137,31 +139,59 @@ class Store:
             raise UnreachableError(f"{self.endpoint} does not answer: {error}") from error
 
 
-def expiry(known: bytes, days: int) -> bytes | None:
-    """Return a bucket's lifecycle rules with ours as it is to be, and others' as they are; None: they are so already.
+class Rule(NamedTuple):
+    """When objects below a prefix go; of old versions, `old_days` after they became that. No text: never."""
 
-    After `days` an object goes, 0 is never. Empty: no rule is left.
+    name: str
+    status: str
+    prefix: str
+    days: str
+    old_days: str
+
+    @classmethod
+    def read(cls, rule: ElementTree.Element) -> Rule:
+        """Read what stands in a bucket's configuration, without namespaces."""
+        parts = ("ID", "Status", ".//Prefix", "Expiration/Days", "NoncurrentVersionExpiration/NoncurrentDays")
+        return cls(*(rule.findtext(part) or "" for part in parts))
+
+    def element(self) -> ElementTree.Element:
+        """Return it as a bucket's configuration has it."""
+        rule = ElementTree.Element("Rule")
+        for name, text in (("ID", self.name), ("Status", self.status)):
+            ElementTree.SubElement(rule, name).text = text
+        ElementTree.SubElement(ElementTree.SubElement(rule, "Filter"), "Prefix").text = self.prefix
+        ElementTree.SubElement(ElementTree.SubElement(rule, "Expiration"), "Days").text = self.days
+        if self.old_days:
+            old = ElementTree.SubElement(rule, "NoncurrentVersionExpiration")
+            ElementTree.SubElement(old, "NoncurrentDays").text = self.old_days
+        return rule
+
+
+def expiry(known: bytes, days: int, scratch: Sequence[str] = ()) -> bytes | None:
+    """Return a bucket's lifecycle rules, ours as they are to be and others' as they are; None: they are so already.
+
+    After `days` an object goes, 0 is never; what is below a prefix of `scratch` goes soon, with its old versions.
+    Empty: no rule is left.
     """
     spaced = ElementTree.fromstring(known) if known else ElementTree.Element("LifecycleConfiguration")  # noqa: S314
     for element in spaced.iter():
         element.tag = element.tag.rpartition("}")[2]
-    ours = [rule for rule in spaced.findall("Rule") if rule.findtext("ID") == EXPIRY_RULE]
-    stands = [(rule.findtext("Status"), rule.findtext("Expiration/Days"), rule.findtext(".//Prefix")) for rule in ours]
-    if [(status, said, prefix or "") for status, said, prefix in stands] == [("Enabled", str(days), "")] * bool(days):
+    ours = [
+        rule for rule in spaced.findall("Rule") if (rule.findtext("ID") or "").startswith((EXPIRY_RULE, SCRATCH_RULE))
+    ]
+    wanted = [Rule(EXPIRY_RULE, "Enabled", "", str(days), "")] if days else []
+    soon = str(SCRATCH_DAYS)
+    wanted += [Rule(f"{SCRATCH_RULE}-{number}", "Enabled", prefix, soon, soon) for number, prefix in enumerate(scratch)]
+    if sorted(map(Rule.read, ours)) == sorted(wanted):
         return None
     for rule in ours:
         spaced.remove(rule)
-    if days:
-        text = (
-            f"<Rule><ID>{EXPIRY_RULE}</ID><Status>Enabled</Status><Filter><Prefix></Prefix></Filter>"
-            f"<Expiration><Days>{days}</Days></Expiration></Rule>"
-        )
-        spaced.append(ElementTree.fromstring(text))  # noqa: S314
+    spaced.extend(rule.element() for rule in wanted)
     return ElementTree.tostring(spaced) if len(spaced) else b""
 
 
-def expiry_wanted(store: Store, bucket: str, days: int) -> bytes | None:
+def expiry_wanted(store: Store, bucket: str, days: int, scratch: Sequence[str] = ()) -> bytes | None:
     """Return what `expiry` says of a bucket of the store; raise StoreError where its rules may not be seen."""
     asked = store.ask("GET", f"/{bucket}", {"lifecycle": ""})
     none = asked.code in ("NoSuchLifecycleConfiguration", "NoSuchBucket")
-    return expiry(b"" if none else asked.expect(f"lifecycle of {bucket}").body, days)
+    return expiry(b"" if none else asked.expect(f"lifecycle of {bucket}").body, days, scratch)

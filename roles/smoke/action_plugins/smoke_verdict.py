@@ -6,17 +6,25 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+Answers = Sequence[tuple[str, dict[str, Any]]]
+"""Hosts and what they said, some of them twice."""
 
-def verdict(hosts: dict[str, dict[str, Any]], measured_on: str) -> dict[str, Any]:
-    """Return what build/smoke.json holds, from each host's answer."""
-    checks = [{"host": host, **check} for host, answer in hosts.items() for check in answer.get("checks", ())]
+
+def verdict(answers: Answers, measured_on: str) -> dict[str, Any]:
+    """Return what build/smoke.json holds, from the hosts' answers."""
+    checks: list[dict[str, Any]] = []
+    for host, answer in answers:
+        checks += (
+            {"host": host} | {key: check[key] for key in check if key != "made"} for check in answer.get("checks", ())
+        )
     failures = [f"{check['name']} on {check['host']}: {check['detail']}" for check in checks if not check["ok"]]
-    unchecked = {host: answer.get("unchecked", "no answer") for host, answer in hosts.items() if "checks" not in answer}
+    unchecked = {host: answer.get("unchecked", "no answer") for host, answer in answers if "checks" not in answer}
     skipped = [check for check in checks if check["skipped"]]
     slowest = max((check["seconds"] for check in checks), default=0.0)
     return {
@@ -28,7 +36,7 @@ def verdict(hosts: dict[str, dict[str, Any]], measured_on: str) -> dict[str, Any
             "checks": len(checks),
             "checks_failed": len(failures),
             "checks_skipped": len(skipped),
-            "hosts": len(hosts),
+            "hosts": len({host for host, _ in answers}),
             "hosts_unchecked": len(unchecked),
             "slowest_check_seconds": slowest,
         },
@@ -53,10 +61,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Write the file and fail, or say what was checked."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        hosts = {name: variables["hostvars"][name].get("__smoke", {}) for name in variables["ansible_play_hosts_all"]}
+        names, known = variables["ansible_play_hosts_all"], variables["hostvars"]
+        answers = [(name, known[name].get("__smoke", {})) for name in names]
+        # One of them had this done; in the others' place stands that they were left out.
+        removals = [known[name].get("__smoke_removed", {}) for name in names]
+        answers += [(self._task.args["server"], each) for each in removals if each.keys() & {"checks", "unchecked"}]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        machine = f"{len(hosts)} hosts, from {platform.node()}: {os.cpu_count()} cores, {platform.system()}, {now}"
-        found = verdict(hosts, machine)
+        machine = f"{len(names)} hosts, from {platform.node()}: {os.cpu_count()} cores, {platform.system()}, {now}"
+        found = verdict(answers, machine)
         path = Path(self._task.args["path"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=2) + "\n")

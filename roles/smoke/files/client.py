@@ -1,8 +1,9 @@
 """Real work on the platform, as one of its clients does it.
 
 Role smoke pipes this file, with a call of `main` behind it, into the Python of a client's environment on a host, as
-the client's user. Each check prints one line; what it makes on the platform it takes away again. It imports what the
-client's environment has only where a check needs it.
+the client's user. Each check prints one line; what it makes on the platform it takes away again, by its id and at
+once, so that the hundredth check finds what the first one found. What a check left that was killed, the next one takes
+away where it is proven to be a check's. It imports what the client's environment has only where a check needs it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import functools
+import datetime
 import hashlib
 import importlib
 import importlib.util
-import io
 import json
 import os
+import re
+import shutil
+import signal
 import ssl
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -28,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 MARK = "smoke-result "
-PLACE = "metalworks-smoke"  # prefix of every object, experiment and flow that is made here
+PLACE = "metalworks-smoke"  # prefix of every object, experiment, flow and folder that is made here
+LEFT_SECONDS = 3600.0  # no check takes that long: what is older was left by one that was killed
 
 
 class NotApplicable(Exception):
@@ -38,7 +43,8 @@ class NotApplicable(Exception):
 def request(url: str, method: str = "GET", body: Any = None, *, authorization: str) -> Any:
     """Return the JSON (or else the text) that a URL answers; its error text becomes the exception's."""
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", "Authorization": authorization}
+    # By the last one, an inference service keeps the request out of its log and away from its shadow.
+    headers = {"Content-Type": "application/json", "Authorization": authorization, "Metalworks-Check": "smoke"}
     query = urllib.request.Request(url, data, headers, method=method)
     try:
         with urllib.request.urlopen(query, timeout=30) as answer:
@@ -130,16 +136,35 @@ def s3_client() -> Any:
     )
 
 
-def clear(client: Any, bucket: str, prefix: str) -> None:
-    """Delete what is below a prefix. Old versions stay: no client may remove them."""
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
+def forget(client: Any, bucket: str, prefix: str) -> str:
+    """Delete for good what a bucket keeps of deleted objects; return what of it stays, in words, where that is refused.
+
+    Somebody else's store may not let its keys do that. Ours does, where the checks put their objects.
+    """
+    refused = 0
+    try:
+        for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix):
+            for kept in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                try:
+                    client.delete_object(Bucket=bucket, Key=kept["Key"], VersionId=kept["VersionId"])
+                except client.exceptions.ClientError:
+                    refused += 1
+    except client.exceptions.ClientError:  # it may not even be looked at
+        return ""
+    return f"; {refused} old versions stay in {bucket}, which this key may not delete" if refused else ""
+
+
+def clear(client: Any, bucket: str, prefix: str) -> str:
+    """Delete all objects below a prefix, and what the bucket keeps of them; return what stays, in words."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", ()):
             client.delete_object(Bucket=bucket, Key=found["Key"])
+    return forget(client, bucket, prefix)
 
 
 def objects(buckets: list[str]) -> str:
     """Put, get and delete an object in each bucket of a consumer."""
-    client = s3_client()
+    client, stays = s3_client(), ""
     for bucket in buckets:
         key, data = f"{PLACE}/objects/{os.urandom(6).hex()}", os.urandom(1024)
         client.put_object(Bucket=bucket, Key=key, Body=data)
@@ -148,10 +173,17 @@ def objects(buckets: list[str]) -> str:
                 raise AssertionError(f"{bucket} gave back other bytes than were put")
         finally:
             client.delete_object(Bucket=bucket, Key=key)
-    return f"object put, got and deleted in {', '.join(buckets)}"
+            stays += forget(client, bucket, key)
+    return f"object put, got and deleted in {', '.join(buckets)}{stays}"
 
 
 # -- Experiments and models
+
+
+made: list[str] = []
+"""Experiments of the check at hand. A client only hides them; `experiments` removes them, on the server's host."""
+TAG = "metalworks.smoke"
+"""Of every run that is made here."""
 
 
 def model() -> str:
@@ -159,14 +191,17 @@ def model() -> str:
     mlflow = importlib.import_module("mlflow")
     tag = os.urandom(6).hex()
     client = mlflow.MlflowClient()
-    experiment = client.create_experiment(f"{PLACE}-{tag}")
+    # Where nobody keeps anything: elsewhere in the bucket, what is deleted stays as an old version.
+    location = f"mlflow-artifacts:/0/{PLACE}/{tag}"
+    experiment = client.create_experiment(f"{PLACE}-{tag}", artifact_location=location)
+    made.append(experiment)
     try:
 
         class Doubler(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
             def predict(self, model_input: list[int]) -> list[int]:
                 return [2 * value for value in model_input]
 
-        with mlflow.start_run(experiment_id=experiment):
+        with mlflow.start_run(experiment_id=experiment, tags={TAG: "1"}):
             mlflow.log_param("metal", "iron")
             mlflow.log_metric("score", 1.0)
             # Listed by hand, or MLflow would start a process to find out what the model imports.
@@ -179,22 +214,76 @@ def model() -> str:
     return f"run and model recorded and loaded through {mlflow.get_tracking_uri()}, MLflow {mlflow.__version__}"
 
 
-def purge_experiments(bucket: str, keep: int) -> str:
-    """Delete for good what earlier checks left in MLflow's bin, once there is enough to be worth the import."""
-    query = {"filter": f"name LIKE '{PLACE}-%'", "view_type": "DELETED_ONLY", "max_results": 1000}
-    url = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search"
-    admin = basic(os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"])
-    found = request(url, "POST", query, authorization=admin).get("experiments", [])
-    if len(found) <= keep:
-        return f"{len(found)} deleted experiments of earlier checks wait, {keep} may"
-    ids = ",".join(experiment["experiment_id"] for experiment in found)
-    command = importlib.import_module("mlflow.cli").gc
-    store = os.environ["MLFLOW_BACKEND_STORE_URI"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        command.main(["--backend-store-uri", store, "--experiment-ids", ids], standalone_mode=False)
-    for experiment in found:  # the command leaves models' files
-        clear(s3_client(), bucket, experiment["artifact_location"].partition(":/")[2].strip("/"))
-    return f"{len(found)} deleted experiments of earlier checks removed for good"
+# The experiments of a check that has just ended, and those that others left; whether there is anything in them that no
+# check made. Before runs had the tag, they had this parameter.
+EXPERIMENTS = """
+SELECT experiment_id, name, artifact_location,
+  EXISTS (SELECT FROM runs WHERE experiment_id = e.experiment_id
+    AND NOT EXISTS (SELECT FROM tags WHERE run_uuid = runs.run_uuid AND key = %(tag)s)
+    AND NOT EXISTS (SELECT FROM params WHERE run_uuid = runs.run_uuid AND key = 'metal' AND value = 'iron'))
+  OR EXISTS (SELECT FROM logged_models AS model WHERE experiment_id = e.experiment_id
+    AND NOT EXISTS (SELECT FROM runs WHERE run_uuid = model.source_run_id AND experiment_id = e.experiment_id))
+  OR EXISTS (SELECT FROM trace_info WHERE experiment_id = e.experiment_id)
+FROM experiments AS e
+WHERE name ~ %(name)s AND (experiment_id = ANY(%(ids)s) OR last_update_time < %(before)s)
+ORDER BY experiment_id
+"""
+INSIDE = """
+SELECT run_uuid FROM runs WHERE experiment_id = ANY(%(ids)s)
+UNION SELECT model_id FROM logged_models WHERE experiment_id = ANY(%(ids)s)
+"""
+# Which columns of which tables hold a value of which column of a table, and keep its row from being deleted.
+REFERENCES = """
+SELECT conrelid::regclass::text, here.attname, there.attname FROM pg_constraint
+JOIN pg_attribute AS here ON here.attrelid = conrelid AND here.attnum = conkey[1]
+JOIN pg_attribute AS there ON there.attrelid = confrelid AND there.attnum = confkey[1]
+WHERE contype = 'f' AND confdeltype IN ('a', 'r') AND confrelid = %s::regclass
+"""
+
+
+def delete_rows(cursor: Any, table: str, column: str, values: list[Any]) -> None:
+    """Delete the rows that have one of these values, and before them all that refer to them."""
+    cursor.execute(REFERENCES, (table,))
+    for other, its_column, referred in cursor.fetchall():
+        cursor.execute(f"SELECT {referred} FROM {table} WHERE {column} = ANY(%s)", (values,))  # noqa: S608
+        if found := [row[0] for row in cursor.fetchall()]:
+            delete_rows(cursor, other, its_column, found)
+    cursor.execute(f"DELETE FROM {table} WHERE {column} = ANY(%s)", (values,))  # noqa: S608 - names of its own
+
+
+def experiments(ids: list[str], bucket: str, database: str, grants: str) -> str:
+    """Remove for good the experiments that checks have just made, and those that others left.
+
+    On the server's host, with its databases (URLs) and its key: MLflow lets clients only hide an experiment, and
+    `mlflow gc` takes what others have hidden along. Each goes by its id, with its files, rows and permissions. One
+    that holds anything that no check made stays, and so does one that would have others' files for its own.
+    """
+    psycopg2 = importlib.import_module("psycopg2")
+    client, stays, gone = s3_client(), "", list[int]()
+    with contextlib.closing(psycopg2.connect(database)) as connection:
+        with connection, connection.cursor() as cursor:
+            asked = {"ids": [int(each) for each in ids], "before": (time.time() - LEFT_SECONDS) * 1000}
+            cursor.execute(EXPERIMENTS, asked | {"name": f"^{PLACE}-[0-9a-f]{{12}}$", "tag": TAG})
+            found = cursor.fetchall()
+        for number, name, location, foreign in found:
+            place = str(location).removeprefix("mlflow-artifacts:/")
+            if foreign or place not in (str(number), f"0/{PLACE}/{name[-12:]}"):
+                stays += f"; {name} stays, for it holds what no check made"
+            else:
+                stays += clear(client, bucket, f"{place}/")
+                gone.append(number)
+        with contextlib.closing(psycopg2.connect(grants)) as users, users, users.cursor() as cursor:
+            command = "DELETE FROM role_permissions WHERE resource_type = 'experiment' AND resource_pattern = ANY(%s)"
+            cursor.execute(command, ([str(number) for number in gone],))
+        with connection, connection.cursor() as cursor:
+            cursor.execute(INSIDE, {"ids": gone})
+            inside = [row[0] for row in cursor.fetchall()]
+            for column in ("source_id", "destination_id"):  # which run made a model: the database knows no reference
+                delete_rows(cursor, "inputs", column, inside)
+            delete_rows(cursor, "experiments", "experiment_id", gone)
+    if missed := {int(each) for each in ids} - {*gone}:
+        raise AssertionError(f"experiments {', '.join(map(str, sorted(missed)))} are not removed{stays}")
+    return f"{len(gone)} removed for good{stays}"
 
 
 def sample(model_uri: str) -> Any:
@@ -262,38 +351,62 @@ def versions(service: str, state: str, status: str) -> str:
 
 # -- Flows
 
+ENTRYPOINT = "metalworks.smoke_flow.smoke"  # the worker's environment holds it: no code is fetched
+
+
+def remove_flow(ask: Callable[..., Any], flow_id: str) -> None:
+    """Delete a flow with its runs; with each of these go its logs, which would stay otherwise."""
+    for run in ask("/flow_runs/filter", "POST", {"flows": {"id": {"any_": [flow_id]}}}):
+        ask(f"/flow_runs/{run['id']}", "DELETE")
+    ask(f"/flows/{flow_id}", "DELETE")
+
+
+def left_flows(ask: Callable[..., Any], pool: str) -> list[str]:
+    """Return the flows of a pool that checks left which were killed: theirs by name, age and all that is in them."""
+    found = []
+    for flow in ask("/flows/filter", "POST", {"flows": {"name": {"like_": f"{PLACE}-{pool}-"}}}):
+        made_at = datetime.datetime.fromisoformat(flow["created"]).timestamp()
+        if not re.fullmatch(f"{PLACE}-{pool}-[0-9a-f]{{8}}", flow["name"]) or time.time() - made_at < LEFT_SECONDS:
+            continue
+        this = {"flows": {"id": {"any_": [flow["id"]]}}}
+        deployments = {one["id"]: one for one in ask("/deployments/filter", "POST", this)}
+        ours = all((one["name"], one["entrypoint"]) == (PLACE, ENTRYPOINT) for one in deployments.values())
+        if ours and all(run["deployment_id"] in deployments for run in ask("/flow_runs/filter", "POST", this)):
+            found.append(flow["id"])
+    return found
+
 
 def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
     """Run a flow on a work pool and tell which host took it."""
-    ask = functools.partial(request, authorization=basic(user, password))
-    flow_id = ask(f"{api}/flows/", "POST", {"name": f"{PLACE}-{pool}-{os.urandom(4).hex()}"})["id"]
+
+    def ask(path: str, method: str = "GET", body: Any = None) -> Any:
+        return request(f"{api}{path}", method, body, authorization=basic(user, password))
+
+    for left in left_flows(ask, pool):
+        remove_flow(ask, left)
+    flow_id = ask("/flows/", "POST", {"name": f"{PLACE}-{pool}-{os.urandom(4).hex()}"})["id"]
     try:
-        deployment = {
-            "name": PLACE,
-            "flow_id": flow_id,
-            "work_pool_name": pool,
-            "entrypoint": "metalworks.smoke_flow.smoke",  # the worker's environment holds it: no code is fetched
-        }
-        deployment_id = ask(f"{api}/deployments/", "POST", deployment)["id"]
-        run_id = ask(f"{api}/deployments/{deployment_id}/create_flow_run", "POST", {})["id"]
+        deployment = {"name": PLACE, "flow_id": flow_id, "work_pool_name": pool, "entrypoint": ENTRYPOINT}
+        deployment_id = ask("/deployments/", "POST", deployment)["id"]
+        run_id = ask(f"/deployments/{deployment_id}/create_flow_run", "POST", {})["id"]
 
         def ended() -> Any:
-            found = ask(f"{api}/flow_runs/{run_id}")
+            found = ask(f"/flow_runs/{run_id}")
             return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         try:
             done = wait_for(ended, timeout, "no end of the flow run")
         except TimeoutError as error:
-            state = ask(f"{api}/flow_runs/{run_id}")["state"]
+            state = ask(f"/flow_runs/{run_id}")["state"]
             raise TimeoutError(f"{error}: it is {state['name']}; is a worker of pool {pool} running?") from error
         if done["state_type"] != "COMPLETED":
-            said = ask(f"{api}/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
+            said = ask("/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
             words = " | ".join(line["message"] for line in said[-3:])
             raise AssertionError(f"the run ended as {done['state_name']}: {done['state']['message']} {words[-600:]}")
         worker = done["labels"].get("prefect.worker.name", "no worker's name")
         return f"flow run completed by {worker}"
     finally:
-        ask(f"{api}/flows/{flow_id}", "DELETE")
+        remove_flow(ask, flow_id)
 
 
 # -- Data versions
@@ -341,8 +454,8 @@ def dvc_pull(word: str, bucket: str) -> str:
             if Path(folder, "data.txt").read_text() != word:
                 raise AssertionError("another content was pulled than was pushed")
     finally:
-        s3_client().delete_object(Bucket=bucket, Key=f"{PLACE}/dvc/files/md5/{digest[:2]}/{digest[2:]}")
-    return "the other user's file pulled by its .dvc file"
+        stays = clear(s3_client(), bucket, f"{PLACE}/dvc/files/md5/{digest[:2]}/{digest[2:]}")
+    return f"the other user's file pulled by its .dvc file{stays}"
 
 
 # -- A person's login
@@ -361,7 +474,7 @@ CHECKS: dict[str, Callable[..., str]] = {
     "database": database,
     "objects": objects,
     "model": model,
-    "purge_experiments": purge_experiments,
+    "experiments": experiments,
     "prediction": prediction,
     "versions": versions,
     "flow": flow,
@@ -373,7 +486,14 @@ CHECKS: dict[str, Callable[..., str]] = {
 
 def main(checks: list[dict[str, Any]]) -> None:
     """Do the checks one after the other and print a line for each."""
-    with tempfile.TemporaryDirectory() as folder:  # a loaded model leaves its files to whoever cleans up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # what was made is still taken away
+    for left in Path(tempfile.gettempdir()).glob(f"{PLACE}-*"):
+        known = left.lstat()
+        if known.st_uid == os.getuid() and time.time() - known.st_mtime > LEFT_SECONDS:
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{PLACE}-"
+    ) as folder:  # a loaded model leaves its files to whoever cleans up
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
             do(checks)
@@ -385,6 +505,7 @@ def do(checks: list[dict[str, Any]]) -> None:
     """Print a verdict for each check."""
     for check in checks:
         start = time.monotonic()
+        made.clear()
         verdict: dict[str, Any] = {"name": check["name"], "ok": True, "skipped": False}
         try:
             verdict["detail"] = CHECKS[check["kind"]](**check.get("arguments", {}))
@@ -393,4 +514,6 @@ def do(checks: list[dict[str, Any]]) -> None:
         except Exception as error:
             verdict |= {"ok": False, "detail": f"{type(error).__name__}: {' '.join(str(error).split())[:800]}"}
         verdict["seconds"] = round(time.monotonic() - start, 3)
+        if made:
+            verdict["made"] = [*made]
         print(MARK + json.dumps(verdict), flush=True)

@@ -72,6 +72,8 @@ checks:
 """
 
 MARK = "smoke-result "
+END_SECONDS = 10
+"""For a session that is out of time to take away what it made."""
 
 
 def output(argv: list[str]) -> str:
@@ -147,6 +149,24 @@ def command(session: dict[str, Any]) -> list[str]:
     return ["/usr/sbin/runuser", "--user", session["user"], "--", session["python"], "-"]
 
 
+def to_its_end(done: subprocess.Popen[str], text: str, timeout: int) -> tuple[str, str]:
+    """Return what a process said, and what there is to say of it, which is out of time at last.
+
+    It is asked to end, so that it takes away what it made; su and runuser pass that on, and see to it.
+    """
+    try:
+        said, words = done.communicate(text, timeout)
+        return said, words or f"it ended with {done.returncode}"
+    except subprocess.TimeoutExpired:
+        done.terminate()
+    try:
+        said, _ = done.communicate(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        done.kill()
+        said, _ = done.communicate()
+    return said, f"no answer within {timeout} s"
+
+
 def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout: int) -> list[dict[str, Any]]:
     """Run a session to its end and return a verdict for every one of its checks."""
     start = time.monotonic()
@@ -158,20 +178,14 @@ def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout
         environment = dict(os.environ)
         for path in session.get("env_files", []):
             environment |= env_file(path)
+        environment |= session.get("environment", {})
         # Program and arguments come by stdin: a command line is everybody's to read.
-        done = subprocess.run(
-            command(session),
-            input=f"{program}\nmain(json.loads({json.dumps(checks)!r}))\n",
-            env=environment | session.get("environment", {}),
-            cwd="/",
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said, words = done.stdout, done.stderr or f"it ended with {done.returncode}"
-    except subprocess.TimeoutExpired as error:
-        said, words = (error.stdout or b"").decode(), f"no answer within {timeout} s"
+        text = f"{program}\nmain(json.loads({json.dumps(checks)!r}))\n"
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command(session), env=environment, cwd="/", stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        ) as done:
+            said, words = to_its_end(done, text, timeout)
     except OSError as error:
         said, words = "", f"{error.filename}: {error.strerror}; has site.yml run on this host?"
     found = [json.loads(line[len(MARK) :]) for line in said.splitlines() if line.startswith(MARK)]

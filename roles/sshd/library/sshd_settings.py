@@ -20,8 +20,10 @@ description:
     that C(sshd) takes, and the values that it then works with must be these.
   - Sees to it that C(sshd_config) reads its folder of additions before anything else.
   - Reloads the server when its files are newer than what it has read.
+  - Has systemd know an addition to the server's unit, without which it is not started again for ever.
 options:
   settings: {type: str, required: true, description: Content of the file; one keyword and its value a line.}
+  unit: {type: str, required: true, description: Content of the addition to the unit; it says C(Restart=always).}
 """
 
 RETURN = """
@@ -33,6 +35,7 @@ FOLDER = Path("/etc/ssh/sshd_config.d")
 OURS = FOLDER / "00-metalworks.conf"
 INCLUDE = f"Include {FOLDER}/*.conf\n"
 UNIT = "ssh.service"
+ADDITION = Path(f"/etc/systemd/system/{UNIT}.d/metalworks.conf")
 SAME = {"prohibit-password": "without-password"}
 """Values that `sshd -T` shows under an older name."""
 
@@ -127,11 +130,23 @@ class Server:
         newest = max(file.stat().st_ctime for file in files if file.exists())
         return "ActiveState=active" in show and newest > changed_at(show)
 
+    def restarts(self, unit: str) -> bool:
+        """Have systemd know the addition to the unit; tell whether it did not."""
+        written = self.put(ADDITION, unit)
+        command = ["systemctl", "show", UNIT, "--property", "Restart,NeedDaemonReload"]
+        known = self.module.run_command(command, check_rc=True)[1].split()
+        # A play that was killed in between left it to this one; systemd overlooks a folder that is new.
+        owed = written or "Restart=always" not in known or "NeedDaemonReload=yes" in known
+        if owed and not self.module.check_mode:
+            self.module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+        return owed
+
 
 def main() -> None:
     """Read the arguments and converge."""
+    given = {"type": "str", "required": True}
     module = AnsibleModule(
-        argument_spec={"settings": {"type": "str", "required": True}},
+        argument_spec={"settings": given, "unit": given},
         supports_check_mode=True,
     )
     settings = module.params["settings"]
@@ -147,6 +162,7 @@ def main() -> None:
         module.fail_json(msg=f"something in {MAIN} or {FOLDER} comes before these settings: {'; '.join(wrong)}")
     # First the settings, then what makes them count.
     written = [server.put(path, content) for path, content in ((OURS, settings), (MAIN, text))]
+    written.append(server.restarts(module.params["unit"]))
     owed = server.reload_owed()
     reload = owed and not module.check_mode
     if reload:

@@ -18,6 +18,7 @@ from typing import Any
 
 from metalworks.flow_run.errors import FlowRunError
 from metalworks.flow_run.lock import check_requirements, has_hashes, lock_of, locked_versions, read_toml, settings
+from metalworks.uv_cache import packages, unused
 
 Tell = Callable[[str], None]
 
@@ -69,13 +70,18 @@ def require_prefect(code: Path, tell: Tell) -> None:
         tell(f"The flow's project locks prefect {locked}, this platform runs {ours}: lock the same version.")
 
 
+def uv_cache(cache: Path) -> Path:
+    """Return where uv keeps packages: beside the environments, unless somebody says otherwise."""
+    return Path(os.environ.get("UV_CACHE_DIR", cache / "uv"))
+
+
 def build(code: Path, target: Path, cache: Path, lock: int) -> None:
     """Install what the project locks, all but the project itself, from nothing."""
     shutil.rmtree(target, ignore_errors=True)
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")},
         "UV_PROJECT_ENVIRONMENT": str(target),
-        "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(cache / "uv")),
+        "UV_CACHE_DIR": str(uv_cache(cache)),
         "UV_PYTHON_DOWNLOADS": "never",
     }
     for line in _install_commands(code, target):
@@ -112,9 +118,10 @@ def _install_commands(code: Path, target: Path) -> list[list[str]]:
     ]
 
 
-def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> None:
-    """Remove archives and environments that no run used for long."""
+def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> set[str]:
+    """Remove archives and environments that no run used for long; return the packages that these had."""
     oldest = time.time() - keep_seconds
+    had = set[str]()
     for packed in (cache / "code").glob("*"):
         if packed.stat().st_mtime < oldest:
             packed.unlink(missing_ok=True)
@@ -124,7 +131,9 @@ def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> None:
         with marker.parent.with_suffix(".lock").open("w") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: a run is just taking this environment
             if marker.stat().st_mtime < oldest:
+                had |= packages(marker.parent)
                 shutil.rmtree(marker.parent)
+    return had
 
 
 def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
@@ -138,7 +147,9 @@ def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
             tell(f"Installing environment {target.name}, the first on this host for this {lock_of(code).name}.")
             began = time.monotonic()
             build(code, target, cache, lock.fileno())
-            prune(cache)
+            if names := unused(prune(cache), folder.glob("*/")):
+                clean = ["uv", "cache", "clean", "--quiet", "--cache-dir", str(uv_cache(cache)), *names]
+                subprocess.run(clean, cwd=folder, capture_output=True, check=False)  # another run may try again
             tell(f"Installed environment {target.name} in {time.monotonic() - began:.1f} s.")
         (target / MARKER).touch()
     return target

@@ -31,6 +31,8 @@ OPEN = frozenset({"/ping", "/health", "/docs", "/v2/health/live", "/v2/health/re
 """Paths that anyone may ask: whether the service works, and the page that asks for a token itself."""
 _OPEN_FILES = "/docs/"
 
+CHECK = b"metalworks-check"
+"""Header of a request that only tries whether the service works: no shadow gets a copy of it, and it is not logged."""
 _DECODED = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
@@ -68,12 +70,14 @@ class Invocations:
             return
         path = scope["path"]
         content_type = b""
-        known = not self.digests
+        known, check = not self.digests, False
         for name, value in scope["headers"]:
             if name == b"content-type":
                 content_type = value
             elif name == b"authorization" and not known:
                 known = self._known(value)
+            elif name == CHECK:
+                check = True
         if not known and path not in OPEN and not path.startswith(_OPEN_FILES):
             self.stats.error("unauthenticated")
             await _send(send, 401, JSON, _UNKNOWN, (b"www-authenticate", b"Bearer"))
@@ -117,10 +121,10 @@ class Invocations:
             arm.series.observe(seconds, 200)
             await send({"type": "http.response.start", "status": 200, "headers": _headers(answer)})
             await send({"type": "http.response.body", "body": answer})
-            if self.route.shadow is not None or self.log is not None:
+            if not check and (self.route.shadow is not None or self.log is not None):
                 self.copy(arm, (arrays, outputs), (body, content_type), (200, answer, seconds))
             return
-        await self._slowly(arm, arrays, body, content_type, began, send)
+        await self._slowly(arm, arrays, body, content_type, began, send, check)
 
     async def _rest(self, first: bytes, receive: Receive) -> bytes:
         """Return the whole body, or as much of it as is too long."""
@@ -138,7 +142,7 @@ class Invocations:
         return kind.lower() == b"bearer" and hashlib.sha256(token.strip()).hexdigest() in self.digests
 
     async def _slowly(
-        self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: bytes, began: float, send: Send
+        self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: bytes, began: float, send: Send, check: bool
     ) -> None:
         arm.working += 1
         try:
@@ -152,6 +156,8 @@ class Invocations:
             self.stats.error(_kind(status))
         more = ((b"retry-after", b"1"),) if status == 503 else ()
         await _send(send, status, media_type, text, *more)
+        if check:
+            return
         decoded = arrays if outputs is not None else None
         self.copy(arm, (decoded, outputs), (body, content_type), (status, text, seconds))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metalworks.models.errors import FetchError
 from metalworks.models.programs import Programs
+from metalworks.uv_cache import packages, unused
 
 MARKER = ".complete"
 
@@ -73,19 +74,12 @@ class Environments:
         stays = {self.root / self._name(lock) for lock in keep if lock.exists()}
         others = {folder for folder in self.root.glob("*") if folder.is_dir()} - stays
         gone = sorted(others, key=lambda folder: -(folder / MARKER).stat().st_mtime_ns)[more:]
-        packages = {package for folder in gone for package in _packages(folder)}
+        had = {package for folder in gone for package in packages(folder)}
         for folder in gone:
             shutil.rmtree(folder)
-        packages -= {package for folder in self.root.glob("*") for package in _packages(folder)}
-        if packages:
-            names = {package.partition("-")[0] for package in packages}
-            self.programs.run([self.uv, "cache", "clean", "--quiet", *sorted(names)], cwd=self.root)
+        if names := unused(had, self.root.glob("*")):
+            self.programs.run([self.uv, "cache", "clean", "--quiet", *names], cwd=self.root)
 
     def _name(self, lock: Path) -> str:
         """Return 16 hexadecimal digits over the lock and the interpreter's version."""
         return hashlib.sha256(lock.read_bytes() + f"\0{self.version}".encode()).hexdigest()[:16]
-
-
-def _packages(environment: Path) -> set[str]:
-    """Return what is installed, each as name-version."""
-    return {path.name.removesuffix(".dist-info") for path in environment.glob("lib/*/site-packages/*.dist-info")}

@@ -1,0 +1,82 @@
+"""Tell module python_app which lock and package are wanted, and send a host those that it lacks."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+# Ansible loads a plugin by its file alone, so what stands beside it is loaded the same way.
+systemd_units = ModuleType("systemd_units_action")
+SourceFileLoader(systemd_units.__name__, str(Path(__file__).with_name("systemd_units.py"))).exec_module(systemd_units)
+hide_environments = systemd_units.hide_environments
+
+PRODUCT = Path(__file__).resolve().parents[2]
+WHEELS = "/opt/metalworks/wheels"
+
+
+def package() -> Path:
+    """Return the project's own package; it is built once per content of src/.
+
+    Raises AnsibleActionFail with the builder's words when it does not build.
+    """
+    program = PRODUCT / "scripts" / "build_wheel.py"
+    built = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise AnsibleActionFail(f"The project's package does not build: {built.stderr.strip()}")
+    return Path(built.stdout.strip())
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The same options as the module's."""
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call the module; a second time when it said what it lacks."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        args = dict(self._task.args)
+        args["units"] = hide_environments(args.get("units", []))
+        requirements, project = args.pop("requirements", ""), args.pop("project", False)
+        sources: dict[str, Path] = {}
+        if requirements:
+            lock = Path(self._find_needle("files", requirements))
+            args["lock"] = f"{args['root']}/lock/{lock.name}"
+            args["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+            sources[args["lock"]] = lock
+        else:
+            args["lock"] = args.pop("remote_requirements")
+        args.pop("remote_requirements", None)
+        if project:
+            wheel = package()
+            # The folder above the wheel is named after the digest of its sources.
+            args["wheel"] = f"{WHEELS}/{wheel.parent.name}/{wheel.name}"
+            sources[args["wheel"]] = wheel
+        done = self._execute_module(module_args=args, task_vars=task_vars)
+        if done.get("missing") and not self._task.check_mode and not done.get("failed"):
+            for place in done["missing"]:
+                sent = self._send(sources[place], place, task_vars)
+                if sent.get("failed"):
+                    return result | sent
+            done = self._execute_module(module_args=args, task_vars=task_vars)
+        return result | dict(done)
+
+    def _send(self, source: Path, place: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Copy a file to the host, as module copy does it."""
+        task = self._task.copy()
+        task.args = {"src": str(source), "dest": place, "owner": "root", "group": "root", "mode": "0644"}
+        copy = self._shared_loader_obj.action_loader.get(
+            "ansible.legacy.copy",
+            task=task,
+            connection=self._connection,
+            play_context=self._play_context,
+            loader=self._loader,
+            templar=self._templar,
+            shared_loader_obj=self._shared_loader_obj,
+        )
+        return dict(copy.run(task_vars=task_vars))

@@ -1,0 +1,172 @@
+"""Directories, files, parts of files and links: what is there and right is left alone, the rest is made so."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+
+def owned(mode: str, **more: Any) -> dict[str, Any]:
+    """Return the argument spec of a path with owner, group and mode."""
+    text = {"type": "str"}
+    return {
+        "path": {"type": "path", "required": True},
+        "owner": {**text, "default": "root"},
+        "group": {**text, "default": "root"},
+        "mode": {**text, "default": mode},
+        **more,
+    }
+
+
+TEXT, REQUIRED = {"type": "str"}, {"type": "str", "required": True}
+MANY = {"type": "list", "elements": "dict", "default": []}
+SPEC: dict[str, Any] = {
+    "directories": {**MANY, "options": owned("0755")},
+    "files": {
+        **MANY,
+        "options": owned("0644", content=TEXT, secret={**TEXT, "no_log": True}, validate=TEXT),
+        "mutually_exclusive": [("content", "secret")],
+        "required_one_of": [("content", "secret")],
+    },
+    "blocks": {**MANY, "options": {"path": {"type": "path", "required": True}, "name": REQUIRED, "content": REQUIRED}},
+    "links": {"type": "dict", "default": {}},
+}
+"""The argument spec of module managed_files, for modules that do this among other things."""
+
+
+def with_block(text: str, name: str, block: str) -> str:
+    """Return the text with the block between its marks: where it stands already, or at the end."""
+    begin, end = f"# BEGIN {name}\n", f"# END {name}\n"
+    marked = f"{begin}{block.strip()}\n{end}"
+    before, found, rest = text.partition(begin)
+    if not found:
+        return before + ("\n" if before and not before.endswith("\n") else "") + marked
+    return before + marked + rest.partition(end)[2]
+
+
+def read(path: Path) -> str:
+    """Return a file's text, or nothing when there is none."""
+    return path.read_text() if path.exists() else ""
+
+
+def known(wants: dict[str, Any]) -> bool:
+    """Tell whether the owner and the group exist on this host."""
+    try:
+        return bool(pwd.getpwnam(wants["owner"]) and grp.getgrnam(wants["group"]))
+    except KeyError:
+        return False
+
+
+class Files:
+    """The calls' work, and what it changed."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        """Work with the module's commands and in its mode."""
+        self.module = module
+        self.paths: list[str] = []
+        self.diff: list[dict[str, str]] = []
+
+    def attributes(self, wants: dict[str, Any]) -> bool:
+        """Set owner, group and mode; tell whether one of them was another."""
+        if self.module.check_mode and not known(wants):
+            return True  # an earlier task would have made them
+        wanted = {key: wants[key] for key in ("path", "owner", "group", "mode")}
+        return bool(
+            self.module.set_fs_attributes_if_different(self.module.load_file_common_arguments(wanted), changed=False)
+        )
+
+    def converge(self, wants: Mapping[str, Any]) -> None:
+        """Make everything as wanted; C(wants) has the keys of SPEC, or some of them."""
+        mask = os.umask(0o022)
+        for directory in wants.get("directories") or ():
+            self.directory(directory)
+        for file in wants.get("files") or ():
+            self.file(file)
+        for block in wants.get("blocks") or ():
+            self.block(block)
+        for path, target in (wants.get("links") or {}).items():
+            self.link(Path(path), target)
+        os.umask(mask)
+
+    def directory(self, wants: dict[str, Any]) -> None:
+        """Make a directory exist as wanted."""
+        path = Path(wants["path"])
+        missing = not path.is_dir()
+        if missing and not self.module.check_mode:
+            path.mkdir(mode=0o700, parents=True)
+        if (missing and self.module.check_mode) or self.attributes(wants) or missing:
+            self.paths.append(str(path))
+
+    def file(self, wants: dict[str, Any]) -> None:
+        """Make a file hold its content, for nobody's eyes but its readers'."""
+        path, secret = Path(wants["path"]), wants["secret"] is not None
+        content = wants["secret"] if secret else wants["content"]
+        old = read(path)
+        if path.is_file() and old == content:
+            if self.attributes(wants):
+                self.paths.append(str(path))
+            return
+        self.note(path, "" if secret else old, "" if secret else content)
+        if not self.module.check_mode:
+            draft = self.draft(path, content)
+            self.judge(wants, draft)
+            self.attributes({**wants, "path": draft})
+            mask = os.umask(0o077)  # a new file is given the mode that this leaves
+            self.module.atomic_move(draft, str(path), keep_dest_attrs=False)
+            os.umask(mask)
+            self.attributes(wants)
+
+    def block(self, wants: dict[str, Any]) -> None:
+        """Make a part of a file hold its content; the file may be mounted, and then it is not replaced but written."""
+        path = Path(wants["path"])
+        old = read(path)
+        new = with_block(old, wants["name"], wants["content"])
+        if old == new:
+            return
+        self.note(path, old, new)
+        if not self.module.check_mode:
+            draft = self.draft(path, new)
+            if not path.exists():
+                Path(draft).chmod(0o644)
+            # A container's /etc/hosts is a mount, which can be written but not replaced.
+            self.module.atomic_move(draft, str(path), unsafe_writes=os.path.ismount(path))
+
+    def link(self, path: Path, target: str) -> None:
+        """Make the link point at its target."""
+        if path.is_symlink() and str(path.readlink()) == target:
+            return
+        self.paths.append(str(path))
+        if not self.module.check_mode:
+            fresh = path.with_name(f".{path.name}.new")
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(target)
+            fresh.replace(path)
+
+    def note(self, path: Path, before: str, after: str) -> None:
+        """Remember a change and its diff."""
+        self.paths.append(str(path))
+        self.diff.append({"before_header": str(path), "after_header": str(path), "before": before, "after": after})
+
+    def draft(self, path: Path, content: str) -> str:
+        """Write the content beside its place, where only root reads it; return where."""
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.module.tmpdir)
+        with os.fdopen(handle, "w") as sink:
+            sink.write(content)
+        return str(name)
+
+    def judge(self, wants: dict[str, Any], draft: str) -> None:
+        """Let the program that will read a file judge it first; end the task with its words."""
+        if not wants.get("validate"):
+            return
+        code, out, err = self.module.run_command(wants["validate"].replace("%s", draft))
+        if code:
+            self.module.fail_json(msg=f"{wants['path']} would not be valid; it was not changed. {out}{err}".strip())

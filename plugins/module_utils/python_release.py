@@ -1,0 +1,171 @@
+"""Releases of a hash-locked Python environment: one that is complete is the current one, and others to go back to."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.system_user import ensure_system_user
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+TEXT, PATH = {"type": "str", "default": ""}, {"type": "path", "required": True}
+SPEC: dict[str, Any] = {
+    "root": PATH,
+    "user": TEXT,
+    "lock": PATH,
+    "lock_sha256": TEXT,
+    "wheel": TEXT,
+    "python": PATH,
+    "keep": {"type": "int", "default": 2},
+}
+"""What a release is made of; `lock`, `lock_sha256` and `wheel` are the action plugin's."""
+
+UV = "/usr/local/bin/uv"
+MARKER = ".complete"
+ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+CACHE = "/var/cache/metalworks/uv"
+WHEELS = Path("/opt/metalworks/wheels")
+"""The project's own packages, each in a folder that is named after its sources."""
+
+
+def missing(wants: dict[str, Any], dry: bool) -> list[str]:
+    """Return the places of what the host has to be sent before it can make the release, and make their folders."""
+    lock, wheel = Path(wants["lock"]), wants["wheel"]
+    sent = []
+    if wants["lock_sha256"] and not (lock.exists() and digest(lock) == wants["lock_sha256"]):
+        sent.append(str(lock))
+    if wheel and not Path(wheel).exists():  # named after its content
+        sent.append(wheel)
+    for place in map(Path, [] if dry else sent):
+        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return sent
+
+
+def digest(path: Path) -> str:
+    """Return a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def identity(module: AnsibleModule, wants: dict[str, Any]) -> str:
+    """Return the release's id: 16 hexadecimal digits over lock, package and interpreter version."""
+    version = module.run_command([wants["python"], "--version"], check_rc=True)[1]
+    total = hashlib.sha256(Path(wants["lock"]).read_bytes())
+    total.update(f"{wants['wheel']}\0{version}".encode())
+    return total.hexdigest()[:16]
+
+
+def as_user(name: str) -> tuple[list[str], dict[str, str]]:
+    """Return how to run a program as somebody else, and the environment for it: nothing there is shared with root."""
+    own = Path(f"{CACHE}-{name}")
+    own.mkdir(mode=0o700, exist_ok=True)
+    shutil.chown(own, name)
+    prefix = ["setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--no-new-privs"]
+    # Copies: what is root's in the end is not also in a folder of theirs.
+    return prefix, {"HOME": str(own), "UV_CACHE_DIR": str(own), "UV_LINK_MODE": "copy"}
+
+
+def give_to_root(release: Path) -> None:
+    """Make everything in the release root's; links are not followed."""
+    for folder, folders, files in os.walk(release):
+        for name in (*folders, *files):
+            os.lchown(Path(folder, name), 0, 0)
+    os.lchown(release, 0, 0)
+
+
+def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None:
+    """Build the release from nothing; leave nothing of it behind when that fails."""
+    # A lock from the host comes from a model: whoever may register one is not root.
+    builder = "" if wants["lock_sha256"] else wants["user"]
+    if release.exists():
+        shutil.rmtree(release)
+    prefix, environment = as_user(builder) if builder else ([], {"UV_CACHE_DIR": CACHE})
+    if builder:
+        release.mkdir()
+        shutil.chown(release, builder)
+    into = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(release / "bin/python")]
+    steps = [
+        [UV, "venv", "--quiet", "--python", wants["python"], str(release)],
+        [*into, "--require-hashes", "--requirement", wants["lock"]],
+    ]
+    if wants["wheel"]:
+        steps.append([*into, "--no-deps", wants["wheel"]])
+    for step in steps:
+        code, out, err = module.run_command([*prefix, *step], environ_update=ENVIRONMENT | environment, cwd="/")
+        if code:
+            shutil.rmtree(release, ignore_errors=True)
+            module.fail_json(
+                msg=f"The environment could not be installed; the current release keeps serving.\n"
+                f"{' '.join(step)}\n{out}{err}"
+            )
+    # uv's own lock, which it leaves behind for everybody to write.
+    (release / ".lock").unlink(missing_ok=True)
+    if builder:
+        give_to_root(release)
+    (release / MARKER).touch()
+
+
+def packages(release: Path) -> set[str]:
+    """Return what is installed, each as name-version."""
+    return {path.name.removesuffix(".dist-info") for path in release.glob("lib/*/site-packages/*.dist-info")}
+
+
+def forget(module: AnsibleModule, had: set[str], root: Path) -> None:
+    """Have uv forget the packages that went with releases, and the wheels that this one has taken the place of.
+
+    Another program's release may have a package in the same version: that is still worth keeping.
+    """
+    left = had - {package for release in root.parent.glob("*/releases/*/") for package in packages(release)}
+    if names := sorted({package.partition("-")[0] for package in left}):
+        clean = [UV, "cache", "clean", "--quiet", *names]
+        module.run_command(clean, environ_update=ENVIRONMENT | {"UV_CACHE_DIR": CACHE}, cwd="/", check_rc=True)
+    folder = Path(module.params["wheel"] or "/").parent
+    for other in WHEELS.glob("*/") if folder.parent == WHEELS else ():
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def tidy(releases: Path, current: Path, keep: int) -> tuple[list[str], set[str]]:
+    """Remove the releases that nobody will go back to; return their ids, and what was installed in them."""
+    others = [path for path in releases.iterdir() if path.resolve() != current.resolve()]
+    complete = sorted(
+        (path for path in others if (path / MARKER).exists()), key=lambda path: -(path / MARKER).stat().st_mtime
+    )
+    gone = [path for path in others if path not in complete[:keep]]
+    had = {package for path in gone for package in packages(path)}
+    for path in gone:
+        shutil.rmtree(path)
+    return [path.name for path in gone], had
+
+
+def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
+    """Make the wanted release the current one; return what was done, or what is missing for it."""
+    os.umask(0o022)
+    made = ensure_system_user(module, wants["user"]) if wants["user"] else False
+    if lacks := missing(wants, module.check_mode):
+        return {"changed": True, "missing": lacks}
+    root, name = Path(wants["root"]), identity(module, wants)
+    releases, current = root / "releases", root / "current"
+    release = releases / name
+    complete, linked = (release / MARKER).exists(), current.is_symlink() and current.resolve() == release
+    if module.check_mode or (complete and linked):
+        return {"changed": made or not (complete and linked), "missing": [], "release": name}
+    releases.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (release / MARKER).exists():
+            install(module, wants, release)
+        # The marker's age says when a release was last made current, which is what tidy() sorts by.
+        (release / MARKER).touch()
+        fresh = root / "current.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(release)
+        fresh.replace(current)
+        gone, had = tidy(releases, current, wants["keep"])
+        forget(module, had, root)
+        return {"changed": True, "missing": [], "release": name, "removed": gone}

@@ -1,0 +1,28 @@
+"""The account that a service runs as."""
+
+from __future__ import annotations
+
+import pwd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+NOLOGIN = "/usr/sbin/nologin"
+
+
+def ensure_system_user(module: AnsibleModule, name: str) -> bool:
+    """Make a system user whom nobody logs in as; tell whether it was not there, or had another home or shell."""
+    home = f"/var/lib/{name}"
+    options = ["--shell", NOLOGIN, name]
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        command = ["useradd", "--system", "--user-group", "--home-dir", home, "--no-create-home", *options]
+    else:
+        if (user.pw_dir, user.pw_shell) == (home, NOLOGIN):
+            return False
+        command = ["usermod", "--home", home, *options]
+    if not module.check_mode:
+        module.run_command(command, check_rc=True)
+    return True

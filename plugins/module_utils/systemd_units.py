@@ -1,0 +1,351 @@
+"""Systemd services: what they are said to be, and what their processes were started from."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.system_user import ensure_system_user
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+TEXT, REQUIRED, OPTIONAL = {"type": "str"}, {"type": "str", "required": True}, {"type": "str", "default": ""}
+TEXTS = {"type": "list", "elements": "str", "default": []}
+SPEC: dict[str, Any] = {
+    "units": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": REQUIRED,
+            "description": TEXT,
+            "user": REQUIRED,
+            "group": TEXT,
+            "command": REQUIRED,
+            "prestart": TEXTS,
+            "environment": {"type": "str", "default": "{}", "no_log": True},  # the action plugin makes it JSON
+            "after": {**TEXTS, "default": ["network-online.target"]},
+            "service": {"type": "dict", "default": {}},
+            "health_url": OPTIONAL,
+            "health_socket": OPTIONAL,
+            "health_timeout": {"type": "int", "default": 120},
+            "restart_on": {"type": "list", "elements": "path", "default": []},
+        },
+    },
+    "family": OPTIONAL,
+}
+"""The argument spec of module systemd_units, for modules that do this among other things."""
+
+POLL_SECONDS = 0.25
+STEADY_SECONDS = 2.0
+"""Without a health URL, a service counts as up when one process has lived this long."""
+CRASHES_TO_GIVE_UP = 5
+HEALTH_SECONDS = 5.0
+UNITS, SETTINGS, RUNNING = Path("/etc/systemd/system"), Path("/etc/metalworks"), Path("/run/metalworks")
+MANAGED = "#\n# Ansible managed\n#"
+# A program that is taken over reaches its own state and the network, and nothing else of the host. The last line of a
+# name counts, so a unit's own `service` can set one again.
+SANDBOX = """\
+NoNewPrivileges=true
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=true
+PrivateTmp=true
+PrivateDevices=true
+PrivateMounts=true
+ProtectClock=true
+ProtectControlGroups=true
+ProtectHostname=true
+ProtectKernelLogs=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+ProtectProc=invisible
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=true
+RestrictRealtime=true
+RestrictSUIDSGID=true
+RemoveIPC=true
+LockPersonality=true
+UMask=0077
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM"""
+
+
+def unit_text(wants: dict[str, Any]) -> str:
+    """Return the unit file of a service."""
+    name, after = wants["name"], " ".join(wants["after"])
+    own = [
+        f"{key}={line}"
+        for key, value in sorted(wants["service"].items())
+        for line in (value if isinstance(value, list) else [value])
+    ]
+    lines = [
+        MANAGED,
+        "[Unit]",
+        f"Description={wants['description'] or name}",
+        f"After={after}",
+        f"Wants={after}",
+        "# A dependency that is down for long must not end the retries.",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        f"User={wants['user']}",
+        f"Group={wants['group'] or wants['user']}",
+        f"EnvironmentFile={SETTINGS}/{name}.env",
+        "# What this process was started from; Ansible compares it with what is wanted.",
+        f"ExecStartPre=+/usr/bin/install -D -m 0644 {SETTINGS}/{name}.revision {RUNNING}/{name}.revision",
+        *(f"ExecStartPre={command}" for command in wants["prestart"]),
+        f"ExecStart={wants['command']}",
+        "Restart=always",
+        "RestartSec=3",
+        f"TimeoutStartSec={wants['health_timeout']}",
+        SANDBOX,
+        f"StateDirectory={name}",
+        "StateDirectoryMode=0750",
+        f"WorkingDirectory=/var/lib/{name}",
+        *own,
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def environment_text(environment: dict[str, Any]) -> str:
+    """Return the environment file of a service, quoted as systemd reads it."""
+    lines = [MANAGED]
+    for name, value in sorted(environment.items()):
+        quoted = str(value)
+        for character in ("\\", '"', "`", "$"):
+            quoted = quoted.replace(character, f"\\{character}")
+        lines.append(f'{name}="{quoted}"')
+    return "\n".join(lines) + "\n"
+
+
+def digest(paths: list[Path]) -> str:
+    """Return the revision of these files: links by target, files by content, folders by all files in them."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(f"{path}\0".encode())
+        if path.is_symlink():
+            total.update(str(path.resolve()).encode())
+        elif path.is_dir():
+            for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+                total.update(f"{inner}\0".encode() + hashlib.sha256(inner.read_bytes()).digest())
+        elif path.exists():
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+class SocketConnection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, host: str, path: str, timeout: float) -> None:
+        """Remember the socket."""
+        super().__init__(host, timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect to the socket, whatever the URL's host is."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class SocketHandler(urllib.request.HTTPHandler):
+    """Opens http: URLs on one Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        """Remember the socket."""
+        super().__init__()
+        self.path = path
+
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        """Ask on the socket."""
+
+        def connection(host: str, *, timeout: float = HEALTH_SECONDS, **_: object) -> HTTPConnection:
+            return SocketConnection(host, self.path, timeout)
+
+        return self.do_open(connection, request)
+
+
+def answers(url: str, path: str) -> bool:
+    """Tell whether a GET of the URL (on a Unix socket if there is a path) is answered with 200, without any proxy."""
+    handlers = [SocketHandler(path)] if path else []
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
+    try:
+        with opener.open(url, timeout=HEALTH_SECONDS) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, HTTPException, OSError):
+        return False
+
+
+class Unit:
+    """One service as systemd sees it, and as it should be."""
+
+    def __init__(self, module: AnsibleModule, wants: dict[str, Any]) -> None:
+        """Remember whose commands run and what is wanted."""
+        self.module, self.wants = module, wants
+        self.name = wants["name"]
+        self.service = f"{self.name}.service"
+        self.unit_file, self.environment_file = UNITS / self.service, SETTINGS / f"{self.name}.env"
+        self.revision_file, self.running = SETTINGS / f"{self.name}.revision", RUNNING / f"{self.name}.revision"
+        self.wanted = ""
+        self.began = time.monotonic()
+
+    def systemctl(self, *arguments: str) -> None:
+        """Run a systemctl verb; fail the task with its error."""
+        self.module.run_command(["systemctl", *arguments], check_rc=True)
+
+    def show(self) -> dict[str, str]:
+        """Return the unit's properties that decisions rest on."""
+        names = "ActiveState,SubState,MainPID,NRestarts,UnitFileState,NeedDaemonReload,Result"
+        names += ",ActiveEnterTimestampMonotonic"
+        _, out, _ = self.module.run_command(["systemctl", "show", self.service, "--property", names], check_rc=True)
+        return dict(line.split("=", 1) for line in out.splitlines())
+
+    def journal(self) -> str:
+        """Return the last lines the unit wrote."""
+        command = ["journalctl", "--unit", self.service, "--lines", "30", "--no-pager", "--output", "cat"]
+        return str(self.module.run_command(command)[1])
+
+    def fail(self, why: str) -> None:
+        """End the task with the reason, and the journal for the person who reads it."""
+        self.module.fail_json(
+            msg=f"{self.service} {why}\nLast lines of `journalctl -u {self.service}`:\n{self.journal()}"
+        )
+
+    def group(self) -> int | None:
+        """Return the number of the group that reads the environment; None, in check mode, when there is none yet."""
+        name = self.wants["group"] or self.wants["user"]
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            if not self.module.check_mode:  # else the task that makes the group only said so
+                self.fail(f"is to run as group {name}, which does not exist on this host.")
+            return None
+
+    def verify(self, content: str) -> None:
+        """Let systemd judge the unit file before it is put in place; fail the task with its words."""
+        with tempfile.TemporaryDirectory() as scratch:
+            candidate = Path(scratch) / self.service
+            candidate.write_text(content)
+            code, out, err = self.module.run_command(["systemd-analyze", "verify", str(candidate)])
+        if code:
+            self.module.fail_json(msg=f"systemd refuses {self.service}; nothing was changed. It says:\n{out}{err}")
+
+    def converge(self) -> str:
+        """Bring files and process to what is wanted, without waiting for health; return what was done."""
+        made = ensure_system_user(self.module, self.wants["user"])
+        group = self.group()
+        if group is None:
+            return "started"
+        unit, environment = unit_text(self.wants), environment_text(json.loads(self.wants["environment"]))
+        files = [(self.unit_file, unit, 0o644, 0), (self.environment_file, environment, 0o640, group)]
+        stale = [file for file in files if differs(*file)]
+        dry = self.module.check_mode
+        if stale and not dry:
+            self.verify(unit)
+            for file in stale:
+                write(*file)
+        self.wanted = digest([self.unit_file, self.environment_file, *map(Path, self.wants["restart_on"])])
+        state = self.show()
+        active = state["ActiveState"] in ("active", "activating", "reloading")
+        current = self.running.read_text().strip() if self.running.exists() else ""
+        same = active and current == self.wanted and not stale
+        action = "none" if same else "restarted" if active else "started"
+        enable = state["UnitFileState"] != "enabled"
+        if not dry:
+            if state["NeedDaemonReload"] == "yes" or stale:
+                self.systemctl("daemon-reload")
+            if enable:
+                self.systemctl("--quiet", "enable", self.service)
+            if differs(self.revision_file, f"{self.wanted}\n", 0o644, 0):
+                write(self.revision_file, f"{self.wanted}\n", 0o644, 0)
+            if action != "none":
+                self.began = time.monotonic()
+                self.systemctl("--no-block", "restart", self.service)
+        return "enabled" if action == "none" and (made or enable) else action
+
+    def wait(self) -> None:
+        """Block until the wanted revision runs and is healthy, or fail the task."""
+        url, timeout = self.wants["health_url"], self.wants["health_timeout"]
+        crashes = int(self.show()["NRestarts"])
+        while time.monotonic() - self.began < timeout:
+            state = self.show()
+            started = self.running.exists() and self.running.read_text().strip() == self.wanted
+            if started and (state["ActiveState"], state["SubState"]) == ("active", "running"):
+                since = time.monotonic() - int(state["ActiveEnterTimestampMonotonic"]) / 1e6
+                if answers(url, self.wants["health_socket"]) if url else since >= STEADY_SECONDS:
+                    return
+            if int(state["NRestarts"]) - crashes >= CRASHES_TO_GIVE_UP:
+                took = time.monotonic() - self.began
+                self.fail(f"keeps ending ({state['Result']}): {CRASHES_TO_GIVE_UP} times in {took:.0f} s.")
+            time.sleep(POLL_SECONDS)
+        asked = f"answer 200 at {url}" if url else "keep running"
+        self.fail(f"is {state['ActiveState']}/{state['SubState']} and did not {asked} within {timeout} s.")
+
+
+def differs(path: Path, content: str, mode: int, group: int) -> bool:
+    """Tell whether the file is missing or has another content, mode or group."""
+    if not path.exists() or path.read_text() != content:
+        return True
+    status = path.stat()
+    return (status.st_mode & 0o777, status.st_uid, status.st_gid) != (mode, 0, group)
+
+
+def write(path: Path, content: str, mode: int, group: int) -> None:
+    """Replace the file in one step, never readable by more than its mode allows."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(content)
+    os.chown(fresh, 0, group)
+    fresh.chmod(mode)
+    fresh.replace(path)
+
+
+def unlisted(family: str, listed: set[str]) -> list[str]:
+    """Return the names of a family's services that are ours and not listed any more."""
+    return [
+        path.stem
+        for path in sorted(UNITS.glob(f"{family}.service"))
+        if path.stem not in listed and path.read_text().startswith(MANAGED)
+    ]
+
+
+def remove(module: AnsibleModule, name: str) -> None:
+    """Stop a service and take its files away."""
+    module.run_command(["systemctl", "--quiet", "disable", "--now", f"{name}.service"], check_rc=True)
+    for path in (SETTINGS / f"{name}.env", SETTINGS / f"{name}.revision"):
+        path.unlink(missing_ok=True)
+    # Last: while it stands, the next run after one that was killed here finds the service again.
+    (UNITS / f"{name}.service").unlink()
+
+
+def converge(module: AnsibleModule, wants: list[dict[str, Any]], family: str) -> dict[str, str]:
+    """Bring all services to what is wanted and wait until they are healthy; return what was done to each."""
+    units = [Unit(module, each) for each in wants]
+    actions = {unit.name: unit.converge() for unit in units}
+    for name in unlisted(family, set(actions)) if family else []:
+        actions[name] = "removed"
+        if not module.check_mode:
+            remove(module, name)
+    if not module.check_mode:
+        for unit in units:
+            unit.wait()
+    return actions

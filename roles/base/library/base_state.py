@@ -1,0 +1,307 @@
+#!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
+"""What every host of the platform has, in one call."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import re
+import shutil
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.managed_files import SPEC as FILES
+from ansible.module_utils.managed_files import Files
+
+DOCUMENTATION = r"""
+module: base_state
+short_description: Trusted authorities, a group, small files, uv in one version, and a clock that is kept right
+description:
+  - Splits bundles of authorities into files of one certificate, as update-ca-certificates wants them, named after
+    their content; leaves out what the distribution trusts anyway, removes what an earlier call wrote and nobody wants
+    now, and rebuilds the host's bundle when it does not hold what it should.
+  - Finishes what an interrupted installation left, waiting for one that is under way.
+  - Stops there, saying which, when packages are missing. To install them is apt's business.
+  - Makes the system group of those who work with the platform, and directories, files and blocks as module
+    managed_files does.
+  - Installs uv's wheel with pip, which honours the host's index and certificates, and keeps its one program. It is put
+    in its place as the last step, so it is never half there.
+  - Enables and starts chrony, gives it time servers, and has systemd start it again whenever it ends. A container has
+    no clock of its own, and the unit's own condition keeps chrony from starting there. That is no failure, and is
+    reported as C(runs=false); any other reason is one.
+  - A call is a round trip to every host; kept modules need nine for this, four of which open apt's lists.
+options:
+  authorities: {type: dict, required: true, description: "Bundles: name of a file, for messages → its PEM text."}
+  packages: {type: list, elements: str, required: true, description: Packages that have to be there.}
+  group: {type: str, required: true, description: System group.}
+  directories: {type: list, elements: dict, default: [], description: As in module managed_files.}
+  files: {type: list, elements: dict, default: [], description: As in module managed_files.}
+  blocks: {type: list, elements: dict, default: [], description: As in module managed_files.}
+  uv_version: {type: str, required: true, description: Version of uv that is wanted.}
+  uv_requirements: {type: str, required: true, description: Requirements file with that version and its hashes.}
+  uv_path: {type: path, required: true, description: Where the program stands.}
+  time_servers: {type: list, elements: str, default: [], description: Time servers; empty for the distribution's.}
+author: Metalworks
+"""
+
+EXAMPLES = r"""
+- name: What every host has
+  base_state:
+    authorities: {}
+    packages: [chrony, python3-venv]
+    group: metalworks
+    uv_version: 0.13.9
+    uv_requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
+    uv_path: /usr/local/bin/uv
+"""
+
+RETURN = r"""
+ansible_facts: {type: dict, returned: success, description: C(packages) are the names of the installed ones.}
+missing: {type: list, elements: str, returned: success, description: Packages that have to be installed first.}
+done: {type: list, elements: str, returned: success, description: What was (in check mode would be) changed.}
+runs: {type: bool, returned: when no package is missing, description: Whether chrony runs.}
+"""
+
+DISTRIBUTION, LOCAL = Path("/usr/share/ca-certificates"), Path("/usr/local/share/ca-certificates")
+LINKS, BUNDLE = Path("/etc/ssl/certs"), Path("/etc/ssl/certs/ca-certificates.crt")
+PREFIX = "metalworks-"
+LOCK_SECONDS, LOCK_POLL_SECONDS = 300, 2
+QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def certificates(text: str) -> dict[str, str]:
+    """Return the certificates in a PEM text by fingerprint.
+
+    Raises ValueError for one that is damaged.
+    """
+    found = {}
+    for pem in PEM.findall(text):
+        found[hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()[:32]] = f"{pem}\n"
+    return found
+
+
+def wanted(bundles: dict[str, str]) -> dict[str, str]:
+    """Return all certificates of the bundles by fingerprint.
+
+    Raises ValueError, with the bundle's name, for one without certificates or with one that is damaged.
+    """
+    found: dict[str, str] = {}
+    for name, text in bundles.items():
+        try:
+            ours = certificates(text)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(cadata="".join(ours.values()))
+        except (ValueError, ssl.SSLError) as error:
+            raise ValueError(f"{name}: not a readable PEM file with certificates ({error})") from error
+        found |= ours
+    return found
+
+
+def trusted(files: Iterable[Path]) -> set[str]:
+    """Return the fingerprints of the certificates in these files."""
+    return {print_ for file in files for print_ in certificates(file.read_text(errors="replace"))}
+
+
+def finish_installation(module: AnsibleModule) -> str:
+    """Configure what a host that lost power, or a killed play, left half installed; return what dpkg did.
+
+    Another installation may hold the lock meanwhile. Fails the task with dpkg's words when the lock stays held.
+    """
+    if module.check_mode:
+        return str(module.run_command(["dpkg", "--audit"])[1])
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        code, out, err = module.run_command(["dpkg", "--configure", "-a"], environ_update=QUIET)
+        if code == 0:
+            return str(out)
+        if "lock" not in err or time.monotonic() > deadline:
+            module.fail_json(msg=f"dpkg --configure -a ended with {code}: {(err or out).strip()}")
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def installed(module: AnsibleModule) -> list[str]:
+    """Return the names of the installed packages."""
+    command = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\\n"]
+    lines = module.run_command(command, check_rc=True)[1].splitlines()
+    return sorted({name for state, _, name in (line.partition(" ") for line in lines) if state == "installed"})
+
+
+def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
+    """Have the host trust the certificates of the bundles; tell whether it did not, or trusted others of ours."""
+    try:
+        wants = wanted(bundles)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    ours = {file.stem.removeprefix(PREFIX): file for file in LOCAL.glob(f"{PREFIX}*.crt")}
+    known = trusted(DISTRIBUTION.rglob("*.crt"))
+    add = {key: pem for key, pem in wants.items() if key not in known and key not in ours}
+    remove = [file for key, file in ours.items() if key not in wants]
+    built = trusted([BUNDLE] if BUNDLE.exists() else [])
+    dangling = any(not link.exists() for link in LINKS.glob(f"{PREFIX}*.pem"))
+    changed = bool(add or remove) or dangling or not wants.keys() <= built
+    if changed and not module.check_mode:
+        LOCAL.mkdir(parents=True, exist_ok=True)
+        for file in remove:
+            file.unlink()
+        for key, pem in add.items():
+            (LOCAL / f"{PREFIX}{key}.crt").write_text(pem)
+        # Where the program is missing, the package ca-certificates does this when it is installed.
+        if program := shutil.which("update-ca-certificates"):
+            # Only a fresh start drops the links of files that are gone.
+            module.run_command([program, *(["--fresh"] if remove or dangling else [])], check_rc=True)
+    return changed
+
+
+CHRONY = "chrony.service"
+SOURCES = Path("/etc/chrony/sources.d/metalworks.sources")
+ADDITION = Path(f"/etc/systemd/system/{CHRONY}.d/metalworks.conf")
+# The distribution's unit stays dead after a kill, and clocks that differ break certificates and signed requests.
+RESTART = """\
+# Ansible managed
+[Unit]
+StartLimitIntervalSec=0
+
+[Service]
+Restart=always
+RestartSec=3
+"""
+
+
+def ensure_group(module: AnsibleModule, name: str) -> bool:
+    """Make the system group; tell whether it was missing."""
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        if not module.check_mode:
+            module.run_command(["groupadd", "--system", name], check_rc=True)
+        return True
+    return False
+
+
+def standing(module: AnsibleModule, path: Path) -> str:
+    """Return the version of the uv that stands; empty when there is none that runs."""
+    if not path.exists():
+        return ""
+    found = re.match(r"uv (\S+)", module.run_command([str(path), "--version"])[1])
+    return found.group(1) if found else ""
+
+
+def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path) -> bool:
+    """Put this version of uv in its place; tell whether it was not there."""
+    if not re.search(rf"^uv=={re.escape(version)}\s", requirements, re.MULTILINE):
+        module.fail_json(msg=f"the requirements hold no hashes of uv {version}; `make locks` writes them")
+    if standing(module, path) == version:
+        return False
+    if not module.check_mode:
+        with tempfile.TemporaryDirectory(prefix="metalworks-uv-") as scratch:
+            locked = Path(scratch, "requirements.txt")
+            locked.write_text(requirements)
+            module.run_command([sys.executable, "-m", "venv", f"{scratch}/venv"], check_rc=True)
+            options = ["--quiet", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+            pip = [f"{scratch}/venv/bin/python", "-m", "pip", "install", *options, "--requirement", str(locked)]
+            module.run_command(pip, check_rc=True)
+            draft = path.with_name(f".{path.name}.draft")
+            shutil.copyfile(f"{scratch}/venv/bin/uv", draft)
+            draft.chmod(0o755)
+            draft.replace(path)
+        if (now := standing(module, path)) != version:
+            module.fail_json(msg=f"{path} says it is version {now!r}, not {version}")
+    return True
+
+
+def show(module: AnsibleModule) -> dict[str, str]:
+    """Return what systemd knows of chrony's unit."""
+    names = "LoadState,ActiveState,UnitFileState,ConditionResult,ConditionTimestampMonotonic,Restart,NeedDaemonReload"
+    out = module.run_command(["systemctl", "show", CHRONY, "--property", names], check_rc=True)[1]
+    return dict(line.split("=", 1) for line in out.splitlines())
+
+
+def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
+    """Have chrony run with these servers; return whether it was otherwise, and whether it runs."""
+    state = show(module)
+    if state["LoadState"] != "loaded":
+        if not module.check_mode:
+            module.fail_json(msg=f"{CHRONY} is {state['LoadState']}")
+        return True, False
+    text = "".join(f"server {server} iburst\n" for server in servers)
+    rewrite = text != (SOURCES.read_text() if SOURCES.exists() else "")
+    known = state["Restart"] == "always" and state["NeedDaemonReload"] == "no"
+    restarts = known and ADDITION.exists() and ADDITION.read_text() == RESTART
+    # systemd has looked at the condition before, and it did not hold: looking again would only fill the journal.
+    kept_out = state["ConditionResult"] == "no" and state["ConditionTimestampMonotonic"] != "0"
+    enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active" and not kept_out
+    if module.check_mode:
+        return rewrite or enable or start or not restarts, state["ActiveState"] == "active"
+    if rewrite:
+        SOURCES.parent.mkdir(parents=True, exist_ok=True)
+        SOURCES.write_text(text)
+    if not restarts:
+        ADDITION.parent.mkdir(parents=True, exist_ok=True)
+        ADDITION.write_text(RESTART)
+        module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+    if enable:
+        module.run_command(["systemctl", "--quiet", "enable", CHRONY], check_rc=True)
+    if start:
+        module.run_command(["systemctl", "start", CHRONY])
+        state = show(module)
+        if state["ActiveState"] != "active" and state["ConditionResult"] == "yes":
+            command = ["journalctl", "--unit", CHRONY, "--lines", "20", "--no-pager", "--output", "cat"]
+            said = module.run_command(command)[1]
+            module.fail_json(msg=f"{CHRONY} is {state['ActiveState']}. Last lines of its journal:\n{said}")
+    runs = state["ActiveState"] == "active"
+    if runs:
+        # Cheap, and nothing happens where the servers are the same; so no restart is owed to anybody.
+        module.run_command(["chronyc", "reload", "sources"], check_rc=True)
+    return rewrite or enable or (start and runs) or not restarts, runs
+
+
+def converge(module: AnsibleModule) -> dict[str, Any]:
+    """Bring everything to what is wanted, as far as the packages that are there let it; return what was done."""
+    wants = module.params
+    done = ["authorities"] if ensure_trust(module, wants["authorities"]) else []
+    done += ["interrupted installation"] if finish_installation(module) else []
+    there = installed(module)
+    result: dict[str, Any] = {"ansible_facts": {"packages": there}, "done": done}
+    result["missing"] = [name for name in wants["packages"] if name not in there]
+    if result["missing"] and not module.check_mode:
+        return result
+    done += ["group"] if ensure_group(module, wants["group"]) else []
+    files = Files(module)
+    files.converge(wants)
+    done += files.paths
+    uv = ensure_uv(module, wants["uv_version"], wants["uv_requirements"], Path(wants["uv_path"]))
+    clock, runs = ensure_time(module, wants["time_servers"])
+    done += ["uv"] * uv + ["time"] * clock
+    return result | {"runs": runs, "diff": files.diff}
+
+
+def main() -> None:
+    """Read the arguments and converge."""
+    required, texts = {"type": "str", "required": True}, {"type": "list", "elements": "str"}
+    module = AnsibleModule(
+        argument_spec={
+            "authorities": {"type": "dict", "required": True},
+            "packages": {**texts, "required": True},
+            "group": required,
+            **{name: FILES[name] for name in ("directories", "files", "blocks")},
+            "uv_version": required,
+            "uv_requirements": required,
+            "uv_path": {"type": "path", "required": True},
+            "time_servers": {**texts, "default": []},
+        },
+        supports_check_mode=True,
+    )
+    result = converge(module)
+    module.exit_json(changed=bool(result["done"]), **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What `make test-age` makes of its rounds: what counts as a site that does not grow old."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scripts.age import __main__ as age
+from scripts.age import site
+
+
+def rounds(number: int = 9, **grown: float) -> list[dict[str, Any]]:
+    """Return rounds, of which some figures are larger from the second to the last third."""
+    known = {"site": 40.0, "smoke": 10.0, "changes": 0, "database mlflow": 1e7, "database prefect": 1e7, "objects": 1e6}
+    return [
+        {what: value * (grown.get(what, 1.0) if one >= number * 2 // 3 else 1) for what, value in known.items()}
+        for one in range(number)
+    ]
+
+
+def test_a_site_that_stays_as_it_is_passes() -> None:
+    found = age.judge(rounds(), [])
+    assert found["ok"]
+    assert found["figures"]["rounds"] == 9
+    assert all(isinstance(figure, int | float) for figure in found["figures"].values())
+    assert age.judge(rounds(1), [])["ok"]
+
+
+@pytest.mark.parametrize(
+    ("what", "by", "ok"),
+    [
+        ("smoke", 1.15, True),
+        ("smoke", 1.5, False),
+        ("site", 1.5, False),
+        ("database mlflow", 1.05, False),
+        ("objects", 1.05, False),
+        ("database prefect", 1.5, True),  # it keeps its events for some days
+    ],
+)
+def test_what_grows_fails(what: str, by: float, ok: bool) -> None:
+    found = age.judge(rounds(**{what: by}), [])
+    assert found["ok"] == ok
+    assert found["grown"] == ([] if ok else [what])
+
+
+def test_what_is_left_behind_or_changed_fails() -> None:
+    assert not age.judge(rounds(), ["new: object: training-data metalworks-smoke/objects/1 v1 Versions"])["ok"]
+    changing = rounds()
+    changing[3]["changes"] = 1
+    assert not age.judge(changing, [])["ok"]
+
+
+def test_changes_of_all_hosts_are_counted() -> None:
+    recap = "PLAY RECAP ***\ndev-1  : ok=12   changed=0    unreachable=0\ngpu-1  : ok=7    changed=2    unreachable=0\n"
+    assert age.CHANGED.findall(recap) == ["0", "2"]
+
+
+def test_differences_are_told_by_what_went_and_came() -> None:
+    assert site.differences({"a", "b"}, {"b", "c"}) == ["gone: a", "new: c"]
+
+
+@pytest.mark.parametrize(
+    ("path", "passing"),
+    [
+        ("/var/lib/postgresql/15/main/base/1", True),
+        ("/var/lib/minio/.minio.sys/tmp/x", True),
+        ("/var/log/nginx/access.log.1", True),
+        ("/var/lib/minio/training-data/metalworks-smoke/x/xl.meta", False),
+        ("/tmp/metalworks-smoke-x1", False),
+        ("/home/ml1/.cache/x", False),
+        ("/var/lib/prefect-worker/x", False),
+        ("/run/metalworks/x", False),
+        ("/etc/apt/sources.list.1~", False),
+    ],
+)
+def test_files_that_we_make_are_looked_at(path: str, passing: bool) -> None:
+    assert bool(site.PASSING_FILES.search(path)) == passing

@@ -1,0 +1,111 @@
+"""plugins/modules/managed_files.py: what is there and right is left alone, the rest is made so."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from tests.unit.repository import load
+
+files = load("plugins/modules/managed_files.py")
+with_block = load("plugins/module_utils/managed_files.py").with_block
+ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
+
+
+def call(capsys: pytest.CaptureFixture[str], check: bool = False, **options: Any) -> dict[str, Any]:
+    """Return what the module answers."""
+    with patch_module_args({**options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+        files.main()
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_a_file_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "new" / "settings.ini"
+    wanted = [{"path": str(place), "content": "[a]\nb = 1\n", "mode": "0640", **ME}]
+    dry = call(capsys, check=True, files=wanted)
+    assert (dry["changed"], dry["paths"], place.exists()) == (True, [str(place)], False)
+    assert call(capsys, files=wanted)["diff"][0]["after"] == "[a]\nb = 1\n"
+    assert (place.read_text(), place.stat().st_mode & 0o777) == ("[a]\nb = 1\n", 0o640)
+    assert place.parent.stat().st_mode & 0o777 == 0o755
+    assert not call(capsys, files=wanted)["changed"]
+    place.chmod(0o644)
+    assert call(capsys, files=wanted)["paths"] == [str(place)]
+    assert place.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_secret_is_in_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "pgpass"
+    wanted = [{"path": str(place), "secret": "host:5432:db:user:hunter22", "mode": "0600", **ME}]
+    answer = call(capsys, files=wanted)
+    assert "hunter22" not in json.dumps(answer)
+    assert place.read_text() == "host:5432:db:user:hunter22"
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert not call(capsys, files=wanted)["changed"]
+
+
+def test_what_its_program_refuses_does_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "a.json"
+    place.write_text("{}")
+    place.chmod(0o644)
+    wanted = [{"path": str(place), "content": "no json", "validate": f"{sys.executable} -m json.tool %s", **ME}]
+    answer = call(capsys, files=wanted)
+    assert answer["failed"]
+    assert "would not be valid; it was not changed" in answer["msg"]
+    assert place.read_text() == "{}"
+
+
+def test_a_directory_is_made_with_its_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "a" / "b"
+    wanted = [{"path": str(place), "mode": "0750", **ME}]
+    assert call(capsys, check=True, directories=wanted)["changed"]
+    assert not place.exists()
+    assert call(capsys, directories=wanted)["paths"] == [str(place)]
+    assert place.stat().st_mode & 0o777 == 0o750
+    assert not call(capsys, directories=wanted)["changed"]
+
+
+def test_an_owner_who_is_yet_to_be_made_is_a_change_in_a_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [{"path": str(tmp_path), "owner": "nobody-knows-them", "group": ME["group"]}]
+    assert call(capsys, check=True, directories=wanted)["changed"]
+    assert call(capsys, directories=wanted)["failed"]
+
+
+@pytest.mark.parametrize("text", ["", "A=1", "A=1\n", "A=1\n\n"])
+def test_a_block_is_added_once_and_replaced_in_place(text: str) -> None:
+    once = with_block(text, "ours", "B=2\n")
+    assert once.startswith(text)
+    assert with_block(once, "ours", "B=2") == once
+    assert with_block(once + "C=3\n", "ours", "B=4") == once.replace("B=2", "B=4") + "C=3\n"
+
+
+def test_the_rest_and_the_mode_of_a_file_with_a_block_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "hosts"
+    place.write_text("127.0.0.1 localhost\n")
+    place.chmod(0o600)
+    wanted = [{"path": str(place), "name": "ours", "content": "192.0.2.1 a\n"}]
+    assert call(capsys, blocks=wanted)["changed"]
+    assert place.read_text() == "127.0.0.1 localhost\n# BEGIN ours\n192.0.2.1 a\n# END ours\n"
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert not call(capsys, blocks=wanted)["changed"]
+
+
+def test_a_link_replaces_what_stands_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "dvc"
+    path.write_text("a program")
+    wanted = {str(path): "/opt/dvc"}
+    assert call(capsys, check=True, links=wanted)["changed"]
+    assert path.read_text() == "a program"
+    assert call(capsys, links=wanted)["changed"]
+    assert not call(capsys, links=wanted)["changed"]
+    assert str(path.readlink()) == "/opt/dvc"
