@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -26,7 +27,8 @@ STATE = LAB / "molecule"
 KEY = LAB / "id_ed25519"
 KNOWN_HOSTS = LAB / "known_hosts"
 SSH_CONFIG = LAB / "ssh_config"
-CONTROL_SOCKETS = LAB / "ssh"
+CONTROL_SOCKETS = Path.home() / ".ansible/cp" / f"metalworks-{hashlib.sha256(str(LAB).encode()).hexdigest()[:12]}"
+"""As the lab's inventory has it: sockets' paths end at 108 bytes, whatever folder this is cloned to."""
 MADE_BY_TESTS = LAB / "made-by-tests"
 EXTRA_CA = LAB / "extra-ca.pem"
 NETWORK = "metalworks-lab"
@@ -225,8 +227,9 @@ def lets_in(host: Host) -> bool:
 
 def write_ssh_config(these: Iterable[Host]) -> None:
     """Make `ssh -F .cache/lab/ssh_config dev-1` work."""
-    common = f'  User ops\n  IdentityFile "{KEY}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
-    common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{KNOWN_HOSTS}"\n'
+    key, known = (str(path).replace("%", "%%") for path in (KEY, KNOWN_HOSTS))  # ssh reads %h and the like in paths
+    common = f'  User ops\n  IdentityFile "{key}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
+    common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{known}"\n'
     SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,22 @@ def test_the_ssh_configuration_names_hosts_and_takes_no_key_on_trust(
     written = (tmp_path / "config").read_text()
     assert "Host dev-1\n  HostName 198.51.100.41\n" in written
     assert "StrictHostKeyChecking yes" in written
+
+
+def test_ssh_finds_the_labs_files_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "It's 100% ours 測試"
+    place.mkdir()
+    for name, file in {"KEY": "id_ed25519", "KNOWN_HOSTS": "known_hosts", "SSH_CONFIG": "ssh_config"}.items():
+        monkeypatch.setattr(lab_hosts, name, place / file)
+    lab_hosts.write_ssh_config([lab_hosts.Host("cpu-1", "198.51.100.31")])
+    said = subprocess.run(
+        ["ssh", "-G", "-F", place / "ssh_config", "cpu-1"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    # What it prints is quoted or expanded for some keywords, so the blank decides: a second path would follow it.
+    assert f"userknownhostsfile {place / 'known_hosts'}" in said
+    assert f"identityfile {place / 'id_ed25519'}".replace("%", "%%") in said
+
+
+def test_the_paths_of_sockets_are_short() -> None:
+    """A socket's path ends at 108 bytes; while it is made, ssh adds 17 to it."""
+    assert len(bytes(lab_hosts.CONTROL_SOCKETS / "198.51.100.111")) - len(bytes(Path.home())) + 17 < 80
