@@ -14,6 +14,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from importlib import metadata
 
 import httpx
@@ -113,6 +114,13 @@ def clean_up(console: Console) -> None:
     ADDED.unlink()
 
 
+def tell_what_stays(console: Console) -> None:
+    """Say so when hosts are left, because they are wanted or because they could not be removed."""
+    if noted():
+        text = f"The added hosts stay until the next run removes them: {ADDED}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def forget_workers(gone: Sequence[Host]) -> None:
     """Delete the hosts' workers in Prefect, which lists them as offline for ever."""
     vault, site = lab_hosts.secrets(), "prefect.metalworks.internal"
@@ -165,13 +173,12 @@ def main() -> int:
     VERDICT.unlink(missing_ok=True)
     measured_on = {**machine(), "ansible": metadata.version("ansible-core"), "runs": options.runs}
     try:
-        with lock("lab"):
+        with lock("lab"), ExitStack() as afterwards:
             there = platform_hosts()
-            try:
-                seen = measure_all(there, options.sizes, options.runs, console)
-            finally:
-                if not options.keep:
-                    clean_up(console)
+            afterwards.callback(tell_what_stays, console)
+            if not options.keep:
+                afterwards.callback(clean_up, console)
+            seen = measure_all(there, options.sizes, options.runs, console)
     except ProblemError as error:
         print(f"\nFAILED: {error}", file=sys.stderr)
         return UNKNOWN

@@ -5,6 +5,7 @@ The folder it stands in is named after the digest of the sources, so hosts can t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
@@ -46,19 +47,26 @@ def build() -> Path:
     Raises subprocess.CalledProcessError, after the builder's own words, when the package does not build.
     """
     folder = CACHE / digest(sources(), description())
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            # The controller's environment holds uv and the build backend: no second, unlocked download of either.
-            uv = Path(sys.executable).with_name("uv")
-            options = ["--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", f"{scratch}/wheel"]
-            subprocess.run([uv, "build", "--wheel", *options, ROOT], check=True)
-            Path(f"{scratch}/wheel").rename(folder)
-        built = [path for path in CACHE.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name)]
-        for old in sorted(built, key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            shutil.rmtree(old)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # hosts are set up side by side, and each asks
+        if not folder.exists():
+            make(folder)
+            built = [path for path in CACHE.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name)]
+            for old in sorted(built, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+                shutil.rmtree(old)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def make(folder: Path) -> None:
+    """Build the wheel into a folder that is there only when it is whole."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        # The controller's environment holds uv and the build backend: no second, unlocked download of either.
+        uv = Path(sys.executable).with_name("uv")
+        options = ["--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", f"{scratch}/wheel"]
+        subprocess.run([uv, "build", "--wheel", *options, ROOT], check=True)
+        Path(f"{scratch}/wheel").rename(folder)
 
 
 if __name__ == "__main__":

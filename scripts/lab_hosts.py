@@ -20,6 +20,7 @@ from scripts import host_image
 from scripts.common import CACHE, LAB, ROOT, ProblemError, capture, end, environment, logged, wait_until
 
 SCENARIO = ROOT / "molecule" / "cluster" / "molecule.yml"
+CREATE = ROOT / "molecule" / "shared" / "create.yml"
 INVENTORY = ROOT / "inventory" / "lab"
 STATE = LAB / "molecule"
 KEY = LAB / "id_ed25519"
@@ -42,22 +43,16 @@ class Host:
     address: str
 
 
-def scenario(path: Path = SCENARIO) -> dict[str, Any]:
-    """The scenario with its variables filled in as molecule does it."""
-    text = path.read_text().replace("${MOLECULE_PROJECT_DIRECTORY}", str(ROOT))
-    loaded: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
-    return loaded
-
-
 def secrets() -> dict[str, Any]:
     """What the lab's vault holds now, by the names of its variables."""
     loaded: dict[str, Any] = yaml.safe_load((INVENTORY / "group_vars/all/vault.yml").read_text())
     return loaded
 
 
-def declared() -> list[Host]:
+def declared(path: Path = SCENARIO) -> list[Host]:
     """The hosts that the scenario declares."""
-    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in scenario()["platforms"]]
+    platforms = yaml.safe_load(path.read_text())["platforms"]
+    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in platforms]
 
 
 def containers() -> dict[str, dict[str, Any]]:
@@ -140,13 +135,19 @@ def outer_mtu() -> int:
 
 
 def add(*these: Host) -> None:
-    """Start more hosts, made like the scenario's first; the inventory's lines are the caller's part."""
+    """Start more hosts, made as the scenario's are; the inventory's lines are the caller's part."""
     there = containers()
     for host in these:
         if host.name in there:
             raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
-    for host in these:
-        logged(["docker", *run_arguments(scenario()["platforms"][0], host)])
+    labels = dict([LABEL.split("=")])
+    platforms = [
+        {"name": host.name, "labels": labels, "networks": [{"name": NETWORK, "ipv4_address": host.address}]}
+        for host in these
+    ]
+    choices = json.dumps({"platforms": platforms, "networks": []})
+    executable = Path(sys.executable).with_name("ansible-playbook")
+    logged([executable, CREATE, "--extra-vars", choices], extra_env=molecule_environment())
     authorize(these)
 
 
@@ -160,26 +161,6 @@ def discard(*these: Host) -> None:
     lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
     KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in lines if line.split()[0] not in gone))
     write_ssh_config(hosts(containers()))
-
-
-def run_arguments(platform: Mapping[str, Any], host: Host) -> list[str]:
-    """`docker run` with what molecule's driver makes of a platform."""
-    flags = {
-        "cap-add": platform["capabilities"],
-        "security-opt": platform["security_opts"],
-        "volume": platform["volumes"],
-        "tmpfs": platform["tmpfs"],
-        "env": [f"{key}={value}" for key, value in platform["env"].items()],
-        "label": [f"{key}={value}" for key, value in {"owner": "molecule", **platform["labels"]}.items()],
-        "network": [NETWORK],
-        "ip": [host.address],
-        "cgroupns": [platform["cgroupns_mode"]],
-        "restart": [platform["restart_policy"]],
-        "stop-signal": [platform["stop_signal"]],
-    }
-    options = [f"--{flag}={value}" for flag, values in flags.items() for value in values]
-    return ["run", "--detach", f"--name={host.name}", f"--hostname={host.name}", *options, platform["image"]]
-
 
 def make_key() -> None:
     """Make the key that the lab's hosts let in."""

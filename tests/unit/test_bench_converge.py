@@ -279,9 +279,23 @@ def test_after_a_failure_or_ctrl_c_the_hosts_go_as_well(
     assert not bench.VERDICT.exists()
 
 
-def test_what_a_run_could_not_clear_away_the_next_one_does(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_go_when_only_some_of_them_could_be_made(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(first: Host, *_: Host) -> None:
+        lab.add(first)
+        raise ProblemError("no space left on device")
+
+    monkeypatch.setattr(lab_hosts, "add", fails)
+    assert run(monkeypatch, "--sizes", "10") == bench.UNKNOWN
+    assert lab.done[-3:] == END
+    assert "cpu-2" not in lab.hosts
+
+
+def test_what_a_run_could_not_clear_away_the_next_one_does(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     lab.codes = {3: 2, 4: 2}  # joining, and the run that should forget the hosts
     assert run(monkeypatch, "--sizes", "5", "10", "--runs", "1") == bench.UNKNOWN
+    assert "the next run removes them" in capsys.readouterr().out
     assert "forget 5" not in lab.done
     lab.done.clear()
     assert run(monkeypatch, "--sizes", "5", "--runs", "1") == bench.MISSED

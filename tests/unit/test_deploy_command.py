@@ -91,6 +91,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     found = Site(tmp_path)
     for name, value in {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache", "MARK": "set"}.items():
         monkeypatch.setenv(name, str(value))
+    # The command sets it where it is not set; set here first, it is taken back in the end.
+    monkeypatch.setenv("UV_CACHE_DIR", "")
+    monkeypatch.delenv("UV_CACHE_DIR")
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "ada")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "ada@example.org")

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
+from ansible.module_utils.common.yaml import yaml_load  # libyaml's parser: this is read for every host
 from ansible.plugins.action import ActionBase
 
 # Ansible loads a plugin by its file alone, so what stands beside it in the role is loaded the same way.
@@ -48,7 +48,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         for path in sorted(Path(self._task.args["roles"]).glob("*/meta/argument_specs.yml")):
             role = path.parent.parent.name
             if self._task.args["role_groups"].get(role, role) in self.variables["group_names"]:
-                options = yaml.safe_load(path.read_text())["argument_specs"]["main"].get("options", {})
+                options = yaml_load(path.read_text())["argument_specs"]["main"].get("options", {})
                 self._judge_role(role, options)
 
     def _judge_role(self, role: str, options: dict[str, Any]) -> None:
