@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,25 @@ mlflow.start_run()
     done = start(code, pipeline, store, expect=1)
     assert "refused" in done.stderr
     assert runs(store) == []
+
+
+def test_a_fork_waits_for_a_call_of_mlflow_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the new process finds the database driver's locks locked for ever."""
+    with later._calling:
+        began = time.monotonic()
+        threading.Timer(0.3, later._calling.release).start()
+        later._before_fork()
+        assert time.monotonic() - began >= 0.25
+        assert later._calling.locked()
+    monkeypatch.setattr(later, "FORK_SECONDS", 0.1)
+    later._calling.acquire()
+    later._before_fork()
+    later._after_fork()
+    assert later._calling.locked(), "the call that took longer holds it"
+    later._calling.release()
+    later._before_fork()
+    later._after_fork()
+    assert not later._calling.locked()
 
 
 def test_runs_of_a_forked_process_are_completed(pipeline: Path, store: str) -> None:

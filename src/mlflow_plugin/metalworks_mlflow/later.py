@@ -32,7 +32,11 @@ GATHER_SECONDS = 0.5
 FIND_SECONDS = 30.0
 EXIT_SECONDS = 30.0
 """So long a program that ends waits for its runs' tags."""
+FORK_SECONDS = 2.0
+"""So long a program that forks waits for the thread's call of MLflow to end."""
 _log = logging.getLogger(__name__)
+_calling = threading.Lock()
+"""Held while the thread is in MLflow, whose libraries have locks: a new process would find them locked for ever."""
 
 
 @dataclass
@@ -54,7 +58,8 @@ class Pending:
         """Set the tags that the run does not have yet."""
         new = {name: value for name, value in tagging.fit(found).items() if self.sent.get(name) != value}
         if new:
-            self.client().log_batch(self.run, tags=[RunTag(name, value) for name, value in new.items()])
+            with _calling:
+                self.client().log_batch(self.run, tags=[RunTag(name, value) for name, value in new.items()])
             self.sent |= new
 
     def keep(self, name: str, content: bytes) -> None:
@@ -62,7 +67,8 @@ class Pending:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.write_bytes(content)
-            self.client().log_artifact(self.run, str(path), FOLDER)
+            with _calling:
+                self.client().log_artifact(self.run, str(path), FOLDER)
 
     def attempt(self, step: Callable[[Pending], None]) -> None:
         """Do a step for this run; its failure is told by a tag and stops no other step."""
@@ -147,7 +153,8 @@ class Worker:
         while True:
             last = self._closing.is_set()  # then whoever made the run is done
             try:
-                run.run = _search(run)
+                with _calling:
+                    run.run = _search(run)
             except Exception:
                 _log.debug("MLflow does not answer", exc_info=True)
             if run.run or last or waited > FIND_SECONDS:
@@ -187,17 +194,29 @@ def add(run: Pending) -> None:
     _worker.add(run)
 
 
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.waited = _calling.acquire(timeout=FORK_SECONDS)
+
+
+def _after_fork() -> None:
+    if _forking.waited:  # else the call took longer, and holds it still
+        _calling.release()
+
+
 def _forked() -> None:
     """Threads do not come along into a new process."""
-    global _worker
-    _worker = Worker()
+    global _worker, _calling
+    _worker, _calling = Worker(), threading.Lock()
 
 
 def _register() -> None:
     """Have the thread waited for before the pools of threads end that uploads need: those that came first end last."""
     before = getattr(threading, "_register_atexit", atexit.register)
     before(lambda: _worker.finish())
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forked)
 
 
 _register()
