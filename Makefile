@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Where it is set, every program of a test or a play compiles all that it imports, every time.
+unexport PYTHONDONTWRITEBYTECODE
 # Tools with trust stores of their own use the machine's, so that a company's CA works.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -47,7 +49,7 @@ lint: environment ## ruff, mypy, yamllint, ansible-lint
 	@ruff check . && ruff format --check . && mypy && yamllint . && ANSIBLE_INVENTORY=inventory/example ansible-lint
 
 unit: environment ## argument specs, templates, unit tests
-	@$(PYTHON) -m scripts.locks --check && pytest
+	@$(PYTHON) -m scripts.locks --check && mkdir -p build && pytest --numprocesses auto --dist loadfile --junitxml build/unit.xml
 
 test-fast: environment ## lint and unit tests side by side: no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common import ROOT
+from scripts.warm_ansible import ansible_playbook
 
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,9 +22,7 @@ def play() -> Play:
     playbook = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
 
     def run(*options: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], *options, str(playbook)]
-        return subprocess.run(
-            [*command, "--extra-vars", json.dumps(variables)], capture_output=True, text=True, cwd=ROOT, check=False
-        )
+        inventory = os.environ["MOLECULE_INVENTORY_FILE"]
+        return ansible_playbook("--inventory", inventory, *options, playbook, "--extra-vars", json.dumps(variables))
 
     return run

@@ -4,15 +4,20 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-wanted=$(cat pyproject.toml uv.lock | sha256sum | cut -d' ' -f1)
-if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
-    exit 0
-fi
-
 fail() {
     echo "FAILED: $*" >&2
     exit 1
 }
+
+# PATH ends at a colon, ssh and Docker read the others; blanks, quotes, % and other alphabets are fine.
+case $PWD in
+*[:\"\$\\]*) fail "the folder $PWD has one of : \" \$ \\ in its path, which not every program that is used here takes: move it" ;;
+esac
+
+wanted=$(cat pyproject.toml uv.lock | sha256sum | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
 
 install() { # Debian packages, when this is possible
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||

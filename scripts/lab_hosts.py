@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -20,12 +21,14 @@ from scripts import host_image
 from scripts.common import CACHE, LAB, ROOT, ProblemError, capture, end, environment, logged, wait_until
 
 SCENARIO = ROOT / "molecule" / "cluster" / "molecule.yml"
+CREATE = ROOT / "molecule" / "shared" / "create.yml"
 INVENTORY = ROOT / "inventory" / "lab"
 STATE = LAB / "molecule"
 KEY = LAB / "id_ed25519"
 KNOWN_HOSTS = LAB / "known_hosts"
 SSH_CONFIG = LAB / "ssh_config"
-CONTROL_SOCKETS = LAB / "ssh"
+CONTROL_SOCKETS = Path.home() / ".ansible/cp" / f"metalworks-{hashlib.sha256(str(LAB).encode()).hexdigest()[:12]}"
+"""As the lab's inventory has it: sockets' paths end at 108 bytes, whatever folder this is cloned to."""
 MADE_BY_TESTS = LAB / "made-by-tests"
 EXTRA_CA = LAB / "extra-ca.pem"
 NETWORK = "metalworks-lab"
@@ -42,22 +45,16 @@ class Host:
     address: str
 
 
-def scenario(path: Path = SCENARIO) -> dict[str, Any]:
-    """The scenario with its variables filled in as molecule does it."""
-    text = path.read_text().replace("${MOLECULE_PROJECT_DIRECTORY}", str(ROOT))
-    loaded: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
-    return loaded
-
-
 def secrets() -> dict[str, Any]:
     """What the lab's vault holds now, by the names of its variables."""
     loaded: dict[str, Any] = yaml.safe_load((INVENTORY / "group_vars/all/vault.yml").read_text())
     return loaded
 
 
-def declared() -> list[Host]:
+def declared(path: Path = SCENARIO) -> list[Host]:
     """The hosts that the scenario declares."""
-    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in scenario()["platforms"]]
+    platforms = yaml.safe_load(path.read_text())["platforms"]
+    return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in platforms]
 
 
 def containers() -> dict[str, dict[str, Any]]:
@@ -140,13 +137,19 @@ def outer_mtu() -> int:
 
 
 def add(*these: Host) -> None:
-    """Start more hosts, made like the scenario's first; the inventory's lines are the caller's part."""
+    """Start more hosts, made as the scenario's are; the inventory's lines are the caller's part."""
     there = containers()
     for host in these:
         if host.name in there:
             raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
-    for host in these:
-        logged(["docker", *run_arguments(scenario()["platforms"][0], host)])
+    labels = dict([LABEL.split("=")])
+    platforms = [
+        {"name": host.name, "labels": labels, "networks": [{"name": NETWORK, "ipv4_address": host.address}]}
+        for host in these
+    ]
+    choices = json.dumps({"platforms": platforms, "networks": []})
+    executable = Path(sys.executable).with_name("ansible-playbook")
+    logged([executable, CREATE, "--extra-vars", choices], extra_env=molecule_environment())
     authorize(these)
 
 
@@ -160,26 +163,6 @@ def discard(*these: Host) -> None:
     lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
     KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in lines if line.split()[0] not in gone))
     write_ssh_config(hosts(containers()))
-
-
-def run_arguments(platform: Mapping[str, Any], host: Host) -> list[str]:
-    """`docker run` with what molecule's driver makes of a platform."""
-    flags = {
-        "cap-add": platform["capabilities"],
-        "security-opt": platform["security_opts"],
-        "volume": platform["volumes"],
-        "tmpfs": platform["tmpfs"],
-        "env": [f"{key}={value}" for key, value in platform["env"].items()],
-        "label": [f"{key}={value}" for key, value in {"owner": "molecule", **platform["labels"]}.items()],
-        "network": [NETWORK],
-        "ip": [host.address],
-        "cgroupns": [platform["cgroupns_mode"]],
-        "restart": [platform["restart_policy"]],
-        "stop-signal": [platform["stop_signal"]],
-    }
-    options = [f"--{flag}={value}" for flag, values in flags.items() for value in values]
-    return ["run", "--detach", f"--name={host.name}", f"--hostname={host.name}", *options, platform["image"]]
-
 
 def make_key() -> None:
     """Make the key that the lab's hosts let in."""
@@ -244,8 +227,9 @@ def lets_in(host: Host) -> bool:
 
 def write_ssh_config(these: Iterable[Host]) -> None:
     """Make `ssh -F .cache/lab/ssh_config dev-1` work."""
-    common = f'  User ops\n  IdentityFile "{KEY}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
-    common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{KNOWN_HOSTS}"\n'
+    key, known = (str(path).replace("%", "%%") for path in (KEY, KNOWN_HOSTS))  # ssh reads %h and the like in paths
+    common = f'  User ops\n  IdentityFile "{key}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
+    common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{known}"\n'
     SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
 
 

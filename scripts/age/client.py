@@ -63,12 +63,13 @@ def switch(schedules: list[list[str]], *, active: bool) -> None:
 # -- MLflow
 
 
-def run_in(client: Any, experiment: str, *, metal: str, tags: dict[str, str] | None = None) -> str:
-    """Make a run with a parameter, a metric, a file and a model; return its id."""
+def run_in(client: Any, experiment: str, *, metal: str, tags: dict[str, str] | None = None, note: str = "") -> str:
+    """Make a run with a parameter, a metric, a model and, with some words in it, a file; return its id."""
     run = client.create_run(experiment, tags=tags).info.run_id
     client.log_param(run, "metal", metal)
     client.log_metric(run, "score", 1.0)
-    client.log_text(run, "by hand", "note.txt")
+    if note:
+        client.log_text(run, note, "note.txt")
     model = client.create_logged_model(experiment, name="model", source_run_id=run)
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run, [__import__("mlflow").entities.LoggedModelOutput(model.model_id, 0)])
@@ -94,8 +95,8 @@ def smoke_name() -> str:
 def theirs_in_mlflow(word: str) -> dict[str, list[str]]:
     """Make what a team has in MLflow, in its bins too; return the experiments that are to look old, and all."""
     client = __import__("mlflow").MlflowClient()
-    bins = experiment_of(client, f"{word}-bins", hidden=False, metal="gold")
-    gone = run_in(client, bins, metal="gold")
+    bins = experiment_of(client, f"{word}-bins", hidden=False, metal="gold", note="theirs")
+    gone = run_in(client, bins, metal="gold", note="theirs")
     client.delete_run(gone)
     model = client.create_logged_model(bins, name="hidden")
     client.delete_logged_model(model.model_id)
@@ -105,10 +106,10 @@ def theirs_in_mlflow(word: str) -> dict[str, list[str]]:
     client.delete_model_version(word, "1")
     client.set_registered_model_alias(word, "champion", "2")
     traps = [
-        experiment_of(client, f"{word}-hidden", hidden=True, metal="gold"),
-        experiment_of(client, f"{SMOKE}-{word}", hidden=True, metal="gold"),
+        experiment_of(client, f"{word}-hidden", hidden=True, metal="gold", note="theirs"),
+        experiment_of(client, f"{SMOKE}-{word}", hidden=True, metal="gold", note="theirs"),
         # Named as smoke's are, with somebody's work in it, or with somebody else's files for its own.
-        experiment_of(client, smoke_name(), hidden=True, metal="gold"),
+        experiment_of(client, smoke_name(), hidden=True, metal="gold", note="theirs"),
         experiment_of(client, smoke_name(), hidden=True, location=f"mlflow-artifacts:/{bins}"),
     ]
     return {"old": traps, "all": [bins, *traps]}
@@ -119,9 +120,12 @@ def left_in_mlflow() -> list[str]:
     client, name = __import__("mlflow").MlflowClient(), smoke_name()
     place = f"mlflow-artifacts:/0/{SMOKE}/{name[-12:]}"
     return [
+        # Its files would stay as old versions, which no key may delete there.
         experiment_of(client, smoke_name(), hidden=True, metal="iron"),
         experiment_of(client, smoke_name(), hidden=True),
-        experiment_of(client, name, hidden=False, location=place, metal="iron", tags={"metalworks.smoke": "1"}),
+        experiment_of(
+            client, name, hidden=False, location=place, metal="iron", note="left", tags={"metalworks.smoke": "1"}
+        ),
     ]
 
 
@@ -163,8 +167,8 @@ def left_in_prefect() -> list[str]:
     return [flow_of(name, SMOKE, ENTRYPOINT), prefect("/flows/", {"name": f"{name[:-8]}{uuid.uuid4().hex[:8]}"})["id"]]
 
 
-def remove_theirs(word: str, flows: list[str]) -> None:
-    """Remove from Prefect and MLflow's registry what was made for people; experiments are the server's to remove."""
+def remove_from_prefect(word: str, flows: list[str]) -> None:
+    """Remove from Prefect what was made for people."""
     for flow in flows:
         for run in prefect("/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}}):
             prefect(f"/flow_runs/{run['id']}", method="DELETE")
@@ -174,6 +178,10 @@ def remove_theirs(word: str, flows: list[str]) -> None:
     prefect(f"/variables/name/{word.replace('-', '_')}", method="DELETE")
     block = prefect(f"/block_types/slug/secret/block_documents/name/{word}", method="GET")["id"]
     prefect(f"/block_documents/{block}", method="DELETE")
+
+
+def remove_model(word: str) -> None:
+    """Remove the registered model that was made for people; their experiments are the server's to remove."""
     __import__("mlflow").MlflowClient().delete_registered_model(word)
 
 
@@ -182,7 +190,7 @@ def remove_theirs(word: str, flows: list[str]) -> None:
 
 def left_folder() -> str:
     """Make the folder of a session that was killed, old enough; return its path."""
-    folder = Path(f"/tmp/{SMOKE}-left")  # noqa: S108 - where sessions make theirs
+    folder = Path(f"/tmp/{SMOKE}-01abc_yz")  # noqa: S108 - where sessions make theirs
     folder.mkdir(exist_ok=True)
     (folder / "model").write_text("half a model")
     os.utime(folder, (0, 0))

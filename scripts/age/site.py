@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +182,18 @@ with contextlib.closing(psycopg2.connect(url)) as connection, connection, connec
 @contextmanager
 def others(word: str = "age-theirs") -> Iterator[None]:
     """Have other people's things in every bin, bucket and list; they are taken away again."""
-    mlflow = as_developer(f"theirs_in_mlflow({word!r})")
-    prefect = as_developer(f"theirs_in_prefect({word!r})")
-    look_old(mlflow["old"], prefect["old"])
-    at_the_store(f"put_theirs({word!r})")
-    folder = f"/tmp/metalworks-smoke-{word}"  # noqa: S108 - named as a session's is
-    over_ssh(DEVELOPERS, f"sudo -u {OTHER} sh -c 'mkdir {folder} && touch --date=@0 {folder}'")
-    try:
-        yield
-    finally:
-        over_ssh(DEVELOPERS, f"sudo rmdir {folder}")
-        as_developer(f"remove_theirs({word!r}, {prefect['all']!r})")
+    with ExitStack() as stack:
+        mlflow = as_developer(f"theirs_in_mlflow({word!r})")
+        stack.callback(remove_experiments, mlflow["all"])
+        stack.callback(as_developer, f"remove_model({word!r})")
+        prefect = as_developer(f"theirs_in_prefect({word!r})")
+        stack.callback(as_developer, f"remove_from_prefect({word!r}, {prefect['all']!r})")
+        look_old(mlflow["old"], prefect["old"])
         places = [("", f"{word}/"), ("", f"metalworks-smoke-{word}/")]
-        at_the_store(f"remove({[*places, *(('mlflow-artifacts', f'{each}/') for each in mlflow['all'])]!r})")
-        remove_experiments(mlflow["all"])
+        places += [("mlflow-artifacts", f"{each}/") for each in mlflow["all"]]
+        stack.callback(at_the_store, f"remove({places!r})")
+        at_the_store(f"put_theirs({word!r})")
+        folder = f"/tmp/metalworks-smoke-{word}"  # noqa: S108 - named nearly as a session's is
+        over_ssh(DEVELOPERS, f"sudo -u {OTHER} sh -c 'mkdir {folder} && touch --date=@0 {folder}'")
+        stack.callback(over_ssh, DEVELOPERS, f"sudo rmdir {folder}")
+        yield

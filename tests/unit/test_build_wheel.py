@@ -26,4 +26,9 @@ def test_old_wheels_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", build)
     wheel = build_wheel.build()
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"somebody-elses", wheel.parent.name, *(f"{age:016x}" for age in range(build_wheel.KEPT - 1))}
+    assert left == {
+        ".lock",
+        "somebody-elses",
+        wheel.parent.name,
+        *(f"{age:016x}" for age in range(build_wheel.KEPT - 1)),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     found = Site(tmp_path)
     for name, value in {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache", "MARK": "set"}.items():
         monkeypatch.setenv(name, str(value))
+    # The command sets it where it is not set; set here first, it is taken back in the end.
+    monkeypatch.setenv("UV_CACHE_DIR", "")
+    monkeypatch.delenv("UV_CACHE_DIR")
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "ada")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "ada@example.org")
@@ -101,7 +105,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     found.write(prefect_yaml=FILE, flows_py=FLOW, requirements_txt=f"prefect=={PREFECT}\n")
     python = tmp_path / "environment/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text(PYTHON.format(given=found.given, python=sys.executable))
+    python.write_text(PYTHON.format(given=shlex.quote(str(found.given)), python=shlex.quote(sys.executable)))
     python.chmod(0o755)
     monkeypatch.chdir(found.project)
     monkeypatch.setattr(command, "environment_of", lambda *_: python.parents[1])

@@ -6,6 +6,7 @@ import grp
 import json
 import os
 import pwd
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def test_what_its_program_refuses_does_not_count(tmp_path: Path, capsys: pytest.
     place = tmp_path / "a.json"
     place.write_text("{}")
     place.chmod(0o644)
-    wanted = [{"path": str(place), "content": "no json", "validate": f"{sys.executable} -m json.tool %s", **ME}]
+    judge = f"{shlex.quote(sys.executable)} -m json.tool %s"
+    wanted = [{"path": str(place), "content": "no json", "validate": judge, **ME}]
     answer = call(capsys, files=wanted)
     assert answer["failed"]
     assert "would not be valid; it was not changed" in answer["msg"]

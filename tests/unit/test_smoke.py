@@ -449,7 +449,9 @@ def test_a_flow_goes_with_its_runs() -> None:
 
 def test_a_session_removes_folders_that_killed_ones_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(client.tempfile, "tempdir", str(tmp_path))
-    old, new, theirs = (tmp_path / name for name in (f"{client.PLACE}-old", f"{client.PLACE}-new", "theirs"))
+    old, new, theirs = (
+        tmp_path / name for name in (f"{client.PLACE}-01abc_yz", f"{client.PLACE}-01abc_xx", f"{client.PLACE}-theirs-x")
+    )
     for folder in (old, new, theirs):
         (folder / "in").mkdir(parents=True)
     for folder in (old, theirs):
@@ -457,7 +459,7 @@ def test_a_session_removes_folders_that_killed_ones_left(monkeypatch: pytest.Mon
     before = signal.getsignal(signal.SIGTERM)
     client.main([])
     signal.signal(signal.SIGTERM, before)
-    assert {path.name for path in tmp_path.iterdir()} == {new.name, "theirs"}
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, theirs.name}
 
 
 def test_what_a_check_made_is_told_also_when_it_failed(

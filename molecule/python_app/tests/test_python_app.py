@@ -111,7 +111,7 @@ def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged, play):
 
 @drifts
 def test_a_service_that_does_not_get_healthy_shows_its_journal(host, play):
-    result = play(worker_command="bin/python -c 'raise SystemExit(\"the reason\")'", worker_health_timeout="20")
+    result = play(worker_command="bin/python -c 'raise SystemExit(\"the reason\")'", worker_health_timeout="5")
     assert result.returncode != 0
     assert "demo-worker.service" in result.stdout
     assert "the reason" in result.stdout

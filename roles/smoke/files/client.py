@@ -352,6 +352,7 @@ def versions(service: str, state: str, status: str) -> str:
 # -- Flows
 
 ENTRYPOINT = "metalworks.smoke_flow.smoke"  # the worker's environment holds it: no code is fetched
+LAST = "Finished in state"  # Prefect's last words in a run's log
 
 
 def remove_flow(ask: Callable[..., Any], flow_id: str) -> None:
@@ -403,6 +404,10 @@ def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
             said = ask("/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
             words = " | ".join(line["message"] for line in said[-3:])
             raise AssertionError(f"the run ended as {done['state_name']}: {done['state']['message']} {words[-600:]}")
+        # The end of its log may come after the end of the run, and would stay when the run is gone.
+        logs = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: [line for line in ask("/logs/filter", "POST", logs) if LAST in line["message"]], 10, "log")
         worker = done["labels"].get("prefect.worker.name", "no worker's name")
         return f"flow run completed by {worker}"
     finally:
@@ -488,8 +493,8 @@ def main(checks: list[dict[str, Any]]) -> None:
     """Do the checks one after the other and print a line for each."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # what was made is still taken away
     for left in Path(tempfile.gettempdir()).glob(f"{PLACE}-*"):
-        known = left.lstat()
-        if known.st_uid == os.getuid() and time.time() - known.st_mtime > LEFT_SECONDS:
+        known, ours = left.lstat(), re.fullmatch(f"{PLACE}-[a-z0-9_]{{8}}", left.name)  # as the folder below is named
+        if ours and known.st_uid == os.getuid() and time.time() - known.st_mtime > LEFT_SECONDS:
             shutil.rmtree(left)
     with tempfile.TemporaryDirectory(
         prefix=f"{PLACE}-"

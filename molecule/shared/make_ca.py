@@ -1,4 +1,4 @@
-"""Put two CAs into the scenario's folder, made as `make secrets` makes a site's; scenario postgresql does it too."""
+"""Put two CAs into the scenario's folder, made as `make secrets` makes a site's."""
 
 from __future__ import annotations
 

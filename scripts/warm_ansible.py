@@ -1,0 +1,44 @@
+"""Run ansible-playbook from a process that has Ansible loaded, for tests that play something small again and again.
+
+It is Ansible's own program, forked for each play from a process that loaded it once and packs each module once
+(`multiprocessing`'s fork server). What Ansible reads when it is loaded, ansible.cfg and the environment, stays as it
+was at the first play.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from scripts.common import ROOT
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# pytest is what the program is that plays are started from, and each process would import it again.
+CONTEXT.set_forkserver_preload(["ansible.cli.playbook", "pytest"])
+
+
+def _play(argv: list[str], outputs: tuple[Path, Path]) -> None:
+    """Be ansible-playbook, with standard output and error in these files."""
+    from ansible.cli.playbook import PlaybookCLI
+
+    os.chdir(ROOT)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    PlaybookCLI.cli_executor(argv)
+
+
+def ansible_playbook(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run playbooks in the project's folder; how they ended is for the caller to judge."""
+    os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
+    argv = ["ansible-playbook", *map(str, arguments)]
+    with tempfile.TemporaryDirectory(prefix="metalworks-play-") as folder:
+        outputs = Path(folder, "stdout"), Path(folder, "stderr")
+        child = CONTEXT.Process(target=_play, args=(argv, outputs))
+        child.start()
+        child.join()
+        printed, complained = (path.read_text(errors="replace") if path.exists() else "" for path in outputs)
+    return subprocess.CompletedProcess(argv, child.exitcode or 0, printed, complained)
