@@ -186,7 +186,7 @@ def plot(seen: Seen, file: Path) -> None:
         panel.plot(hosts, [line[1] + line[0] * count for count in hosts], color="#0b7a75", label=label)
     for size in seen.sizes:
         panel.scatter([size.hosts] * len(size.runs), size.runs, s=12, color="#0b7a75", alpha=0.4)
-        place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+        place = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center"}
         panel.annotate(f"{size.seconds:.0f} s", (size.hosts, size.seconds), **place)
     panel.scatter(hosts, [size.seconds for size in seen.sizes], color="#0b7a75", zorder=3)
     title = "site.yml on a converged lab, the checks included"
@@ -195,6 +195,7 @@ def plot(seen: Seen, file: Path) -> None:
             title += f"\n{count} new hosts join at once in {seconds:.0f} s (wanted: at most {limit:g} s)"
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_xlabel("hosts of the platform")
+    panel.set_xticks(hosts)
     panel.set_ylabel("seconds")
     panel.set_ylim(bottom=0)
     panel.legend(loc="upper left", frameon=False)
