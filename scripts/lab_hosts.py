@@ -164,6 +164,7 @@ def discard(*these: Host) -> None:
     KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in lines if line.split()[0] not in gone))
     write_ssh_config(hosts(containers()))
 
+
 def make_key() -> None:
     """Make the key that the lab's hosts let in."""
     if not KEY.exists():

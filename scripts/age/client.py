@@ -167,8 +167,8 @@ def left_in_prefect() -> list[str]:
     return [flow_of(name, SMOKE, ENTRYPOINT), prefect("/flows/", {"name": f"{name[:-8]}{uuid.uuid4().hex[:8]}"})["id"]]
 
 
-def remove_from_prefect(word: str, flows: list[str]) -> None:
-    """Remove from Prefect what was made for people."""
+def remove_theirs(word: str, flows: list[str]) -> None:
+    """Remove what was made for people, but for their experiments, which are the server's to remove."""
     for flow in flows:
         for run in prefect("/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}}):
             prefect(f"/flow_runs/{run['id']}", method="DELETE")
@@ -178,10 +178,6 @@ def remove_from_prefect(word: str, flows: list[str]) -> None:
     prefect(f"/variables/name/{word.replace('-', '_')}", method="DELETE")
     block = prefect(f"/block_types/slug/secret/block_documents/name/{word}", method="GET")["id"]
     prefect(f"/block_documents/{block}", method="DELETE")
-
-
-def remove_model(word: str) -> None:
-    """Remove the registered model that was made for people; their experiments are the server's to remove."""
     __import__("mlflow").MlflowClient().delete_registered_model(word)
 
 

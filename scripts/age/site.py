@@ -7,8 +7,10 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,18 @@ def rows(database: str) -> set[str]:
 
 
 def files(host: str) -> set[str]:
-    """Return a line for each file and folder of a host that nobody but us would make."""
-    found = over_ssh(host, f"sudo find {PLACES} -xdev -print").splitlines()
+    """Return a line for each file and folder of a host that nobody but us would make.
+
+    Of Python's environments and uv's cache there is a line for each, and none for what is in them.
+    """
+    inside = "'(' -path '*/site-packages/*' -o -path '*/archive-v0/*/*' ')' -prune"
+    found = over_ssh(host, f"sudo find {PLACES} -xdev {inside} -o -print").splitlines()
     return {f"{host}: {path}" for path in found if not PASSING_FILES.search(path)}
+
+
+def objects() -> set[str]:
+    """Return a line for each version of each object, and for each mark of a deleted one."""
+    return {f"object: {line}" for line in at_the_store(f"everything(['{LOGGED}'])")}
 
 
 def logged() -> set[str]:
@@ -94,12 +105,10 @@ def logged() -> set[str]:
 
 def standing() -> set[str]:
     """Return everything on the lab, a line each."""
-    found = {f"object: {line}" for line in at_the_store(f"everything(['{LOGGED}'])")}
-    for database in (*WHOLE, "prefect"):
-        found |= rows(database)
-    for host in PLATFORM:
-        found |= files(host)
-    return found | logged()
+    looks: list[Callable[[], set[str]]] = [partial(rows, database) for database in (*WHOLE, "prefect")]
+    looks += [*(partial(files, host) for host in PLATFORM), objects, logged]
+    with ThreadPoolExecutor() as pool:
+        return set().union(*pool.map(lambda look: look(), looks))
 
 
 def differences(before: set[str], after: set[str]) -> list[str]:
@@ -155,8 +164,7 @@ def look_old(experiments: Iterable[str], flows: Iterable[str]) -> None:
 
 def leave() -> None:
     """Leave what checks left that were killed, and earlier versions of them."""
-    look_old(as_developer("left_in_mlflow()"), as_developer("left_in_prefect()"))
-    as_developer("left_folder()")
+    look_old(*as_developer("[left_in_mlflow(), left_in_prefect(), left_folder()]")[:2])
 
 
 def remove_experiments(ids: list[str]) -> None:
@@ -183,11 +191,9 @@ with contextlib.closing(psycopg2.connect(url)) as connection, connection, connec
 def others(word: str = "age-theirs") -> Iterator[None]:
     """Have other people's things in every bin, bucket and list; they are taken away again."""
     with ExitStack() as stack:
-        mlflow = as_developer(f"theirs_in_mlflow({word!r})")
+        mlflow, prefect = as_developer(f"[theirs_in_mlflow({word!r}), theirs_in_prefect({word!r})]")
         stack.callback(remove_experiments, mlflow["all"])
-        stack.callback(as_developer, f"remove_model({word!r})")
-        prefect = as_developer(f"theirs_in_prefect({word!r})")
-        stack.callback(as_developer, f"remove_from_prefect({word!r}, {prefect['all']!r})")
+        stack.callback(as_developer, f"remove_theirs({word!r}, {prefect['all']!r})")
         look_old(mlflow["old"], prefect["old"])
         places = [("", f"{word}/"), ("", f"metalworks-smoke-{word}/")]
         places += [("mlflow-artifacts", f"{each}/") for each in mlflow["all"]]

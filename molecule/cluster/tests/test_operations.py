@@ -6,16 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from clients import DOMAIN
+from clients import ADDRESSES, DOMAIN
 from conftest import Reach
 from test_hosts import PLATFORM
 from testinfra.host import Host
 
 from scripts import lab_hosts
-from scripts.common import BUILD, ROOT, environment
+from scripts.common import BUILD, ROOT, environment, wait_until
 
 FIFTH = lab_hosts.Host("cpu-2", "198.51.100.32")
 
@@ -105,6 +106,8 @@ def test_a_database_that_is_killed_comes_back_and_all_work_on(reach: Reach) -> N
 def test_everything_that_is_killed_comes_back_by_itself(reach: Reach) -> None:
     before = {name: killed(reach(name), *units, "ssh") for name, units in UNITS.items()}
     for name, units in UNITS.items():
+        machine = lab_hosts.Host(name, ADDRESSES[name])
+        wait_until(partial(lab_hosts.lets_in, machine), f"{name} lets nobody in", 30)
         back(reach(name), before[name], units)
 
 
