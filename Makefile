@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
+BEGAN := $(shell date +%s)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Tools with trust stores of their own use the machine's, so that a company's CA works.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
@@ -52,8 +53,10 @@ unit: environment ## argument specs, templates, unit tests
 test-fast: environment ## lint and unit tests side by side: no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
-test: test-fast ## everything CI runs: test-fast, then the molecule scenarios
-	@$(PYTHON) -m scripts.scenarios
+test: ## everything CI runs: test-fast, then the molecule scenarios
+	@rm -f build/test.json
+	+@$(MAKE) --no-print-directory test-fast
+	@$(PYTHON) -m scripts.scenarios --began $(BEGAN)
 
 test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host without a device
 	@$(PYTHON) -m scripts.scenarios nvidia

@@ -132,8 +132,8 @@ def add(host: Host) -> str:
     """Start one more host, made as the scenario's are; the inventory's line is the user's part."""
     if host.name in containers():
         raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
-    platform = {"name": host.name, "labels": dict([LABEL.split("=")])}
-    platform["networks"] = [{"name": NETWORK, "ipv4_address": host.address}]
+    network = {"name": NETWORK, "ipv4_address": host.address}
+    platform = {"name": host.name, "labels": dict([LABEL.split("=")]), "networks": [network]}
     choices = json.dumps({"platforms": [platform], "networks": []})
     executable = Path(sys.executable).with_name("ansible-playbook")
     logged([executable, CREATE, "--extra-vars", choices], extra_env=molecule_environment())
@@ -224,6 +224,15 @@ def remove() -> None:
         logged(["docker", "rm", "--force", "--volumes", *names])
     if capture(["docker", "network", "ls", "-q", "--filter", f"name=^{NETWORK}$"]).strip():
         logged(["docker", "network", "rm", NETWORK])
+
+
+def remove_scenario(name: str) -> None:
+    """Remove the hosts of a scenario, and their network."""
+    label = f"label=metalworks.scenario={name}"
+    if containers := capture(["docker", "ps", "-aq", "--filter", label]).split():
+        logged(["docker", "rm", "--force", "--volumes", *containers])
+    if networks := capture(["docker", "network", "ls", "-q", "--filter", label]).split():
+        logged(["docker", "network", "rm", *networks])
 
 
 def main() -> None:
