@@ -206,6 +206,8 @@ def write_ssh_config(these: Iterable[Host]) -> None:
     """Make `ssh -F .cache/lab/ssh_config dev-1` work."""
     common = f'  User ops\n  IdentityFile "{KEY}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
     common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{KNOWN_HOSTS}"\n'
+    # The connections that Ansible keeps for the inventory, and the same way to them: one login for many questions.
+    common += f'  ControlMaster auto\n  ControlPath "{CONTROL_SOCKETS}/%h"\n  ControlPersist 10m\n'
     SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
 
 
