@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
+BEGAN := $(shell date +%s)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is set, every program of a test or a play compiles all that it imports, every time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -54,8 +55,10 @@ unit: environment ## argument specs, templates, unit tests
 test-fast: environment ## lint and unit tests side by side: no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
-test: test-fast ## everything CI runs: test-fast, then the molecule scenarios
-	@$(PYTHON) -m scripts.scenarios
+test: ## everything CI runs: test-fast, then the molecule scenarios
+	@rm -f build/test.json
+	+@$(MAKE) --no-print-directory test-fast
+	@$(PYTHON) -m scripts.scenarios --began $(BEGAN)
 
 scenarios: environment ## the molecule scenarios alone, or some (NAMES="gateway hardening")
 	@$(PYTHON) -m scripts.scenarios $(NAMES)

@@ -228,9 +228,12 @@ def lets_in(host: Host) -> bool:
 
 def write_ssh_config(these: Iterable[Host]) -> None:
     """Make `ssh -F .cache/lab/ssh_config dev-1` work."""
-    key, known = (str(path).replace("%", "%%") for path in (KEY, KNOWN_HOSTS))  # ssh reads %h and the like in paths
+    # ssh reads %h and the like in paths.
+    key, known, sockets = (str(path).replace("%", "%%") for path in (KEY, KNOWN_HOSTS, CONTROL_SOCKETS))
     common = f'  User ops\n  IdentityFile "{key}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
     common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{known}"\n'
+    # The connections that Ansible keeps for the inventory, and the same way to them: one login for many questions.
+    common += f'  ControlMaster auto\n  ControlPath "{sockets}/%h"\n  ControlPersist 10m\n'
     SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
 
 
@@ -249,6 +252,15 @@ def remove() -> None:
         logged(["docker", "rm", "--force", "--volumes", *names])
     if capture(["docker", "network", "ls", "-q", "--filter", f"name=^{NETWORK}$"]).strip():
         logged(["docker", "network", "rm", NETWORK])
+
+
+def remove_scenario(name: str) -> None:
+    """Remove the hosts of a scenario, and their network."""
+    label = f"label=metalworks.scenario={name}"
+    if containers := capture(["docker", "ps", "-aq", "--filter", label]).split():
+        logged(["docker", "rm", "--force", "--volumes", *containers])
+    if networks := capture(["docker", "network", "ls", "-q", "--filter", label]).split():
+        logged(["docker", "network", "rm", *networks])
 
 
 def main() -> None:

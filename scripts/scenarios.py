@@ -1,7 +1,7 @@
-"""Run molecule's scenarios one after another, show how far they are, keep everything in build/test.log.
+"""Run molecule's scenarios, as many at once as there are processors, and keep what they print in build/test-<name>.log.
 
 Without names: every scenario of CI. The cluster's hosts have the lab's names and addresses, so this refuses to
-run beside a lab; hosts that an interrupted test left are removed.
+run it beside a lab; hosts that an interrupted test left are removed.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -24,26 +28,41 @@ from scripts import docker_engine, host_image, lab_hosts, make_secrets
 from scripts.common import BUILD, CACHE, ROOT, ProblemError, end, environment, lock
 from scripts.lab import minio_in_background
 from scripts.progress import Expectation, against
-from scripts.run_playbook import COLOURS, expectation, remember
+from scripts.run_playbook import COLOURS, INTERRUPTED, expectation, remember
+from scripts.test_times import VERDICT, Times, report
 
 SCENARIOS = ROOT / "molecule"
-LOG = BUILD / "test.log"
 SLOW = {"nvidia"}  # only by name: `make test-nvidia`
+PROCESSORS = {"cluster": 2}
+"""How many a scenario keeps busy, where that is more than one."""
+NEED_MINIO = {"cluster", "object_store"}
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
-TASK = re.compile(r"^(?:TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
+TASK = re.compile(r"^(TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
 FAILED_STEP = re.compile(r" > (\w+)\]?:? Executed: Failed")
 FAILURE = re.compile(r"^(?:FAILED|ERROR) \S+\.py\b|^(?:fatal|failed): \[")  # pytest's summary; Ansible's hosts
 TAIL = 60
+PATIENCE = 10.0
+"""Seconds that a scenario is given to end by itself when it is told to."""
 
 
 def in_ci(directory: Path = SCENARIOS) -> list[str]:
-    """The scenarios of CI: the small ones first, the whole cluster last."""
-    names = sorted(path.parent.name for path in directory.glob("*/molecule.yml"))
-    return sorted((name for name in names if name not in SLOW), key=lambda name: name == "cluster")
+    """The scenarios of CI."""
+    return sorted(path.parent.name for path in directory.glob("*/molecule.yml") if path.parent.name not in SLOW)
+
+
+def in_order(names: Iterable[str], processors: int) -> list[str]:
+    """What takes long comes first; but the cluster last where nothing fits beside it, as small ones fail sooner."""
+
+    def key(name: str) -> tuple[bool, float]:
+        expected = expectation(f"molecule-{name}")
+        alone = PROCESSORS.get(name, 1) >= max(processors, 2)
+        return alone, -expected.seconds if expected else 0.0
+
+    return sorted(names, key=key)
 
 
 def prepare() -> None:
-    """What scenarios take for granted: engine, image, key, secrets; and no lab that somebody uses.
+    """What the cluster takes for granted: engine, image, key, secrets; and no lab that somebody uses.
 
     In CI the machine is the job's: hosts that are there were left by one that was killed, perhaps of another clone.
     """
@@ -60,107 +79,180 @@ def prepare() -> None:
     make_secrets.ensure(lab_hosts.INVENTORY, also_given=True)
 
 
-class View:
-    """What a person sees of a running scenario."""
+class Scenario:
+    """A scenario while it runs: what it does, and what a person sees of it."""
 
-    def __init__(self, console: Console, name: str, position: str) -> None:
-        """Show scenario `name`, the `position`-th of all."""
-        self.console, self.name, self.position = console, name, position
+    def __init__(self, console: Console, name: str) -> None:
+        """Show scenario `name` on `console`."""
+        self.console, self.name = console, name
         self.expected = expectation(f"molecule-{name}")
         self.started = time.monotonic()
-        self.step = self.task = self.failed_step = ""
+        self.step_name = self.task = self.failed_step = ""
         self.failures = defaultdict[str, list[str]](list)  # of each step: what is rescued in one failed nothing
         self.tasks = 0
+        self.times = Times(name)
+        self.last = deque[str](maxlen=TAIL)
+        self.process: subprocess.Popen[str] | None = None
+        self.unwanted = False
+
+    @property
+    def log(self) -> Path:
+        """Where everything is."""
+        return BUILD / f"test-{self.name}.log"
 
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started
 
-    def take(self, line: str) -> None:
-        """Learn from a line of molecule's output."""
-        if found := STEP.search(line):
-            self.step, self.task = found.group(1), ""
-            if not self.console.is_terminal:
-                self.console.print(
-                    f"{self} {self.step} ({against(self.elapsed, self.expected)})", highlight=False, markup=False
-                )
-        elif found := TASK.match(line):
-            self.task = found.group(1)
-            self.tasks += 1
-        elif found := FAILED_STEP.search(line):
-            self.failed_step = self.failed_step or found.group(1)
-        elif FAILURE.match(line):
-            self.failures[self.step].append(f"{self.task}: {line}" if self.task else line)
-
-    def verdict(self) -> str:
-        """What failed, for the end of the output: molecule goes on to remove the hosts, which hides it."""
-        step = self.failed_step or self.step
-        where = f"FAILED: {self.name}, in its step {step}\nEverything is in {LOG.relative_to(ROOT)}"
-        return "\n".join((where, *self.failures[step]))
-
-    def __str__(self) -> str:
-        """The scenario and its place among all."""
-        return f"[{self.position}] {self.name}"
-
-    def __rich__(self) -> Text:
-        """What is drawn on a terminal."""
-        total = f"/{self.expected.tasks}" if self.expected and self.expected.tasks >= self.tasks else ""
-        text = f"{self} > {self.step}  task {self.tasks}{total}  {against(self.elapsed, self.expected)}\n  {self.task}"
-        return Text(text, no_wrap=True)
-
-
-def run(name: str, console: Console, position: str) -> bool:
-    """Test one scenario; whether it passed."""
-    view, last = View(console, name, position), deque[str](maxlen=TAIL)
-    command = [str(Path(sys.executable).with_name("molecule")), "test", "-s", name]
-    state = {"MOLECULE_EPHEMERAL_DIRECTORY": str(lab_hosts.STATE if name == "cluster" else CACHE / "molecule" / name)}
-    with LOG.open("a") as log, Live(view, console=console, transient=True, auto_refresh=console.is_terminal):
-        child = subprocess.Popen(
-            command,
+    def run(self) -> bool:
+        """Test it; whether it passed."""
+        state = lab_hosts.STATE if self.name == "cluster" else CACHE / "molecule" / self.name
+        shutil.rmtree(state, ignore_errors=True)  # molecule believes its notes, not the engine
+        self.times.junit.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("molecule")), "test", "-s", self.name],
             cwd=ROOT,
-            env=environment({**lab_hosts.molecule_environment(), **state}),
+            env=environment({**lab_hosts.molecule_environment(), "MOLECULE_EPHEMERAL_DIRECTORY": str(state)}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,
         )
-        for raw in child.stdout or ():
-            line = COLOURS.sub("", raw).rstrip()
-            log.write(f"{line}\n")
-            log.flush()
-            last.append(line)
-            view.take(line)
-        passed = child.wait() == 0
-    if passed:
-        remember(f"molecule-{name}", Expectation(view.tasks, round(view.elapsed, 1)))
-        console.print(
-            f"{view}: passed ({against(view.elapsed, view.expected)})", style="green", highlight=False, markup=False
-        )
-    else:
-        console.print("\n".join(last), highlight=False, markup=False, soft_wrap=True)
-        console.print(f"\n{view.verdict()}", style="red", highlight=False, markup=False, soft_wrap=True)
-    return passed
+        if self.unwanted:
+            self.end()
+        with self.log.open("w") as log:
+            for raw in self.process.stdout or ():
+                line = COLOURS.sub("", raw).rstrip()
+                log.write(f"{line}\n")
+                log.flush()
+                self.take(line)
+        passed = self.process.wait() == 0
+        self.times.end(self.elapsed)
+        if passed:
+            remember(f"molecule-{self.name}", Expectation(self.tasks, round(self.elapsed, 1)))
+            self.say(f"{self.name}: passed ({against(self.elapsed, self.expected)})", style="green")
+        return passed
+
+    def take(self, line: str) -> None:
+        """Learn from a line of molecule's output."""
+        self.last.append(line)
+        if found := STEP.search(line):
+            self.step_name, self.task = found.group(1), ""
+            self.times.step(self.step_name, self.elapsed)
+            if not self.console.is_terminal:
+                self.say(f"{self.name} > {self.step_name} ({against(self.elapsed, self.expected)})")
+        elif found := TASK.match(line):
+            kind, self.task = found.groups()
+            self.tasks += 1
+            self.times.task("" if kind == "PLAY" else self.task, self.elapsed)
+        elif line.startswith("PLAY RECAP"):
+            self.times.task("", self.elapsed)
+        elif found := FAILED_STEP.search(line):
+            self.failed_step = self.failed_step or found.group(1)
+        elif FAILURE.match(line):
+            self.failures[self.step_name].append(f"{self.task}: {line}" if self.task else line)
+
+    def end(self) -> None:
+        """Have it end now, with everything that it started."""
+        self.unwanted = True
+        if self.process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE)
+
+    def tell(self) -> None:
+        """Say what failed, as the last words: molecule goes on to remove the hosts, which hides it."""
+        self.say("\n".join(self.last))
+        self.say(f"\n{self.verdict()}", style="red")
+
+    def verdict(self) -> str:
+        """What failed, in a few lines."""
+        step = self.failed_step or self.step_name
+        where = f"FAILED: {self.name}, in its step {step}\nEverything is in {self.log.relative_to(ROOT)}"
+        return "\n".join((where, *self.failures[step]))
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """A line as it is."""
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def __rich__(self) -> Text:
+        """What is drawn on a terminal."""
+        total = f"/{self.expected.tasks}" if self.expected and self.expected.tasks >= self.tasks else ""
+        text = f"{self.name} > {self.step_name}  task {self.tasks}{total}  {against(self.elapsed, self.expected)}"
+        return Text(f"{text}\n  {self.task}", no_wrap=True)
+
+
+def run(names: Sequence[str], processors: int, console: Console) -> tuple[list[Scenario], Scenario | None]:
+    """Test the scenarios; return those that were begun, and the first that failed, which ends the others."""
+    waiting, begun, failed = deque(names), list[Scenario](), None
+    running = dict[Future[bool], Scenario]()
+
+    def drawn() -> Group:
+        return Group(*running.values())
+
+    with (
+        ThreadPoolExecutor(max_workers=len(names)) as pool,
+        Live(get_renderable=drawn, console=console, transient=True, auto_refresh=console.is_terminal),
+    ):
+        try:
+            while (waiting or running) and not failed:
+                while waiting and fits(waiting[0], [each.name for each in running.values()], processors):
+                    begun.append(scenario := Scenario(console, waiting.popleft()))
+                    running[pool.submit(scenario.run)] = scenario
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    scenario = running.pop(done)
+                    if not done.result():
+                        failed = failed or scenario
+        finally:
+            for scenario in running.values():
+                scenario.end()
+    return begun, failed
+
+
+def fits(name: str, running: Iterable[str], processors: int) -> bool:
+    """Whether one more scenario has processors of its own; one alone is always run."""
+    busy = sum(PROCESSORS.get(each, 1) for each in running)
+    return not busy or busy + PROCESSORS.get(name, 1) <= processors
 
 
 def main() -> int:
     """Run the named scenarios, or all of CI; stop at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*")
-    names = parser.parse_args().scenarios or in_ci()
+    parser.add_argument("--processors", type=int, default=os.cpu_count() or 1, help="default: this machine's")
+    parser.add_argument("--began", type=float, default=time.time(), help="when `make test` began, seconds since 1970")
+    arguments = parser.parse_args()
+    names = in_order(arguments.scenarios or in_ci(), arguments.processors)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     BUILD.mkdir(exist_ok=True)
-    LOG.write_text("")
-    with lock("lab"):
-        prepare()
-        try:
-            with minio_in_background():
-                return 0 if all(run(name, console, f"{i}/{len(names)}") for i, name in enumerate(names, 1)) else 1
-        finally:
-            lab_hosts.remove()
-            lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
+    VERDICT.unlink(missing_ok=True)
+    with lock("scenarios"), ExitStack() as stack:
+        if "cluster" in names:
+            stack.enter_context(lock("lab"))
+            prepare()
+            stack.callback(lab_hosts.MADE_BY_TESTS.unlink, missing_ok=True)
+            stack.callback(lab_hosts.remove)
+        else:
+            docker_engine.ensure()
+            host_image.ensure()
+        for name in names:
+            if name != "cluster":
+                lab_hosts.remove_scenario(name)
+                stack.callback(lab_hosts.remove_scenario, name)
+        if NEED_MINIO & {*names}:
+            stack.enter_context(minio_in_background())
+        begun, failed = run(names, arguments.processors, console)
+    report(console, [scenario.times for scenario in begun], arguments.began, ok=not failed)
+    if failed:
+        failed.tell()
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
@@ -168,3 +260,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ProblemError as error:
         end(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

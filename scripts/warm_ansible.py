@@ -31,7 +31,7 @@ def _play(argv: list[str], outputs: tuple[Path, Path]) -> None:
     PlaybookCLI.cli_executor(argv)
 
 
-def ansible_playbook(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def ansible_playbook(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
     """Run playbooks in the project's folder; how they ended is for the caller to judge."""
     os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
     argv = ["ansible-playbook", *map(str, arguments)]

@@ -1,8 +1,10 @@
-"""scripts/scenarios.py: which scenarios run, what is seen of them, and that a lab in use is not replaced."""
+"""scripts/scenarios.py: which scenarios run beside which, what is seen of them, and that a lab in use stays."""
 
 from __future__ import annotations
 
 import io
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,42 @@ from rich.console import Console
 
 from scripts import docker_engine, lab_hosts, scenarios
 from scripts.common import ProblemError
+from scripts.progress import Expectation
 
 
-def test_the_cluster_comes_last_and_slow_ones_only_by_name(tmp_path: Path) -> None:
-    for name in ("cluster", "nvidia", "python_app", "zebra"):
+def test_slow_scenarios_run_only_by_name(tmp_path: Path) -> None:
+    for name in ("cluster", "nvidia", "python_app"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "molecule.yml").touch()
     (tmp_path / "shared").mkdir()
-    assert scenarios.in_ci(tmp_path) == ["python_app", "zebra", "cluster"]
+    assert scenarios.in_ci(tmp_path) == ["cluster", "python_app"]
+
+
+@pytest.mark.parametrize(
+    ("processors", "order"),
+    [(1, ["long", "short", "cluster"]), (2, ["long", "short", "cluster"]), (4, ["cluster", "long", "short"])],
+)
+def test_long_ones_come_first_and_the_cluster_where_something_fits_beside_it(
+    monkeypatch: pytest.MonkeyPatch, processors: int, order: list[str]
+) -> None:
+    seconds = {"molecule-cluster": 900.0, "molecule-long": 90.0, "molecule-short": 9.0}
+    monkeypatch.setattr(scenarios, "expectation", lambda name: Expectation(1, seconds[name]))
+    assert scenarios.in_order(["cluster", "short", "long"], processors) == order
+
+
+@pytest.mark.parametrize(
+    ("name", "running", "processors", "fits"),
+    [
+        ("gateway", ["hardening"], 2, True),
+        ("gateway", ["hardening", "certificates"], 2, False),
+        ("gateway", ["cluster"], 2, False),
+        ("cluster", ["gateway"], 2, False),
+        ("cluster", ["gateway", "hardening"], 4, True),
+        ("cluster", [], 1, True),
+    ],
+)
+def test_each_has_processors_of_its_own(name: str, running: list[str], processors: int, fits: bool) -> None:
+    assert scenarios.fits(name, running, processors) == fits
 
 
 def test_a_lab_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,18 +76,33 @@ def test_hosts_that_a_killed_job_left_are_replaced_in_ci(monkeypatch: pytest.Mon
     assert done == ["ensure", "ensure", "remove"]
 
 
-def test_the_view_follows_molecules_output() -> None:
+@pytest.fixture
+def seen() -> tuple[Console, io.StringIO]:
+    """A console, and what is printed on it."""
     sink = io.StringIO()
-    view = scenarios.View(Console(file=sink, width=100), "cluster", "2/2")
-    for line in (
+    return Console(file=sink, width=100), sink
+
+
+def scenario(console: Console, *lines: str) -> scenarios.Scenario:
+    """A scenario of which these lines have come."""
+    made = scenarios.Scenario(console, "cluster")
+    for line in lines:
+        made.take(line)
+    return made
+
+
+def test_what_runs_is_seen_from_molecules_output(seen: tuple[Console, io.StringIO]) -> None:
+    console, sink = seen
+    made = scenario(
+        console,
         "INFO     [cluster > converge] Executing",
+        "PLAY [Services] ***********",
         "TASK [mlflow : Migrate the database] ******************************",
         "ok: [services-1]",
-    ):
-        view.take(line)
-    assert (view.step, view.task, view.tasks) == ("converge", "mlflow : Migrate the database", 1)
-    assert "[2/2] cluster converge" in sink.getvalue()
-    assert "Migrate the database" in str(view.__rich__())
+    )
+    assert (made.step_name, made.task, made.tasks) == ("converge", "mlflow : Migrate the database", 2)
+    assert "cluster > converge" in sink.getvalue()
+    assert "Migrate the database" in str(made.__rich__())
 
 
 TESTS_FAILED = """
@@ -85,10 +130,52 @@ ERROR    [cluster > converge] Executed: Failed
     ],
 )
 def test_the_end_names_what_failed_though_molecule_went_on_to_remove_the_hosts(
-    output: str, step: str, failure: str
+    seen: tuple[Console, io.StringIO], output: str, step: str, failure: str
 ) -> None:
-    view = scenarios.View(Console(file=io.StringIO(), width=100), "cluster", "2/2")
-    for line in output.splitlines():
-        view.take(line)
-    assert f"cluster, in its step {step}\n" in view.verdict()
-    assert view.verdict().endswith(failure)
+    made = scenario(seen[0], *output.splitlines())
+    made.tell()
+    assert f"cluster, in its step {step}\n" in made.verdict()
+    assert seen[1].getvalue().rstrip().endswith(failure)
+
+
+MOLECULE = """#!/bin/sh
+echo "INFO     [$3 > verify] Executing"
+case $3 in
+  hangs) sleep 600 & echo $! >child; wait ;;
+  fails) until test -s child; do sleep 0.05; done; echo "ERROR    [$3 > verify] Executed: Failed"; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A molecule that does what the scenario's name says, in a folder that is given back."""
+    (tmp_path / "molecule").write_text(MOLECULE)
+    (tmp_path / "molecule").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    for name in ("ROOT", "BUILD", "CACHE"):
+        monkeypatch.setattr(scenarios, name, tmp_path)
+    monkeypatch.setattr(lab_hosts, "molecule_environment", dict)
+    monkeypatch.setattr(scenarios, "remember", lambda *_: None)
+    return tmp_path
+
+
+def test_scenarios_that_pass_are_told_with_their_time(stub: Path, seen: tuple[Console, io.StringIO]) -> None:
+    begun, failed = scenarios.run(["one", "two"], 2, seen[0])
+    assert ([each.name for each in begun], failed) == (["one", "two"], None)
+    assert "one: passed" in seen[1].getvalue()
+    assert (stub / "test-two.log").read_text() == "INFO     [two > verify] Executing\n"
+    assert list(begun[1].times.steps) == ["verify"]
+
+
+def test_the_first_failure_ends_what_runs_beside_it_and_nothing_more_begins(
+    stub: Path, seen: tuple[Console, io.StringIO]
+) -> None:
+    began = time.monotonic()
+    begun, failed = scenarios.run(["hangs", "fails", "later"], 2, seen[0])
+    assert failed is begun[1]
+    assert [each.name for each in begun] == ["hangs", "fails"]
+    child = Path("/proc") / (stub / "child").read_text().strip() / "stat"
+    assert not child.exists() or " Z " in child.read_text()
+    assert time.monotonic() - began < scenarios.PATIENCE + 10
+    assert "passed" not in seen[1].getvalue()

@@ -32,6 +32,7 @@ def ask(
     token: str | None = None,
     body: dict[str, Any] | None = None,
     headers: Iterable[str] = (),
+    method: str = "",
 ) -> tuple[int, Any]:
     """Status and content of an answer to a stranger's machine; TLS is verified with the platform's own CA.
 
@@ -41,6 +42,8 @@ def ask(
     lines = [f'url = "https://{name}{path}"', f'resolve = "{name}:443:{ADDRESSES["services-1"]}"']
     lines += ['write-out = "\\n%{http_code}"', 'cacert = "/tmp/ca.crt"', "silent", "noproxy = *"]
     lines += [f'header = "{header}"' for header in headers]
+    if method:
+        lines.append(f'request = "{method}"')
     if login:
         lines.append(f'user = "{login}"')
     if token is not None:
@@ -53,11 +56,16 @@ def ask(
 
 
 def as_person(
-    person: str, site: str, path: str, body: dict[str, Any] | None = None, headers: Iterable[str] = ()
+    person: str,
+    site: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    headers: Iterable[str] = (),
+    method: str = "",
 ) -> tuple[int, Any]:
     """Status and content of an answer to one of the platform's people."""
     login = f"{person}:{secrets()['vault_user_passwords'][person]}"
-    return ask(site, path, login=login, body=body, headers=headers)
+    return ask(site, path, login=login, body=body, headers=headers, method=method)
 
 
 def import_authority() -> None:

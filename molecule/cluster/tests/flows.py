@@ -34,6 +34,14 @@ def deployments() -> dict[str, dict[str, object]]:
     return {one["name"]: {key: one[key] for key in ("id", "version", "job_variables", "schedules")} for one in found}
 
 
+def remove_deployments(*names: str) -> None:
+    """Take deployments off the server, those that are there."""
+    there = deployments()
+    for name in names:
+        if name in there:
+            assert as_person("ml1", "prefect", f"/api/deployments/{there[name]['id']}", method="DELETE")[0] == 204
+
+
 def run_of(name: str, queue: str | None = None, **parameters: Any) -> str:
     """Start a deployment's flow, in a queue of its own choice or the deployment's; return the id of its run."""
     deployment = deployments()[name]["id"]

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from clients import as_person, over_ssh, secrets
 from conftest import Reach
-from flows import PATIENCE, deployments, done, end_of, history, run_of, shell, wait_for
+from flows import PATIENCE, deployments, done, end_of, history, remove_deployments, run_of, shell, wait_for
 
 from scripts.common import ROOT
 
@@ -107,9 +107,7 @@ def projects(reach: Reach) -> Iterator[dict[str, str]]:
         ]
         done("dev-1", "ml1", "\n".join(lines))
     yield remotes
-    for name in remotes:
-        if name in deployments():
-            done("dev-1", "ml1", f"prefect --no-prompt deployment delete meet/{name}")
+    remove_deployments(*remotes)
 
 
 def test_another_developer_gets_the_data_of_a_run() -> None:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from clients import as_person
+from clients import ADDRESSES, as_person
 from conftest import Reach
-from flows import PATIENCE, done, end_of, history, record, run_of, wait_for
+from flows import PATIENCE, done, end_of, history, record, remove_deployments, run_of, wait_for
 
 from scripts import lab_hosts
 from scripts.common import ROOT, environment
@@ -39,8 +39,7 @@ def nightly(reach: Reach) -> Iterator[None]:
     ]
     done("dev-1", "ml1", "\n".join(lines))
     yield
-    for name in ("hold", "alone"):
-        done("dev-1", "ml1", f"prefect --no-prompt deployment delete hold/{name}")
+    remove_deployments("hold", "alone")
 
 
 def queues(**priorities: int) -> str:
@@ -103,6 +102,7 @@ def test_runs_live_through_the_death_of_the_services_host(reach: Reach) -> None:
     subprocess.run(["docker", "kill", "services-1"], check=True, capture_output=True)
     time.sleep(10)
     subprocess.run(["docker", "start", "services-1"], check=True, capture_output=True)
+    lab_hosts.forget_connections([ADDRESSES["services-1"]])
     # Docker writes this file at every start; on a machine it stays.
     restore = ["docker", "exec", "--interactive", "services-1", "tee", "/etc/hosts"]
     subprocess.run(restore, input=names, text=True, check=True, capture_output=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import clients
 import pytest
@@ -48,9 +49,21 @@ def search(name: str, wanted: dict[str, str]) -> list[tuple[str, str, int]]:
     return [(place, secret, mode) for place, secret, mode in found]
 
 
+def search_everywhere(wanted: dict[str, str]) -> dict[str, list[tuple[str, str, int]]]:
+    """Look on all hosts at once."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(HOSTS, pool.map(lambda name: search(name, wanted), HOSTS), strict=True))
+
+
+@pytest.fixture(scope="module")
+def everywhere() -> dict[str, list[tuple[str, str, int]]]:
+    """Where the secrets are, on each host."""
+    return search_everywhere(clients.by_name(clients.secrets()))
+
+
 @pytest.mark.parametrize("name", HOSTS)
-def test_secrets_are_found_only_where_they_belong(name: str) -> None:
-    found = search(name, clients.by_name(clients.secrets()))
+def test_secrets_are_found_only_where_they_belong(everywhere: dict[str, list[tuple[str, str, int]]], name: str) -> None:
+    found = everywhere[name]
     assert found, "the search finds nothing at all: is it broken?"
     assert [(place, secret) for place, secret, _ in found if not place.startswith(BELONGS)] == []
     assert [(place, oct(mode)) for place, _, mode in found if mode & 0o007] == []

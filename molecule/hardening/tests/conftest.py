@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import testinfra
 
-from scripts.common import ROOT
+from scripts.warm_ansible import ansible_playbook
 
 SCENARIO = Path(__file__).resolve().parent.parent
 ADDRESS = "198.18.0.10"
@@ -106,13 +106,7 @@ def over_ssh(host, key, tmp_path_factory):
     )
 
     def run(*options: str, timeout: int = 20, **variables):
-        command = ["ansible-playbook", "-i", folder / "hosts.json", "--timeout", str(timeout), *options]
-        return subprocess.run(
-            [*command, SCENARIO / "converge.yml", "--extra-vars", json.dumps(variables)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
+        options = ("--inventory", folder / "hosts.json", "--timeout", timeout, *options)
+        return ansible_playbook(*options, SCENARIO / "converge.yml", "--extra-vars", json.dumps(variables))
 
     return run

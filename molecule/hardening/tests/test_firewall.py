@@ -6,13 +6,12 @@ import functools
 import json
 import os
 import re
-import subprocess
 import time
 
 import pytest
 from conftest import ADDRESS, SCENARIO
 
-from scripts.common import ROOT
+from scripts.warm_ansible import ansible_playbook
 
 OUTSIDE, PLATFORM, LISTED = "198.18.0.66", "198.18.0.20", "198.18.0.30"
 PORTS = (22, 443, 5432, 8000, 9999)
@@ -128,10 +127,10 @@ def test_wrong_rules_are_refused_while_the_old_ones_stay(host, converged, variab
 def test_a_host_that_is_added_is_let_in_by_the_others(host, converged, reached):
     host.check_output("nft add table ip of_docker")
     addresses = {"firewall_platform_addresses": [PLATFORM, OUTSIDE]}
-    command = ["ansible-playbook", "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], SCENARIO / "register.yml"]
+    inventory = os.environ["MOLECULE_INVENTORY_FILE"]
     for changed in ("changed=1", "changed=0"):
-        play = subprocess.run(
-            [*command, "--extra-vars", json.dumps(addresses)], capture_output=True, text=True, cwd=ROOT, check=False
+        play = ansible_playbook(
+            "--inventory", inventory, SCENARIO / "register.yml", "--extra-vars", json.dumps(addresses)
         )
         assert play.returncode == 0, play.stdout
         assert changed in play.stdout
