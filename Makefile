@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Interpreters keep what they compiled: without, each of the hundreds that a test run starts compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # Tools with trust stores of their own use the machine's, so that a company's CA works.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -44,10 +46,11 @@ secrets: environment ## generate the secrets that INVENTORY=inventory/<site> lac
 	@$(PYTHON) -m scripts.make_secrets $(INVENTORY)
 
 lint: environment ## ruff, mypy, yamllint, ansible-lint
-	@ruff check . && ruff format --check . && mypy && yamllint . && ANSIBLE_INVENTORY=inventory/example ansible-lint
+	@$(PYTHON) -m scripts.lint
 
 unit: environment ## argument specs, templates, unit tests
-	@$(PYTHON) -m scripts.locks --check && pytest
+	@mkdir -p build && $(PYTHON) -m scripts.locks --check && \
+	  $(PYTHON) -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder --junitxml=build/unit.xml
 
 test-fast: environment ## lint and unit tests side by side: no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
