@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
 BEGAN := $(shell date +%s)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Where it is set, every program of a test or a play compiles all that it imports, every time.
+# Interpreters keep what they compiled: without, each of the hundreds that a test run starts compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 # Tools with trust stores of their own use the machine's, so that a company's CA works.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
@@ -47,10 +47,11 @@ secrets: environment ## generate the secrets that INVENTORY=inventory/<site> lac
 	@$(PYTHON) -m scripts.make_secrets $(INVENTORY)
 
 lint: environment ## ruff, mypy, yamllint, ansible-lint
-	@ruff check . && ruff format --check . && mypy && yamllint . && ANSIBLE_INVENTORY=inventory/example ansible-lint
+	@$(PYTHON) -m scripts.lint
 
 unit: environment ## argument specs, templates, unit tests
-	@$(PYTHON) -m scripts.locks --check && mkdir -p build && pytest --numprocesses auto --dist loadfile --junitxml build/unit.xml
+	@mkdir -p build && $(PYTHON) -m scripts.locks --check && \
+	  $(PYTHON) -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder --junitxml=build/unit.xml
 
 test-fast: environment ## lint and unit tests side by side: no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 from fastapi.testclient import TestClient
 from metalworks_model_runner.model import Model
 from metalworks_model_runner.server import Server
@@ -192,17 +193,32 @@ def service(folder: Path, model: Path, **settings: Any) -> Iterator[Service]:
             running.process.wait()
 
 
+def invocations(client: TestClient, requests: Iterable[tuple[str | None, bytes]]) -> list[Answer]:
+    """Send requests, each a content type and a body, one after another; return the answers.
+
+    All of them in the application's own loop: the client would change threads eight times for each.
+    """
+
+    async def ask() -> list[Answer]:
+        transport = httpx.ASGITransport(client.app, raise_app_exceptions=False)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url=client.base_url) as inside:
+            answers = []
+            for content_type, body in requests:
+                headers = {} if content_type is None else {"content-type": content_type}
+                answer = await inside.post("/invocations", content=body, headers=headers)
+                answers.append(Answer(answer.status_code, dict(answer.headers), answer.content))
+            return answers
+
+    assert client.portal is not None
+    return client.portal.call(ask)
+
+
 class Assembled(NamedTuple):
     """A service without processes of its own."""
 
     client: TestClient
     verdict: dict[str, Any]
     stats: Stats
-
-    def post(self, content_type: str | None, body: bytes | str) -> Answer:
-        headers = {} if content_type is None else {"content-type": content_type}
-        answer = self.client.post("/invocations", content=body, headers=headers)
-        return Answer(answer.status_code, dict(answer.headers), answer.content)
 
 
 @contextmanager

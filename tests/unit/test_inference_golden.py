@@ -22,8 +22,8 @@ from mlflow.pyfunc import scoring_server
 
 from metalworks.inference.judge import judge
 from tests.unit.inference_models import MODELS, TORCH, save
-from tests.unit.inference_payloads import requests_to
-from tests.unit.inference_service import JSON, Answer, Service, assembled, service
+from tests.unit.inference_payloads import Request, requests_to
+from tests.unit.inference_service import JSON, Answer, Service, assembled, invocations, service
 
 IN_PROCESSES = {"onnx": "forest", "native": "boosted", "pyfunc": "all types", "mlflow": "params"}
 """Models that are served by processes, too, as a host does; by executor."""
@@ -31,6 +31,12 @@ IN_PROCESSES = {"onnx": "forest", "native": "boosted", "pyfunc": "all types", "m
 
 # Models that are sent odd values as well: all kinds of columns, and of treatments of them.
 ODD = {"ridge", "boosted", "text columns", "gaps", "all types", "optional column", "tensor"}
+
+
+@cache
+def requests(name: str) -> dict[str, Request]:
+    """Return what a model is asked, by what is peculiar about it."""
+    return requests_to((MODELS | TORCH)[name].rows, name in ODD)
 
 
 class Lab:
@@ -52,14 +58,9 @@ class Lab:
         return self.folder / name / "proof"
 
     def _golden(self, name: str) -> dict[str, Answer]:
-        answers = {}
         server = scoring_server.init(mlflow.pyfunc.load_model(str(self.saved(name))))
-        with TestClient(server, raise_server_exceptions=False) as client:
-            for what, (content_type, body) in requests_to((MODELS | TORCH)[name].rows, name in ODD).items():
-                headers = {"content-type": content_type}
-                answer = client.post("/invocations", content=body, headers=headers)
-                answers[what] = Answer(answer.status_code, dict(answer.headers), answer.content)
-        return answers
+        with TestClient(server) as client:
+            return dict(zip(requests(name), invocations(client, requests(name).values()), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +113,11 @@ def said(message: str) -> list[str]:
     return sorted(re.findall(r"\w+|[^\w\s]", re.sub("0x[0-9a-f]{6,}", "0x", message)))
 
 
-def differences(post: Callable[[str, bytes], Answer], name: str, lab: Lab, tolerance: float) -> str:
+def differences(answers: list[Answer], name: str, lab: Lab, tolerance: float) -> str:
+    """Return how answers to all requests are others than MLflow's, or nothing."""
     found = []
-    for what, (content_type, body) in requests_to((MODELS | TORCH)[name].rows, name in ODD).items():
-        if why := difference(post(content_type, body), lab.golden(name)[what], tolerance):
+    for ours, (what, theirs) in zip(answers, lab.golden(name).items(), strict=True):
+        if why := difference(ours, theirs, tolerance):
             found.append(f"{what}: {why}")
     return "\n".join(found)
 
@@ -130,7 +132,8 @@ CASES += [("ridge", "mlflow"), ("all types", "mlflow")]
 @pytest.mark.parametrize(("name", "executor"), CASES)
 def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
     with assembled(lab.proof(name), lab.model(name), executor) as ours:
-        if found := differences(ours.post, name, lab, TOLERANCE.get(executor, 0.0)):
+        answers = invocations(ours.client, requests(name).values())
+        if found := differences(answers, name, lab, TOLERANCE.get(executor, 0.0)):
             pytest.fail(found)
         used = {each.executor for each in ours.stats.series if each.statuses}
     assert executor in used
@@ -173,7 +176,8 @@ def running(lab: Lab) -> Iterator[Running]:
 def test_processes_answer_as_mlflow_does(lab: Lab, running: Running, executor: str) -> None:
     served, name = running.services[executor], IN_PROCESSES[executor]
     assert served.serves("1")["executor"] == executor
-    if found := differences(served.post, name, lab, TOLERANCE.get(executor, 0.0)):
+    answers = [served.post(*each) for each in requests(name).values()]
+    if found := differences(answers, name, lab, TOLERANCE.get(executor, 0.0)):
         pytest.fail(found)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from metalworks.inference.judge import judge
 from tests.unit.inference_models import TORCH
-from tests.unit.inference_service import assembled, service
-from tests.unit.test_inference_golden import Lab, differences, lab
+from tests.unit.inference_service import assembled, invocations, service
+from tests.unit.test_inference_golden import Lab, differences, lab, requests
 
 pytest.importorskip("torch", reason="PyTorch is in the environment of `make test-flavours`")
 __all__ = ["lab"]
@@ -19,8 +19,9 @@ __all__ = ["lab"]
 @pytest.mark.parametrize("name", TORCH)
 def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
     with assembled(lab.proof(name), lab.model(name), executor) as ours:
+        answers = invocations(ours.client, requests(name).values())
         # The order in which single precision's numbers are added depends on how many rows there are.
-        if found := differences(ours.post, name, lab, 1e-5 if executor == "native" else 0.0):
+        if found := differences(answers, name, lab, 1e-5 if executor == "native" else 0.0):
             pytest.fail(found)
         used = {each.executor for each in ours.stats.series if each.statuses}
     assert executor in used
@@ -36,5 +37,6 @@ def test_processes_answer_as_mlflow_does(lab: Lab) -> None:
     name = "torch, double columns"
     with service(lab.folder / "served", lab.saved(name), executors=json.dumps(["native"])) as served:
         assert served.serves("1")["executor"] == "native"
-        if found := differences(served.post, name, lab, 1e-5):
+        answers = [served.post(*each) for each in requests(name).values()]
+        if found := differences(answers, name, lab, 1e-5):
             pytest.fail(found)
