@@ -30,7 +30,9 @@ deployments:
 """
 # The project's Python: says what Prefect would be given, and is itself otherwise.
 PYTHON = """#!/bin/sh
-if [ "$2" = prefect ]; then cp "$6" {given}; echo "$PWD $PYTHONPATH" > {given}.place; else exec {python} "$@"; fi
+if [ "$2" != prefect ]; then exec {python} "$@"; fi
+cp "$6" {given}
+printf '%s\n' "$PWD" "$PYTHONPATH" >{given}.place
 """
 
 
@@ -136,7 +138,7 @@ def test_a_project_is_deployed_once(site: Site, capsys: pytest.CaptureFixture[st
     assert variables["METALWORKS_FLOW_CODE"] == f"s3://code/demo/{commit}.tar.gz"
     assert variables["METALWORKS_GIT_DIRTY"] == "false"
     assert variables["METALWORKS_GIT_COMMIT"] == commit
-    place, path = site.given.with_name("given.yaml.place").read_text().split()
+    place, path = site.given.with_name("given.yaml.place").read_text().splitlines()
     assert place == path != str(site.project)
     assert capsys.readouterr().out.count("created") == 2
     site.given.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ def role(name: str, distribution: str, ansible_facts: dict[str, Any], **variable
 
 def value(templar: Templar, expression: str) -> Any:
     return templar.template(trust_as_template("{{ " + expression + " }}"))
+
+
+def rendered(template: Path) -> str:
+    """Return the expression of what a template makes."""
+    return f"lookup('ansible.builtin.template', {json.dumps(str(template))})"
 
 
 def driver(distribution: str, *, nvidia: dict[str, Any] | None = None, **variables: Any) -> Templar:
@@ -248,7 +254,7 @@ def test_tables_are_complete(distribution: str) -> None:
 )
 def test_repository(distribution: str, url: str) -> None:
     variables = driver(distribution)
-    text = value(variables, f"lookup('ansible.builtin.template', '{DRIVER}/templates/nvidia-cuda.sources.j2')")
+    text = value(variables, rendered(DRIVER / "templates/nvidia-cuda.sources.j2"))
     fingerprint = value(variables, "__nvidia_driver_repository.fingerprint")
     keyring = f"/etc/apt/keyrings/nvidia-{fingerprint[-16:].lower()}.asc"
     assert facts.deb822_sources(text) == [(url, "/", f"{keyring} {fingerprint}", [])]
@@ -395,7 +401,7 @@ def test_components_follow_the_hosts_own_sources() -> None:
     ]
     variables = driver("debian_12", nvidia={"sources": sources}, nvidia_driver_source="distribution")
     template = DRIVER / "templates/distribution-components.sources.j2"
-    assert facts.deb822_sources(value(variables, f"lookup('ansible.builtin.template', '{template}')")) == [
+    assert facts.deb822_sources(value(variables, rendered(template))) == [
         ("http://m.example.org/debian", "bookworm", keyring, ["non-free", "non-free-firmware"]),
         ("http://m.example.org/debian-security", "bookworm-security", "", ["contrib", "non-free", "non-free-firmware"]),
     ]
@@ -445,7 +451,7 @@ def toolkit(**nvidia: Any) -> Templar:
 
 def test_repository_of_the_container_toolkit() -> None:
     template = ROLES / "nvidia_container_toolkit/templates/nvidia-container-toolkit.sources.j2"
-    text = value(toolkit(), f"lookup('ansible.builtin.template', '{template}')")
+    text = value(toolkit(), rendered(template))
     fingerprint = "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
     signed_by = f"/etc/apt/keyrings/nvidia-ddcae044f796ecb0.asc {fingerprint}"
     url = "https://nvidia.github.io/libnvidia-container/stable/deb/amd64/"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from scripts import run_playbook
@@ -30,8 +31,9 @@ PLAYBOOK = """\
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    here = f"ansible_connection: local, ansible_python_interpreter: {sys.executable}"
-    (tmp_path / "hosts.yml").write_text(f"all: {{hosts: {{here: {{{here}}}}}, vars: {{right: true}}}}\n")
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = {"all": {"hosts": {"here": here}, "vars": {"right": True}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
     (tmp_path / "play.yml").write_text(PLAYBOOK)
     monkeypatch.setattr(run_playbook, "ROOT", tmp_path)
     monkeypatch.setattr(run_playbook, "SHIPPED", tmp_path / "expected.json")
