@@ -63,7 +63,7 @@ def between(tmp_path: Path, talk: Callable[[Link, Process], Awaitable[None]]) ->
     async def run() -> None:
         process = Process()
         server = await asyncio.start_unix_server(process.serve, str(tmp_path / "s"))
-        link = Link(tmp_path / "s")
+        link = Link(tmp_path / "s", patience=30)
         try:
             async with asyncio.timeout(20):
                 await talk(link, process)
@@ -128,18 +128,16 @@ def test_what_was_given_up_ends_with_its_process(tmp_path: Path) -> None:
     between(tmp_path, talk)
 
 
-def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Link, "PATIENCE", 1.0)
-
+def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path) -> None:
     async def ask() -> None:
-        link = Link(tmp_path / "nobody")
+        link = Link(tmp_path / "nobody", patience=1)
         asked = [link.raw(b"{}", "application/json"), link.arrays(ROWS), link.arrays(ROWS)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(each) for each in found] == [DownError] * 3
         began = time.monotonic()
         with pytest.raises(DownError):  # who comes later does not wait as long once more
             await link.arrays(ROWS)
-        assert time.monotonic() - began < Link.PATIENCE
+        assert time.monotonic() - began < link.patience
         process = Process()
         server = await asyncio.start_unix_server(process.serve, str(tmp_path / "nobody"))
         asked = asyncio.ensure_future(link.arrays(ROWS))

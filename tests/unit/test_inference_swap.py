@@ -31,12 +31,18 @@ class Load(constant_load.Load):
     """Asks for one prediction all the time; in one connection in CSV, which MLflow's own functions answer."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(port, [[CSV]] + [[QUICK]] * 7, PER_SECOND)
+        self.requests = [[CSV]] + [[QUICK]] * 7
+        super().__init__(port, self.requests, PER_SECOND)
 
     def some(self, count: int = 80) -> None:
-        """Wait until so many more requests were answered."""
-        wanted = len(self.answers) + count
-        wait_for(lambda: len(self.answers) >= wanted, "requests are answered")
+        """Wait until so many more requests were answered, on every connection one that was asked after this."""
+        now, wanted = time.monotonic(), len(self.answers) + count
+
+        def answered() -> bool:
+            asked = {each.connection for each in [*self.answers] if each.at >= now}
+            return len(self.answers) >= wanted and len(asked) == len(self.requests)
+
+        wait_for(answered, "requests are answered")
 
     def predictions(self) -> set[tuple[float, ...]]:
         """Return what each connection was answered; what came again and again, once.
@@ -85,7 +91,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Run one service for all of the module, two HTTP processes, version 1 in service."""
-    settings = {"workers": 2, "load_timeout": 200, "keep_previous": 3600, "log_share": 1}
+    settings = {"workers": 2, "load_timeout": 200, "return_timeout": 200, "keep_previous": 3600, "log_share": 1}
     with service(tmp_path_factory.mktemp("service"), models / "1", **settings) as running:
         running.serves("1")
         yield running

@@ -44,14 +44,12 @@ class Link:
     """Asks one model's process; a process that ends is waited for, since somebody starts it again."""
 
     RECONNECT_SECONDS = 0.1
-    PATIENCE = 30.0
-    """Seconds that a process which ended has to come back; longer, and another host is the better one to ask."""
     TRIES = 2
     """A question that ends two processes is the cause, and is not asked a third time."""
 
-    def __init__(self, path: Path) -> None:
-        """Connect to the socket at `path` when first asked."""
-        self.path = path
+    def __init__(self, path: Path, patience: float) -> None:
+        """Connect to the socket at `path` when first asked; a process that ended has `patience` seconds to return."""
+        self.path, self.patience = path, patience
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Lock = asyncio.Lock()
         self._numbers = itertools.count(1)
@@ -75,7 +73,7 @@ class Link:
                 except OSError:
                     now = time.monotonic()
                     self._gone_since = self._gone_since or now
-                    if now - self._gone_since > self.PATIENCE:
+                    if now - self._gone_since > self.patience:
                         raise DownError("The model's process ended and does not come back") from None
                     await asyncio.sleep(self.RECONNECT_SECONDS)
             return self._transport

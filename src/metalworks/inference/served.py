@@ -45,7 +45,7 @@ class Version:
         self.facts: dict[str, Any] = json.loads((proof / FACTS).read_text())
         self.verdict: dict[str, Any] = json.loads((proof / VERDICT).read_text())
         self.executor: str = self.verdict["executor"]
-        self.link = Link(Path(entry["socket"]))
+        self.link = Link(Path(entry["socket"]), settings.return_timeout)
         self.raw_waiting = 0
         self._max_queue = settings.max_queue
         self._stats = stats

@@ -79,6 +79,8 @@ class Settings:
     """Seconds that a replaced version stays ready to be gone back to."""
     load_timeout: float = 300
     """Seconds that a version has to load and to prove itself."""
+    return_timeout: float = 30
+    """Seconds that a model's process which ended has to come back; after that another host is better asked."""
     executors: tuple[str, ...] = EXECUTORS
     """Ways to ask a model that may be used, as JSON list: the first that is proven equal is."""
     canary: Canary | None = None
@@ -89,7 +91,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         positive = ("port", "workers", "request_timeout", "max_body_bytes", "max_queue", "max_batch_rows")
-        for name in (*positive, "load_timeout"):
+        for name in (*positive, "load_timeout", "return_timeout"):
             if not getattr(self, name) > 0:  # nor is NaN
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above 0")
         if self.port > 65535:
@@ -139,7 +141,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("service", "alias", "host", "certificate", "key"), str),
     **dict.fromkeys(("wanted", "fetched", "runtime", "state"), Path),
     **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
-    **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "log_share"), float),
+    **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "return_timeout", "log_share"), float),
     "tokens_sha256": lambda text: frozenset(_strings(text)),
     "executors": lambda text: tuple(_strings(text)),
     "canary": _canary,
