@@ -9,6 +9,8 @@ BEGAN := $(shell date +%s)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Interpreters keep what they compiled: without, each of the hundreds that a test run starts compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
+# Ansible works in UTF-8 alone, and in a language that the machine has.
+export LC_ALL := C.UTF-8
 # Tools with trust stores of their own use the machine's, so that a company's CA works.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt

@@ -9,9 +9,10 @@ fail() {
     exit 1
 }
 
-# PATH ends at a colon, ssh and Docker read the others; blanks, quotes, % and other alphabets are fine.
+# PATH ends at a colon, MLflow's migrations take % for the name of a variable, ssh and Docker read the others. Blanks,
+# apostrophes and other alphabets are fine.
 case $PWD in
-*[:\"\$\\]*) fail "the folder $PWD has one of : \" \$ \\ in its path, which not every program that is used here takes: move it" ;;
+*[:%\"\$\\]*) fail "the folder $PWD has one of : % \" \$ \\ in its path, which not every program that is used here takes: move it" ;;
 esac
 
 wanted=$(cat pyproject.toml uv.lock | sha256sum | cut -d' ' -f1)

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from metalworks.runs import record
 from mlflow_plugin.metalworks_mlflow import context, later, provider
 from mlflow_plugin.metalworks_mlflow.deadline import Deadline
-from scripts.common import ROOT, environment
+from scripts.common import environment
 from tests.unit.test_mlflow_plugin import PLUGIN, commit, head, made_pipeline, pipeline, settings
 
 __all__ = ["made_pipeline", "pipeline", "settings"]
