@@ -110,8 +110,9 @@ def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
 
 def prepare_machine() -> None:
     """What has to be there before a host is: shared directories, the key, the machine's own certificates."""
-    for directory in (CACHE / "uv", CONTROL_SOCKETS):
+    for directory in (CACHE / "uv", LAB):
         directory.mkdir(parents=True, exist_ok=True)
+    CONTROL_SOCKETS.mkdir(mode=0o700, parents=True, exist_ok=True)
     make_key()
     write_extra_ca()
 
