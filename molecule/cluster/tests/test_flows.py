@@ -21,7 +21,7 @@ PROJECT = ROOT / "molecule/cluster/files/nightly"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nightly(reach: Reach) -> Iterator[None]:
+def nightly(reach: Reach, authority: None) -> Iterator[None]:
     """The project, deployed by ml1."""
     place = "/srv/git/toolbox.git"
     made = f"rm -rf {place} && sudo -u git git init --quiet --bare --initial-branch=main {place}"
