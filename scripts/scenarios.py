@@ -51,12 +51,15 @@ def in_ci(directory: Path = SCENARIOS) -> list[str]:
 
 
 def in_order(names: Iterable[str], processors: int) -> list[str]:
-    """What takes long comes first; but the cluster last where nothing fits beside it, as small ones fail sooner."""
+    """What takes long, or nobody knows how long, comes first; but the cluster last where nothing fits beside it.
+
+    Small ones fail sooner.
+    """
 
     def key(name: str) -> tuple[bool, float]:
         expected = expectation(f"molecule-{name}")
         alone = PROCESSORS.get(name, 1) >= max(processors, 2)
-        return alone, -expected.seconds if expected else 0.0
+        return alone, -expected.seconds if expected else float("-inf")
 
     return sorted(names, key=key)
 

@@ -25,14 +25,19 @@ def test_slow_scenarios_run_only_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("processors", "order"),
-    [(1, ["long", "short", "cluster"]), (2, ["long", "short", "cluster"]), (4, ["cluster", "long", "short"])],
+    [
+        (1, ["new", "long", "short", "cluster"]),
+        (2, ["new", "long", "short", "cluster"]),
+        (4, ["new", "cluster", "long", "short"]),
+    ],
 )
 def test_long_ones_come_first_and_the_cluster_where_something_fits_beside_it(
     monkeypatch: pytest.MonkeyPatch, processors: int, order: list[str]
 ) -> None:
     seconds = {"molecule-cluster": 900.0, "molecule-long": 90.0, "molecule-short": 9.0}
-    monkeypatch.setattr(scenarios, "expectation", lambda name: Expectation(1, seconds[name]))
-    assert scenarios.in_order(["cluster", "short", "long"], processors) == order
+    known = {name: Expectation(1, taken) for name, taken in seconds.items()}
+    monkeypatch.setattr(scenarios, "expectation", known.get)
+    assert scenarios.in_order(["cluster", "short", "new", "long"], processors) == order
 
 
 @pytest.mark.parametrize(
