@@ -47,6 +47,7 @@ def test_a_stopped_service_is_named_and_told_by_the_exit_code(reach: Reach) -> N
         code, verdict = smoke()
     finally:
         assert services.run("systemctl start mlflow.service").rc == 0
+        back(services, {"mlflow": "0"}, UNITS["services-1"])
     assert code == 1
     assert [failure for failure in verdict["failures"] if "mlflow.service" in failure]
 
