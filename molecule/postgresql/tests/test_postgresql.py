@@ -139,6 +139,22 @@ def test_a_server_that_is_killed_comes_back_however_often(host):
         admin(host, "drop table kept")
 
 
+# The new server is held as soon as it has said which process it is, and whoever started it waits for it.
+KILL_WHILE_IT_STARTS = f"""set -e
+pid() {{ head -n 1 /run/postgresql/15-main.pid; }}
+before=$(pid)
+kill -KILL $before
+until after=$(pid 2>/dev/null) && test -n "$after" -a "$after" != $before; do :; done
+kill -STOP $after
+systemctl is-active {UNIT} || kill -KILL $after"""
+
+
+def test_a_server_that_is_killed_while_it_starts_comes_back(host):
+    assert host.run("timeout 60 sh -c %s", KILL_WHILE_IT_STARTS).stdout == "activating\n"
+    host.check_output(f"timeout 60 sh -c 'until systemctl is-active --quiet {UNIT}; do sleep 0.2; done'")
+    assert admin(host, "select 1") == "1"
+
+
 @pytest.mark.parametrize(
     "how", [f"systemctl stop {UNIT}", "runuser -u postgres -- pg_ctlcluster --skip-systemctl-redirect 15 main stop"]
 )
