@@ -30,6 +30,8 @@ options:
   keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}
   directories: {type: list, elements: dict, default: [], description: As in module managed_files.}
   files: {type: list, elements: dict, default: [], description: As in module managed_files.}
+  blocks: {type: list, elements: dict, default: [], description: As in module managed_files.}
+  links: {type: dict, default: {}, description: As in module managed_files.}
   units: {type: list, elements: dict, default: [], description: As in module systemd_units.}
   family: {type: str, default: "", description: As in module systemd_units.}
 author: Metalworks
@@ -58,7 +60,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **python_release.SPEC,
-            **{name: FILES[name] for name in ("directories", "files")},
+            **FILES,
             **systemd_units.SPEC,
         },
         supports_check_mode=True,
