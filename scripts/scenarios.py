@@ -33,8 +33,6 @@ from scripts.test_times import VERDICT, Times, report
 
 SCENARIOS = ROOT / "molecule"
 SLOW = {"nvidia"}  # only by name: `make test-nvidia`
-PROCESSORS = {"cluster": 2}
-"""How many a scenario keeps busy, where that is more than one."""
 NEED_MINIO = {"cluster", "object_store"}
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
 TASK = re.compile(r"^(TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
@@ -50,18 +48,14 @@ def in_ci(directory: Path = SCENARIOS) -> list[str]:
     return sorted(path.parent.name for path in directory.glob("*/molecule.yml") if path.parent.name not in SLOW)
 
 
-def in_order(names: Iterable[str], processors: int) -> list[str]:
-    """What takes long, or nobody knows how long, comes first; but the cluster last where nothing fits beside it.
+def in_order(names: Iterable[str]) -> list[str]:
+    """What takes long, or nobody knows how long, comes first: begun last, it would keep all others waiting."""
 
-    Small ones fail sooner.
-    """
-
-    def key(name: str) -> tuple[bool, float]:
+    def seconds(name: str) -> float:
         expected = expectation(f"molecule-{name}")
-        alone = PROCESSORS.get(name, 1) >= max(processors, 2)
-        return alone, -expected.seconds if expected else float("-inf")
+        return expected.seconds if expected else float("inf")
 
-    return sorted(names, key=key)
+    return sorted(names, key=lambda name: -seconds(name))
 
 
 def prepare() -> None:
@@ -205,7 +199,7 @@ def run(names: Sequence[str], processors: int, console: Console) -> tuple[list[S
     ):
         try:
             while (waiting or running) and not failed:
-                while waiting and fits(waiting[0], [each.name for each in running.values()], processors):
+                while waiting and len(running) < processors:
                     begun.append(scenario := Scenario(console, waiting.popleft()))
                     running[pool.submit(scenario.run)] = scenario
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -218,20 +212,14 @@ def run(names: Sequence[str], processors: int, console: Console) -> tuple[list[S
     return begun, failed
 
 
-def fits(name: str, running: Iterable[str], processors: int) -> bool:
-    """Whether one more scenario has processors of its own; one alone is always run."""
-    busy = sum(PROCESSORS.get(each, 1) for each in running)
-    return not busy or busy + PROCESSORS.get(name, 1) <= processors
-
-
 def main() -> int:
     """Run the named scenarios, or all of CI; stop at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*")
-    parser.add_argument("--processors", type=int, default=os.cpu_count() or 1, help="default: this machine's")
+    parser.add_argument("--processors", type=int, default=os.cpu_count() or 1, help="how many at once (default: all)")
     parser.add_argument("--began", type=float, default=time.time(), help="when `make test` began, seconds since 1970")
     arguments = parser.parse_args()
-    names = in_order(arguments.scenarios or in_ci(), arguments.processors)
+    names = in_order(arguments.scenarios or in_ci())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     BUILD.mkdir(exist_ok=True)

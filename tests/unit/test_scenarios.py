@@ -23,36 +23,11 @@ def test_slow_scenarios_run_only_by_name(tmp_path: Path) -> None:
     assert scenarios.in_ci(tmp_path) == ["cluster", "python_app"]
 
 
-@pytest.mark.parametrize(
-    ("processors", "order"),
-    [
-        (1, ["new", "long", "short", "cluster"]),
-        (2, ["new", "long", "short", "cluster"]),
-        (4, ["new", "cluster", "long", "short"]),
-    ],
-)
-def test_long_ones_come_first_and_the_cluster_where_something_fits_beside_it(
-    monkeypatch: pytest.MonkeyPatch, processors: int, order: list[str]
-) -> None:
+def test_long_ones_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"molecule-cluster": 900.0, "molecule-long": 90.0, "molecule-short": 9.0}
     known = {name: Expectation(1, taken) for name, taken in seconds.items()}
     monkeypatch.setattr(scenarios, "expectation", known.get)
-    assert scenarios.in_order(["cluster", "short", "new", "long"], processors) == order
-
-
-@pytest.mark.parametrize(
-    ("name", "running", "processors", "fits"),
-    [
-        ("gateway", ["hardening"], 2, True),
-        ("gateway", ["hardening", "certificates"], 2, False),
-        ("gateway", ["cluster"], 2, False),
-        ("cluster", ["gateway"], 2, False),
-        ("cluster", ["gateway", "hardening"], 4, True),
-        ("cluster", [], 1, True),
-    ],
-)
-def test_each_has_processors_of_its_own(name: str, running: list[str], processors: int, fits: bool) -> None:
-    assert scenarios.fits(name, running, processors) == fits
+    assert scenarios.in_order(["cluster", "short", "new", "long"]) == ["new", "cluster", "long", "short"]
 
 
 def test_a_lab_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
