@@ -117,6 +117,25 @@ def prepare_machine() -> None:
     write_extra_ca()
 
 
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+WATCHERS = 12
+"""Programs of a host that watch files: systemd, journald, D-Bus, services. The kernel counts those of all hosts."""
+
+
+def let_watch(number: int) -> None:
+    """Let the machine carry this many hosts: one whose systemd may watch no files does not boot."""
+    needed = number * WATCHERS
+    if int(INOTIFY.read_text()) >= needed:
+        return
+    try:
+        INOTIFY.write_text(str(needed))
+    except OSError as error:
+        raise ProblemError(
+            f"{number} lab hosts do not boot with the kernel's limit of files' watchers: "
+            f"`sudo sysctl fs.inotify.max_user_instances={needed}`"
+        ) from error
+
+
 def molecule(command: str, *arguments: str) -> None:
     """Run molecule on the lab's scenario, with its output in the log."""
     executable = Path(sys.executable).parent / "molecule"
@@ -143,6 +162,7 @@ def add(*these: Host) -> None:
     for host in these:
         if host.name in there:
             raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
+    let_watch(len(there) + len(these))
     labels = dict([LABEL.split("=")])
     platforms = [
         {"name": host.name, "labels": labels, "networks": [{"name": NETWORK, "ipv4_address": host.address}]}

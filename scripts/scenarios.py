@@ -33,6 +33,8 @@ from scripts.test_times import VERDICT, Times, report
 
 SCENARIOS = ROOT / "molecule"
 SLOW = {"nvidia"}  # only by name: `make test-nvidia`
+CLUSTER_HOSTS, SMALL_HOSTS = 9, 3
+"""How many hosts the cluster and another scenario have, at most."""
 NEED_MINIO = {"cluster", "object_store"}
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
 TASK = re.compile(r"^(TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
@@ -233,6 +235,7 @@ def main() -> int:
         else:
             docker_engine.ensure()
             host_image.ensure()
+        lab_hosts.let_watch(CLUSTER_HOSTS + SMALL_HOSTS * (arguments.processors - 1))
         for name in names:
             if name != "cluster":
                 lab_hosts.remove_scenario(name)

@@ -131,6 +131,20 @@ def test_nobody_s_host_is_added_over_another(engine: dict[str, Any]) -> None:
     assert engine["done"] == []
 
 
+def test_the_kernel_lets_many_hosts_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "max_user_instances"
+    limit.write_text("128\n")
+    monkeypatch.setattr(lab_hosts, "INOTIFY", limit)
+    lab_hosts.let_watch(7)
+    assert limit.read_text() == "128\n"
+    lab_hosts.let_watch(25)
+    assert limit.read_text() == "300"
+    monkeypatch.setattr(lab_hosts, "INOTIFY", Path("/proc/version"))  # nobody can write it, root neither
+    monkeypatch.setattr(Path, "read_text", lambda _: "128")
+    with pytest.raises(ProblemError, match="sudo sysctl fs.inotify.max_user_instances=300"):
+        lab_hosts.let_watch(25)
+
+
 def test_the_scenarios_hosts_are_the_inventorys() -> None:
     inventory = yaml.safe_load((lab_hosts.INVENTORY / "hosts.yml").read_text())
     listed = {
