@@ -1,6 +1,6 @@
 #!/bin/sh
 # From a bare Debian with Python >= 3.11 to .venv: a pinned uv, then the locked environment.
-# Nothing to do when the lock is the one that .venv was made from.
+# Nothing to do when the lock is the one that .venv was made from, and the folder the one that it was made in.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,7 +15,7 @@ case $PWD in
 *[:%\"\$\\]*) fail "the folder $PWD has one of : % \" \$ \\ in its path, which not every program that is used here takes: move it" ;;
 esac
 
-wanted=$(cat pyproject.toml uv.lock | sha256sum | cut -d' ' -f1)
+wanted=$({ echo "$PWD" && cat pyproject.toml uv.lock; } | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
@@ -48,6 +48,10 @@ if [ ! -x "$uv" ]; then
     python3 -m venv .cache/tools/uv.partial
     .cache/tools/uv.partial/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
     mv .cache/tools/uv.partial ".cache/tools/uv-$uv_version"
+fi
+# Programs of one that was made in another folder start that one's interpreter.
+if [ -e .venv/bin/activate ] && ! grep -qF "$PWD/.venv" .venv/bin/activate; then
+    rm -rf .venv
 fi
 echo "Environment: uv sync --locked (half a minute the first time)"
 UV_PYTHON_DOWNLOADS=never "$uv" sync --locked --quiet --python "$(python3 -c 'import sys; print(sys.executable)')"

@@ -10,23 +10,38 @@ import pytest
 
 from tests.unit.repository import ROOT
 
+# Stands for uv, and says that it was asked; the environment that it makes knows its place.
+UV = """#!/bin/sh
+echo "$*" >>asked
+mkdir -p .venv/bin
+echo "VIRTUAL_ENV='$PWD/.venv'" >.venv/bin/activate
+ln -sf /bin/true .venv/bin/python
+"""
 
-def bootstrap(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a copy of the script in a clone that has its environment already."""
+
+def clone(folder: Path) -> Path:
+    """Make a clone of which only the environment is missing."""
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts/bootstrap.sh", folder / "scripts")
     for name in ("pyproject.toml", "uv.lock"):
         (folder / name).touch()
-    (folder / ".venv/bin").mkdir(parents=True)
-    (folder / ".venv/bin/python").symlink_to("/bin/true")
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    (folder / ".venv/made-from").write_text(f"{empty}\n")
+    (folder / "group_vars/all").mkdir(parents=True)
+    (folder / "group_vars/all/versions.yml").write_text("uv_version: 1.0\n")
+    uv = folder / ".cache/tools/uv-1.0/bin/uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    return folder
+
+
+def bootstrap(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script."""
     return subprocess.run([folder / "scripts/bootstrap.sh"], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("name", ["a:b", "100%", 'a"b', "a$b", "a\\b"])
 def test_a_folder_that_not_every_program_takes_is_refused(tmp_path: Path, name: str) -> None:
-    done = bootstrap(tmp_path / name)
+    done = bootstrap(clone(tmp_path / name))
     assert done.returncode == 1
     assert "in its path" in done.stderr
     assert done.stderr.rstrip().endswith("move it")
@@ -34,5 +49,17 @@ def test_a_folder_that_not_every_program_takes_is_refused(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", ["metalworks", "My Projects", "it's", "測試", "x" * 150])
 def test_other_folders_are_fine(tmp_path: Path, name: str) -> None:
-    done = bootstrap(tmp_path / name)
+    done = bootstrap(clone(tmp_path / name))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_environment_is_made_once_and_again_when_the_folder_moves(tmp_path: Path) -> None:
+    first, second = clone(tmp_path / "first"), tmp_path / "second"
+    for _ in range(2):
+        bootstrap(first)
+    assert len((first / "asked").read_text().splitlines()) == 1
+    first.rename(second)
+    (second / ".venv/old").touch()
+    assert bootstrap(second).returncode == 0
+    assert len((second / "asked").read_text().splitlines()) == 2
+    assert not (second / ".venv/old").exists()
