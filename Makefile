@@ -16,6 +16,11 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
 endif
 
+# No proxy leads to this machine or to the lab.
+comma := ,
+export no_proxy := $(if $(no_proxy),$(no_proxy)$(comma))localhost,127.0.0.1,::1,metalworks.internal,198.51.100.0/24
+export NO_PROXY := $(no_proxy)
+
 help: ## show this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	  printf '  make %-14s %s\n' "$$target" "$$text"; done

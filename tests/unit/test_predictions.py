@@ -376,6 +376,8 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    for name in ("http_proxy", "HTTP_PROXY"):  # Arrow's S3 client asks one even for this machine
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_the_command_says_what_is_wrong(

@@ -44,7 +44,7 @@ class Programs:
                 text=True,
                 start_new_session=True,
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, PermissionError) as error:  # the latter of a folder on PATH that is another's
             raise FetchError(f"{command[0]} is not installed on this host") from error
         until = time.monotonic() + self.timeout
         try:
