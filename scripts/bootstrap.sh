@@ -15,6 +15,9 @@ case $PWD in
 *[:%\"\$\\]*) fail "the folder $PWD has one of : % \" \$ \\ in its path, which not every program that is used here takes: move it" ;;
 esac
 
+# Ansible, DVC, ssh and others keep files of their own there.
+[ -d "${HOME:-}" ] && [ -w "$HOME" ] || fail "HOME, ${HOME:-not set}, is no folder that you may write: set it to one"
+
 wanted=$({ echo "$PWD" && cat pyproject.toml uv.lock; } | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
     exit 0

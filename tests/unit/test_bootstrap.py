@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,9 +35,11 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def bootstrap(folder: Path) -> subprocess.CompletedProcess[str]:
+def bootstrap(folder: Path, home: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the script."""
-    return subprocess.run([folder / "scripts/bootstrap.sh"], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "HOME": str(folder) if home is None else home}
+    script = folder / "scripts/bootstrap.sh"
+    return subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("name", ["a:b", "100%", 'a"b', "a$b", "a\\b"])
@@ -51,6 +54,14 @@ def test_a_folder_that_not_every_program_takes_is_refused(tmp_path: Path, name: 
 def test_other_folders_are_fine(tmp_path: Path, name: str) -> None:
     done = bootstrap(clone(tmp_path / name))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("home", ["", "/nonexistent", "/proc/version"])
+def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path, home: str) -> None:
+    done = bootstrap(clone(tmp_path / "metalworks"), home)
+    assert done.returncode == 1
+    assert done.stderr.startswith("FAILED: HOME, ")
+    assert done.stderr.rstrip().endswith("set it to one")
 
 
 def test_the_environment_is_made_once_and_again_when_the_folder_moves(tmp_path: Path) -> None:
