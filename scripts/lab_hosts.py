@@ -261,7 +261,7 @@ def write_ssh_config(these: Iterable[Host]) -> None:
 def forget_connections(addresses: Iterable[str]) -> None:
     """Close kept SSH connections: they may lead to a host that is no more. The inventory names them by address."""
     for socket in (CONTROL_SOCKETS / address for address in addresses):
-        subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "lab"], capture_output=True, check=False)
+        subprocess.run(["ssh", "-o", f'ControlPath="{socket}"', "-O", "exit", "lab"], capture_output=True, check=False)
         socket.unlink(missing_ok=True)
 
 
