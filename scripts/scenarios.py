@@ -235,7 +235,7 @@ def main() -> int:
         else:
             docker_engine.ensure()
             host_image.ensure()
-        lab_hosts.let_watch(CLUSTER_HOSTS + SMALL_HOSTS * (arguments.processors - 1))
+        lab_hosts.let_watch(CLUSTER_HOSTS + SMALL_HOSTS * (min(arguments.processors, len(names)) - 1))
         for name in names:
             if name != "cluster":
                 lab_hosts.remove_scenario(name)
