@@ -6,16 +6,16 @@ import grp
 import hashlib
 import json
 import os
-import socket
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.system_user import ensure_system_user
+from ansible.module_utils.unix_http import SocketHandler
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -78,6 +78,7 @@ RestrictSUIDSGID=true
 RemoveIPC=true
 LockPersonality=true
 UMask=0077
+MemoryMax=90%
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
@@ -148,38 +149,6 @@ def digest(paths: list[Path]) -> str:
         elif path.exists():
             total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
-
-
-class SocketConnection(HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, host: str, path: str, timeout: float) -> None:
-        """Remember the socket."""
-        super().__init__(host, timeout=timeout)
-        self.path = path
-
-    def connect(self) -> None:
-        """Connect to the socket, whatever the URL's host is."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-class SocketHandler(urllib.request.HTTPHandler):
-    """Opens http: URLs on one Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        """Remember the socket."""
-        super().__init__()
-        self.path = path
-
-    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
-        """Ask on the socket."""
-
-        def connection(host: str, *, timeout: float = HEALTH_SECONDS, **_: object) -> HTTPConnection:
-            return SocketConnection(host, self.path, timeout)
-
-        return self.do_open(connection, request)
 
 
 def answers(url: str, path: str) -> bool:

@@ -9,6 +9,10 @@ from typing import Any
 
 import ansible.module_utils
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 # As Ansible ships them with the modules.
@@ -41,3 +45,21 @@ def entry_points(role: Path) -> list[dict[str, dict[str, Any]]]:
     """Return the options of each of a role's entry points."""
     specs = read_yaml(role / "meta/argument_specs.yml")["argument_specs"]
     return [spec.get("options", {}) for spec in specs.values()]
+
+
+def role_templar(role: Path, **variables: Any) -> Templar:
+    """Return what renders with a role's defaults and vars, and these."""
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader([])
+    loader = DataLoader()
+    loader.set_basedir(str(role))
+    known: dict[str, Any] = {"ansible_managed": "managed", "role_path": str(role)}
+    for name in ("defaults/main.yml", "vars/main.yml"):
+        known |= loader.load_from_file(str(role / name), trusted_as_template=True)
+    known["ansible_search_path"] = [str(role)]
+    return Templar(loader=loader, variables=known | variables)
+
+
+def rendered(templar: Templar, path: Path) -> str:
+    """Return what a template becomes."""
+    return str(templar.template(trust_as_template(f"{{{{ lookup('ansible.builtin.template', {str(path)!r}) }}}}")))

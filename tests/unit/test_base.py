@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.repository import ROOT, load, read_yaml
 
-certificates = load("roles/base/library/base_state.py")
+certificates = state = load("roles/base/library/base_state.py")
 BUNDLE = Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -52,3 +52,22 @@ def test_every_host_gets_in_one_go_what_its_roles_would_install() -> None:
 def test_uv_is_the_locked_one() -> None:
     version = read_yaml(ROOT / "group_vars/all/versions.yml")["uv_version"]
     assert f"uv=={version} \\\n" in (ROOT / "roles/base/files/requirements.txt").read_text()
+
+
+class Module:
+    """As much of Ansible's module as is asked for."""
+
+    def __init__(self, *, check_mode: bool = False) -> None:
+        self.check_mode = check_mode
+
+
+def test_parameters_of_the_kernel_that_differ_are_set(tmp_path: Path) -> None:
+    for name, value in (("kernel/kptr_restrict", "0"), ("net/ipv4/conf/all/rp_filter", "2")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    wanted = {"kernel.kptr_restrict": 2, "net.ipv4.conf.all.rp_filter": 2, "kernel.yama.ptrace_scope": 1}
+    assert state.ensure_kernel(Module(check_mode=True), wanted, tmp_path) == ["kernel.kptr_restrict"]
+    assert state.ensure_kernel(Module(), wanted, tmp_path) == ["kernel.kptr_restrict"]
+    assert (tmp_path / "kernel/kptr_restrict").read_text() == "2\n"
+    assert state.ensure_kernel(Module(), wanted, tmp_path) == []
+    assert not (tmp_path / "kernel/yama").exists(), "a kernel without this parameter"

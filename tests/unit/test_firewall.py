@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.repository import load
+from tests.unit.repository import ROOT, load, rendered, role_templar
 
 firewall = load("roles/firewall/library/firewall_table.py")
 NAMES = {"gpu-1": ["10.1.2.21", "fe80::1%eth0"], "services-1": ["127.0.1.1"]}
@@ -21,14 +21,14 @@ def look_up(name: str) -> list[str]:
 
 def test_addresses_networks_and_names_fill_the_sets() -> None:
     found = firewall.networks(["fd00::/64", "10.1.3.9/24", "gpu-1", "10.1.2.21", "services-1"], look_up)
-    assert firewall.members(found) == (
-        "add element inet metalworks platform4 { 10.1.2.21/32, 10.1.3.0/24 }\n"
+    assert firewall.members("platform", found) == (
+        "add element inet metalworks platform4 { 10.1.2.21/32, 10.1.3.0/24, 127.0.1.1/32 }\n"
         "add element inet metalworks platform6 { fd00::/64, fe80::1/128 }\n"
     )
 
 
 def test_nobody_fills_nothing() -> None:
-    assert firewall.members(firewall.networks([], look_up)) == ""
+    assert firewall.members("platform", firewall.networks([], look_up)) == ""
 
 
 def test_an_unknown_name_is_an_error() -> None:
@@ -82,3 +82,49 @@ def test_only_sets_are_compared_for_a_new_host() -> None:
 )
 def test_rules_of_somebody_else_are_noticed(text: str, expected: bool) -> None:
     assert firewall.has_rules(text) is expected
+
+
+def test_users_of_the_rules_become_numbers() -> None:
+    text = "meta skuid vmap { @uid:mlflow@ : jump out_1, @uid:www-data@ : jump out_2 }"
+    numbers = {"mlflow": 997, "www-data": 33}
+    assert firewall.numbered(text, numbers.__getitem__) == "meta skuid vmap { 997 : jump out_1, 33 : jump out_2 }"
+
+
+def rules(**variables: Any) -> str:
+    role = ROOT / "roles/firewall"
+    return rendered(role_templar(role, **variables), role / "templates/nftables.conf.j2")
+
+
+def test_without_limits_of_users_everything_goes_out() -> None:
+    text = rules()
+    assert "skuid" not in text
+    assert "chain out_" not in text
+
+
+def test_a_user_connects_where_it_is_listed_and_nowhere_else() -> None:
+    reach = [
+        {"port": 5432, "to": ["10.1.2.11", "db-1"], "why": "its database"},
+        {"port": 443, "to": "internet", "why": "hooks"},
+        {"port": 53, "protocol": "any", "to": ["0.0.0.0/0"], "why": "names"},
+    ]
+    text = rules(firewall_outbound=[{"user": "mlflow", "reach": reach}, {"user": "idle", "reach": []}])
+    chain = text[text.index("chain out_1") : text.index("chain out_2")]
+    assert "meta l4proto tcp ct original proto-dst 5432 ip daddr @out_1_1_4 accept" in chain
+    assert "meta l4proto tcp ct original proto-dst 443 ip daddr != @inside4 ip daddr != @platform4 accept" in chain
+    assert "meta l4proto { tcp, udp } ct original proto-dst 53 ip daddr @out_1_3_4 accept" in chain
+    assert chain.rstrip().endswith("jump refused\n    }")
+    assert "meta skuid vmap { @uid:mlflow@ : jump out_1, @uid:idle@ : jump out_2 }" in text
+    assert "set out_1_1_4 {" in text
+    assert "set out_1_2_4 {" not in text
+
+
+def test_anyone_is_everything_but_where_clouds_hand_out_keys() -> None:
+    reach = [{"port": "any", "protocol": "any", "to": "anyone", "why": "flows"}]
+    text = rules(firewall_outbound=[{"user": "worker", "reach": reach}])
+    assert "\n        ip daddr != @link4 accept\n        ip6 daddr != @link6 accept\n" in text
+
+
+def test_a_port_of_the_loopback_address_is_for_its_users_and_root() -> None:
+    text = rules(firewall_local=[{"port": 9000, "users": ["www-data", "minio"], "why": "MinIO"}])
+    users = "{ 0, @uid:www-data@, @uid:minio@ }"
+    assert f'oifname "lo" tcp dport 9000 meta skuid != {users} jump refused' in text

@@ -6,12 +6,9 @@ import re
 from typing import Any
 
 import pytest
-from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
-from ansible.utils.collection_loader import AnsibleCollectionConfig
 
-from tests.unit.repository import ROOT, load, read_yaml
+from tests.unit.repository import ROOT, load, read_yaml, rendered, role_templar
 
 state = load("roles/gateway/library/gateway_state.py")
 ROLE = ROOT / "roles/gateway"
@@ -21,7 +18,9 @@ MLFLOW = {
     "title": "Models & <experiments>",
     "upstreams": ["127.0.0.1:5000"],
     "health": "/health",
-    "viewer_posts": [r'/api/[a-z"]+\.x/search'],
+    "login": "basic",
+    "login_passed": True,
+    "routes": "mlflow.yml",
     "stream_paths": ["/artifacts/"],
 }
 PREFECT = {
@@ -29,6 +28,7 @@ PREFECT = {
     "title": "Flows",
     "upstreams": ["unix:/run/prefect/api.sock"],
     "login": "basic",
+    "routes": "prefect.yml",
     "health": "/api/health",
     "open_paths": ["/api/ready"],
 }
@@ -72,24 +72,14 @@ USERS = [
 ]
 
 
-def templar(**variables: Any) -> tuple[Templar, dict[str, Any]]:
+def templar(**variables: Any) -> Templar:
     """Return what renders with the role's defaults and vars, and these."""
-    if AnsibleCollectionConfig.collection_finder is None:
-        init_plugin_loader([])
-    loader = DataLoader()
-    loader.set_basedir(str(ROLE))
-    known: dict[str, Any] = {}
-    for name in ("defaults/main.yml", "vars/main.yml"):
-        known |= loader.load_from_file(str(ROLE / name), trusted_as_template=True)
-    known |= {"gateway_domain": "ml.example", "ansible_managed": "managed", "role_path": str(ROLE)}
-    known |= {"gateway_sites": [MLFLOW, PREFECT, STORE, DELAY], "gateway_users": USERS} | variables
-    return Templar(loader=loader, variables=known), known
+    known = {"gateway_domain": "ml.example", "gateway_sites": [MLFLOW, PREFECT, STORE, DELAY], "gateway_users": USERS}
+    return role_templar(ROLE, **known | variables)
 
 
 def render(name: str, **variables: Any) -> str:
-    path = str(ROLE / "templates" / name)
-    lookup = trust_as_template(f"{{{{ lookup('ansible.builtin.template', {path!r}) }}}}")
-    return str(templar(**variables)[0].template(lookup))
+    return rendered(templar(**variables), ROLE / "templates" / name)
 
 
 def block(text: str, start: str) -> str:
@@ -101,7 +91,7 @@ def block(text: str, start: str) -> str:
 
 
 def problems(**variables: Any) -> list[str]:
-    found = templar(**variables)[0].template(trust_as_template("{{ __gateway_problems }}"))
+    found = templar(**variables).template(trust_as_template("{{ __gateway_problems }}"))
     assert isinstance(found, list)
     return found
 
@@ -142,17 +132,23 @@ def test_login_stands_before_all_but_open_paths() -> None:
     assert "auth_basic_user_file" in block(text, "location ^~ /up/")
 
 
-def test_viewers_pass_only_where_it_is_listed() -> None:
+def test_a_route_that_is_not_listed_is_nobodys() -> None:
     text = render("nginx.conf.j2")
-    rules = block(text, 'map "$gateway_role $gateway_asks $gateway_path $uri" $gateway_next_mlflow')
-    assert "default -refused;" in rules
-    assert r'"~^reader send (?:/api/[a-z\"]+\\.x/search) " "";' in rules
+    whose = block(text, 'map "$gateway_verb $uri" $gateway_whose_mlflow')
+    assert "default nobody;" in whose
+    assert '"GET /ajax-api/2.0/mlflow/runs/get" viewer;' in whose
+    assert '"~^[A-Z]+ /gateway/.*$" nobody;' in whose
+    who = block(text, 'map "$gateway_role $gateway_whose_mlflow" $gateway_next_mlflow')
+    assert "default -refused;" in who
+    assert "inference" in who
+    prefect = block(text, 'map "$gateway_role $gateway_whose_prefect" $gateway_next_prefect')
+    assert '"~^inference ' not in prefect
     assert "$gateway_next_s3" not in text
     roles = block(text, "map $remote_user $gateway_role")
     assert r'"~^(?:ada|b\\.d)$" admin;' in roles
     assert "vera" not in roles
-    assert "default reader;" in roles
-    assert "default reader;" in block(render("nginx.conf.j2", gateway_users=[]), "map $remote_user $gateway_role")
+    assert "default viewer;" in roles
+    assert "default viewer;" in block(render("nginx.conf.j2", gateway_users=[]), "map $remote_user $gateway_role")
 
 
 def test_each_host_of_a_site_proves_its_own_name() -> None:
@@ -213,6 +209,7 @@ def test_sound_wishes_have_no_problems() -> None:
         ({"upstreams": ["a"]}, "upstreams are host:port"),
         ({"upstreams": ["unix:/a", "b:1"]}, "upstreams are host:port"),
         ({"upstreams": ["unix:/a"], "protocol": "https"}, "upstreams are host:port"),
+        ({"routes": ""}, "with login basic, routes say who may call what"),
     ],
 )
 def test_what_would_become_wrong_configuration_is_refused(site: dict[str, Any], message: str) -> None:

@@ -43,7 +43,7 @@ MISTAKES = {
     "own_certificates": {
         "services-1": {"certificate": "/nowhere/c.pem", "key": "/nowhere/key.pem", "ca": "/nowhere/ca.pem"}
     },
-    "mlflow_prot": 8080,
+    "mlflow_sokcet": "/run/x",
     "work_queues": {"urgent": 1, "default": 1},
     "aptmirror": "https://mirror.example.org",
     "prefect_server_work_pools": "{{ no_such_variable }}",
@@ -59,8 +59,8 @@ TOLD = [
     "host gpu-9: is only in `gpus`",
     "host gpu_1: is not a name",
     "hosts services-1 and gpu_1: have one address, 192.0.2.11",
-    "variable `mlflow_prot`",
-    "Did you mean `mlflow_port`?",
+    "variable `mlflow_sokcet`",
+    "Did you mean `mlflow_socket`?",
     "Did you mean `apt_mirror`?",
     "secret `vault_postgresql_mlflow_auth_password`: is empty",
     "secret `vault_postgresql_prefect_password`: is not defined",

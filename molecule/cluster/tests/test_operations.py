@@ -57,7 +57,7 @@ UNITS = {
     "services-1": {
         "postgresql@15-main": "runuser -u postgres -- pg_isready --quiet",
         "minio": f"{ASK} http://127.0.0.1:9000/minio/health/ready",
-        "mlflow": f"{ASK} http://127.0.0.1:5000/health",
+        "mlflow": f"{ASK} --unix-socket /run/mlflow/api.sock http://localhost/health",
         "prefect-server": f"{ASK} --unix-socket /run/prefect-server/api.sock http://localhost/api/ready",
         "prefect-lost-runs": "true",
         "nginx": f"{ASK} --insecure --resolve {DOMAIN}:443:127.0.0.1 https://{DOMAIN}/",

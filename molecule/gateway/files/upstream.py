@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(int(self.path.rsplit("/", 1)[1]))
         if self.path.endswith("/workers/filter"):
             return self.say(200, [{"name": "a worker"}] if "/gpu/" in self.path else [])
-        if self.path == "/unauthorized":
+        if self.path.endswith("/unauthorized"):
             return self.say(401, {"said_by": NAME}, {"WWW-Authenticate": 'Basic realm="mlflow"'})
         told = {"name": NAME, "method": self.command, "path": self.path, "size": size}
         return self.say(200, told | {"headers": [[k.lower(), v] for k, v in self.headers.items()]})

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import os
 import re
 import shutil
 import ssl
@@ -36,6 +37,8 @@ description:
   - Enables and starts chrony, gives it time servers, and has systemd start it again whenever it ends. A container has
     no clock of its own, and the unit's own condition keeps chrony from starting there. That is no failure, and is
     reported as C(runs=false); any other reason is one.
+  - Sets the kernel's parameters that the host has and that are other ones. Where they can only be read, as in a
+    container, they are the machine's.
   - A call is a round trip to every host; kept modules need nine for this, four of which open apt's lists.
 options:
   authorities: {type: dict, required: true, description: "Bundles: name of a file, for messages → its PEM text."}
@@ -44,6 +47,7 @@ options:
   directories: {type: list, elements: dict, default: [], description: As in module managed_files.}
   files: {type: list, elements: dict, default: [], description: As in module managed_files.}
   blocks: {type: list, elements: dict, default: [], description: As in module managed_files.}
+  kernel: {type: dict, default: {}, description: "Parameters of the kernel: name, as sysctl has it → value."}
   uv_version: {type: str, required: true, description: Version of uv that is wanted.}
   uv_requirements: {type: str, required: true, description: Requirements file with that version and its hashes.}
   uv_path: {type: path, required: true, description: Where the program stands.}
@@ -72,6 +76,7 @@ runs: {type: bool, returned: when no package is missing, description: Whether ch
 DISTRIBUTION, LOCAL = Path("/usr/share/ca-certificates"), Path("/usr/local/share/ca-certificates")
 LINKS, BUNDLE = Path("/etc/ssl/certs"), Path("/etc/ssl/certs/ca-certificates.crt")
 PREFIX = "metalworks-"
+PARAMETERS = Path("/proc/sys")
 LOCK_SECONDS, LOCK_POLL_SECONDS = 300, 2
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -186,6 +191,17 @@ def ensure_group(module: AnsibleModule, name: str) -> bool:
     return False
 
 
+def ensure_kernel(module: AnsibleModule, wanted: dict[str, Any], parameters: Path = PARAMETERS) -> list[str]:
+    """Set what the running kernel has otherwise; return the names. At boot the file that is written besides does it."""
+    if os.statvfs(parameters).f_flag & os.ST_RDONLY:
+        return []
+    files = {name: parameters / name.replace(".", "/") for name in wanted}
+    differ = [name for name, file in files.items() if file.exists() and file.read_text().strip() != str(wanted[name])]
+    for name in differ if not module.check_mode else ():
+        files[name].write_text(f"{wanted[name]}\n")
+    return differ
+
+
 def standing(module: AnsibleModule, path: Path) -> str:
     """Return the version of the uv that stands; empty when there is none that runs."""
     if not path.exists():
@@ -278,6 +294,7 @@ def converge(module: AnsibleModule) -> dict[str, Any]:
     files.converge(wants)
     done += files.paths
     uv = ensure_uv(module, wants["uv_version"], wants["uv_requirements"], Path(wants["uv_path"]))
+    done += [f"kernel {name}" for name in ensure_kernel(module, wants["kernel"])]
     clock, runs = ensure_time(module, wants["time_servers"])
     done += ["uv"] * uv + ["time"] * clock
     return result | {"runs": runs, "diff": files.diff}
@@ -292,6 +309,7 @@ def main() -> None:
             "packages": {**texts, "required": True},
             "group": required,
             **{name: FILES[name] for name in ("directories", "files", "blocks")},
+            "kernel": {"type": "dict", "default": {}},
             "uv_version": required,
             "uv_requirements": required,
             "uv_path": {"type": "path", "required": True},

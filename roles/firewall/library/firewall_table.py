@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import pwd
 import re
 import socket
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.system_user import ensure_system_user
 
 DOCUMENTATION = """
 module: firewall_table
@@ -24,9 +26,14 @@ description:
   - Replaces that table in one step, after it has armed a timer that brings the earlier one back. A second call with
     C(confirm), over a new connection, stops the timer and writes the file that is loaded at boot.
   - Without C(rules), changes the set of the platform's addresses alone, and nothing on a host without these rules.
+  - A user of the rules who is not there yet is made, so that a program has its limits before its first start.
 options:
-  rules: {type: str, default: "", description: The file without the addresses of C(platform).}
+  rules:
+    type: str
+    default: ""
+    description: The file without the elements of its sets. C(@uid:NAME@) becomes that user's number.
   platform: {type: list, elements: str, required: true, description: Addresses, networks or names.}
+  sets: {type: dict, default: {}, description: Further sets of C(rules) and their addresses, networks or names.}
   rollback_seconds: {type: int, default: 120, description: Time for the confirmation.}
   confirm: {type: bool, default: false, description: The rules that are loaded stay.}
 """
@@ -62,17 +69,21 @@ def networks(names: list[str], look_up: Callable[[str], Iterable[str]] = resolve
             found.add(ipaddress.ip_network(name, strict=False))
         except ValueError:
             found |= {ipaddress.ip_network(address.partition("%")[0]) for address in look_up(name)}
-    # A host knows itself under a loopback address, which is open anyway.
-    return sorted((one for one in found if not one.is_loopback), key=lambda one: (one.version, one))
+    return sorted(found, key=lambda one: (one.version, one))
 
 
-def members(found: list[Network]) -> str:
-    """Return the lines that fill the sets."""
+def members(name: str, found: list[Network]) -> str:
+    """Return the lines that fill the two sets of this name, one for each version of IP."""
     lines = []
     for version in (4, 6):
         if ours := [str(one) for one in found if one.version == version]:
-            lines.append(f"add element {TABLE} platform{version} {{ {', '.join(ours)} }}\n")
+            lines.append(f"add element {TABLE} {name}{version} {{ {', '.join(ours)} }}\n")
     return "".join(lines)
+
+
+def numbered(rules: str, number: Callable[[str], int]) -> str:
+    """Return the rules with users' numbers in the place of their names: a table with an unknown name is not loaded."""
+    return re.sub(r"@uid:([^@]+)@", lambda user: str(number(user[1])), rules)
 
 
 def normal(value: Any) -> Any:
@@ -100,6 +111,8 @@ def has_rules(text: str) -> bool:
 
 class Firewall:
     """The table, and the module that acts on it."""
+
+    NOBODY = 65534
 
     def __init__(self, module: AnsibleModule, nft: str) -> None:
         """Remember whose commands run."""
@@ -165,6 +178,15 @@ class Firewall:
             self.module.warn(f"{CONFIGURATION} had rules of its own, which the next boot will not load: see {kept}")
         write(CONFIGURATION, text, 0o644)
 
+    def user(self, name: str) -> int:
+        """Return the user's number; make a user who is not there. In a dry run that one gets one of nobody's."""
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            self.actions.append(f"make user {name}")
+            ensure_system_user(self.module, name)
+        return self.NOBODY - len(self.actions) if self.module.check_mode else pwd.getpwnam(name).pw_uid
+
     def serve(self) -> None:
         """Have the file loaded at boot."""
         if not (DROP_IN.exists() and DROP_IN.read_text() == DROP_IN_TEXT) and self.act(f"write {DROP_IN}"):
@@ -196,11 +218,13 @@ class Firewall:
     def register(self, platform: str) -> None:
         """Change the set of the platform's addresses, and nothing else."""
         old = CONFIGURATION.read_text() if CONFIGURATION.exists() else ""
-        head, mark, _ = old.partition(MARK)
+        head, mark, filled = old.partition(MARK)
         if not mark:
             return
-        wanted, live = self.tried(f"{head}{mark}{platform}"), self.live()
-        self.store(f"{head}{mark}{platform}")
+        others = [line for line in filled.splitlines(keepends=True) if f" {TABLE} platform" not in line]
+        text = "".join([head, mark, *others, platform])
+        wanted, live = self.tried(text), self.live()
+        self.store(text)
         if live and sets(live) != sets(wanted) and self.act("change the platform's addresses"):
             empty = "".join(f"flush set {TABLE} platform{version}\n" for version in (4, 6))
             self.run(self.nft, "--file", "-", data=f"{empty}{platform}")
@@ -222,6 +246,7 @@ def main() -> None:
         argument_spec={
             "rules": {"type": "str", "default": ""},
             "platform": {"type": "list", "elements": "str", "required": True},
+            "sets": {"type": "dict", "default": {}},
             "rollback_seconds": {"type": "int", "default": 120},
             "confirm": {"type": "bool", "default": False},
         },
@@ -233,16 +258,18 @@ def main() -> None:
         if wants["rules"] and not module.check_mode:
             module.fail_json(msg="nftables is not installed")
         module.exit_json(changed=bool(wants["rules"]), actions=[], unconfirmed=False)
-    try:
-        platform = members(networks(wants["platform"]))
-    except OSError as error:
-        module.fail_json(msg=f"{', '.join(wants['platform'])}: a name among these cannot be resolved here ({error})")
+    filled = ""
+    for name, names in {**wants["sets"], "platform": wants["platform"]}.items():
+        try:
+            filled += members(name, networks(names))
+        except OSError as error:
+            module.fail_json(msg=f"{', '.join(names)}: a name among these cannot be resolved here ({error})")
     firewall, unconfirmed = Firewall(module, nft), False
     if wants["rules"]:
-        text = f"{wants['rules']}{MARK}{platform}"
+        text = f"{numbered(wants['rules'], firewall.user)}{MARK}{filled}"
         unconfirmed = firewall.converge(text, wants["rollback_seconds"], wants["confirm"])
     else:
-        firewall.register(platform)
+        firewall.register(filled)
     actions = firewall.actions
     module.exit_json(changed=bool(actions), actions=actions, diff=firewall.diff, unconfirmed=unconfirmed)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.unix_http import SocketConnection
 
 DOCUMENTATION = """
 module: gateway_state
@@ -131,22 +132,12 @@ def write(path: Path, content: str, mode: int, group: int) -> None:
     fresh.replace(path)
 
 
-class Local(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def connect(self) -> None:
-        """Connect to nginx's own socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(SOCKET))
-
-
 def running() -> str:
     """Return the revision that the running nginx serves; empty if none answers."""
-    connection = Local("localhost", timeout=5)
+    connection = SocketConnection("localhost", str(SOCKET), 5)
     try:
         connection.request("GET", "/")
-        return connection.getresponse().read().decode(errors="replace").strip()
+        return str(connection.getresponse().read().decode(errors="replace").strip())
     except (OSError, http.client.HTTPException):
         return ""
     finally:

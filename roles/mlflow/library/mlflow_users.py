@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.unix_http import SocketHandler
 
 DOCUMENTATION = """
 module: mlflow_users
@@ -21,7 +22,7 @@ description:
   - Those who write get one role, which the module keeps as it is described. Who may change some models gets a role
     of their own, named after them; who no longer may loses it.
 options:
-  url: {type: str, required: true, description: URL of the server.}
+  socket: {type: path, required: true, description: Unix socket of the server.}
   admin_user: {type: str, required: true, description: Administrator to work as.}
   admin_password: {type: str, required: true, description: Password of that one.}
   users:
@@ -55,16 +56,15 @@ class Refused(Exception):
 class Server:
     """MLflow's REST API, as one user."""
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    def __init__(self, socket: str, user: str, password: str) -> None:
         """Remember where and as whom."""
-        self.url = url.rstrip("/")
+        self.socket = socket
         self.authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-        # The server is on this host: a proxy of the site has no business in between.
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), SocketHandler(socket))
 
     def ask(self, method: str, path: str, **values: Any) -> dict[str, Any]:
         """Return what the server answers; GET's values go into the query, the others' into the body."""
-        url, body = f"{self.url}/api/{path}", None
+        url, body = f"http://localhost/api/{path}", None
         if method == "GET":
             url += f"?{urlencode(values)}" if values else ""
         else:
@@ -78,7 +78,7 @@ class Server:
             said = " ".join(error.read().decode(errors="replace").split())[:300]
             raise Refused(f"{method} {path} is answered with {error.code}: {said}") from error
         except OSError as error:
-            raise Refused(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+            raise Refused(f"{self.socket} does not answer: {getattr(error, 'reason', error)}") from error
 
     def lets_in(self) -> bool:
         """Tell whether name and password are right."""
@@ -93,7 +93,7 @@ class Server:
 
 def changes(params: dict[str, Any], dry: bool) -> list[str]:
     """Bring the server to what is wanted; return what that took."""
-    server = Server(params["url"], params["admin_user"], params["admin_password"])
+    server = Server(params["socket"], params["admin_user"], params["admin_password"])
     done: list[str] = []
 
     def do(what: str, method: str, path: str, **values: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def changes(params: dict[str, Any], dry: bool) -> list[str]:
         if found is None:
             made = do(f"create {name}", "POST", "2.0/mlflow/users/create", username=name, password=password)
             found = made.get("user", {"id": None, "is_admin": False})
-        elif not Server(params["url"], name, password).lets_in():
+        elif not Server(params["socket"], name, password).lets_in():
             do(f"password of {name}", "PATCH", "2.0/mlflow/users/update-password", username=name, password=password)
         if bool(found["is_admin"]) != user["admin"]:
             what = f"{name} is {'an' if user['admin'] else 'no'} administrator"
@@ -177,7 +177,7 @@ def main() -> None:
     switch = {"type": "bool", "default": False}
     module = AnsibleModule(
         argument_spec={
-            "url": text,
+            "socket": {"type": "path", "required": True},
             "admin_user": text,
             "admin_password": secret,
             "users": {

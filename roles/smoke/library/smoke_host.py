@@ -57,7 +57,7 @@ author: Metalworks
 EXAMPLES = r"""
 - name: Do real work
   smoke_host:
-    units: [{unit: mlflow.service, url: "http://127.0.0.1:5000/health"}]
+    units: [{unit: minio.service, url: "http://127.0.0.1:9000/minio/health/ready"}]
     program: "{{ lookup('ansible.builtin.file', 'client.py') }}"
   become: true
 """
