@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from scripts import lab_hosts
 from scripts.common import ROOT, environment
 from scripts.lab_hosts import secrets
@@ -66,6 +68,17 @@ def as_person(
     """Status and content of an answer to one of the platform's people."""
     login = f"{person}:{secrets()['vault_user_passwords'][person]}"
     return ask(site, path, login=login, body=body, headers=headers, method=method)
+
+
+def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
+    """What a program prints as JSON on a host. It is read from stdin to its end, and what follows is for it to read."""
+    __tracebackhide__ = True  # what a failure would show of its arguments is secret
+    feed = f"import io, sys\nsys.stdin = io.StringIO({json.dumps(asked)!r})\n{program}"
+    try:
+        return json.loads(over_ssh(host, f"sudo {python} -", feed))
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        complaint = error.stderr
+    pytest.fail(f"{host}: {complaint}")
 
 
 def import_authority() -> None:

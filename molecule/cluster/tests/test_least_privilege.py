@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from typing import Any
-
 import pytest
-from clients import as_person, over_ssh, secrets
+from clients import as_person, run, secrets
 
 BUCKETS = {"training-data", "mlflow-artifacts", "flow-code", "flow-results", "predictions"}
 PEOPLES = {"training-data", "flow-code"}
@@ -125,17 +121,6 @@ for path, body in asked["undo"].items():
     filled = {key: model.get(value[1:], "") if value.startswith("=") else value for key, value in body.items()}
     assert ask(path, filled, "DELETE")[0] == 200, path
 """
-
-
-def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
-    """What a program prints as JSON on a host. It is read from stdin to its end, and what follows is for it to read."""
-    __tracebackhide__ = True  # what a failure would show of its arguments is secret
-    feed = f"import io, sys\nsys.stdin = io.StringIO({json.dumps(asked)!r})\n{program}"
-    try:
-        return json.loads(over_ssh(host, f"sudo {python} -", feed))
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        complaint = error.stderr
-    pytest.fail(f"{host}: {complaint}")
 
 
 def undo(deletions: dict[str, dict[str, str]]) -> None:
