@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.repository import load
+from tests.unit.repository import ROOT, load
 
 units = load("plugins/module_utils/systemd_units.py")
 WANTS: dict[str, Any] = {
@@ -59,3 +59,14 @@ def test_only_ours_of_a_family_are_taken_for_unlisted(monkeypatch: pytest.Monkey
         (tmp_path / f"{name}.service").write_text(f"{units.MANAGED}\n[Unit]\n")
     (tmp_path / "demo-by-hand.service").write_text("[Unit]\n")
     assert units.unlisted("demo-*", {"demo-a"}) == ["demo-b"]
+
+
+def test_what_a_unit_is_granted_beyond_the_others_stands_in_one_list() -> None:
+    names = {line.partition("=")[0] for line in units.SANDBOX.splitlines()} - {"MemoryMax"}
+    setting = re.compile(rf"^\s*(?:\{{)?'?({'|'.join(sorted(names))})'?: *\"?'?([\w@~-]*)", re.MULTILINE)
+    inline = re.compile(rf"\{{'({'|'.join(sorted(names))})': *'?([\w@~-]*)")
+    files = [path for path in ROOT.glob("roles/*/*/*.yml") if path.parent.name in ("tasks", "vars")]
+    found = {pair for path in files for each in (setting, inline) for pair in each.findall(path.read_text())}
+    assert ("PrivateDevices", "false") in found
+    told = (ROOT / "docs/security.md").read_text()
+    assert not [pair for pair in sorted(found) if f"`{pair[0]}={pair[1]}`" not in told]

@@ -70,6 +70,37 @@ def test_the_host_answers_pings_and_reaches_others(host, attacker):
     assert host.run("python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 9999), 2)'").rc == 0
 
 
+CONNECT = """
+import socket, sys
+for where in sys.argv[1:]:
+    address, _, port = where.rpartition(":")
+    try:
+        socket.create_connection((address, int(port)), 3).close()
+    except OSError as error:
+        print(where, error.strerror or error)
+"""
+
+
+def refused(host, user: str, *where: str) -> dict[str, str]:
+    """What a user does not reach, and the reason that the program sees."""
+    command = f"setpriv --reuid {user} --regid nogroup --clear-groups python3 -c %s {' '.join(where)}"
+    return dict(line.split(" ", 1) for line in host.check_output(command, CONNECT).splitlines())
+
+
+def test_a_program_connects_where_it_is_listed_and_is_told_at_once_where_it_is_not(host):
+    """The user was made with the rules: the program has its limits before it is installed."""
+    where = ("127.0.0.1:9999", "127.0.0.1:443", "127.0.0.1:8000", "169.254.169.254:80", f"{OUTSIDE}:80")
+    began = time.monotonic()
+    assert refused(host, "program", *where) == dict.fromkeys(where[1:], "No route to host")
+    assert time.monotonic() - began < 2
+    # Others go where they like, but for the port that is not theirs.
+    assert refused(host, "nobody", "127.0.0.1:9999", "127.0.0.1:443", "127.0.0.1:8000") == {
+        "127.0.0.1:8000": "No route to host"
+    }
+    assert refused(host, "root", "127.0.0.1:8000") == {}
+    assert int(re.search(r"counter packets (\d+)", host.check_output("nft list chain inet metalworks refused"))[1]) > 4
+
+
 def test_what_is_dropped_is_counted(host, reached):
     def dropped() -> int:
         chain = host.check_output("nft list chain inet metalworks dropped")
@@ -112,6 +143,8 @@ def test_damage_is_mended(host, converged, damage, play, reached):
         ({"firewall_ssh_from": ["10.1.2.3.4"]}, "10.1.2.3.4 is no address"),
         ({"also_open": [{"port": 70000, "from": "anyone", "why": "too many"}]}, "70000 is no address"),
         ({"also_open": [{"port": 80, "from": "everybody", "why": "a typo"}]}, "everybody is no address"),
+        ({"firewall_outbound": [{"user": "a b", "reach": []}]}, "a b is no address"),
+        ({"firewall_outbound": [{"user": "a", "reach": [{"port": 0, "to": "anyone", "why": "x"}]}]}, "0 is no address"),
         ({"also_open": [{"port": 80, "from": ["300.1.1.1"], "why": "a typo"}]}, "nft refuses the rules"),
         ({"firewall_platform_addresses": ["no-such-host.invalid"]}, "no-such-host.invalid: a name among these"),
     ],
