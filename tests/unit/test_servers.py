@@ -1,0 +1,93 @@
+"""What stands around MLflow's and Prefect's own servers: who is let in, and the sign of life."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.repository import load
+
+# -- MLflow
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The function that MLflow's auth.ini names, with the module that it is in."""
+    folder = tmp_path_factory.mktemp("auth")
+    (folder / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\n"
+    )
+    patched = pytest.MonkeyPatch()
+    patched.setenv("MLFLOW_AUTH_CONFIG_PATH", str(folder / "auth.ini"))
+    yield load("roles/mlflow/files/metalworks_authenticate.py")
+    patched.undo()
+
+
+SET, CREATE = "/2.0/mlflow/registered-models/set-tag", "/2.0/mlflow/experiments/create"
+PROMPT = {"name": "m", "key": "mlflow.prompt.is_prompt", "value": "true"}
+
+
+@pytest.mark.parametrize("prefix", ["/api", "/ajax-api"])
+@pytest.mark.parametrize(
+    ("path", "body", "refused"),
+    [
+        (SET, PROMPT, True),
+        (SET, json.dumps(PROMPT), True),  # JSON within JSON, as older clients send it
+        (SET.replace("set", "delete"), PROMPT, True),
+        (SET, PROMPT | {"key": "colour"}, False),
+        (CREATE, {"name": "e"}, False),
+        (CREATE, {"name": "e", "artifact_location": ""}, False),
+        (CREATE, {"name": "e", "artifact_location": "mlflow-artifacts:/x"}, False),
+        (CREATE, {"name": "e", "artifact_location": "file:///var/lib/mlflow"}, True),
+        (CREATE, {"name": "e", "artifactLocation": "http://127.0.0.1:9000/"}, True),
+        ("/2.0/mlflow/runs/set-tag", PROMPT, False),
+    ],
+)
+def test_what_permissions_have_no_word_for_is_refused(
+    door: Any, prefix: str, path: str, body: Any, refused: bool
+) -> None:
+    from flask import Flask
+
+    with Flask(__name__).test_request_context(prefix + path, method="POST", json=body):
+        assert bool(door.objection()) is refused
+
+
+def test_what_is_no_json_is_mlflows_business(door: Any) -> None:
+    from flask import Flask
+
+    for text in ("", "{", "[]", '"{"'):
+        with Flask(__name__).test_request_context(f"/api{SET}", method="POST", data=text):
+            assert door.objection() == ""
+
+
+# -- Prefect
+
+
+def test_the_event_loop_itself_tells_systemd_that_it_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    serve = load("roles/prefect_server/files/serve.py")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "n"))
+        systemd.settimeout(0.3)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+
+        def told() -> bool:
+            try:
+                return systemd.recv(64) == b"WATCHDOG=1"
+            except TimeoutError:
+                return False
+
+        async def application(scope: Any, *_: Any) -> None:
+            assert scope["type"] == "lifespan"
+            assert [await asyncio.to_thread(told) for _ in range(3)] == [True] * 3
+            while told():  # busy: what came meanwhile is read, and no more comes
+                continue
+
+        monkeypatch.setattr(serve, "create_app", lambda: application)
+        asyncio.run(serve.Server()({"type": "lifespan"}, None, None))
+        assert not told(), "the end of the server is the end of its signs of life"
