@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import time
+import zipfile
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,8 +21,8 @@ provision = load("roles/object_store/library/minio_provision.py")
 probe = load("roles/object_store/library/s3_probe.py")
 
 BUCKETS = [
-    {"name": "data", "versioning": True, "expire_days": 0},
-    {"name": "results", "versioning": False, "expire_days": 0},
+    {"name": "data", "versioning": True, "expire_days": 0, "old_days": 0},
+    {"name": "results", "versioning": False, "expire_days": 0, "old_days": 0},
 ]
 ADA = {
     "name": "ada", "access_key": "ada", "secret_key": "secret-ada", "buckets": ["data"], "access": "readwrite",
@@ -53,6 +55,9 @@ class Server:
     def __init__(self) -> None:
         self.buckets: dict[str, str] = {}
         self.rules: dict[str, bytes] = {}
+        self.locked: set[str] = set()
+        self.temporary: list[str] = []
+        """Whose temporary keys there are. As with MinIO, they stay when the key is removed."""
         self.policies: dict[str, Any] = {}
         self.users: dict[str, dict[str, str]] = {}
 
@@ -79,6 +84,9 @@ class Server:
             self.buckets[name] = "Enabled" if b"Enabled" in body else "Suspended"
         elif method == "PUT":
             self.buckets[name] = ""
+        elif "object-lock" in query:
+            known = name in self.locked
+            return self.reply(200) if known else self.error(404, "ObjectLockConfigurationNotFoundError")
         elif name not in self.buckets:
             return self.error(404, "NoSuchBucket")
         elif "versioning" in query:
@@ -105,6 +113,8 @@ class Server:
 
     def admin(self, call: str, query: dict[str, str], body: bytes) -> Any:
         user = query.get("accessKey", query.get("userOrGroup", ""))
+        if call in ("add-user", "remove-user"):
+            assert user not in self.temporary or call == "remove-user", "the old secret's temporary keys would live on"
         if call == "list-canned-policies":
             return self.reply(200, json.dumps(self.policies).encode())
         if call == "add-canned-policy":
@@ -115,6 +125,14 @@ class Server:
             if user not in self.users:
                 return self.reply(404, b'{"Code":"XMinioAdminNoSuchUser","Message":"none"}')
             return self.reply(200, json.dumps(self.users[user]).encode())
+        elif call == "import-bucket-metadata":
+            with zipfile.ZipFile(io.BytesIO(body)) as packed:
+                for file in packed.namelist():
+                    assert b"<ObjectLockEnabled>Enabled<" in packed.read(file)
+                    self.locked.add(file.removesuffix("/object-lock.xml"))
+        elif call == "revoke-tokens/builtin":
+            assert query["fullRevoke"] == "true"
+            self.temporary = [one for one in self.temporary if one != query["user"]]
         elif call == "add-user":
             self.users[user] = self.users.get(user, {}) | json.loads(opened("root-password", body))
         elif call == "remove-user":
@@ -214,6 +232,8 @@ def test_policy_reaches_its_buckets_and_nothing_else() -> None:
     allowed = {action for one in statements if one["Effect"] == "Allow" for action in one["Action"]}
     assert not [action for action in allowed if "*" in action]
     assert {"s3:PutObject", "s3:GetObject", "s3:DeleteObject"} <= allowed
+    # What changes a version that is there, and what tells how to end another one's upload.
+    assert not allowed & {"s3:PutObjectTagging", "s3:DeleteObjectTagging", "s3:ListBucketMultipartUploads"}
     for action in ("s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"):
         (denied,) = [one for one in statements if one["Effect"] == "Deny" and action in one["Action"]]
         assert denied["Resource"] == ["arn:aws:s3:::data/*", "arn:aws:s3:::code/*"]
@@ -250,6 +270,19 @@ def test_nothing_is_deleted_for_good_but_what_was_written_where_nobody_keeps_any
     assert (reader["Effect"], reader["Resource"]) == ("Deny", ["arn:aws:s3:::data/*"])
 
 
+def test_nothing_is_written_over() -> None:
+    def denied(*arguments: Any) -> list[dict[str, Any]]:
+        statements = provision.policy(*arguments)["Statement"]
+        return [one for one in statements if one["Effect"] == "Deny" and "s3:PutObject" in one["Action"]]
+
+    (versions,) = denied(["data"], "readwrite", ["log"], ["smoke/"])
+    assert versions["Resource"] == ["arn:aws:s3:::data/*"]
+    assert versions["Condition"]["StringLike"] == {"s3:versionid": ["?*"]}
+    # To copy from an old version is how it comes back.
+    assert versions["Condition"]["Null"] == {"s3:x-amz-copy-source": [True]}
+    assert denied(["data"], "readonly") == []
+
+
 def test_order_in_a_policy_does_not_matter() -> None:
     ours = provision.policy(["data", "code"], "readwrite")
     theirs = {"Version": ours["Version"], "Statement": []}
@@ -270,20 +303,44 @@ def test_everything_is_made_once(server: Server) -> None:
     assert first == [
         "make bucket data",
         "versioning of data: Enabled",
+        "lock of data",
         "make bucket results",
         *(f"{what}{who}{where}" for who in ("ada", "bob") for what, where in (
-            ("policy of ", ""), ("key of ", ""), ("policy of ", " on its key"))),
+            ("policy of ", ""), ("temporary keys of ", ""), ("key of ", ""), ("policy of ", " on its key"))),
     ]  # fmt: skip
     assert server.users["ada"] == {"secretKey": "secret-ada", "status": "enabled", "policyName": "metalworks-ada"}
+    assert server.locked == {"data"}
     assert run() == []
+
+
+def test_a_bucket_that_is_there_is_locked(server: Server) -> None:
+    server.buckets["data"] = "Enabled"
+    assert run()[0] == "lock of data"
+    assert server.locked == {"data"}
+
+
+def test_a_lock_that_did_not_come_about_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import answers 200 whatever came of it."""
+    monkeypatch.setattr(zipfile.ZipFile, "namelist", lambda self: [])
+    with pytest.raises(s3.StoreError, match="lock of data: HTTP 404 ObjectLockConfigurationNotFoundError"):
+        run()
+
+
+def test_temporary_keys_go_with_the_key_that_asked_for_them(server: Server) -> None:
+    run()
+    server.temporary = ["ada", "bob"]
+    run(consumers=[ADA | {"secret_key": "rotated-secret"}, BOB])
+    assert server.temporary == ["bob"]
+    run(consumers=[ADA | {"secret_key": "rotated-secret"}])
+    assert server.temporary == []
 
 
 def test_a_check_changes_nothing(server: Server) -> None:
     assert run(dry=True)
-    assert (server.buckets, server.policies, server.users) == ({}, {}, {})
+    assert (server.buckets, server.locked, server.policies, server.users) == ({}, set(), {}, {})
 
 
-@pytest.mark.parametrize("stop", range(9))
+@pytest.mark.parametrize("stop", range(12))
 def test_a_call_that_was_killed_is_finished_by_the_next(
     server: Server, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +363,7 @@ def test_a_call_that_was_killed_is_finished_by_the_next(
 
 
 # What the old key made goes with it.
-ANEW = ["old key of ada", "key of ada", "policy of ada on its key"]
+ANEW = ["old key of ada", "temporary keys of ada", "key of ada", "policy of ada on its key"]
 
 
 @pytest.mark.parametrize(
@@ -315,10 +372,11 @@ ANEW = ["old key of ada", "key of ada", "policy of ada on its key"]
         ({"consumers": [ADA | {"secret_key": "rotated-secret"}, BOB]}, ANEW),
         ({"consumers": [ADA | {"buckets": ["data", "results"]}, BOB]}, ["policy of ada"]),
         ({"consumers": [ADA | {"access": "readonly"}, BOB]}, ["policy of ada"]),
-        ({"consumers": [ADA]}, ["remove key bob", "remove policy metalworks-bob"]),
+        ({"consumers": [ADA]}, ["remove key bob", "temporary keys of bob", "remove policy metalworks-bob"]),
         ({"consumers": [ADA | {"reads": ["results"]}, BOB]}, ["policy of ada"]),
         ({"buckets": [BUCKETS[0] | {"versioning": False}, BUCKETS[1]]}, ["versioning of data: Suspended"]),
         ({"buckets": [BUCKETS[0], BUCKETS[1] | {"expire_days": 90}]}, ["when objects of results go"]),
+        ({"buckets": [BUCKETS[0] | {"old_days": 30}, BUCKETS[1]]}, ["when objects of data go"]),
         (
             {"scratch": ["smoke/"]},
             ["when objects of data go", "when objects of results go", "policy of ada"],
@@ -347,6 +405,18 @@ def test_objects_expire_as_long_as_they_are_to(server: Server) -> None:
     assert expire(0) == ["when objects of results go"]
     assert server.rules == {}
     assert expire(0) == []
+
+
+def test_old_versions_go_after_their_days(server: Server) -> None:
+    run(buckets=[BUCKETS[0] | {"old_days": 30}, BUCKETS[1]])
+    assert b"<NoncurrentDays>30</NoncurrentDays>" in server.rules["data"]
+    # What is the latest stays; a mark with nothing behind it goes.
+    assert b"<Days>" not in server.rules["data"]
+    assert b"<ExpiredObjectDeleteMarker>true<" in server.rules["data"]
+    run(buckets=[BUCKETS[0] | {"old_days": 30, "expire_days": 90}, BUCKETS[1]])
+    assert b"<Days>90</Days>" in server.rules["data"]
+    run()
+    assert server.rules == {}
 
 
 def test_what_nobody_keeps_goes_with_its_old_versions_after_a_day(server: Server) -> None:
@@ -405,6 +475,7 @@ def test_a_key_that_is_refused_ends_the_call(server: Server, monkeypatch: pytest
         ({"consumers": [ADA | {"access_key": "root"}]}, "that is the server's root user"),
         ({"consumers": [ADA | {"buckets": []}]}, "consumer ada has no bucket"),
         ({"buckets": [BUCKETS[0] | {"expire_days": -1}]}, "bucket data: expire_days counts days"),
+        ({"buckets": [BUCKETS[0] | {"old_days": -1}]}, "bucket data: old_days counts days"),
         ({"consumers": [ADA | {"reads": ["log"]}]}, "consumer ada wants buckets that are not in the list: log"),
         ({"consumers": [ADA | {"buckets": ["dat"]}]}, "consumer ada wants buckets that are not in the list: dat"),
         ({"consumers": [ADA | {"secret_key": "short"}]}, "a secret key at least 8"),

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ description:
     is finished by the next one.
   - A consumer's key is proved by signed requests on all its buckets before the call ends.
   - Keys that an earlier call made and that no consumer owns any longer are removed. Buckets never are.
+  - In a bucket that keeps versions, no consumer can destroy or change what is stored; it goes after the days that are
+    given here, and not before. Such a bucket cannot stop keeping them.
+  - The temporary keys that a key asked for go with it, be it removed or given another secret.
 options:
   endpoint: {type: str, required: true, description: URL of the server.}
   region: {type: str, required: true, description: Region that requests are signed for.}
@@ -35,6 +40,7 @@ options:
       name: {type: str, required: true, description: Bucket.}
       versioning: {type: bool, default: false, description: Keep old versions of its objects.}
       expire_days: {type: int, default: 0, description: Days after which its objects go; 0 means never.}
+      old_days: {type: int, default: 0, description: Days that an old version stays; 0 means for ever.}
   scratch:
     type: list
     elements: str
@@ -65,6 +71,13 @@ FOR_GOOD = ["s3:DeleteObjectVersion"]
 """Where versions are kept, deleting is hiding. MinIO lets whoever may delete also delete a version for good, unless
 that is denied in so many words."""
 NEVER = ["s3:BypassGovernanceRetention"]
+OVER_A_VERSION = {"Null": {"s3:x-amz-copy-source": [True]}, "StringLike": {"s3:versionid": ["?*"]}}
+"""MinIO writes over the version that a PUT names, as if it replicated. A copy names one, too, and that is how an old
+version is brought back: a policy cannot tell a copy's source from its target. And whoever sends a header of the
+condition's name hides the version from it. So the gateway refuses this as well; this holds where there is none."""
+LOCKED = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>"
+"""Without a retention of its own: what the lock is for is that MinIO's `x-minio-force-delete` is refused, which deletes
+an object or a folder with all versions for whoever may hide them, and which no policy can tell from that."""
 POLICY_PREFIX = "metalworks-"
 """A policy of this module is the prefix and the access key that it is for: so a key that nobody owns is found."""
 
@@ -75,8 +88,9 @@ WRITE_ACTIONS = [
     "s3:DeleteObject",
     "s3:ListMultipartUploadParts",
     "s3:PutObject",
-    "s3:PutObjectTagging",
 ]
+"""Not to tag: that changes a version that is there, whoever's it is. Not to list uploads that are under way: who knows
+the id of one may end it."""
 NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]
 """A key that was made by a key would live on when that one's secret is replaced."""
 
@@ -84,17 +98,16 @@ NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccoun
 def policy(buckets: list[str], access: str, reads: Sequence[str] = (), scratch: Sequence[str] = ()) -> dict[str, Any]:
     """Return the policy that lets a key reach these buckets, read those, and nothing else.
 
-    It deletes nothing for good but what it may write below the prefixes of `scratch`.
+    It deletes nothing for good but what it may write below the prefixes of `scratch`, and writes over nothing.
     """
     statements: list[dict[str, Any]] = []
     for names, write in ((buckets, access == "readwrite"), (reads, False)):
         if not names:
             continue
-        on_buckets = [*BUCKET_ACTIONS, *(["s3:ListBucketMultipartUploads"] if write else [])]
         on_objects = [*READ_ACTIONS, *(WRITE_ACTIONS if write else [])]
         objects = [f"arn:aws:s3:::{name}/*" for name in names]
         statements += [
-            {"Effect": "Allow", "Action": on_buckets, "Resource": [f"arn:aws:s3:::{name}" for name in names]},
+            {"Effect": "Allow", "Action": BUCKET_ACTIONS, "Resource": [f"arn:aws:s3:::{name}" for name in names]},
             {"Effect": "Allow", "Action": on_objects, "Resource": objects},
             {"Effect": "Deny", "Action": NEVER, "Resource": objects},
         ]
@@ -102,6 +115,9 @@ def policy(buckets: list[str], access: str, reads: Sequence[str] = (), scratch: 
         statements.append(
             {"Effect": "Deny", "Action": FOR_GOOD, **({"NotResource": kept} if kept else {"Resource": objects})}
         )
+        if write:
+            over = {"Effect": "Deny", "Action": ["s3:PutObject"], "Resource": objects, "Condition": OVER_A_VERSION}
+            statements.append(over)
     return {
         "Version": "2012-10-17",
         "Statement": [*statements, {"Effect": "Deny", "Action": NO_KEYS_OF_THEIR_OWN}],
@@ -149,7 +165,7 @@ class Provision:
         if not self.dry:
             self.root.ask(method, path, query, body).expect(action)
 
-    def bucket(self, name: str, versioning: bool, expire_days: int) -> None:
+    def bucket(self, name: str, versioning: bool, expire_days: int, old_days: int) -> None:
         """Make the bucket exist with or without versioning and expiry."""
         asked = self.root.ask("GET", f"/{name}", {"versioning": ""})
         if asked.code == "NoSuchBucket":
@@ -162,9 +178,24 @@ class Provision:
             state = "Enabled" if versioning else "Suspended"
             body = f"<VersioningConfiguration><Status>{state}</Status></VersioningConfiguration>"
             self.send(f"versioning of {name}: {state}", "PUT", f"/{name}", {"versioning": ""}, body.encode())
-        rules = expiry_wanted(self.root, name, expire_days, self.wants["scratch"])
+        if versioning:
+            self.lock(name)
+        rules = expiry_wanted(self.root, name, expire_days, self.wants["scratch"], old_days)
         if rules is not None:
             self.send(f"when objects of {name} go", "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
+
+    def lock(self, name: str) -> None:
+        """Make the bucket one with object lock, which MinIO's S3 API does for new ones alone and its import for all."""
+        asked = self.root.ask("GET", f"/{name}", {"object-lock": ""})
+        if asked.code not in ("NoSuchBucket", "ObjectLockConfigurationNotFoundError"):
+            asked.expect(f"ask for the lock of {name}")
+            return
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as file:
+            file.writestr(f"{name}/object-lock.xml", LOCKED)
+        self.send(f"lock of {name}", "PUT", f"{ADMIN}/import-bucket-metadata", None, packed.getvalue())
+        if not self.dry:  # it answers 200 whatever came of it
+            self.root.ask("GET", f"/{name}", {"object-lock": ""}).expect(f"lock of {name}")
 
     def key_works(self, consumer: dict[str, Any]) -> bool:
         """Tell whether the server knows the key with this secret, whatever it may do."""
@@ -188,12 +219,21 @@ class Provision:
             self.send(f"old key of {who}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
             known = {}
         if not works:
+            # MinIO leaves a key's temporary ones behind when it removes it. After that, so that no new ones are made;
+            # before the key is there again, so that a call that was killed in between is made good by the next.
+            self.revoke(who, key)
             user = json.dumps({"secretKey": consumer["secret_key"], "status": "enabled"}).encode()
             body = b"" if self.dry else sealed(self.wants["root_password"], user, os.urandom(32), os.urandom(8))
             self.send(f"key of {who}", "PUT", f"{ADMIN}/add-user", {"accessKey": key}, body)
         if known.get("policyName") != name:
             query = {"policyName": name, "userOrGroup": key, "isGroup": "false"}
             self.send(f"policy of {who} on its key", "PUT", f"{ADMIN}/set-user-or-group-policy", query)
+
+    def revoke(self, who: str, key: str) -> None:
+        """Make the temporary keys that a key asked for (AssumeRole, the console) worthless."""
+        self.send(
+            f"temporary keys of {who}", "POST", f"{ADMIN}/revoke-tokens/builtin", {"user": key, "fullRevoke": "true"}
+        )
 
     def retire(self, policies: dict[str, Any]) -> None:
         """Remove keys that are ours and nobody's any longer."""
@@ -204,6 +244,7 @@ class Provision:
                 continue
             if self.root.ask("GET", f"{ADMIN}/user-info", {"accessKey": key}).code != "XMinioAdminNoSuchUser":
                 self.send(f"remove key {key}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
+            self.revoke(key, key)
             self.send(f"remove policy {name}", "DELETE", f"{ADMIN}/remove-canned-policy", {"name": name})
 
     def prove(self) -> None:
@@ -217,7 +258,7 @@ class Provision:
     def run(self) -> None:
         """Bring the server to what is wanted, and prove it."""
         for bucket in self.wants["buckets"]:
-            self.bucket(bucket["name"], bucket["versioning"], bucket["expire_days"])
+            self.bucket(bucket["name"], bucket["versioning"], bucket["expire_days"], bucket["old_days"])
         listed = self.root.ask("GET", f"{ADMIN}/list-canned-policies").expect("list policies")
         policies: dict[str, Any] = json.loads(listed.body)
         for consumer in self.wants["consumers"]:
@@ -232,8 +273,9 @@ def wrong(wants: dict[str, Any]) -> str:
     keys = [consumer["access_key"] for consumer in wants["consumers"]]
     buckets = {bucket["name"] for bucket in wants["buckets"]}
     for bucket in wants["buckets"]:
-        if bucket["expire_days"] < 0:
-            return f"bucket {bucket['name']}: expire_days counts days, and 0 is never"
+        for days in ("expire_days", "old_days"):
+            if bucket[days] < 0:
+                return f"bucket {bucket['name']}: {days} counts days, and 0 is never"
     if doubled := sorted({key for key in keys if keys.count(key) > 1}):
         return f"two consumers have one access key: {', '.join(doubled)}"
     if wants["root_user"] in keys:
@@ -266,6 +308,7 @@ def main() -> None:
                     "name": text,
                     "versioning": {"type": "bool", "default": False},
                     "expire_days": {"type": "int", "default": 0},
+                    "old_days": {"type": "int", "default": 0},
                 },
             },
             "scratch": {"type": "list", "elements": "str", "default": []},

@@ -71,6 +71,7 @@ def main() -> None:
         "name": text,
         "versioning": {"type": "bool", "default": False},
         "expire_days": {"type": "int", "default": 0},
+        "old_days": {"type": "int", "default": 0},
     }
     module = AnsibleModule(
         argument_spec={

@@ -160,17 +160,20 @@ class Rule(NamedTuple):
         for name, text in (("ID", self.name), ("Status", self.status)):
             ElementTree.SubElement(rule, name).text = text
         ElementTree.SubElement(ElementTree.SubElement(rule, "Filter"), "Prefix").text = self.prefix
-        ElementTree.SubElement(ElementTree.SubElement(rule, "Expiration"), "Days").text = self.days
+        # Without an end of its own, an object's last mark of deletion goes when no version is left behind it.
+        kind, text = ("Days", self.days) if self.days else ("ExpiredObjectDeleteMarker", "true")
+        ElementTree.SubElement(ElementTree.SubElement(rule, "Expiration"), kind).text = text
         if self.old_days:
             old = ElementTree.SubElement(rule, "NoncurrentVersionExpiration")
             ElementTree.SubElement(old, "NoncurrentDays").text = self.old_days
         return rule
 
 
-def expiry(known: bytes, days: int, scratch: Sequence[str] = ()) -> bytes | None:
+def expiry(known: bytes, days: int, scratch: Sequence[str] = (), old_days: int = 0) -> bytes | None:
     """Return a bucket's lifecycle rules, ours as they are to be and others' as they are; None: they are so already.
 
-    After `days` an object goes, 0 is never; what is below a prefix of `scratch` goes soon, with its old versions.
+    After `days` an object goes, and an old version after `old_days` as one; 0 is never. What is below a prefix of
+    `scratch` goes soon, with its old versions.
     Empty: no rule is left.
     """
     spaced = ElementTree.fromstring(known) if known else ElementTree.Element("LifecycleConfiguration")  # noqa: S314
@@ -179,7 +182,8 @@ def expiry(known: bytes, days: int, scratch: Sequence[str] = ()) -> bytes | None
     ours = [
         rule for rule in spaced.findall("Rule") if (rule.findtext("ID") or "").startswith((EXPIRY_RULE, SCRATCH_RULE))
     ]
-    wanted = [Rule(EXPIRY_RULE, "Enabled", "", str(days), "")] if days else []
+    when = ["" if count == 0 else str(count) for count in (days, old_days)]
+    wanted = [Rule(EXPIRY_RULE, "Enabled", "", *when)] if any(when) else []
     soon = str(SCRATCH_DAYS)
     wanted += [Rule(f"{SCRATCH_RULE}-{number}", "Enabled", prefix, soon, soon) for number, prefix in enumerate(scratch)]
     if sorted(map(Rule.read, ours)) == sorted(wanted):
@@ -190,8 +194,8 @@ def expiry(known: bytes, days: int, scratch: Sequence[str] = ()) -> bytes | None
     return ElementTree.tostring(spaced) if len(spaced) else b""
 
 
-def expiry_wanted(store: Store, bucket: str, days: int, scratch: Sequence[str] = ()) -> bytes | None:
+def expiry_wanted(store: Store, bucket: str, days: int, scratch: Sequence[str] = (), old_days: int = 0) -> bytes | None:
     """Return what `expiry` says of a bucket of the store; raise StoreError where its rules may not be seen."""
     asked = store.ask("GET", f"/{bucket}", {"lifecycle": ""})
     none = asked.code in ("NoSuchLifecycleConfiguration", "NoSuchBucket")
-    return expiry(b"" if none else asked.expect(f"lifecycle of {bucket}").body, days, scratch)
+    return expiry(b"" if none else asked.expect(f"lifecycle of {bucket}").body, days, scratch, old_days)
