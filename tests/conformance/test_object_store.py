@@ -55,8 +55,6 @@ def prefix(s3: Any) -> Iterator[str]:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=place)
     for found in (one for page in pages for one in page.get("Contents", [])):
         s3.delete_object(Bucket=BUCKET, Key=found["Key"])
-    for upload in s3.list_multipart_uploads(Bucket=BUCKET, Prefix=place).get("Uploads", []):
-        s3.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 def code(error: pytest.ExceptionInfo[ClientError]) -> str:

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from attacks import ALLOWED, ATTACKS, Key, Owner, assumed, outcome, temporary
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -119,10 +121,11 @@ def test_objects_go_after_their_days(endpoint, converged, play):
         rules = root.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
         old = [rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays", 0) for rule in rules]
         soon = zip(rules, old, strict=True)
-        return {rule["Filter"]["Prefix"]: (rule["Expiration"]["Days"], kept) for rule, kept in soon}
+        return {rule["Filter"]["Prefix"]: (rule["Expiration"].get("Days", 0), kept) for rule, kept in soon}
 
     assert days("results") == {"": (7, 0), "scratch/": (1, 1)}
     assert days("data") == {"scratch/": (1, 1)}
+    assert days("kept") == {"": (0, 30), "scratch/": (1, 1)}
     buckets = [{"name": "data", "versioning": True}, {"name": "results"}, {"name": "foreign"}]
     result = play(object_store_buckets=buckets, object_store_scratch=[])
     assert result.returncode == 0, result.stdout
@@ -148,6 +151,49 @@ def test_nothing_is_deleted_for_good_but_where_nobody_keeps_anything(endpoint):
     assert not left.get("DeleteMarkers")
 
 
+@pytest.mark.parametrize("who", ["worker", "reader", "other"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nobody_destroys_or_changes_what_another_stored(endpoint, who, name):
+    owner, attacker = Owner(endpoint, "molecule-root", ROOT_PASSWORD), Key(endpoint, who, f"{who}-secret")
+    reply, whole = outcome(owner, attacker, "data", ATTACKS[name])
+    assert not reply.done, (reply.status, reply.body)
+    assert whole
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_may_be_done_leaves_what_is_there_as_it_was(endpoint, name):
+    owner, attacker = Owner(endpoint, "molecule-root", ROOT_PASSWORD), Key(endpoint, "worker", "worker-secret")
+    reply, whole = outcome(owner, attacker, "data", ALLOWED[name])
+    assert reply.done, (reply.status, reply.body)
+    assert whole
+
+
+def test_what_was_deleted_is_brought_back_by_a_copy(endpoint):
+    worker = client(endpoint, "worker", "worker-secret")
+    this = {"Bucket": "data", "Key": "brought-back"}
+    version = worker.put_object(**this, Body=b"x")["VersionId"]
+    worker.delete_object(**this)
+    worker.copy_object(**this, CopySource=this | {"VersionId": version})
+    assert worker.get_object(**this)["Body"].read() == b"x"
+
+
+def listing(key: Key) -> int:
+    return key.ask("GET", "/data", "list-type=2&max-keys=1").status
+
+
+def test_a_temporary_key_lives_for_an_hour_whatever_is_asked_for(endpoint):
+    reply = temporary(Key(endpoint, "worker", "worker-secret"), days=7)
+    until = datetime.fromisoformat(reply.body.decode().partition("<Expiration>")[2].partition("<")[0])
+    assert until - datetime.now(UTC) <= timedelta(hours=1, minutes=1)  # the host's clock is the controller's
+
+
+def test_no_page_of_another_site_uses_the_store(endpoint):
+    stranger = Key(endpoint, "nobody", "nobody")
+    asked = {"origin": "https://evil.example", "access-control-request-method": "PUT"}
+    for method in ("OPTIONS", "GET"):
+        assert not [name for name in stranger.send(method, "/data", asked).headers if name.startswith("access-control")]
+
+
 def test_secrets_are_in_no_command_line_and_no_open_file(host):
     commands = host.check_output("cat /proc/*/cmdline | tr '\\0' ' '")
     assert "worker-secret" not in commands
@@ -159,17 +205,24 @@ def test_secrets_are_in_no_command_line_and_no_open_file(host):
 def test_killed_server_comes_back_with_its_data(host, endpoint, converged):
     store = client(endpoint, "worker", "worker-secret")
     store.put_object(Bucket="data", Key="survives", Body=b"x")
+    worker = Key(endpoint, "worker", "worker-secret")
+    short = assumed(worker, temporary(worker))
+    assert listing(short) == 200
     host.check_output("kill -9 %s", converged)
     alive = "curl --silent --fail http://127.0.0.1:9000/minio/health/cluster"
     assert host.run(f"timeout 60 sh -c 'until {alive}; do sleep 0.2; done'").rc == 0
     assert pid(host) != converged
     assert store.get_object(Bucket="data", Key="survives")["Body"].read() == b"x"
+    assert listing(short) == 403  # nobody could revoke it before the server has looked for it
 
 
 @drifts
 def test_keys_follow_the_list_and_data_stays(host, endpoint, converged, play):
     store = client(endpoint, "worker", "worker-secret")
     store.put_object(Bucket="results", Key="kept", Body=b"x")
+    worker, reader = (Key(endpoint, name, f"{name}-secret") for name in ("worker", "reader"))
+    short = [assumed(key, temporary(key)) for key in (worker, reader)]
+    assert [listing(key) for key in short] == [200, 200]
     result = play(
         object_store_buckets=[{"name": "data", "versioning": True}, {"name": "foreign"}],
         object_store_consumers=[WORKER | {"secret_key": "rotated-secret", "buckets": ["data"]}, OTHER],
@@ -177,6 +230,7 @@ def test_keys_follow_the_list_and_data_stays(host, endpoint, converged, play):
     assert result.returncode == 0, result.stdout
     assert pid(host) == converged
     assert refusal(store.list_objects_v2, Bucket="data") == "SignatureDoesNotMatch"
+    assert [listing(key) for key in short] == [403, 403]
     rotated = client(endpoint, "worker", "rotated-secret")
     assert rotated.list_objects_v2(Bucket="data")["Name"] == "data"
     assert refusal(rotated.get_object, Bucket="results", Key="kept") == "AccessDenied"
@@ -202,6 +256,10 @@ def test_the_root_password_changes(host, endpoint, converged, play):
         ({"object_store_minio_source": "file", "object_store_minio_file": "/absent"}, "there is no file /absent"),
         ({"object_store_minio_source": "file", "object_store_minio_file": "/bin/false"}, "failed to validate"),
         ({"object_store_minio_source": "url", "object_store_minio_url": "http://127.0.0.1/minio"}, "64 lower-case"),
+        (
+            {"object_store_buckets": [{"name": name} for name in ("data", "results", "foreign")]},
+            "versioning cannot be suspended",
+        ),
         ({"object_store_minio_source": "ftp"}, "value of object_store_minio_source must be one of"),
         ({"object_store_consumers": [OTHER | {"buckets": ["absent"]}]}, "buckets that are not in the list: absent"),
     ],

@@ -1,0 +1,39 @@
+"""No key destroys or changes in the store what another one put there, by whatever request, through the gateway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from clients import DOMAIN, secrets
+from test_least_privilege import PEOPLES, run
+
+from scripts.common import ROOT
+
+ATTACKS = (ROOT / "molecule/object_store/tests/attacks.py").read_text()
+HOLDERS = {
+    "ml2": PEOPLES,
+    "worker-cpu": {*PEOPLES, "flow-results"},
+    "mlflow": {"mlflow-artifacts"},
+    "inference": {"training-data"},
+    "backup": {"training-data", "mlflow-artifacts", "flow-code", "flow-results"},
+}
+"""Key → buckets that keep versions, in which it attacks what an administrator stored."""
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_nobody_destroys_or_changes_what_another_stored(holder: str) -> None:
+    vault: dict[str, Any] = secrets()
+    asked = {
+        "endpoint": f"https://s3.{DOMAIN}",
+        "ca": "/etc/metalworks/tls/ca.crt",
+        "owner": ["metalworks-root", vault["vault_object_store_root_password"]],
+        "keys": {holder: vault["vault_object_store_secret_keys"][holder]},
+        "buckets": sorted(HOLDERS[holder]),
+        "gateway": True,
+    }
+    # A program that is fed begins with something else; and whatever worked is to be told, not its exit code.
+    program = ATTACKS.replace("from __future__ import annotations\n", "").replace("sys.exit(main())", "main()")
+    found = run("dev-1", "python3", program, asked)
+    assert found["tried"] > 50
+    assert found["worked"] == []
