@@ -53,7 +53,7 @@ for holder, secret in asked["keys"].items():
         codes["write"] = ask("put_object", Bucket=bucket, Key=asked["absent"], Body=b"")[0]
         codes["delete"] = ask("delete_object", Bucket=bucket, Key=asked["absent"])[0]
         # As it is already, should it be allowed.
-        same = {"Status": "Suspended" if bucket in ("flow-results", "predictions") else "Enabled"}
+        same = {"Status": "Suspended" if bucket == "predictions" else "Enabled"}
         codes["set"] = ask("put_bucket_versioning", Bucket=bucket, VersioningConfiguration=same)[0]
     found[f"{holder} everything"] = {"make": ask("create_bucket", Bucket=asked["absent"])[0],
         "name": ask("list_buckets")[0]}
