@@ -186,6 +186,16 @@ def in_parts(a: Key, v: Victim, query: str, start: Mapping[str, str], end: Mappi
     return a.ask("POST", v.path, "&".join(filter(None, [f"uploadId={upload}", query])), end, body)
 
 
+def copied_part(a: Key, v: Victim) -> Reply:
+    """Fill a part with another's object, over the address of a part, as MLflow hands them out."""
+    path = f"/{v.bucket}/{v.folder}/mine"
+    upload = a.ask("POST", path, "uploads=").body.partition(b"<UploadId>")[2].partition(b"<")[0].decode()
+    reply = a.ask("PUT", path, f"partNumber=1&uploadId={upload}", {"x-amz-copy-source": v.path}, presigned=True)
+    a.ask("DELETE", path, f"uploadId={upload}")
+    # What a gateway made an ordinary part of holds nothing of the other's.
+    return reply if b"CopyPartResult" in reply.body else reply._replace(status=max(reply.status, 403))
+
+
 def batch(a: Key, v: Victim, version: str, **headers: str) -> Reply:
     body = f"<Delete><Object><Key>{v.key}</Key><VersionId>{version}</VersionId></Object></Delete>".encode()
     md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
@@ -407,6 +417,10 @@ AT_THE_GATEWAY: dict[str, Callable[[Key, Victim], Reply]] = {
     "read another's over a signed address": lambda a, v: a.ask(
         "PUT", f"/{v.bucket}/{v.folder}/mine", "", {"x-amz-copy-source": v.path}, presigned=True
     ),
+    "read another's over a signed address, with a login of nothing": lambda a, v: a.ask(
+        "PUT", f"/{v.bucket}/{v.folder}/mine", "", {"x-amz-copy-source": v.path, "authorization": "x"}, presigned=True
+    ),
+    "read another's over a signed address, in parts": lambda a, v: copied_part(a, v),
     "a key for a week": lambda a, v: temporary(a),
     "a key for a week, asked for anywhere": lambda a, v: a.ask(
         "POST", f"/{v.bucket}", "", FORM, b"Action=AssumeRole&Version=2011-06-15", service="sts"
