@@ -273,3 +273,13 @@ def test_a_gateway_that_another_host_tells_is_set_up_with_all_of_its_own_variabl
     tasks = read_yaml(ROLE / "tasks/register_host.yml")
     told = next(task["vars"]["__gateway_theirs"] for task in tasks if "gateway_state" in task)
     assert set(told) == set(read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"])
+
+
+def test_of_s3_only_what_destroys_nothing_is_passed_on() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[STORE | {"speaks": "s3"}])
+    assert "if ($gateway_s3_s3) {" in text
+    assert "$http_x_minio_force_delete$http_x_minio_source_mtime" in text
+    passed = block(text, "location @s3-stream")
+    for header in ("X-Minio-Force-Delete", "Versionid", "X-Amz-Meta-Snowball-Auto-Extract"):
+        assert f'proxy_set_header {header} "";' in passed
+    assert "gateway_s3" not in render("nginx.conf.j2")

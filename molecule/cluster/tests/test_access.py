@@ -61,7 +61,7 @@ STRANGERS = [
     ("prefect", "/api/health", 200),
     ("s3", "/", 403),
     ("s3", "/training-data/", 403),
-    ("s3", "/minio/v2/metrics/cluster", 403),
+    ("s3", "/minio/v2/metrics/cluster", 404),
     ("console", "/api/v1/buckets", 403),
     ("inference", "/delay/version", 401),
     ("inference", "/delay/docs", 200),  # a page that asks for the token itself

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from clients import DOMAIN, secrets
-from test_least_privilege import PEOPLES, run
+from clients import DOMAIN, run, secrets
+from test_least_privilege import PEOPLES
 
 from scripts.common import ROOT
 
