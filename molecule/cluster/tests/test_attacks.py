@@ -121,6 +121,7 @@ EVERYWHERE = [
 CONNECTS = {
     ("services-1", "mlflow"): {(SERVICES, 5432), (SERVICES, 443)},
     ("services-1", "prefect"): {(SERVICES, 5432)},
+    ("services-1", "prefect-lost-runs"): {(SERVICES, 443)},
     ("services-1", "minio"): {(HERE, 9000)},
     ("services-1", "platform-status"): {(SERVICES, 5432)},
     ("services-1", "www-data"): {(SERVICES, 443), (HERE, 9000), (HERE, 9001), (ADDRESSES["gpu-1"], 8000)},
