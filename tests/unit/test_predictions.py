@@ -19,13 +19,16 @@ import pyarrow.dataset as dataset
 import pyarrow.parquet as parquet
 import pytest
 
+from metalworks.inference.app import _set_aside
+from metalworks.inference.settings import Settings
 from metalworks.models import main
 from metalworks.models.config import Config, Service
 from metalworks.predictions import spool as spools
+from metalworks.predictions import table
 from metalworks.predictions import watch as watches
-from metalworks.predictions.ship import ShipError, kinds, ship
+from metalworks.predictions.ship import ASIDE, ShipError, kinds, ship
 from metalworks.predictions.spool import Spool
-from metalworks.predictions.table import tables
+from metalworks.predictions.table import files
 from metalworks.predictions.watch import Watch
 
 NOON = 1764072000.0  # 2025-11-25, 12:00 UTC
@@ -44,9 +47,14 @@ def raw(body: str, **changes: Any) -> bytes:
     return line(**{"inputs": None, "raw": body, "rows": 1} | changes)
 
 
+def tables(lines: list[bytes], kinds: dict[str, str]) -> tuple[dict[str, pa.Table], int]:
+    written, aside = files(lines, "gpu-1", kinds)
+    return {day: parquet.read_table(io.BytesIO(file.content)) for day, file in written.items()}, len(aside)
+
+
 def rows(*lines: bytes, **kinds: str) -> list[dict[str, Any]]:
-    days, unreadable = tables(lines, "gpu-1", kinds)
-    assert (len(days), unreadable) == (1, 0)
+    days, aside = tables([*lines], kinds)
+    assert (len(days), aside) == (1, 0)
     return list(next(iter(days.values())).to_pylist())
 
 
@@ -64,7 +72,7 @@ def test_a_row_is_a_predicted_row() -> None:
 
 
 def test_a_day_is_a_table() -> None:
-    days, _ = tables([line(), line(time=NOON + 86400), line(time=NOON + 43199.9)], "gpu-1", {})
+    days, _ = tables([line(), line(time=NOON + 86400), line(time=NOON + 43199.9)], {})
     assert {day: len(table) for day, table in days.items()} == {"2025-11-25": 4, "2025-11-26": 2}
 
 
@@ -99,7 +107,7 @@ def test_not_a_number_is_one() -> None:
 def test_types_are_the_signatures_whatever_the_values_are() -> None:
     known = {"input_distance": "double", "input_seats": "long", "input_jet": "boolean", "input_carrier": "string"}
     inputs = {"distance": [1, 2], "seats": [180, None], "jet": [True, False], "carrier": [None, None]}
-    table = tables([line(inputs=inputs)], "gpu-1", known | {"prediction": "double"})[0]["2025-11-25"]
+    table = tables([line(inputs=inputs)], known | {"prediction": "double"})[0]["2025-11-25"]
     assert [table.schema.field(name).type for name in known] == [pa.float64(), pa.int64(), pa.bool_(), pa.string()]
     assert table.schema.field("prediction").type == pa.float64()
     assert table.schema.field("time").type == pa.timestamp("us", tz="UTC")
@@ -155,8 +163,80 @@ def test_tensors_are_lists() -> None:
 
 @pytest.mark.parametrize("broken", [line()[:40], b"\xff\n", b"{}\n", line(inputs={"distance": [1.0]})])
 def test_a_line_that_cannot_be_read_does_not_hold_the_others_up(broken: bytes) -> None:
-    days, unreadable = tables([broken, line()], "gpu-1", {})
-    assert (unreadable, days["2025-11-25"].num_rows) == (1, 2)
+    days, aside = tables([broken, line()], {})
+    assert (aside, days["2025-11-25"].num_rows) == (1, 2)
+
+
+HALF = "\ud800"
+"""Half a surrogate pair: a text to Python and in JSON, and no character."""
+
+
+def record(body: str) -> bytes:
+    """Return the line of a request of one row that MLflow read itself."""
+    return raw(f'{{"dataframe_records": [{body}]}}', predictions=[1.5])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        record('{"z": {}}'),
+        record('{"z": {}, "y": NaN}'),
+        record('{"z": [{}]}'),
+        record('{"z": [[], [[]]]}'),
+        record('{"z": "\\ud800"}'),
+        record('{"\\ud800": 1}'),
+        record('{"z": {"\\udfff": 1}}'),
+        record(f'{{"z": 1{"0" * 400}}}'),
+        record('{"z": 9007199254740993}'),
+        record(f'{{"z": {"[" * 900}1{"]" * 900}}}'),
+        record(f'{{"z": {"[" * 90}1{"]" * 90}}}'),
+        raw("\ud800 is no JSON", status=400),
+        line(inputs={"distance": [HALF, {}]}),
+        line(predictions=[HALF, {}]),
+        line(predictions={HALF: [1.0, 2.0], "y": [[], {}]}),
+        line(predictions='{"predictions": ["\\ud800", NaN]}'),
+        line(request=HALF, role=HALF, version=HALF),
+    ],
+)
+def test_nothing_that_a_caller_can_send_holds_the_others_up(folder: Path, said: bytes) -> None:
+    store = Store()
+    segment(folder, 1, said, line(request="next"))
+    assert send(folder, store)["files"] == 1
+    assert "next" in store.requests()
+    assert list(folder.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_set_aside_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = table._table
+
+    def refuses(columns: Any, kinds: Any) -> pa.Table:
+        if "bad" in columns["version"]:
+            raise pa.ArrowInvalid("a value that nobody thought of")
+        return known(columns, kinds)
+
+    monkeypatch.setattr(table, "_table", refuses)
+    store, bad = Store(), line(version="bad")
+    segment(folder, 1, line(request="r1"), bad, line(request="r2"), line(version="bad", time=NOON + 86400))
+    assert send(folder, store) == {"service": "delay", "files": 1, "rows": 4, "set_aside": 2}
+    assert store.requests() == ["r1", "r1", "r2", "r2"]
+    assert (folder.parent / ASIDE).read_bytes().startswith(bad)
+    assert list(folder.iterdir()) == []
+
+
+def test_columns_that_callers_invent_take_no_room_in_everybodys_rows() -> None:
+    wide = [record(json.dumps({f"c{i}-{j}": 1 for j in range(600)})) for i in range(4)]
+    found = tables([*wide, line()], {})[0]["2025-11-25"]
+    assert (found.num_rows, found.num_columns < 1100) == (6, True)
+    assert [len(text or "") > 5000 for text in found.column("raw").to_pylist()] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    known = {f"input_c{i}-{j}": "double" for i in range(4) for j in range(600)}
+    assert tables([*wide, line()], known)[0]["2025-11-25"].num_columns > 2400
 
 
 def model(folder: Path, version: str, inputs: dict[str, str], *outputs: str) -> None:
@@ -226,7 +306,7 @@ def test_segments_become_a_file_and_go(folder: Path) -> None:
     segment(folder, 2)
     segment(folder, 1)
     segment(folder, 3, suffix="part")
-    assert send(folder, store) == {"service": "delay", "files": 1, "rows": 2, "unreadable_lines": 0}
+    assert send(folder, store) == {"service": "delay", "files": 1, "rows": 2, "set_aside": 0}
     (key,) = store.objects
     assert key == f"delay/date=2025-11-25/gpu-1-{int(NOON) + 1}000000000-77.parquet"
     assert [file.suffix for file in folder.iterdir()] == [".part"]
@@ -362,7 +442,13 @@ def config(tmp_path: Path, folder: Path) -> Config:
     (tmp_path / "home" / "delay").mkdir(parents=True)
     file = tmp_path / "config.json"
     values = {"host": "gpu-1", "services": [{"name": "delay", "model": "flight-delay"}], "ship_seconds": 0}
-    values |= {"home": str(tmp_path / "home"), "spools": str(tmp_path / "spool"), "bucket": "predictions"}
+    (tmp_path / "run").mkdir()
+    values |= {
+        "home": str(tmp_path / "home"),
+        "runtime": str(tmp_path / "run"),
+        "spools": str(tmp_path / "spool"),
+        "bucket": "predictions",
+    }
     file.write_text(json.dumps(values))
     return Config.read(file)
 
@@ -405,7 +491,7 @@ def test_a_store_that_is_away_is_told_of_once(
     watch.look(service)
     assert len(caplog.messages) == 1
     assert "delay: the prediction log is kept here for now: metalworks-model: s3://predictions/" in caplog.messages[0]
-    done: Callable[..., Any] = lambda *_, **__: type("Done", (), {"returncode": 0, "stderr": ""})  # noqa: E731
+    done: Callable[..., Any] = lambda *_, **__: type("Done", (), {"returncode": 0, "stderr": "", "stdout": ""})  # noqa: E731
     monkeypatch.setattr(watch.programs, "run", done)
     watch.look(service)
     watch.look(service)
@@ -416,3 +502,19 @@ def test_nothing_is_started_for_nothing(config: Config, folder: Path, monkeypatc
     watch = Watch(config, threading.Event())
     monkeypatch.setattr(watch.programs, "run", lambda *_, **__: pytest.fail("it was started"))
     watch.look(Service("delay", "flight-delay"))
+
+
+def test_what_is_set_aside_is_told_and_counted_for_the_metrics(
+    config: Config, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment(folder, 1)
+    said = {"returncode": 0, "stderr": "", "stdout": '{"files": 1, "rows": 1, "set_aside": 3}'}
+    watch = Watch(config, threading.Event())
+    monkeypatch.setattr(watch.programs, "run", lambda *_, **__: type("Done", (), said))
+    watch.look(config.services[0])
+    watch.look(config.services[0])
+    assert caplog.messages[0].startswith("delay: 3 requests fit no file of the prediction log; they are in ")
+    settings = Settings(
+        service="delay", wanted=folder, runtime=folder, state=folder, fetched=config.status_file(config.services[0])
+    )
+    assert _set_aside(settings) == 6

@@ -166,7 +166,8 @@ async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
         }
         for arm in arms
     ]
-    text = stats.render(stats.total(stats.read(settings.runtime)), info, len(_refused_versions(settings)))
+    counts = stats.total(stats.read(settings.runtime))
+    text = stats.render(counts, info, len(_refused_versions(settings)), _set_aside(settings))
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
@@ -177,6 +178,14 @@ def _refused_versions(settings: Settings) -> set[str]:
         roles = _read(settings.fetched).get("roles", {}).values()
         found |= {each["version"] for each in roles if each["is"] == "refused"}
     return found
+
+
+def _set_aside(settings: Settings) -> int:
+    """Return how many requests whoever sends the prediction log could not write."""
+    try:
+        return int(settings.fetched.with_suffix(".set-aside").read_text()) if settings.fetched is not None else 0
+    except FileNotFoundError:
+        return 0
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def write(stats: Stats, file: Path) -> None:
     new.replace(file)
 
 
-def render(stats: Stats, info: list[dict[str, Any]], refused: int) -> str:
+def render(stats: Stats, info: list[dict[str, Any]], refused: int, set_aside: int) -> str:
     """Return the counts in Prometheus' text format; `info` has the labels of every version in service."""
     out = _Text()
     out.head("requests_total", "counter", "Answers, by role and version, by what answered, by status.")
@@ -162,6 +162,8 @@ def render(stats: Stats, info: list[dict[str, Any]], refused: int) -> str:
     out.head("log_rows_total", "counter", "Rows for the prediction log.")
     for outcome in ("written", "dropped"):
         out.line("log_rows_total", {"outcome": outcome}, stats.log.get(outcome, 0))
+    out.head("log_set_aside_total", "counter", "Requests that fit no file of the prediction log.")
+    out.line("log_set_aside_total", {}, set_aside)
     return out.text()
 
 

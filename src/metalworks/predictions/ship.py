@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +11,9 @@ from typing import Any
 
 from metalworks.predictions.spool import Batch, Spool
 
+ASIDE = "not-logged.jsonl"
+"""File beside the models, of the last lines that are in no file of the object store."""
+ASIDE_BYTES = 4 * 2**20
 Put = Callable[[str, bytes], None]
 """Writes an object, whole or not at all."""
 
@@ -23,9 +25,10 @@ class ShipError(Exception):
 def ship(spool: Spool, service: str, host: str, models: Path, put: Put) -> dict[str, Any]:
     """Send all segments and remove them; return what was done, for people.
 
+    Lines that cannot be read or written are kept in `models`, as many as fit there, and nothing waits for them.
     Two at once would send the same twice: the second has nothing to do.
     """
-    done: dict[str, Any] = {"service": service, "files": 0, "rows": 0, "unreadable_lines": 0}
+    done: dict[str, Any] = {"service": service, "files": 0, "rows": 0, "set_aside": 0}
     descriptor = os.open(spool.folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,18 +48,25 @@ def ship(spool: Spool, service: str, host: str, models: Path, put: Put) -> dict[
 
 def _send(batch: Batch, service: str, host: str, models: Path, put: Put, done: dict[str, Any]) -> None:
     """Put a file of each day; the same batch makes the same files again."""
-    import pyarrow.parquet as pq
+    from metalworks.predictions.table import files
 
-    from metalworks.predictions.table import tables
-
-    days, unreadable = tables(_lines(batch), host, kinds(models))
-    done["unreadable_lines"] += unreadable
-    for day, table in sorted(days.items()):
-        content = io.BytesIO()
-        pq.write_table(table, content, compression="zstd")
-        put(f"{service}/date={day}/{host}-{batch.name}.parquet", content.getvalue())
+    days, aside = files(_lines(batch), host, kinds(models))
+    for day, file in sorted(days.items()):
+        put(f"{service}/date={day}/{host}-{batch.name}.parquet", file.content)
         done["files"] += 1
-        done["rows"] += table.num_rows
+        done["rows"] += file.rows
+    if aside:
+        done["set_aside"] += len(aside)
+        _keep(models / ASIDE, aside)
+
+
+def _keep(file: Path, lines: list[bytes]) -> None:
+    """Keep lines for people, the newest instead of older ones where all would be too much."""
+    before = file.read_bytes() if file.exists() else b""
+    kept = before + b"".join(line.removesuffix(b"\n") + b"\n" for line in lines)
+    new = file.with_suffix(".new")
+    new.write_bytes(kept[-ASIDE_BYTES:])
+    new.replace(file)
 
 
 def _lines(batch: Batch) -> Iterator[bytes]:

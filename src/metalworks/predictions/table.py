@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 _FIRST = {
     "time": pa.timestamp("us", tz="UTC"),
@@ -33,7 +35,16 @@ KINDS: dict[str, pa.DataType] = {
     "string": pa.string(),
 }
 """MLflow's types of columns → theirs here: as few as possible, so that a column is of one type in all files."""
-_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
+MOST_STRANGE = 1000
+"""Columns of a file that are in no signature: each takes room in every row, and callers may invent them."""
+_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError, KeyError)
+
+
+class File(NamedTuple):
+    """What goes to the object store."""
+
+    rows: int
+    content: bytes
 
 
 @dataclass
@@ -54,31 +65,79 @@ class _Columns:
                 column.extend([None] * missing)
 
 
-def tables(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[dict[str, pa.Table], int]:
-    """Return day (of UTC) → the rows of its lines, and how many lines could not be read.
+@dataclass(frozen=True, slots=True)
+class _Line:
+    text: bytes
+    count: int
+    columns: Mapping[str, Sequence[Any]]
+
+
+def files(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[dict[str, File], list[bytes]]:
+    """Return day (of UTC) → the file of its lines, and the lines that cannot be read or written.
 
     `kinds`: column → MLflow's type of it, as far as that is known.
     """
-    days: dict[str, _Columns] = {}
-    unreadable = 0
+    days: dict[str, list[_Line]] = {}
+    aside: list[bytes] = []
+    strange: set[str] = set()
+    for text in lines:
+        try:
+            when, count, values = _read(text, host)
+            if values.keys() - kinds.keys() - strange:
+                if len(strange | (values.keys() - kinds.keys())) > MOST_STRANGE:
+                    when, count, values = _read(text, host, tables=False)
+                strange |= values.keys() - kinds.keys()
+        except _UNFIT:  # written half when its process was killed, or a caller's invention
+            aside.append(text)
+            continue
+        days.setdefault(f"{when:%Y-%m-%d}", []).append(_Line(text, count, values))
+    written: dict[str, File] = {}
+    for day, those in days.items():
+        try:
+            written[day] = _file(those, kinds)
+        except _UNFIT:
+            # Nothing that a caller can send is known to lead here; if it does, it must not hold the others up.
+            fit, unfit = _parted(those, kinds)
+            aside += [line.text for line in unfit]
+            if fit:
+                try:
+                    written[day] = _file(fit, kinds)
+                except _UNFIT:  # each by itself would do, so text does for all
+                    written[day] = _file(fit, None)
+    return written, aside
+
+
+def _parted(lines: Sequence[_Line], kinds: Mapping[str, str]) -> tuple[list[_Line], list[_Line]]:
+    """Return the lines of which a file can be made, and the others."""
+    fit: list[_Line] = []
+    unfit: list[_Line] = []
     for line in lines:
         try:
-            when, count, values = _read(line, host)
-        except (ValueError, TypeError, KeyError, OverflowError):  # written half when its process was killed
-            unreadable += 1
-            continue
-        days.setdefault(f"{when:%Y-%m-%d}", _Columns()).add(count, values)
-    return {day: _table(columns.values, kinds) for day, columns in days.items()}, unreadable
+            _file([line], kinds)
+        except _UNFIT:
+            unfit.append(line)
+        else:
+            fit.append(line)
+    return fit, unfit
 
 
-def _read(line: bytes, host: str) -> tuple[datetime, int, dict[str, Sequence[Any]]]:
-    """Return time, number of rows and columns of a request."""
-    said = json.loads(line)
+def _file(lines: Sequence[_Line], kinds: Mapping[str, str] | None) -> File:
+    joined = _Columns()
+    for line in lines:
+        joined.add(line.count, line.columns)
+    content = io.BytesIO()
+    pq.write_table(_table(joined.values, kinds), content, compression="zstd")
+    return File(joined.rows, content.getvalue())
+
+
+def _read(line: bytes, host: str, tables: bool = True) -> tuple[datetime, int, dict[str, Sequence[Any]]]:
+    """Return time, number of rows and columns of a request; with `tables`, also those that MLflow read itself."""
+    said = _text(json.loads(line))
     when = datetime.fromtimestamp(said["time"], UTC)
     answered = _predictions(said["predictions"]) if said["status"] == 200 else {}
     inputs, raw = said["inputs"], said["raw"]
     count = said["rows"] if inputs else max([1, *map(len, answered.values())])
-    if not inputs and raw is not None and answered and (inputs := _rows_of(raw, count)):
+    if tables and not inputs and raw is not None and answered and (inputs := _rows_of(raw, count)):
         raw = None
     columns: dict[str, Sequence[Any]] = {f"input_{name}": column for name, column in (inputs or {}).items()}
     if any(len(column) != count for column in columns.values()):
@@ -98,8 +157,8 @@ def _predictions(answer: Any) -> dict[str, list[Any]]:
     """Return what was predicted, by columns: one `prediction`, or a `prediction_<name>` for each of several outputs."""
     if isinstance(answer, str):  # NaN is in it, which is no JSON to all
         try:
-            answer = json.loads(answer)
-        except ValueError:
+            answer = _text(json.loads(answer))
+        except (ValueError, RecursionError):
             return {"prediction": [answer]}
         if isinstance(answer, dict) and "predictions" in answer:
             answer = answer["predictions"]
@@ -126,26 +185,42 @@ def _named(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _rows_of(raw: str, count: int) -> dict[str, Sequence[Any]] | None:
     """Return the columns of a table that MLflow read itself, if it is JSON of named columns."""
     try:
-        body = json.loads(raw)
+        body = _text(json.loads(raw))
         if split := body.get("dataframe_split"):
             columns = dict(zip(split["columns"], zip(*split["data"], strict=True), strict=True))
         elif rows := body.get("dataframe_records") or body.get("instances"):
             columns = {name: [row.get(name) for row in rows] for name in {name: None for row in rows for name in row}}
         else:
             columns = dict(body["inputs"])
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     fits = all(isinstance(name, str) and isinstance(column, list | tuple) for name, column in columns.items())
     return columns if fits and all(len(column) == count for column in columns.values()) else None
 
 
-def _table(columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> pa.Table:
-    """Return a table with the columns in their order, of the same types on every day as far as that is possible."""
+def _text(value: Any) -> Any:
+    """Return a value of JSON whose texts can all be written: half a surrogate pair is no character to Arrow."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_text(each) for each in value]
+    if isinstance(value, dict):
+        return {_text(name): _text(each) for name, each in value.items()}
+    return value
+
+
+def _table(columns: Mapping[str, list[Any]], kinds: Mapping[str, str] | None) -> pa.Table:
+    """Return a table with the columns in their order, of the same types on every day as far as that is possible.
+
+    Without `kinds`, all that callers and models said is text.
+    """
     inputs = [name for name in columns if name.startswith("input_")]
     outputs = [name for name in columns if name.startswith("prediction")] or ["prediction"]
     arrays = {name: pa.array(columns[name], kind) for name, kind in _FIRST.items()}
     absent = [None] * len(columns["time"])
-    arrays |= {name: _array(columns.get(name, absent), kinds.get(name, "")) for name in [*inputs, *outputs]}
+    for name in [*inputs, *outputs]:
+        values = columns.get(name, absent)
+        arrays[name] = _as_json(values) if kinds is None else _array(values, kinds.get(name, ""))
     arrays |= {name: pa.array(columns[name], kind) for name, kind in _LAST.items()}
     return pa.table(arrays)
 
@@ -159,15 +234,30 @@ def _array(values: Sequence[Any], kind: str) -> pa.Array:
     try:
         array = pa.array(values)
     except _UNFIT:
-        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
+        return _as_json(values)
+    if not _plain(array.type):
+        return _as_json(values)
     # What is whole today may have a fraction tomorrow.
-    return array.cast(pa.float64()) if pa.types.is_integer(array.type) else array
+    return array.cast(pa.float64(), safe=False) if pa.types.is_integer(array.type) else array
+
+
+def _plain(kind: pa.DataType) -> bool:
+    """Tell whether a column is of numbers, texts or lists of these: objects are others in each request, or empty."""
+    return _plain(kind.value_type) if pa.types.is_list(kind) else not pa.types.is_nested(kind)
+
+
+def _as_json(values: Sequence[Any]) -> pa.Array:
+    return pa.array([_json(value) for value in values], pa.string())
+
+
+def _json(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:
     """Return a value of which MLflow made what the model wanted; None where it is nothing of that kind."""
     if pa.types.is_string(kind):
-        return value if value is None or isinstance(value, str) else json.dumps(value)
+        return _json(value)
     try:
         return pa.scalar(float(value) if pa.types.is_floating(kind) else value, kind).as_py()
     except _UNFIT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -11,9 +12,12 @@ from pathlib import Path
 from metalworks.models.config import Config, Service
 from metalworks.models.errors import FetchError, Stopped
 from metalworks.models.programs import Programs
+from metalworks.predictions.ship import ASIDE
 from metalworks.predictions.spool import Spool
 
 LOOK_SECONDS, RETRY_SECONDS, LONGEST_SECONDS = 5.0, 60.0, 600.0
+SET_ASIDE = ".set-aside"
+"""Suffix of the file, beside what is said of a service's versions, with how many requests are in no file."""
 logger = logging.getLogger("metalworks.predictions")
 
 
@@ -27,6 +31,7 @@ class Watch:
         self.programs = Programs(stop, LONGEST_SECONDS)
         self._complaints: dict[str, str] = {}
         self._again: dict[str, float] = {}
+        self._set_aside: dict[str, int] = {}
 
     def run(self) -> None:
         """Look until the end."""
@@ -50,6 +55,7 @@ class Watch:
         command = [program, "--config", str(self.config.file), "ship", "--service", name]
         try:
             done = self.programs.run(command, cwd=self.config.folder(service), secrets=True)
+            self._count(service, done.stdout)
             complaint = (done.stderr.strip().splitlines() or ["it ended for no reason"])[-1] if done.returncode else ""
         except FetchError as error:
             complaint = str(error)
@@ -61,3 +67,21 @@ class Watch:
         elif known:
             logger.warning("%s: the prediction log is sent again", name)
         self._complaints[name] = complaint
+
+    def _count(self, service: Service, said: str) -> None:
+        """Say what could not be written, and count it for the service, which is asked for the metrics."""
+        try:
+            lines = int(json.loads(said)["set_aside"])
+        except (ValueError, TypeError, KeyError):  # it failed
+            return
+        if lines:
+            kept = self.config.folder(service) / ASIDE
+            logger.warning(
+                "%s: %s requests fit no file of the prediction log; they are in %s", service.name, lines, kept
+            )
+            total = self._set_aside[service.name] = self._set_aside.get(service.name, 0) + lines
+            file = self.config.status_file(service).with_suffix(SET_ASIDE)
+            new = file.with_suffix(".new")
+            new.write_text(f"{total}\n")
+            new.chmod(0o644)
+            new.replace(file)
