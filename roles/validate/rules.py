@@ -202,6 +202,10 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "log_share": (0, 1),
     "max_queue": (1, 1_000_000),
+    "max_rows": (1, 1_000_000_000),
+    "max_columns": (1, 1_000_000_000),
+    "max_cells": (1, 1_000_000_000),
+    "max_depth": (1, 500),  # a thousand is what Python's own parser takes
     "request_timeout": (0.001, 86400),
     "keep_previous": (0, 86400 * 365),
 }
@@ -213,7 +217,7 @@ CANARY_NUMBERS: dict[str, tuple[float, float]] = {
     "max_latency_ratio": (0.001, 1_000_000),
 }
 SERVICE_KEYS = {"name", "model", "alias", "memory_max", "environment", "shadow", "canary", *NUMBERS}
-WHOLE = {"port", "workers", "max_queue", "min_requests"}
+WHOLE = {"port", "workers", "max_queue", "max_rows", "max_columns", "max_cells", "max_depth", "min_requests"}
 
 
 def bad_services(services: Iterable[Any], variable: str) -> list[Problem]:

@@ -586,7 +586,7 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
     assert whole.shadow["largest"] == 1.5
     info = [{"role": "champion", "model": "delay", "version": "1", "executor": "onnx"}]
     found: dict[tuple[str, ...], float] = {}
-    for family in text_string_to_metric_families(stats.render(whole, info, 1)):
+    for family in text_string_to_metric_families(stats.render(whole, info, 1, 2)):
         assert family.documentation
         for sample in family.samples:
             name = sample.name.removeprefix("metalworks_inference_")

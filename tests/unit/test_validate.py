@@ -463,6 +463,7 @@ def test_services_as_they_should_be() -> None:
     canary = {"alias": "next", "percent": 0.5, "min_requests": 1, "min_seconds": 0, "max_error_rate_increase": 0,
               "max_latency_ratio": 2}  # fmt: skip
     numbers = {"port": 8001, "workers": 2, "log_share": 0.1, "max_queue": 9, "request_timeout": 0.5, "keep_previous": 0}
+    numbers |= {"max_rows": 10, "max_columns": 5, "max_cells": 50, "max_depth": 8}
     full = {**SERVICE, "alias": "best", "shadow": "challenger", "canary": canary, "memory_max": "4G", **numbers}
     empty = {**SERVICE, "shadow": "", "canary": {}, "memory_max": "", "environment": {}}
     assert rules.bad_services([SERVICE, empty, full], "inference_services") == []
@@ -481,6 +482,8 @@ def test_services_as_they_should_be() -> None:
         ({"log_share": 10}, "has log_share 10", "a number from 0 to 1"),
         ({"log_share": "10%"}, "has log_share 10%", "a number from 0 to 1"),
         ({"request_timeout": 0}, "has request_timeout 0", "a number from 0.001"),
+        ({"max_cells": 0}, "has max_cells 0", "a whole number from 1"),
+        ({"max_depth": 5000}, "has max_depth 5000", "a whole number from 1 to 500"),
         ({"keep_previous": -1}, "has keep_previous -1", "a number from 0"),
         ({"memory_max": "4 GB"}, "has memory_max 4 GB", "MemoryMax"),
         ({"canary": 10}, "has canary 10", "canary: {percent: 10}"),

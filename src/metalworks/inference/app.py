@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from metalworks.inference import openinference, schema, stats
-from metalworks.inference.invocations import PATH, Invocations, error
+from metalworks.inference.invocations import CODES, PATH, Invocations, error
 from metalworks.inference.log import Log
 from metalworks.inference.schema import Version, Working
 from metalworks.inference.served import Arm, Route
@@ -28,7 +28,7 @@ _open = APIRouter(tags=["The service"])
 _closed = APIRouter(tags=["The service"])
 # Says in the schema what Invocations sees to, for routes and for what is none.
 _token = Depends(HTTPBearer(auto_error=False, description="A token of this platform."))
-_CODES = {404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
+_CODES = {**CODES, 404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
 
 
 def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None = None) -> Invocations:
@@ -76,8 +76,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     for path in said["paths"].values():
         for each in path.values():
             each["responses"].pop("422", None)  # FastAPI's own; such requests are answered with 400
+    schemas = said["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
-        said["components"]["schemas"].pop(name, None)
+        schemas.pop(name, None)
+    # Decoded by the route itself, so FastAPI does not know it.
+    asked = openinference.InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**asked.pop("$defs"), "InferenceRequest": asked}
     said["paths"] = {PATH: {"post": operation}, **said["paths"]}
     return said
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+MOST_UNREAD = 128 * 2**20
+"""What a connection may send of bodies that were refused, so that whoever sends one comes to read why."""
+
 
 class _Corked:
     """A transport that joins writes."""
@@ -46,3 +49,12 @@ class CorkedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
         super().connection_made(_Corked(transport))  # type: ignore[arg-type]
+        self._unread = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body; one that nobody reads any more, since it was refused, is not waited for for ever."""
+        if self.cycle.response_complete:
+            self._unread += len(body)
+            if self._unread > MOST_UNREAD:
+                self.transport.close()
+        super().on_body(body)

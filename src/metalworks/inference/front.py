@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import msgspec
 import uvicorn
+from metalworks_model_runner import memory
 
 from metalworks.inference import stats
 from metalworks.inference.app import create_app
@@ -154,6 +155,8 @@ class Front:
 def main() -> None:
     """Serve as the environment says."""
     import uvloop
+
+    memory.give_back_at_once()
 
     slot, shared = map(int, sys.argv[1:])
     uvloop.run(_main(slot, shared))

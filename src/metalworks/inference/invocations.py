@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from metalworks.inference.batching import QueueFullError
+from metalworks.inference.elsewhere import LIGHT_BYTES
 from metalworks.inference.link import DownError, LostError, ModelFailedError
 from metalworks.inference.log import Log
-from metalworks.inference.served import Arm, Arrays, Route, Version
+from metalworks.inference.rows import RefusedError
+from metalworks.inference.served import Arm, Arrays, Route
 from metalworks.inference.settings import Settings
-from metalworks.inference.shadow import Shadow
+from metalworks.inference.shadow import Decode, Shadow
 from metalworks.inference.stats import Stats
 
 Scope = MutableMapping[str, Any]
@@ -31,6 +33,15 @@ OPEN = frozenset({"/ping", "/health", "/docs", "/v2/health/live", "/v2/health/re
 """Paths that anyone may ask: whether the service works, and the page that asks for a token itself."""
 _OPEN_FILES = "/docs/"
 
+HELD = 4
+"""Bodies of the greatest length that may be here at the same time; shorter ones, as many as are as long together."""
+CODES = {
+    400: "BAD_REQUEST",
+    413: "MAX_READ_SIZE_EXCEEDED",
+    500: "INTERNAL_ERROR",
+    503: "RESOURCE_EXHAUSTED",
+    504: "DEADLINE_EXCEEDED",
+}
 CHECK = b"metalworks-check"
 """Header of a request that only tries whether the service works: no shadow gets a copy of it, and it is not logged."""
 _DECODED = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
@@ -47,6 +58,7 @@ _UNKNOWN = error("UNAUTHENTICATED", "Send a token of this platform: `Authorizati
 _NO_MODEL = error("TEMPORARILY_UNAVAILABLE", "The model is not loaded yet")
 _FULL = error("RESOURCE_EXHAUSTED", "Too many requests wait for the model; try again")
 _LATE = error("DEADLINE_EXCEEDED", "Request processing time exceeded limit")  # as MLflow words it
+_SLOW = error("DEADLINE_EXCEEDED", "The request body did not come in time")
 _METHOD = error("BAD_REQUEST", "Method Not Allowed")
 _LOST = error("INTERNAL_ERROR", "The model's process ended, twice, while it worked on this request")
 _DOWN = error("TEMPORARILY_UNAVAILABLE", "The model's process ended and does not come back; the journal says why")
@@ -62,6 +74,8 @@ class Invocations:
         self.app, self.settings, self.route, self.stats = app, settings, route, stats
         self.shadow, self.log = shadow, log
         self.digests = settings.tokens_sha256
+        self.held = 0
+        """Bytes of the long bodies that are here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,18 +96,24 @@ class Invocations:
             self.stats.error("unauthenticated")
             await _send(send, 401, JSON, _UNKNOWN, (b"www-authenticate", b"Bearer"))
             return
+        if path != PATH and (path in OPEN or path.startswith(_OPEN_FILES)):
+            await self.app(scope, _again(b"", receive), send)  # nobody's body is read for these
+            return
         if path == PATH and scope["method"] != "POST":
             await _send(send, 405, JSON, _METHOD, (b"allow", b"POST"))
             return
         message = await receive()
         body = message.get("body", b"")
-        if message.get("more_body"):
-            body = await self._rest(body, receive)
-        if len(body) > self.settings.max_body_bytes:
-            self.stats.error("too_long")
-            text = f"The request body is longer than {self.settings.max_body_bytes} bytes"
-            await _send(send, 413, JSON, error("MAX_READ_SIZE_EXCEEDED", text))
-            return
+        if message.get("more_body") or len(body) > self.settings.max_body_bytes:
+            await self._long(scope, body, receive, send, content_type, check)
+        else:
+            await self._whole(scope, body, receive, send, content_type, check)
+
+    async def _whole(
+        self, scope: Scope, body: bytes, receive: Receive, send: Send, content_type: bytes, check: bool
+    ) -> None:
+        """Answer a request whose body is there."""
+        path = scope["path"]
         if path != PATH:
             infers = scope["method"] == "POST" and path.startswith("/v2/") and path.endswith("/infer")
             await self.app(scope, _again(body, receive), self._counting(send) if infers else send)
@@ -107,7 +127,17 @@ class Invocations:
         version = arm.version
         arrays: Arrays | None = None
         if version.decode is not None and content_type in _DECODED:
-            arrays = version.decode(body)
+            try:
+                arrays = (
+                    version.decode(body)
+                    if len(body) <= LIGHT_BYTES
+                    else await self.decoded(arm, version.arrays_of(body))
+                )
+            except RefusedError as refusal:
+                arm.series.observe(time.perf_counter() - began, refusal.status)
+                self.stats.error(_kind(refusal.status))
+                await _send(send, refusal.status, JSON, error(CODES[refusal.status], refusal.message))
+                return
         outputs: Arrays | None = None
         if arrays is not None and version.inline is not None and len(arrays[0]) <= version.inline_rows:
             # Quick enough not to leave the loop: no task, no future, no batch.
@@ -126,15 +156,53 @@ class Invocations:
             return
         await self._slowly(arm, arrays, body, content_type, began, send, check)
 
-    async def _rest(self, first: bytes, receive: Receive) -> bytes:
-        """Return the whole body, or as much of it as is too long."""
-        body = bytearray(first)
-        while len(body) <= self.settings.max_body_bytes:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        return bytes(body)
+    async def _long(
+        self, scope: Scope, first: bytes, receive: Receive, send: Send, content_type: bytes, check: bool
+    ) -> None:
+        """Read a body that comes in parts, unless it is longer than it may be, or than there is room for; answer it."""
+        most = self.settings.max_body_bytes
+        declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        body, more, held = bytearray(first), declared <= most, len(first)
+        self.held += held
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                while more and len(body) <= most and self.held <= HELD * most:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    self.held += len(body) - held
+                    held = len(body)
+            if len(body) > most or declared > most:
+                self.stats.error("too_long")
+                text = f"The request body is longer than {most} bytes"
+                await _send(send, 413, JSON, error("MAX_READ_SIZE_EXCEEDED", text))
+            elif more:
+                self.stats.error("queue_full")
+                await _send(send, 503, JSON, _FULL, (b"retry-after", b"1"))
+            else:
+                whole = bytes(body)
+                body.clear()
+                await self._whole(scope, whole, receive, send, content_type, check)
+        except TimeoutError:  # in what is above: the rest sees to its own
+            self.stats.error("timeout")
+            await _send(send, 408, JSON, _SLOW, (b"connection", b"close"))
+        finally:
+            self.held -= held
+
+    async def decoded(self, arm: Arm, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return what a long request is decoded to; raises RefusedError, also where there is no time or process."""
+        arm.working += 1
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                return await work
+        except TimeoutError:
+            raise RefusedError(504, "Request processing time exceeded limit") from None
+        except LostError as lost:
+            raise RefusedError(500, str(lost)) from lost
+        finally:
+            arm.working -= 1
 
     def _known(self, authorization: bytes) -> bool:
         kind, _, token = authorization.partition(b" ")
@@ -178,7 +246,7 @@ class Invocations:
         values: tuple[Arrays | None, Arrays | None],
         request: tuple[bytes, bytes],
         answer: tuple[int, bytes, float],
-        decode: Callable[[Version], Arrays | None] | None = None,
+        decode: Decode | None = None,
     ) -> None:
         """Hand a request that was answered to the shadow and to the log.
 
@@ -248,7 +316,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _kind(status: int) -> str:
-    return {503: "queue_full", 504: "timeout"}.get(status, "refused" if status < 500 else "failed")
+    return {413: "too_much", 503: "queue_full", 504: "timeout"}.get(status, "refused" if status < 500 else "failed")
 
 
 def _headers(body: bytes) -> list[tuple[bytes, bytes]]:

@@ -149,12 +149,14 @@ class Link:
             raise ModelFailedError(said)
         return packing.unpack(said, body)
 
-    async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
+    async def raw(self, body: bytes, about: str | Sequence[Any]) -> tuple[int, str, bytes]:
         """Return status, media type and body as MLflow's scoring server answers this request.
+
+        `about` is its content type, or that and the numbers of the limits that it has to keep.
 
         Raises ModelFailedError when even that raises, LostError when its process ends twice, DownError when it is gone.
         """
-        kind, said, answer = await self._ask(frames.RAW, content_type, [body])
+        kind, said, answer = await self._ask(frames.RAW, about, [body])
         if kind == frames.FAILED:
             raise ModelFailedError(said)
         return said[0], said[1], bytes(answer)

@@ -9,33 +9,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from fastapi import APIRouter, HTTPException, Path, Request, Response
-from metalworks_model_runner.signature import NUMPY
 from pydantic import BaseModel, Field
 
-from metalworks.inference import schema
+from metalworks.inference import schema, tensors
 from metalworks.inference.invocations import Invocations, error
-from metalworks.inference.rows import LARGEST
+from metalworks.inference.rows import RefusedError
 from metalworks.inference.served import Arm, Arrays, Version
+from metalworks.inference.tensors import DATATYPES
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-
-_DATATYPES = {
-    "bool": "BOOL",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-    "object": "BYTES",
-}
-_NUMPY = {said: name for name, said in _DATATYPES.items()}
 
 
 class Tensor(BaseModel):
@@ -103,7 +86,11 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 _INFER: dict[int | str, dict[str, Any]] = {
     **_REFUSED,
     200: {"description": "The model's outputs.", "content": {"application/json": {"schema": {"type": "object"}}}},
-    413: {"description": "The body is too long.", "model": schema.Error},
+    408: {"description": "The body did not come in time.", "model": schema.Error},
+    413: {
+        "description": "The body is too long, or has more rows, values or nesting than the service takes.",
+        "model": schema.Error,
+    },
     500: {"description": "The model's process ended while it worked on this.", "model": schema.Error},
     502: {"description": "The model's process ended and does not come back.", "model": schema.Error},
     504: {"description": "The model took too long.", "model": schema.Error},
@@ -174,11 +161,9 @@ def inputs_of(served: Version) -> list[TensorMetadata]:
     """Return the tensors that a model takes; none where requests are left to MLflow."""
     if served.decode is None:
         return []
-    if tensor := served.facts["tensor"]:
-        return [TensorMetadata(name="input", datatype=_DATATYPES[tensor["dtype"]], shape=tensor["shape"])]
     return [
-        TensorMetadata(name=each["name"], datatype=_DATATYPES[NUMPY[each["type"]]], shape=[-1])
-        for each in served.facts["columns"]
+        TensorMetadata(name=each.name, datatype=each.datatype, shape=each.shape)
+        for each in tensors.wanted_of(served.facts)
     ]
 
 
@@ -187,23 +172,35 @@ def _outputs_of(served: Version) -> list[TensorMetadata]:
         return []
     types = served.facts["output_types"]
     names = served.facts["form"]["names"] or ["predictions"]
-    said = ["BYTES" if each == "text" else _DATATYPES[np.dtype(each).name] for each in types]
+    said = ["BYTES" if each == "text" else DATATYPES[np.dtype(each).name] for each in types]
     return [TensorMetadata(name=n, datatype=d, shape=[-1]) for n, d in zip(names, said, strict=True)]
 
 
-@router.post("/models/{model}/infer", responses=_INFER)
-@router.post("/models/{model}/versions/{version}/infer", responses=_INFER)
-async def infer(request: Request, model: _Model, body: InferenceRequest, version: str | None = None) -> Response:
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}},
+    }
+}
+
+
+@router.post("/models/{model}/infer", responses=_INFER, openapi_extra=_BODY)
+@router.post("/models/{model}/versions/{version}/infer", responses=_INFER, openapi_extra=_BODY)
+async def infer(request: Request, model: _Model, version: str | None = None) -> Response:
     """Predict."""
     arm = _arm(request, model, version)
     served = arm.version
     entry: Invocations = request.app.state.entry
     began = time.perf_counter()
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(400, "The body is to be JSON, with the header Content-Type: application/json")
+    body = await request.body()
     try:
-        arrays = _arrays(served, body)
-    except HTTPException as refusal:
-        arm.series.observe(time.perf_counter() - began, refusal.status_code)
-        raise
+        said, arrays = await entry.decoded(arm, served.tensors_of(body))
+    except RefusedError as refusal:
+        if not isinstance(refusal, tensors.MalformedError):
+            arm.series.observe(time.perf_counter() - began, refusal.status)
+        raise HTTPException(refusal.status, refusal.message) from refusal
     arm.working += 1
     try:
         (status, media_type, text), outputs = await entry.ask_arrays(arm, arrays)
@@ -213,11 +210,15 @@ async def infer(request: Request, model: _Model, body: InferenceRequest, version
     arm.series.observe(seconds, status)
     if outputs is None:
         headers = {"Retry-After": "1"} if status == 503 else {}
-        said = json.loads(text)
-        text = error(said["error_code"], said["message"], "/v2")
+        refused = json.loads(text)
+        text = error(refused["error_code"], refused["message"], "/v2")
         return Response(text, status, headers, media_type)
     written = served.write(outputs) if served.write else b""
-    entry.copy(arm, (arrays, outputs), (b"", b""), (200, written, seconds), lambda other: _arrays(other, body))
+
+    async def again(other: Version) -> Arrays:
+        return (await other.tensors_of(body))[1]
+
+    entry.copy(arm, (arrays, outputs), (body if entry.route.shadow else b"", b""), (200, written, seconds), again)
     names = served.facts["form"]["names"] or ["predictions"]
     answer = {
         "model_name": request.app.state.settings.service,
@@ -225,72 +226,13 @@ async def infer(request: Request, model: _Model, body: InferenceRequest, version
         "outputs": [
             {
                 "name": name,
-                "datatype": "BYTES" if each.dtype.kind == "O" else _DATATYPES[each.dtype.name],
+                "datatype": "BYTES" if each.dtype.kind == "O" else DATATYPES[each.dtype.name],
                 "shape": list(each.shape),
                 "data": each.ravel().tolist(),
             }
             for name, each in zip(names, outputs, strict=True)
         ],
     }
-    if body.id is not None:
-        answer["id"] = body.id
+    if said is not None:
+        answer["id"] = said
     return Response(msgspec.json.encode(answer), media_type="application/json")
-
-
-def _arrays(served: Version, body: InferenceRequest) -> Arrays:
-    """Return the request's tensors in the order of the model's columns; refuse what is not just these."""
-    if served.decode is None:
-        raise HTTPException(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
-    wanted = {each.name: each for each in inputs_of(served)}
-    given = {each.name: each for each in body.inputs}
-    if len(given) < len(body.inputs):
-        raise HTTPException(400, "An input's name comes twice")
-    tensor = served.facts["tensor"]
-    if tensor and len(given) == 1:
-        wanted = dict.fromkeys(given, wanted["input"])  # a tensor without a name has any
-    if missing := wanted.keys() - given.keys():
-        raise HTTPException(400, f"Inputs are missing: {', '.join(sorted(missing))}")
-    if unknown := given.keys() - wanted.keys():
-        raise HTTPException(400, f"The model has no inputs {', '.join(sorted(unknown))}")
-    arrays = [_array(given[name], said, bool(tensor)) for name, said in wanted.items()]
-    if len({len(each) for each in arrays}) > 1:
-        raise HTTPException(400, "The inputs have different numbers of rows")
-    if not len(arrays[0]):
-        raise HTTPException(400, "There are no rows")
-    if not tensor and len({each.datatype for each in wanted.values()}) == 1 and arrays[0].dtype.kind != "O":
-        return [np.column_stack(arrays)]
-    return arrays
-
-
-def _array(given: Tensor, wanted: TensorMetadata, tensor: bool) -> np.ndarray:
-    """Return one tensor's values, of the very type that the model wants."""
-    where = f"Input {given.name}"
-    if given.datatype != wanted.datatype:
-        raise HTTPException(400, f"{where}: its datatype is {wanted.datatype}, not {given.datatype}")
-    sizes = given.shape[1:]
-    fits = sizes == wanted.shape[1:] if tensor else sizes in ([], [1])
-    if not given.shape or given.shape[0] < 0 or not fits:
-        raise HTTPException(400, f"{where}: its shape is {wanted.shape}, not {given.shape}")
-    values: list[Any] = []
-    pending: list[Any] = [given.data]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, list):
-            pending.extend(reversed(value))
-        else:
-            values.append(value)
-    count = int(np.prod(given.shape, dtype=object))
-    if len(values) != count:
-        raise HTTPException(400, f"{where}: it has {len(values)} values, not the {count} of its shape")
-    dtype = np.dtype(_NUMPY[wanted.datatype])
-    kinds: tuple[type, ...] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "O": (str,)}[dtype.kind]
-    for value in values:
-        if not isinstance(value, kinds) or (dtype.kind != "b" and isinstance(value, bool)):
-            raise HTTPException(400, f"{where}: {str(value)[:40]!r} is no value of type {wanted.datatype}")
-    try:
-        array = np.array(values, dtype=dtype)
-    except (OverflowError, ValueError) as wrong:
-        raise HTTPException(400, f"{where}: {wrong}") from wrong
-    if dtype.kind == "f" and not bool((np.abs(array) < LARGEST).all()):
-        raise HTTPException(400, f"{where}: numbers must be finite and below {LARGEST:g}")
-    return array.reshape([given.shape[0], *sizes] if tensor else [given.shape[0]])

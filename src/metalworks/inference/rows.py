@@ -7,19 +7,33 @@ left to MLflow's own functions in the model's process, whose answers, also the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
+from metalworks_model_runner.limits import Limits
 from metalworks_model_runner.signature import NUMPY
 
+LIMITS = Limits()
 LARGEST = 3.0e38
 """Numbers beyond single precision are refused by some libraries and taken for infinite by others."""
 _TYPES: dict[str, Any] = {"boolean": bool, "integer": int, "long": int, "float": float, "double": float, "string": str}
 
+MORE_COLUMNS = 256
+"""Columns beyond the model's own that are skipped here; what has more of them is not worth a decoder of its own."""
 Arrays = list[np.ndarray]
+
+
+class RefusedError(Exception):
+    """A request that is not answered: status, and why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        """Refuse with an HTTP status."""
+        super().__init__(status, message)
+        self.status, self.message = status, message
 
 
 class _Split(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,6 +138,8 @@ class Columns:
 
     def _order(self, columns: tuple[str, ...]) -> tuple[Any, list[int]] | None:
         """Return the decoder of rows in this order of columns, and where the model's columns are among them."""
+        if len(columns) > len(self.names) + MORE_COLUMNS:
+            return None
         if columns not in self._orders:
             if len(self._orders) > 64:  # callers choose what stands here
                 self._orders.clear()
@@ -201,8 +217,34 @@ class Tensor:
         return [array]
 
 
-def decoder(facts: dict[str, Any]) -> Callable[[bytes], Arrays | None]:
-    """Return what makes arrays of the bodies of requests to a model of which this is known."""
+def most_rows(facts: dict[str, Any], limits: Limits) -> int:
+    """Return how many rows a request to a model of which this is known may have."""
+    width = len(facts["columns"]) if facts["columns"] else math.prod(facts["tensor"]["shape"][1:])
+    return min(limits.rows, limits.cells // max(width, 1))
+
+
+def refuse_rows(count: int, most: int) -> None:
+    """Refuse more rows than a request may have."""
+    if count > most:
+        limit = f"its options max_rows, and max_cells for all columns: for this model {most}"
+        raise RefusedError(413, f"The request has {count} rows, more than this service takes: {limit}")
+
+
+def decoder(facts: dict[str, Any], limits: Limits = LIMITS) -> Callable[[bytes], Arrays | None]:
+    """Return what makes arrays of the bodies of requests to a model of which this is known.
+
+    It raises RefusedError where these would be more rows than a request may have.
+    """
     if facts["columns"]:
-        return Columns(facts["columns"], bool(facts.get("nulls"))).arrays_of
-    return Tensor(facts["tensor"]["dtype"], facts["tensor"]["shape"]).arrays_of
+        arrays_of = Columns(facts["columns"], bool(facts.get("nulls"))).arrays_of
+    else:
+        arrays_of = Tensor(facts["tensor"]["dtype"], facts["tensor"]["shape"]).arrays_of
+    most = most_rows(facts, limits)
+
+    def decode(body: bytes) -> Arrays | None:
+        arrays = arrays_of(body)
+        if arrays is not None and len(arrays[0]) > most:
+            refuse_rows(len(arrays[0]), most)
+        return arrays
+
+    return decode

@@ -151,7 +151,10 @@ def invocations(served: Served | None) -> dict[str, Any]:
         "responses": {
             "200": {"description": "What the model predicts, one entry per row.", "content": {JSON: answer}},
             "400": _refused("The body cannot be read, or is not what the model wants: the message names the column."),
-            "413": _refused("The body is too long."),
+            "408": _refused("The body did not come in time."),
+            "413": _refused(
+                "The body is too long, or has more rows, columns, values or nesting than the service takes."
+            ),
             "415": _refused("The body is of a type, or in a charset, that the server does not read.", TEXT),
             "500": _refused("The model's process ended while it worked on this."),
             "502": _refused("The model's process ended and does not come back; another host may answer."),

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from metalworks_model_runner import memory
 
-from metalworks.inference import answers, rows
+from metalworks.inference import answers, rows, tensors
 from metalworks.inference.batching import Batcher, QueueFullError
+from metalworks.inference.elsewhere import INVOCATIONS, TENSORS, Elsewhere, light
 from metalworks.inference.judge import FACTS, VERDICT
 from metalworks.inference.link import Link
 from metalworks.inference.onnx import Feed, OnnxModel
+from metalworks.inference.rows import RefusedError
 from metalworks.inference.settings import ROLES, Settings
 from metalworks.inference.stats import Series, Stats
 
@@ -54,10 +56,14 @@ class Version:
         self.inline: Callable[[Arrays], Arrays] | None = None
         self.inline_rows = 0
         self.batcher: Batcher | None = None
+        self.elsewhere: Elsewhere | None = None
+        self._limits = settings.limits
         self._thread: ThreadPoolExecutor | None = None
         if self.executor == "mlflow":
             return
-        self.decode = rows.decoder({**self.facts, "nulls": self.verdict["nulls"]})
+        known = {**self.facts, "nulls": self.verdict["nulls"]}
+        self.decode = rows.decoder(known, settings.limits)
+        self.elsewhere = Elsewhere(known, settings.limits)
         self.write = answers.writer(self.facts["form"])
         ask = self.link.arrays
         if self.executor == "onnx":
@@ -84,6 +90,27 @@ class Version:
         """Requests that wait for the model."""
         return self.raw_waiting + self.link.requests_given_up + (self.batcher.waiting if self.batcher else 0)
 
+    async def arrays_of(self, body: bytes) -> Arrays | None:
+        """Return the rows of a request to /invocations; None where MLflow is to judge.
+
+        Raises RefusedError, and LostError.
+        """
+        assert self.decode is not None  # noqa: S101 (whoever asks has looked)
+        assert self.elsewhere is not None  # noqa: S101 (whoever decodes has one)
+        if light(body):
+            return self.decode(body)
+        arrays: Arrays | None = await self.elsewhere(INVOCATIONS, body)
+        return arrays
+
+    async def tensors_of(self, body: bytes) -> tuple[str | None, Arrays]:
+        """Return id and rows of a request of the Open Inference Protocol; raises RefusedError, and LostError."""
+        if self.elsewhere is None:
+            raise RefusedError(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
+        if light(body):
+            return tensors.decode(self.facts, rows.most_rows(self.facts, self._limits), body)
+        found: tuple[str | None, Arrays] = await self.elsewhere(TENSORS, body)
+        return found
+
     async def outputs(self, arrays: Arrays) -> Arrays:
         """Return the model's outputs for these rows.
 
@@ -106,13 +133,17 @@ class Version:
             raise QueueFullError
         self.raw_waiting += 1
         try:
-            return await self.link.raw(body, content_type)
+            limits = self._limits
+            about = [content_type, limits.rows, limits.columns, limits.cells, limits.depth]
+            return await self.link.raw(body, about)
         finally:
             self.raw_waiting -= 1
 
     def close(self) -> None:
         """Let go of the model's process and of threads."""
         self.link.close()
+        if self.elsewhere is not None:
+            self.elsewhere.close()
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from metalworks_model_runner.limits import Limits
+
+LIMITS = Limits()
 PREFIX = "METALWORKS_INFERENCE_"
 ROLES = ("champion", "shadow", "canary")
 """What a version can be in service as."""
@@ -71,6 +74,14 @@ class Settings:
     """Seconds until a request is answered with 504."""
     max_body_bytes: int = 64 * 2**20
     """A longer request body is answered with 413."""
+    max_rows: int = LIMITS.rows
+    """Rows that a request may have; one with more is answered with 413, as with more of what follows."""
+    max_columns: int = LIMITS.columns
+    """Columns that a request's table may have."""
+    max_cells: int = LIMITS.cells
+    """Values that a request may have, also when what is missing is filled up."""
+    max_depth: int = LIMITS.depth
+    """Lists and objects that may be in one another."""
     max_queue: int = 256
     """Requests that may wait for the model in one process; more are answered with 503."""
     max_batch_rows: int = 1024
@@ -91,7 +102,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         positive = ("port", "workers", "request_timeout", "max_body_bytes", "max_queue", "max_batch_rows")
-        for name in (*positive, "load_timeout", "return_timeout"):
+        for name in (*positive, "max_rows", "max_columns", "max_cells", "max_depth", "load_timeout", "return_timeout"):
             if not getattr(self, name) > 0:  # nor is NaN
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above 0")
         if self.port > 65535:
@@ -102,6 +113,11 @@ class Settings:
             raise SettingsError(f"{PREFIX}LOG_SHARE is a share: from 0 to 1")
         if bool(self.certificate) != bool(self.key):
             raise SettingsError(f"{PREFIX}CERTIFICATE and {PREFIX}KEY belong together")
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may cost."""
+        return Limits(self.max_rows, self.max_columns, self.max_cells, self.max_depth)
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -141,6 +157,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("service", "alias", "host", "certificate", "key"), str),
     **dict.fromkeys(("wanted", "fetched", "runtime", "state"), Path),
     **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
+    **dict.fromkeys(("max_rows", "max_columns", "max_cells", "max_depth"), int),
     **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "return_timeout", "log_share"), float),
     "tokens_sha256": lambda text: frozenset(_strings(text)),
     "executors": lambda text: tuple(_strings(text)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -12,19 +12,21 @@ from metalworks.inference.log import Log
 from metalworks.inference.served import Arm, Arrays, Version
 from metalworks.inference.stats import Stats
 
-Decode = Callable[[Version], Arrays | None]
+Decode = Callable[[Version], Awaitable[Arrays | None]]
 
 
 class Shadow:
     """Asks the shadow version, and compares."""
 
     MOST = 64
-    """Copies that may wait; more are dropped, and counted."""
+    MOST_BYTES = 64 * 2**20
+    """Copies that may wait, and how long together; more are dropped, and counted."""
 
     def __init__(self, stats: Stats, log: Log | None, timeout: float) -> None:
         """Count in `stats`; write what the log's share takes to `log`; give a copy up after `timeout` seconds."""
         self._stats, self._log, self._timeout = stats, log, timeout
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
 
     def _count(self, outcome: str) -> None:
         self._stats.shadow[outcome] = self._stats.shadow.get(outcome, 0) + 1
@@ -37,12 +39,25 @@ class Shadow:
         `decode` makes the version's inputs of a request in another protocol than MLflow's.
         """
         # MLflow's own functions take no request of another protocol.
-        if len(self._tasks) >= self.MOST or (decode is not None and arm.version.decode is None):
+        size = len(request[0])
+        if (
+            len(self._tasks) >= self.MOST
+            or self._bytes + size > self.MOST_BYTES
+            or (decode is not None and arm.version.decode is None)
+        ):
             self._count("dropped")
             return
         task = asyncio.get_running_loop().create_task(self._ask(arm, outputs, request, decode))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._bytes += size
+        task.add_done_callback(self._done(size))
+
+    def _done(self, size: int) -> Callable[[asyncio.Task[None]], None]:
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._bytes -= size
+
+        return done
 
     async def _ask(self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None) -> None:
         version = arm.version
@@ -53,7 +68,7 @@ class Shadow:
             async with asyncio.timeout(self._timeout):
                 mine: Arrays | None = None
                 if version.decode is not None and outputs is not None:
-                    mine = decode(version) if decode is not None else version.decode(body)
+                    mine = await (decode(version) if decode is not None else version.arrays_of(body))
                 if mine is not None and outputs is not None:
                     theirs = await version.outputs(mine)
                     difference = _difference(outputs, theirs)

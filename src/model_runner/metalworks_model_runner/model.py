@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PyFuncModel, load_model, scoring_server
 
+from metalworks_model_runner import memory
+from metalworks_model_runner.cost import judge
+from metalworks_model_runner.limits import Limits, TooMuchError
 from metalworks_model_runner.signature import describe
 
+RELEASE_BYTES, ECHO_BYTES = 2**20, 2**16
+"""Bodies after which memory is given back, and those that an error may repeat."""
 Arrays = Sequence[np.ndarray]
 """One array per column, each of one value per row; or a single array, the tensor or the matrix of equal columns."""
 Outputs = list[np.ndarray]
@@ -47,10 +53,20 @@ class Model:
         self.signature = describe(self.schema)
         self.names = [each["name"] for each in self.signature["columns"] or ()]
 
-    def answer(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
-        """Answer a request as `mlflow models serve` does, by the same functions: status, media type, body."""
+    def answer(self, body: bytes, about: str | Sequence[Any]) -> tuple[int, str, bytes]:
+        """Answer a request as `mlflow models serve` does, by the same functions: status, media type, body.
+
+        `about` is its content type, or that and the numbers of the limits that it has to keep.
+        """
+        given: Sequence[Any] = [about] if isinstance(about, str) else about
+        content_type, numbers = given[0], given[1:]
         try:
+            if numbers:
+                self._judge(body, content_type, Limits(*numbers))
             result = scoring_server.invocations(body, content_type, self.pyfunc, self.schema)
+        except TooMuchError as error:
+            said = {"error_code": "MAX_READ_SIZE_EXCEEDED", "message": str(error)}
+            return 413, "application/json", json.dumps(said).encode()
         except MlflowException as error:
             return error.get_http_status_code(), "application/json", error.serialize_as_json().encode()
         except (ValueError, RecursionError) as error:
@@ -58,7 +74,19 @@ class Model:
             why = "It is nested too deeply." if isinstance(error, RecursionError) else str(error)
             refusal = MlflowException(f"Invalid input. {why}", error_code=BAD_REQUEST)
             return 400, "application/json", refusal.serialize_as_json().encode()
+        finally:
+            if len(body) > RELEASE_BYTES:
+                memory.release_soon()
         return result.status, result.mimetype, result.response.encode()
+
+    @staticmethod
+    def _judge(body: bytes, content_type: str, limits: Limits) -> None:
+        try:
+            judge(body, content_type, limits)
+        except (ValueError, RecursionError):
+            # MLflow says it better, and sends the body back with it, several times as long.
+            if len(body) > ECHO_BYTES:
+                raise
 
     def table(self, arrays: Arrays) -> Any:
         """Return the arrays as what MLflow would make of the request: a DataFrame, or the tensor itself."""

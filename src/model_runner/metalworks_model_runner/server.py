@@ -118,10 +118,10 @@ class Server:
             else:
                 self._pending.append((peer, number, packing.unpack(header, body)))
 
-    def _answer_raw(self, peer: _Peer, number: int, content_type: str, body: bytes) -> None:
+    def _answer_raw(self, peer: _Peer, number: int, about: Any, body: bytes) -> None:
         self._since[threading.get_ident()] = time.monotonic()
         try:
-            status, media_type, answer = self.model.answer(body, content_type)
+            status, media_type, answer = self.model.answer(body, about)
         except BaseException as error:  # the caller must hear of it, whatever it is
             peer.send(frames.frame(number, frames.FAILED, f"{type(error).__name__}: {error}"))
             raise
