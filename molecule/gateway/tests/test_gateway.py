@@ -223,10 +223,10 @@ def test_what_holds_secrets_is_not_for_viewers(host):
 
 
 def test_what_only_admins_do(host):
-    assert ask(host, "prefect", "/api/admin/settings", "--user", ADA).status == 200
+    assert ask(host, "prefect", "/api/admin/storage", "--user", ADA, "--request", "PUT").status == 200
     assert ask(host, "mlflow", "/api/2.0/mlflow/webhooks", "--user", ADA).status == 200
     for user in (VERA, WORKER):
-        assert ask(host, "prefect", "/api/admin/settings", "--user", user).status == 403
+        assert ask(host, "prefect", "/api/admin/storage", "--user", user, "--request", "PUT").status == 403
         assert ask(host, "mlflow", "/api/2.0/mlflow/webhooks", "--user", user).status == 403
 
 
