@@ -107,7 +107,7 @@ def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
                 swaps, swapped = swaps + 1, now
             several = len(processes.tree(process.pid))
             # While a version comes or goes, there are more processes than afterwards.
-            if several == 2 + workers:
+            if several == 3 + workers:
                 samples.append((now - began, processes.memory_mib(process.pid), wanted))
             for segment in (folder / "state" / "spool").glob("*.jsonl"):
                 segment.unlink()

@@ -369,6 +369,8 @@ class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             time.sleep(600)
         if self.what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "kills":
+            os.kill(os.getppid(), signal.SIGKILL)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         import random
@@ -392,3 +394,70 @@ def save_odd(path: Path, what: str) -> None:
     _pyfunc(Odd(what), FRAME, path)
     if what != "slow":
         (path / "serving_input_example.json").write_text(json.dumps({"dataframe_split": FRAME[:2].to_dict("split")}))
+
+
+class Spy(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Answers, and when told to tries what its folder's targets.json says, and leaves in report.json what it could."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        if model_input.iloc[0, 0] == -1.0:
+            self._try_all()
+        return [1.0] * len(model_input)
+
+    @staticmethod
+    def _try_all() -> None:
+        import ctypes
+        import json
+        import os
+        import socket
+        from pathlib import Path
+
+        home = Path(os.environ["HOME"])
+        targets = json.loads((home / "targets.json").read_text())
+        report = {}
+
+        def attempt(what: str, how: Callable[[], object]) -> None:
+            try:
+                how()
+            except OSError as error:
+                report[what] = str(error)
+            else:
+                report[what] = "done"
+
+        def read(path: str) -> None:
+            with Path(path).open("rb") as stream:
+                stream.read(1)
+
+        def trace(pid: int) -> None:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.ptrace(16, pid, 0, 0):  # PTRACE_ATTACH
+                raise OSError(ctypes.get_errno(), "ptrace")
+            os.waitpid(pid, 0)
+            libc.ptrace(17, pid, 0, 0)  # PTRACE_DETACH
+
+        def ask(path: str) -> None:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(path)
+                connection.sendall(b'{"do": "keep", "proofs": []}\n')
+                connection.shutdown(socket.SHUT_WR)
+                if not connection.recv(1):  # hung up
+                    raise OSError("no answer")
+
+        attempt("own file", lambda: (home / "tried").write_text("yes"))
+        for path in targets["read"]:
+            attempt(f"read {path}", lambda path=path: read(path))  # type: ignore[misc]
+        for path in targets["list"]:
+            attempt(f"list {path}", lambda path=path: [*Path(path).iterdir()])  # type: ignore[misc]
+        for path in targets["write"]:
+            attempt(f"write {path}", lambda path=path: Path(path).write_text("x"))  # type: ignore[misc]
+            attempt(f"link {path}", lambda path=path: Path(path).symlink_to("/etc/passwd"))  # type: ignore[misc]
+        for pid in targets["signal"]:
+            attempt(f"signal {pid}", lambda pid=pid: os.kill(pid, 0))  # type: ignore[misc]
+            attempt(f"trace {pid}", lambda pid=pid: trace(pid))  # type: ignore[misc]
+        attempt("ask the launcher", lambda: ask(targets["ask"]))
+        (home / "report.json").write_text(json.dumps(report))
+
+
+def save_spy(path: Path) -> None:
+    """Save a model that tries to reach what is not its own."""
+    _pyfunc(Spy(), FRAME, path)

@@ -64,13 +64,13 @@ class Answer(NamedTuple):
 class Service:
     """`metalworks-inference` for one service, on a free port of the loopback interface."""
 
-    def __init__(self, folder: Path, model: Path, **settings: Any) -> None:
-        """Start it for `model` as version 1; `settings` are those of the server in small letters."""
+    def __init__(self, folder: Path, model: Path, python: Path | str = sys.executable, **settings: Any) -> None:
+        """Start it for `model` as version 1, run by `python`; `settings` are those of the server in small letters."""
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.variables = serve_model.settings_for(folder, self.port, **settings)
-        self.want(self.version("1", model))
+        self.want(self.version("1", model, str(python)))
         self.start()
 
     def start(self) -> None:
@@ -160,21 +160,23 @@ class Service:
         return self.ask("GET", path, **headers)
 
     def processes(self, of: str) -> list[int]:
-        """Return the ids of the service's processes whose command has `of` in it."""
-        found = []
+        """Return the ids of the service's processes, and its launcher's, whose command has `of` in it."""
+        commands, parents = {}, {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                    stat = entry.joinpath("stat").read_text()
                     command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if parent == self.process.pid and of in command:
-                    found.append(int(entry.name))
-        return found
+                parents[int(entry.name)], commands[int(entry.name)] = int(stat.rpartition(")")[2].split()[1]), command
+        own = {pid for pid, parent in parents.items() if parent == self.process.pid}
+        own |= {pid for pid, parent in parents.items() if parent in own and LAUNCHER in commands[parent]}
+        return [pid for pid in own if of in commands[pid]]
 
 
-FRONT, RUNNER = "metalworks.inference.front", "metalworks_model_runner serve"
+LAUNCHER, FRONT = "metalworks.inference.launcher", "metalworks.inference.front"
+RUNNER = "metalworks_model_runner serve"
 
 
 @contextmanager

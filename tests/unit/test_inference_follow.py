@@ -659,7 +659,7 @@ def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
     assert (code, said["version"], said["installed"]) == (0, version, True)
     code, said, err = wait("--timeout", "0.5")
     assert (code, said) == (1, {})
-    assert f"version {version} is being loaded and tried (see `journalctl -u inference-delay`)" in err
+    assert f"version {version} is being loaded and tried (see `journalctl -u inference-delay -u models-delay`)" in err
     host.serves(champion={"version": version, "executor": "onnx", "why": "it is exact", "since": 1.0})
     code, said, _ = wait()
     assert (code, said["missing"], said["version"], said["executor"]) == (0, False, version, "onnx")
@@ -669,7 +669,7 @@ def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
     )
     code, _, err = wait()
     assert (code, f"version {bad} of {model} is refused: it does not load" in err) == (1, True)
-    assert f"`journalctl -u inference-delay`. Version {version} is served." in err
+    assert f"`journalctl -u inference-delay -u models-delay`. Version {version} is served." in err
     worse = register(model, "champion", "sauce")
     code, _, err = wait()
     assert (code, f"version {worse} of {model} is refused: no environment" in err) == (1, True)

@@ -919,7 +919,7 @@ def test_settings_come_from_the_environment() -> None:
         ("LOG_SHARE", "nan"), ("REQUEST_TIMEOUT", "nan"), ("LOAD_TIMEOUT", "0"), ("TOKENS_SHA256", "ab"),
         ("TOKENS_SHA256", '"ab"'), ("EXECUTORS", '["onnix"]'), ("EXECUTORS", "[]"), ("EXECUTORS", '"onnx"'),
         ("CANARY", '{"percent": 0}'), ("CANARY", '{"percent": 5, "speed": 1}'), ("CANARY", "{}"), ("CANARY", "5"),
-        ("CERTIFICATE", "/c.pem"),
+        ("CERTIFICATE", "/c.pem"), ("LAUNCHER_RUNTIME", "/run/models"), ("LAUNCHER_STATE", "/var/lib/models"),
     ],
 )  # fmt: skip
 def test_wrong_setting_is_named(name: str, value: str) -> None:

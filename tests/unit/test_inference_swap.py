@@ -452,7 +452,7 @@ def test_processes_end_with_their_service(models: Path, tmp_path: Path) -> None:
     with service(tmp_path, models / "1") as running:
         running.serves("1")
         children = running.processes("")
-        assert len(children) == 2
+        assert len(children) == 3
         running.process.kill()
         running.process.wait()
         wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in children), "they end")

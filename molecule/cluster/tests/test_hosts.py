@@ -17,6 +17,7 @@ UNITS = [
     ("services-1", "platform-status.service", None),
     ("gpu-1", "prefect-worker-gpu.service", None),
     ("gpu-1", "inference-delay.service", 8000),
+    ("gpu-1", "models-delay.service", None),
     ("cpu-1", "prefect-worker-cpu.service", None),
 ]
 PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]

@@ -23,6 +23,7 @@ FILES = ROOT / "molecule/cluster/files"
 URL = f"https://inference.{DOMAIN}/delay"
 SECOND = lab_hosts.Host("gpu-2", "198.51.100.22")
 """A machine that serves models, too, while these tests run."""
+KINDS = ("later", "again", "missing", "wrong", "late", "spy")
 RATE, CONNECTIONS = 40, 8
 FOLLOWED = 60.0
 """Seconds within which a moved alias is followed at the latest: twice what docs/inference.md says of hosts that do not
@@ -133,7 +134,7 @@ def body() -> str:
 def made() -> Iterator[dict[str, str]]:
     """Versions to try, and the champion that was there before; it is again, in the end."""
     before = json.loads(versions("aliases").splitlines()[-1])["champion"]
-    numbers = json.loads(versions("register", "later", "again", "missing", "wrong", "late").splitlines()[-1])
+    numbers = json.loads(versions("register", *KINDS).splitlines()[-1])
     yield {**numbers, "first": before}
     versions("alias", "champion", before)
 
@@ -270,6 +271,29 @@ def test_a_slow_canary_is_withdrawn(load: Load, made: dict[str, str]) -> None:
     wait_until(withdrawn, 120, "its withdrawal")
     wait_until(lambda: not any(a.said == 7.0 for a in load.since(time.time() - 4)), 30, "its end")
     assert any("withdr" in text for text in tags(made["late"]).values())
+    assert not load.failed()
+
+
+def test_a_model_reaches_nothing_of_the_service_that_serves_it(load: Load, made: dict[str, str], reach: Reach) -> None:
+    """Its code runs where it is proven and loaded; as a shadow's, its answers are nobody's."""
+    host, report = reach("gpu-1"), "/var/lib/models-delay/report.json"
+    host.check_output(f"rm -f {report}")
+    versions("alias", "shadow", made["spy"])
+    wait_until(lambda: host.file(report).exists, 300, "what the model could")
+    found = json.loads(host.check_output(f"cat {report}"))
+    versions("alias", "shadow", "-")
+    assert found.pop("own file") == "done"  # it does try
+    assert int(found.pop("processes of others")) > 3
+    assert [what for what, how in found.items() if how == "done"] == []
+    looked = {what: how for what, how in found.items() if what.startswith(("read ", "list "))}
+    assert {what: how for what, how in looked.items() if "Permission denied" not in how} == {}
+    users = host.check_output(
+        "ps -eo user:32=,args= | grep -E '[m]etalworks(.inference|_model_runner|-inference|-models)'"
+    )
+    names = {line.split()[0] for line in users.splitlines() if "runner" in line or "metalworks-models" in line}
+    assert names == {"inference-model"}
+    names = {line.split()[0] for line in users.splitlines() if "front" in line or "metalworks-inference" in line}
+    assert names == {"inference"}
     assert not load.failed()
 
 

@@ -335,7 +335,10 @@ def versions(service: str, state: str, status: str) -> str:
     for role, wanted in following["roles"].items():
         reason, unit = wanted.get("reason"), "model-follower"
         if wanted["is"] != "refused":
-            reason, unit = serving["refused"].get(wanted["version"], {}).get("reason"), f"inference-{service}"
+            reason, unit = (
+                serving["refused"].get(wanted["version"], {}).get("reason"),
+                f"inference-{service} -u models-{service}",
+            )
         if reason:
             refused.append(f"{role} version {wanted['version']}: {reason} (journalctl -u {unit})")
     if refused:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from metalworks_model_runner import array_equality, evidence, samples
 
+from metalworks.inference import answers, rows
 from metalworks.inference.onnx import Feed, OnnxModel
 
 FACTS, VERDICT = "facts.json", "verdict.json"
@@ -51,6 +52,9 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
             "nulls": False,
             "why": "request by request, by MLflow's own functions",
         }
+    if verdict["executor"] != "mlflow":  # what those who serve make of the facts can be made, whoever wrote them
+        rows.decoder({**facts, "nulls": verdict["nulls"]})
+        answers.writer(facts["form"])
     verdict["why"] = "; ".join([verdict["why"], *whys])
     verdict["allowed"] = list(allowed)
     new = folder / f"{VERDICT}.new"
@@ -70,7 +74,7 @@ def _onnx(folder: Path, facts: dict[str, Any], allowed: tuple[str, ...], whys: l
         feed = Feed(candidate["double"], candidate["columns"])
         try:
             model = OnnxModel(folder / candidate["file"], feed, facts["output_types"], facts["output_shapes"])
-            rows, refused = _equal(model, known, ROWS)
+            equal, refused = _equal(model, known, ROWS)
             one = _seconds(model, known["rows"])
         except Exception as error:  # the runtime has errors of many types
             why = _short(error)
@@ -81,7 +85,7 @@ def _onnx(folder: Path, facts: dict[str, Any], allowed: tuple[str, ...], whys: l
             return {
                 "executor": "onnx",
                 "way": native["way"] if quick else "pyfunc",  # of the model's process, for what the runtime refuses
-                "why": f"ONNX Runtime's answers are equal to MLflow's on {rows} rows{rest}",
+                "why": f"ONNX Runtime's answers are equal to MLflow's on {equal} rows{rest}",
                 "file": candidate["file"],
                 "feed": {"double": feed.double, "columns": feed.columns},
                 "nulls": nulls,
@@ -106,14 +110,14 @@ def _equal(
     Raises ValueError when it answers one otherwise, refuses one of the recorded example, or takes too few to tell.
     """
     equal = refused = 0
-    for group, answers, what in groups:
+    for group, answered, what in groups:
         if not known.get(group):
             continue
         taken, why = _taken(model, known[group])
         example = len(taken) - samples.ROWS if group == "rows" else 0
         if not taken[:example].all() or np.sum(taken) < min(ENOUGH, len(taken)):
             raise ValueError(f"the converted model refuses {what}: {why}")
-        rows, expected = [each[taken] for each in known[group]], [each[taken] for each in known[answers]]
+        rows, expected = [each[taken] for each in known[group]], [each[taken] for each in known[answered]]
         for start, end in ((0, len(rows[0])), (0, 1), (1, 6)):
             ours = model([each[start:end] for each in rows])
             if why := array_equality.difference(ours, [each[start:end] for each in expected], expected):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import Any
 import numpy as np
 from metalworks_model_runner import frames, packing
 
+from metalworks.inference.launched import connect
+
 _logger = logging.getLogger("uvicorn.error")
+
+ANSWER_BYTES = 2**29
+"""What a model may answer at a time: its process is not ours, and may say anything."""
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+")
+_WRONG = "its process answers what is no answer"
 
 
 class ModelFailedError(Exception):
@@ -30,7 +38,7 @@ class DownError(Exception):
 
 class _Protocol(asyncio.Protocol):
     def __init__(self, link: Link) -> None:
-        self._link, self._buffer = link, frames.Buffer()
+        self._link, self._buffer = link, frames.Buffer(ANSWER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         for number, kind, payload in self._buffer.feed(data):
@@ -67,8 +75,9 @@ class Link:
                 if self._closed:
                     raise LostError("this version is not served any more")
                 try:
+                    connection = await connect(self.path)
                     loop = asyncio.get_running_loop()
-                    transport, _ = await loop.create_unix_connection(lambda: _Protocol(self), str(self.path))
+                    transport, _ = await loop.create_unix_connection(lambda: _Protocol(self), sock=connection)
                     self._transport, self._gone_since = transport, None
                 except OSError:
                     now = time.monotonic()
@@ -109,7 +118,7 @@ class Link:
         elif not future.done():
             future.set_result((kind, payload))
 
-    async def _ask(self, kind: int, header: Any, buffers: Sequence[bytes | memoryview]) -> tuple[int, Any, memoryview]:
+    async def _ask(self, kind: int, header: Any, buffers: Sequence[bytes | memoryview]) -> tuple[Any, memoryview]:
         for _ in range(self.TRIES):
             transport = self._transport
             if transport is None or transport.is_closing():
@@ -132,8 +141,15 @@ class Link:
                 raise
             finally:
                 self._waiting.pop(number, None)
-            said, body = frames.body_of(payload)
-            return answered, said, body
+            try:
+                said, body = frames.body_of(payload)
+            except Exception as error:  # of the many that such bytes may cause
+                raise ModelFailedError(_WRONG) from error
+            if answered == frames.FAILED:
+                raise ModelFailedError(str(said))
+            if answered != kind:
+                raise ModelFailedError(_WRONG)
+            return said, body
         raise LostError("The model's process ended twice under this request")
 
     async def arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -144,10 +160,11 @@ class Link:
         # Rows behind others that the process works on for nobody would only be late, too; here they can be given up.
         await self._arrays_free.wait()
         about, buffers = packing.pack(arrays)
-        kind, said, body = await self._ask(frames.ARRAYS, about, buffers)
-        if kind == frames.FAILED:
-            raise ModelFailedError(said)
-        return packing.unpack(said, body)
+        said, body = await self._ask(frames.ARRAYS, about, buffers)
+        try:
+            return packing.unpack(said, body)
+        except Exception as error:  # as above
+            raise ModelFailedError(_WRONG) from error
 
     async def raw(self, body: bytes, about: str | Sequence[Any]) -> tuple[int, str, bytes]:
         """Return status, media type and body as MLflow's scoring server answers this request.
@@ -156,7 +173,8 @@ class Link:
 
         Raises ModelFailedError when even that raises, LostError when its process ends twice, DownError when it is gone.
         """
-        kind, said, answer = await self._ask(frames.RAW, about, [body])
-        if kind == frames.FAILED:
-            raise ModelFailedError(said)
-        return said[0], said[1], bytes(answer)
+        said, answer = await self._ask(frames.RAW, about, [body])
+        match said:
+            case [int(status), str(media_type)] if 200 <= status < 600 and _MEDIA_TYPE.fullmatch(media_type):
+                return status, media_type, bytes(answer)
+        raise ModelFailedError(_WRONG)

@@ -38,6 +38,7 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own, which it checks less
         options.log_severity_level = 4  # what it refuses it raises; a line in the log per request would say no more
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()

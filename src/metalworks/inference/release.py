@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import shutil
 import signal
+import struct
 import sys
-import sysconfig
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metalworks.inference.adopt import FACTS, adopt
+from metalworks.inference.launched import Launched, LostError
+from metalworks.inference.launcher import PROOFS, RUNNER, SOCKET, runner_folder
 from metalworks.inference.settings import Settings
+from metalworks.plain_files import read
 
 _logger = logging.getLogger("metalworks.inference")
 
-CARD, FACTS, VERDICT = "model.json", "facts.json", "verdict.json"
-RUNNER = "metalworks_model_runner"
+CARD, VERDICT = "model.json", "verdict.json"
+CARD_BYTES = 2**20
 STUCK_SECONDS = 30.0
 """A model may work on one thing for so long, however short its callers' patience is."""
-PROOFS = "proofs"
 PROOFS_KEPT = 8
-STOP_SECONDS = 10.0
+LOST_MOST = 3
+"""So often a version is made ready again under which the launcher ended, which may be its own doing."""
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -56,24 +58,13 @@ class Wanted:
         """Name of the version's processes and files: another one for a model that was registered anew."""
         # A model that is deleted and registered anew counts its versions from 1 again.
         card = Path(self.path, CARD)
-        about = card.read_text() if card.exists() else ""
+        about = read(card, CARD_BYTES).decode() if card.exists() else ""
         total = hashlib.sha256(f"{about}\0{self.path}\0{self.python}\0{self.environment}".encode())
         return f"{self.version}-{total.hexdigest()[:8]}"
 
 
 class RefusedError(Exception):
     """The version must not serve; the message says why, in one line."""
-
-
-def runner_folder() -> Path:
-    """Return the folder that a model's own interpreter finds the package metalworks_model_runner in."""
-    found = importlib.util.find_spec(RUNNER)
-    assert found is not None and found.origin is not None  # noqa: S101 (it is part of this package)
-    beside = Path(found.origin).parent.parent
-    if beside.name == "model_runner":  # a checkout
-        return beside
-    # Not among the server's own modules: those are not for a model's interpreter.
-    return Path(sysconfig.get_path("data"), "share", "metalworks", "model_runner")
 
 
 @functools.cache
@@ -87,12 +78,14 @@ def _provers() -> str:
     return total.hexdigest()[:8]
 
 
-def tidy_proofs(settings: Settings, releases: Iterable[Release]) -> None:
-    """Remove proofs that none of these versions is served from, but for the newest."""
+def tidy_proofs(settings: Settings, releases: Iterable[Release]) -> list[str]:
+    """Remove proofs that none of these versions is served from, but for the newest; return the names of what stays."""
+    releases = [*releases]
     proofs = {path: path.stat().st_mtime for path in (settings.state / PROOFS).glob("*")}
     others = sorted(proofs.keys() - {release.proof for release in releases}, key=lambda path: proofs[path])
     for old in others[:-PROOFS_KEPT]:
         shutil.rmtree(old)
+    return sorted({*(path.name for path in others[-PROOFS_KEPT:]), *(release.proof.name for release in releases)})
 
 
 class Release:
@@ -106,7 +99,8 @@ class Release:
         self.refused, self.refused_at = "", 0.0
         self.verdict: dict[str, Any] = {}
         self.card: dict[str, Any] = {}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Launched | None = None
+        self._lost = 0
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -126,11 +120,11 @@ class Release:
 
     @property
     def _socket(self) -> Path:
-        return self.settings.runtime / f"{self.id}.sock"
+        return self.settings.models_runtime / f"{self.id}.sock"
 
     def forget(self) -> None:
         """Let a refused version be tried again."""
-        self.refused, self.refused_at = "", 0.0
+        self.refused, self.refused_at, self._lost = "", 0.0, 0
 
     def summary(self) -> dict[str, Any]:
         """Return what state.json says of it."""
@@ -163,7 +157,7 @@ class Release:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.load_timeout):
-                self.card = json.loads(Path(self.wanted.path, CARD).read_text())
+                self.card = json.loads(read(Path(self.wanted.path, CARD), CARD_BYTES))
                 if hurry:  # loading a model takes about as long as proving it
                     self._process = await self._spawn()
                 await self._prove()
@@ -173,11 +167,16 @@ class Release:
             took = time.monotonic() - began
             why = self.verdict["why"]
             _logger.info("Version %s is ready after %.1f s: %s (%s)", self.wanted.version, took, self.executor, why)
+        except LostError as lost:
+            self._lost += 1
+            _logger.error("Version %s is made ready anew: %s", self.wanted.version, lost)
+            if self._lost >= LOST_MOST:
+                self._refuse(f"{lost} under it {self._lost} times")
         except TimeoutError:
             self._refuse(f"it was not ready within {self.settings.load_timeout:g} s")
         except RefusedError as refused:
             self._refuse(str(refused))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RecursionError) as error:
             self._refuse(f"its files cannot be read: {error}")
         finally:
             self.preparing = False
@@ -197,27 +196,26 @@ class Release:
                 os.utime(proof)
                 return
         if not (proof / FACTS).exists():
-            await self._run(
-                [self.wanted.python, "-m", RUNNER, "prove", "--model", str(self._model), "--into", str(proof)],
-                # Libraries would take a thread per core, from those who answer requests meanwhile.
-                {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **self._environment()},
-            )
-        judge = [sys.executable, "-m", "metalworks.inference.judge", str(proof), json.dumps(self.settings.executors)]
-        await self._run(judge, {**os.environ})
+            await self._found_out()
+            await asyncio.to_thread(adopt, self.settings.models_state, (PROOFS, proof.name), proof)
+        await self._judged(proof)
         self.verdict = json.loads((proof / VERDICT).read_text())
 
-    @property
-    def _model(self) -> Path:
-        return Path(self.wanted.path, "model").resolve()  # MLflow follows no links
+    async def _found_out(self) -> None:
+        """Have the model asked what is true of it, as its own user; raise RefusedError with why it cannot be."""
+        process = await self._launch({"do": "prove"})
+        try:
+            end = await process.wait()
+        finally:
+            process.hang_up()
+        _judge_end(end.code, end.said)
 
-    def _environment(self) -> dict[str, str]:
-        own = {"PYTHONPATH": str(runner_folder()), "PYTHONDONTWRITEBYTECODE": "1", "DO_NOT_TRACK": "true"}
-        return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **own}
-
-    async def _run(self, command: list[str], environment: dict[str, str]) -> None:
-        """Run a program to its end; raise RefusedError with its last line when it fails."""
+    async def _judged(self, proof: Path) -> None:
+        """Decide how the model is to be asked, in a process of ours; raise RefusedError where it can be in no way."""
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", "metalworks.inference.judge", str(proof), json.dumps(self.settings.executors)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
         try:
             _, said = await process.communicate()
@@ -225,16 +223,15 @@ class Release:
             process.kill()
             await process.wait()
             raise
-        lines = said.decode(errors="replace").strip().splitlines()
-        if process.returncode:
-            for line in lines[-30:]:
-                _logger.error("  %s", line)
-            end = lines[-1] if lines else "it said nothing"
-            if process.returncode < 0:
-                end = f"its process was ended by {signal.Signals(-process.returncode).name}; {end}"
-            raise RefusedError(end.removeprefix("ProofError: "))
+        assert process.returncode is not None  # noqa: S101 (it has ended)
+        _judge_end(process.returncode, said.decode(errors="replace").strip().splitlines()[-30:])
 
-    async def _start(self, process: asyncio.subprocess.Process) -> None:
+    async def _launch(self, asked: dict[str, Any]) -> Launched:
+        model = str(Path(self.wanted.path, "model").resolve())  # MLflow follows no links
+        about = {"id": self.id, "proof": self.proof.name, "python": self.wanted.python, "model": model}
+        return await Launched.start(self.settings.models_runtime / SOCKET, about | asked)
+
+    async def _start(self, process: Launched) -> None:
         """Let the model's process serve, and ask it for the example; then keep it running."""
         if not await self._serves(process):
             raise RefusedError("its process ended while it loaded the model; the journal has what it said")
@@ -243,27 +240,23 @@ class Release:
             await self._ask_example(facts)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> Launched:
         """Start a process that loads the model, and then waits to be told how to serve it."""
-        self._socket.unlink(missing_ok=True)
-        command = [self.wanted.python, "-m", RUNNER, "serve", "--model", str(self._model)]
-        command += ["--proof", str(self.proof), "--socket", str(self._socket)]
-        command += ["--max-rows", str(self.settings.max_batch_rows)]
+        options = ["--max-rows", str(self.settings.max_batch_rows)]
         # Nobody waits for it any more then; but short times are no reason to take a busy process for one that hangs.
-        command += ["--stuck-after", str(max(STUCK_SECONDS, self.settings.request_timeout))]
-        command += ["--first-after", str(self.settings.load_timeout)]
-        # Its standard input ends with this process, and it with that.
-        pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(*command, env=self._environment(), stdin=pipe)
+        options += ["--stuck-after", str(max(STUCK_SECONDS, self.settings.request_timeout))]
+        options += ["--first-after", str(self.settings.load_timeout)]
+        return await self._launch({"do": "serve", "options": options})
 
-    async def _serves(self, process: asyncio.subprocess.Process) -> bool:
+    async def _serves(self, process: Launched) -> bool:
         """Tell a process by which way to ask the model; whether it then listens, or has ended."""
-        assert process.stdin is not None  # noqa: S101 (it was made with one)
         # For whole requests it asks MLflow, whatever the way for arrays is.
-        process.stdin.write(f"{self.verdict['way']}\n".encode())
-        while process.returncode is None and not self._socket.exists():
+        process.tell(f"{self.verdict['way']}\n")
+        while not process.ended and not self._socket.is_socket():
             await asyncio.sleep(0.05)
-        return process.returncode is None
+        if process.ended:
+            await process.wait()  # may have something else to say than that it ended
+        return not process.ended
 
     async def _ask_example(self, facts: dict[str, Any]) -> None:
         """Raise RefusedError unless the process answers the recorded example as the proof did."""
@@ -273,7 +266,7 @@ class Release:
 
         try:
             answer = await ask(self._socket, json.dumps(facts["example"]).encode())
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except (OSError, asyncio.IncompleteReadError, ValueError, RecursionError, struct.error) as error:
             raise RefusedError(f"its process does not answer: {error}") from error
         if not same(answer, facts["example_answer"]):
             raise RefusedError("it answers its example otherwise than it did when it was proven: it is not repeatable")
@@ -284,31 +277,25 @@ class Release:
         while not self._ended:
             if self._process is not None:
                 began = time.monotonic()
-                code = await self._process.wait()
+                how = await _end_of(self._process)
                 wait = 0.1 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
-                _logger.error("The process of version %s ended with %s; it is started again", self.wanted.version, code)
+                _logger.error("The process of version %s ended with %s; it is started again", self.wanted.version, how)
             if self._ended:
                 return
             await asyncio.sleep(wait)
             try:
                 self._process = await self._spawn()
+                await self._serves(self._process)
             except OSError as error:  # too many processes, or no memory for one more: for now
                 _logger.error("It cannot be: %s", error)
                 wait, self._process = min(max(wait * 2, 0.1), 10.0), None
-                continue
-            await self._serves(self._process)
+            except LostError:  # the next one is waited for
+                self._process = None
 
     async def _stop(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-        self._socket.unlink(missing_ok=True)
+        if process is not None:
+            await process.stop()
 
     async def end(self) -> None:
         """End the version's process for good."""
@@ -317,3 +304,29 @@ class Release:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         await self._stop()
+
+
+async def _end_of(process: Launched) -> str:
+    try:
+        return str((await process.wait()).code)
+    except LostError as lost:
+        return f"all others: {lost}"
+
+
+def _judge_end(code: int, lines: list[str]) -> None:
+    """Raise RefusedError with the last line of a program that failed."""
+    if not code:
+        return
+    for line in lines:
+        _logger.error("  %s", line)
+    end = lines[-1] if lines else "it said nothing"
+    if code < 0:
+        end = f"its process was ended by {_signal(-code)}; {end}"
+    raise RefusedError(end.removeprefix("ProofError: "))
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -15,6 +15,7 @@ PREFIX = "METALWORKS_INFERENCE_"
 ROLES = ("champion", "shadow", "canary")
 """What a version can be in service as."""
 EXECUTORS = ("onnx", "native", "pyfunc", "mlflow")
+MODELS = "models"
 
 
 class SettingsError(Exception):
@@ -54,6 +55,10 @@ class Settings:
     """Folder for sockets and for what the server says of itself; gone after a reboot."""
     state: Path
     """Folder for what is kept: proofs, and the prediction log until it is fetched."""
+    launcher_runtime: Path | None = None
+    """Folder with the sockets of the launcher and its models; without one the service runs a launcher of its own."""
+    launcher_state: Path | None = None
+    """Folder for what models are found to be, written by the launcher's user, hence hostile."""
     fetched: Path | None = None
     """File in which whoever fetches versions says of which it could not."""
     alias: str = "champion"
@@ -111,6 +116,8 @@ class Settings:
             raise SettingsError(f"{PREFIX}EXECUTORS is a list of some of {', '.join(EXECUTORS)}")
         if not 0 <= self.log_share <= 1:
             raise SettingsError(f"{PREFIX}LOG_SHARE is a share: from 0 to 1")
+        if (self.launcher_runtime is None) != (self.launcher_state is None):
+            raise SettingsError(f"{PREFIX}LAUNCHER_RUNTIME and {PREFIX}LAUNCHER_STATE belong together")
         if bool(self.certificate) != bool(self.key):
             raise SettingsError(f"{PREFIX}CERTIFICATE and {PREFIX}KEY belong together")
 
@@ -118,6 +125,16 @@ class Settings:
     def limits(self) -> Limits:
         """What a request may cost."""
         return Limits(self.max_rows, self.max_columns, self.max_cells, self.max_depth)
+
+    @property
+    def models_runtime(self) -> Path:
+        """Folder with the sockets of the launcher and its models."""
+        return self.launcher_runtime or self.runtime / MODELS
+
+    @property
+    def models_state(self) -> Path:
+        """Folder for what models are found to be."""
+        return self.launcher_state or self.state / MODELS
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -155,7 +172,7 @@ def _canary(text: str) -> Canary | None:
 
 _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("service", "alias", "host", "certificate", "key"), str),
-    **dict.fromkeys(("wanted", "fetched", "runtime", "state"), Path),
+    **dict.fromkeys(("wanted", "fetched", "runtime", "state", "launcher_runtime", "launcher_state"), Path),
     **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
     **dict.fromkeys(("max_rows", "max_columns", "max_cells", "max_depth"), int),
     **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "return_timeout", "log_share"), float),

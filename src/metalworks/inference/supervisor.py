@@ -2,7 +2,8 @@
 
 Binds the port, starts the HTTP processes, and follows the file that says which versions are wanted. A new version is
 proven and started beside the one that serves, then takes its place; one that fails is refused, and the old one serves
-on. Knows no password, and imports the standard library alone: it is small and has little to fail by.
+on. Models run as another user, started by a launcher: see there. Knows no password, and imports the standard library
+alone: it is small and has little to fail by.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -21,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from metalworks.inference.canary import Trial
+from metalworks.inference.launched import keep
+from metalworks.inference.launcher import SOCKET
 from metalworks.inference.release import Release, Wanted, tidy_proofs
-from metalworks.inference.settings import ROLES, Settings, SettingsError
+from metalworks.inference.settings import PREFIX, ROLES, Settings, SettingsError
+from metalworks.plain_files import read
 
 _logger = logging.getLogger("metalworks.inference")
 
@@ -33,6 +38,7 @@ SILENT_SECONDS = 60.0
 """So long nobody is let in while the first version is loaded: a gateway asks another host meanwhile."""
 FOLLOW_SECONDS = 30.0
 """What HTTP processes have to follow a new route."""
+WANTED_BYTES = 2**20
 
 
 class Supervisor:
@@ -72,7 +78,7 @@ class Supervisor:
             return
         if changed == self._seen:
             return
-        text = self.settings.wanted.read_text()
+        text = read(self.settings.wanted, WANTED_BYTES)
         self._seen = changed
         try:
             said = json.loads(text)
@@ -119,6 +125,27 @@ class Supervisor:
             self._said = text
 
     # -- Processes
+
+    async def _keep_launcher(self) -> None:
+        """Run a launcher where there is none for us, and another when it ends, until the service ends."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        environment["RUNTIME_DIRECTORY"] = str(self.settings.models_runtime)
+        environment["STATE_DIRECTORY"] = str(self.settings.models_state)
+        command = [sys.executable, "-m", "metalworks.inference.launcher", "--for", str(os.geteuid())]
+        while True:
+            process = None
+            try:
+                process = await asyncio.create_subprocess_exec(*command, env=environment)
+                _logger.error("What starts models ended with %s; it is started again", await process.wait())
+            except OSError as error:
+                _logger.error("What starts models cannot be started, and is tried again: %s", error)
+            except asyncio.CancelledError:
+                if process is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.terminate()
+                    await process.wait()
+                raise
+            await asyncio.sleep(1.0)
 
     async def _keep_front(self, slot: int) -> None:
         """Run an HTTP process, and another when it ends, until the service ends."""
@@ -244,7 +271,8 @@ class Supervisor:
                 continue
             del self.releases[release.id]
             self._spawn(release.end())
-            tidy_proofs(self.settings, self.releases.values())
+            tidy = functools.partial(tidy_proofs, self.settings, self.releases.values())
+            self._spawn(keep(self.settings.models_runtime / SOCKET, tidy))
 
     # -- The service
 
@@ -283,7 +311,7 @@ class Supervisor:
         """Serve until told to end."""
         for directory in (self.settings.runtime, self.settings.state):
             directory.mkdir(parents=True, exist_ok=True)
-        for stale in (*self.settings.runtime.glob("*.json"), *self.settings.runtime.glob("*.sock")):
+        for stale in self.settings.runtime.glob("*.json"):
             stale.unlink()
         spool = self.settings.state / "spool"
         for part in spool.glob("*.part"):  # of processes that were killed
@@ -291,6 +319,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ending.set)
+        launcher = loop.create_task(self._keep_launcher()) if self.settings.launcher_runtime is None else None
         fronts = [loop.create_task(self._keep_front(slot)) for slot in range(self.settings.workers)]
         self._read_wanted()
         self._resuming = True
@@ -315,6 +344,9 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), LOOK_SECONDS)
         await self._end(fronts)
+        if launcher is not None:
+            launcher.cancel()
+            await asyncio.gather(launcher, return_exceptions=True)
 
     def _open(self, since: float) -> None:
         """Let requests in without a version, where none is to be waited for any longer."""

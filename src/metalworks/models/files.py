@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metalworks import plain_files
+
+LARGEST_BYTES = 2**24
+
 
 def write_json(path: Path, content: Any, mode: int = 0o640) -> None:
     """Replace a file in one step: a reader finds the old content or the new one."""
@@ -18,7 +22,7 @@ def write_json(path: Path, content: Any, mode: int = 0o640) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read what another program replaces in one step; nothing there, or nothing of use, is an empty mapping."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(plain_files.read(path, LARGEST_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

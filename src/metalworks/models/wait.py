@@ -41,7 +41,8 @@ def wait(config: Config, service: Service, timeout: float, *, installed: bool = 
 def _look(config: Config, service: Service, began: float, asked: bool, installed: bool) -> tuple[Outcome | None, str]:
     """Return how it ended, or what is waited for."""
     said = {"service": service.name, "model": service.model, "alias": service.alias}
-    follower, server = (f"journalctl -u {unit}" for unit in ("model-follower", f"inference-{service.name}"))
+    follower = "journalctl -u model-follower"
+    server = f"journalctl -u inference-{service.name} -u models-{service.name}"
     status = read_json(config.status_file(service))
     if float(status.get("polled", 0)) < began:
         away = status.get("mlflow", "answers")

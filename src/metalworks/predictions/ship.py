@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from metalworks.predictions.spool import Batch, Spool
+from metalworks import plain_files
+from metalworks.predictions.spool import LARGEST_BYTES, Batch, Spool, here
 
 ASIDE = "not-logged.jsonl"
 """File beside the models, of the last lines that are in no file of the object store."""
@@ -29,20 +29,16 @@ def ship(spool: Spool, service: str, host: str, models: Path, put: Put) -> dict[
     Two at once would send the same twice: the second has nothing to do.
     """
     done: dict[str, Any] = {"service": service, "files": 0, "rows": 0, "set_aside": 0}
-    descriptor = os.open(spool.folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return done
-    try:
-        for batch in spool.batches():
+    with plain_files.folder(spool.folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return done
+        for batch in Spool(here(descriptor)).batches():
             if not batch.sent:
                 _send(batch, service, host, models, put, done)
                 batch = batch.is_sent()
             batch.remove()
-    finally:
-        os.close(descriptor)
     return done
 
 
@@ -71,7 +67,7 @@ def _keep(file: Path, lines: list[bytes]) -> None:
 
 def _lines(batch: Batch) -> Iterator[bytes]:
     for segment in batch.segments:
-        with segment.open("rb") as stream:
+        with plain_files.open_at(segment, LARGEST_BYTES) as stream:
             yield from stream
 
 

@@ -38,9 +38,9 @@ def body_of(payload: memoryview) -> tuple[Any, memoryview]:
 class Buffer:
     """Bytes as they arrive, and the frames in them."""
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self._bytes = bytearray()
+    def __init__(self, most: int = MAX_FRAME_BYTES) -> None:
+        """Start empty; a frame may have `most` bytes."""
+        self._bytes, self._most = bytearray(), most
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, memoryview]]:
         """Take bytes; yield number, kind and payload of every frame that is complete.
@@ -50,7 +50,7 @@ class Buffer:
         self._bytes += data
         while len(self._bytes) >= PREFIX.size:
             size, number, kind = PREFIX.unpack_from(self._bytes)
-            if size > MAX_FRAME_BYTES:
+            if size > self._most:
                 raise ValueError(f"a frame of {size} bytes")
             end = PREFIX.size + size
             if len(self._bytes) < end:

@@ -33,8 +33,8 @@ def unpack(about: Sequence[Any], data: memoryview) -> list[np.ndarray]:
         part = data[start : start + size]
         start += size
         if dtype == _TEXT:
-            array = np.empty(shape, dtype=object)
-            array[...] = np.array(json.loads(bytes(part)), dtype=object).reshape(shape)
+            # As large as what came, whatever shape is said of it.
+            array = np.array(json.loads(bytes(part)), dtype=object).reshape(shape)
         else:
             array = np.frombuffer(part, dtype=np.dtype(dtype)).reshape(shape)
         arrays.append(array)

@@ -71,6 +71,7 @@ class Server:
         new.unlink(missing_ok=True)
         listener.bind(str(new))
         listener.listen(64)
+        new.chmod(0o660)  # the service is another user, of the folder's group
         new.rename(path)
         self._selector.register(listener, selectors.EVENT_READ, None)
         while True:
