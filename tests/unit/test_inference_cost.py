@@ -266,10 +266,10 @@ def test_whatever_is_light_is_decoded_within_50_ms() -> None:
         assert light(sent)
         seconds = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.thread_time()
             with contextlib.suppress(RefusedError):
                 known(sent) if b"datatype" not in sent else tensors.decode(FACTS, 10, sent)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.thread_time() - began)
         assert min(seconds) < 0.05, sent[:80]
     assert not light(split_of(b"[]", 100_000))
     assert not light(b" " * (elsewhere.LOOK_BYTES + 1))
@@ -315,6 +315,8 @@ class Probe(threading.Thread):
     def __init__(self, served: Service) -> None:
         super().__init__(daemon=True)
         self.served, self.seconds, self.over = served, list[float](), threading.Event()
+        self.usual = 0.0
+        """Seconds that an answer takes on this machine as busy as it is, before anything is done to it."""
 
     def run(self) -> None:
         connection = self.served.connect()
@@ -332,6 +334,7 @@ def probed(served: Service) -> Iterator[Probe]:
     probe = Probe(served)
     probe.start()
     wait_for(lambda: len(probe.seconds) > 20, "it is answered")
+    probe.usual = statistics.median(probe.seconds)
     probe.seconds.clear()
     try:
         yield probe
@@ -408,9 +411,9 @@ def test_bombs_are_refused_nobody_waits_and_memory_comes_back(served: Service, b
     # The body itself is here some times over: in both processes, and on the way.
     assert peak.most - before < 60 + 8 * len(sent) / 2**20
     wait_for(lambda: memory(served) - before < 90 + len(sent) / 2**20, "memory comes back", 60)
-    # Busy machines make everybody wait now and then; before, one of these took seconds.
-    assert max(probe.seconds) < 1.5, sorted(probe.seconds)[-5:]
-    assert statistics.median(probe.seconds) < 0.1
+    # Busy machines make everybody wait now and then; before, one of these took thousands of times the usual.
+    assert max(probe.seconds) < max(1.5, 300 * probe.usual), (probe.usual, sorted(probe.seconds)[-5:])
+    assert statistics.median(probe.seconds) < max(0.1, 20 * probe.usual), probe.usual
 
 
 def test_large_requests_are_answered_by_the_same_executor(served: Service) -> None:
