@@ -10,7 +10,7 @@ from conftest import Reach
 UNITS = [
     ("services-1", "postgresql@15-main.service", 5432),
     ("services-1", "minio.service", 9000),
-    ("services-1", "mlflow.service", 5000),
+    ("services-1", "mlflow.service", None),
     ("services-1", "prefect-server.service", None),
     ("services-1", "prefect-lost-runs.service", None),
     ("services-1", "nginx.service", 443),

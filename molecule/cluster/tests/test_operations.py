@@ -66,6 +66,7 @@ UNITS = {
     "gpu-1": {
         "prefect-worker-gpu": f"{ASK} http://127.0.0.1:4201/health",
         "inference-delay": f"{ASK} --insecure https://127.0.0.1:8000/ping",
+        "models-delay": "true",
         "model-follower": "true",
     },
     "cpu-1": {"prefect-worker-cpu": f"{ASK} http://127.0.0.1:4301/health"},
