@@ -58,10 +58,21 @@ def champion(folder: Path) -> str | None:
     return str(said["version"]) if said else None
 
 
+@contextlib.contextmanager
+def runtime(folder: Path) -> Iterator[None]:
+    """Have `run` in `folder` lead to where sockets can be: their paths have 107 bytes at most, and that may be long."""
+    with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as short:
+        (folder / "run").symlink_to(short)
+        try:
+            yield
+        finally:
+            (folder / "run").unlink()
+
+
 def settings_for(folder: Path, port: int, service: str = "model", **settings: Any) -> dict[str, str]:
     """Return the variables of a service with its files in `folder`; `settings` are more of them, in small letters."""
     given: dict[str, Any] = {"service": service, "wanted": folder / "wanted.json", "port": port}
-    given |= {"runtime": folder / "run", "state": folder / "state"} | settings
+    given |= {"runtime": (folder / "run").resolve(), "state": folder / "state"} | settings
     return {f"METALWORKS_INFERENCE_{name.upper()}": str(value) for name, value in given.items()}
 
 
@@ -71,9 +82,10 @@ def served(folder: Path, model: Path, **settings: Any) -> Iterator[tuple[subproc
     port = processes.free_port()
     want(folder, version(folder, "1", model))
     command = [sys.executable, "-m", "metalworks.inference.supervisor"]
-    variables = {**os.environ, **settings_for(folder, port, **settings)}
-    with processes.running(command, variables, folder, folder / "log") as process:
-        yield process, port
+    with runtime(folder):
+        variables = {**os.environ, **settings_for(folder, port, **settings)}
+        with processes.running(command, variables, folder, folder / "log") as process:
+            yield process, port
 
 
 def main() -> int:
@@ -89,9 +101,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
         want(folder, version(folder, "1", arguments.model, arguments.python))
-        given = settings_for(folder, arguments.port, workers=arguments.workers)
-        os.environ.update({name: value for name, value in given.items() if name not in os.environ})
-        return supervisor.main()
+        with runtime(folder):
+            given = settings_for(folder, arguments.port, workers=arguments.workers)
+            os.environ.update({name: value for name, value in given.items() if name not in os.environ})
+            return supervisor.main()
 
 
 if __name__ == "__main__":

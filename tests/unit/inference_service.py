@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -74,7 +75,8 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        shutil.rmtree(self.folder / "run", ignore_errors=True)  # as systemd does
+        for each in (self.folder / "run").iterdir():  # as systemd does
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [Path(sys.executable).with_name("metalworks-inference")],
@@ -182,17 +184,19 @@ RUNNER = "metalworks_model_runner serve"
 @contextmanager
 def service(folder: Path, model: Path, **settings: Any) -> Iterator[Service]:
     """Run a service; whatever happens, none of its processes stays."""
-    running = Service(folder, model, **settings)
-    try:
-        yield running
-    finally:
-        running.process.terminate()
+    folder.mkdir(exist_ok=True)
+    with serve_model.runtime(folder):
+        running = Service(folder, model, **settings)
         try:
-            running.process.wait(60)
-        except subprocess.TimeoutExpired:
-            for pid in [*running.processes(""), running.process.pid]:
-                os.kill(pid, signal.SIGKILL)
-            running.process.wait()
+            yield running
+        finally:
+            running.process.terminate()
+            try:
+                running.process.wait(60)
+            except subprocess.TimeoutExpired:
+                for pid in [*running.processes(""), running.process.pid]:
+                    os.kill(pid, signal.SIGKILL)
+                running.process.wait()
 
 
 def invocations(client: TestClient, requests: Iterable[tuple[str | None, bytes]]) -> list[Answer]:
@@ -229,21 +233,19 @@ def assembled(
 ) -> Iterator[Assembled]:
     """Serve a proven model by one executor: the application, and the model's server in a thread."""
     verdict = judge(proof, (executor,))
-    run = proof.parent / "run"
-    run.mkdir(exist_ok=True)
-    path = run / f"{executor}.sock"
-    server = Server(model, verdict["way"], settings.get("max_batch_rows", 1024))
-    threading.Thread(target=server.listen, args=(path,), daemon=True).start()
-    wait_for(path.exists, "the model's server listens")
-    given = Settings(service="model", wanted=proof, runtime=run, state=proof, **settings)
-    stats, route = Stats(), Route()
-    card = {"name": "model", "version": "1", "alias": "champion"}
-    entry = {"id": "1", "card": card, "environment": "", "proof": str(proof), "socket": str(path)}
-    application = create_app(given, route, stats)
-    application.app.state.publish = lambda: None  # type: ignore[attr-defined]
-    with TestClient(application, base_url=base_url, raise_server_exceptions=False) as client:
-        # The connection to the model belongs to the client's loop.
-        assert client.portal is not None
-        client.portal.call(route.follow, {"champion": entry, "revision": 1}, given, stats)
-        yield Assembled(client, verdict, stats)
-        path.unlink()
+    with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as run:  # short enough for a socket's path
+        path = Path(run) / f"{executor}.sock"
+        server = Server(model, verdict["way"], settings.get("max_batch_rows", 1024))
+        threading.Thread(target=server.listen, args=(path,), daemon=True).start()
+        wait_for(path.exists, "the model's server listens")
+        given = Settings(service="model", wanted=proof, runtime=Path(run), state=proof, **settings)
+        stats, route = Stats(), Route()
+        card = {"name": "model", "version": "1", "alias": "champion"}
+        entry = {"id": "1", "card": card, "environment": "", "proof": str(proof), "socket": str(path)}
+        application = create_app(given, route, stats)
+        application.app.state.publish = lambda: None  # type: ignore[attr-defined]
+        with TestClient(application, base_url=base_url, raise_server_exceptions=False) as client:
+            # The connection to the model belongs to the client's loop.
+            assert client.portal is not None
+            client.portal.call(route.follow, {"champion": entry, "revision": 1}, given, stats)
+            yield Assembled(client, verdict, stats)

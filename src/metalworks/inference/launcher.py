@@ -148,6 +148,9 @@ class Launcher:
         except TimeoutError:
             lines = []
         _say(writer, {"code": process.returncode, "said": lines})
+        # Who writes where nobody listens any more loses what is still to be read.
+        while await reader.read(LINE_BYTES):
+            pass
 
     async def _tell(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> None:
         """Hand on what comes until nothing more does, then end the process."""
