@@ -35,7 +35,7 @@ lab-down: environment ## remove the lab; only caches stay
 	@$(PYTHON) -m scripts.lab down
 
 lab-host: environment ## one more lab machine: NAME=cpu-2 ADDRESS=198.51.100.32
-	@$(PYTHON) -m scripts.lab_hosts add $(NAME) $(ADDRESS)
+	@$(PYTHON) -m scripts.lab.hosts add $(NAME) $(ADDRESS)
 
 # GNU make ends with 2 whatever a recipe ended with, but under -q with 1 when a target is not up to date. So that
 # 0, 1 (a check failed) and 2 (could not check) get through: lines with + run all the same, a plain one means 1.
@@ -45,19 +45,19 @@ endif
 smoke: smoke-run ## do real work as a client would and judge it: ends with 0, 1 or 2 (INVENTORY=inventory/lab)
 	$(if $(filter 1,$(file < build/smoke.status)),@false,+@exit $(file < build/smoke.status))
 smoke-run: environment
-	+@mkdir -p build; $(PYTHON) -m scripts.smoke --inventory $(INVENTORY); echo $$? >build/smoke.status
+	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --inventory $(INVENTORY); echo $$? >build/smoke.status
 
 bench-flow: environment ## how long a flow run takes from due to its first line (INVENTORY=inventory/lab)
-	@$(PYTHON) -m scripts.bench_flow --inventory $(INVENTORY)
+	@$(PYTHON) -m scripts.benchmarks.flow --inventory $(INVENTORY)
 
 secrets: environment ## generate the secrets that INVENTORY=inventory/<site> lacks
-	@$(PYTHON) -m scripts.make_secrets $(INVENTORY)
+	@$(PYTHON) -m scripts.site.make_secrets $(INVENTORY)
 
 lint: environment ## ruff, mypy, yamllint, ansible-lint
-	@$(PYTHON) -m scripts.lint
+	@$(PYTHON) -m scripts.tests.lint
 
 unit: environment ## argument specs, templates, unit tests
-	@mkdir -p build && $(PYTHON) -m scripts.locks --check && \
+	@mkdir -p build && $(PYTHON) -m scripts.maintenance.locks --check && \
 	  $(PYTHON) -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder --junitxml=build/unit.xml
 
 test-fast: environment ## lint and unit tests side by side: no containers
@@ -66,19 +66,19 @@ test-fast: environment ## lint and unit tests side by side: no containers
 test: ## everything CI runs: test-fast, then the molecule scenarios
 	@rm -f build/test.json
 	+@$(MAKE) --no-print-directory test-fast
-	@$(PYTHON) -m scripts.scenarios --began $(BEGAN)
+	@$(PYTHON) -m scripts.tests.scenarios --began $(BEGAN)
 
 scenarios: environment ## the molecule scenarios alone, or some (NAMES="gateway hardening")
-	@$(PYTHON) -m scripts.scenarios $(NAMES)
+	@$(PYTHON) -m scripts.tests.scenarios $(NAMES)
 
 test-nvidia: environment ## slow: Debian's NVIDIA driver built on a lab host without a device
-	@$(PYTHON) -m scripts.scenarios nvidia
+	@$(PYTHON) -m scripts.tests.scenarios nvidia
 
 test-kills: environment ## slow: site.yml killed in every task that changes something, and run again
-	@$(PYTHON) -m scripts.kill_sweep
+	@$(PYTHON) -m scripts.tests.kill_sweep
 
 test-age: environment ## slow: the lab grows old, site.yml and smoke 30 times, and nothing is left behind (OPTIONS="--rounds 3")
-	@$(PYTHON) -m scripts.age $(OPTIONS)
+	@$(PYTHON) -m scripts.tests.age $(OPTIONS)
 
 test-inference: environment ## slow: canaries, full queues, hanging and dying versions of an inference service
 	@$(PYTHON) -m pytest -m slow tests/unit
@@ -88,22 +88,22 @@ test-flavours: environment ## slow: inference of models that need gigabytes of l
 	  --group workstation --group torch pytest tests/unit/test_inference_torch.py
 
 soak: environment ## slow: 15 minutes of load on an inference service, its memory watched (OPTIONS="--seconds 180")
-	@$(PYTHON) -m scripts.soak_inference $(OPTIONS)
+	@$(PYTHON) -m scripts.tests.soak $(OPTIONS)
 
 bench-plugin: environment ## how much longer a run takes to be made with the MLflow plugin
-	@$(PYTHON) -m scripts.bench_plugin
+	@$(PYTHON) -m scripts.benchmarks.plugin
 
 bench-serving: environment ## 45 minutes: our inference server beside its peers (OPTIONS="--only ridge ours mlflow")
-	@$(PYTHON) -m scripts.bench_serving $(OPTIONS)
+	@$(PYTHON) -m scripts.benchmarks.serving $(OPTIONS)
 
 bench-swap: environment ## 4 minutes: how much slower answers are while a new version comes into service
-	@$(PYTHON) -m scripts.bench_swap $(OPTIONS)
+	@$(PYTHON) -m scripts.benchmarks.swap $(OPTIONS)
 
 bench-converge: environment ## slow: a converged site.yml with 5, 10 and 25 hosts of the lab (OPTIONS="--sizes 5 6")
-	@$(PYTHON) -m scripts.bench_converge $(OPTIONS)
+	@$(PYTHON) -m scripts.benchmarks.converge $(OPTIONS)
 
 pictures: environment ## log in to the lab's pages in headless Chromium, TLS verified; renew docs/pictures
-	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.pictures
+	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.docs.pictures
 
 locks: environment ## export the requirements of the hosts and docs/roles.md from their sources
-	@$(PYTHON) -m scripts.locks && $(PYTHON) -m scripts.role_docs
+	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.warm_ansible import ansible_playbook
+from scripts.tests.warm_ansible import ansible_playbook
 
 Play = Callable[..., subprocess.CompletedProcess[str]]
 

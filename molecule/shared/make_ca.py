@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts import make_secrets
+from scripts.site import make_secrets
 
 for name in ("ca", "other"):
     certificate, key = (Path(sys.argv[1]) / f"{name}.{end}" for end in ("crt", "key"))

@@ -27,7 +27,7 @@ def package() -> Path:
 
     Raises AnsibleActionFail with the builder's words when it does not build.
     """
-    program = PRODUCT / "scripts" / "build_wheel.py"
+    program = PRODUCT / "scripts" / "site" / "build_wheel.py"
     built = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     if built.returncode:
         raise AnsibleActionFail(f"The project's package does not build: {built.stderr.strip()}")

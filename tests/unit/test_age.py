@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scripts.age import __main__ as age
-from scripts.age import site
+from scripts.tests.age import __main__ as age
+from scripts.tests.age import site
 
 
 def rounds(number: int = 9, **grown: float) -> list[dict[str, Any]]:

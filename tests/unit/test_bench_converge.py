@@ -16,11 +16,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from scripts import bench_converge as bench
-from scripts import converge_report, lab_hosts, run_playbook
+from scripts import run_playbook
+from scripts.benchmarks import converge as bench
+from scripts.benchmarks import converge_report
+from scripts.benchmarks.converge_report import Seen, Size, Spent, Times
 from scripts.common import ProblemError
-from scripts.converge_report import Seen, Size, Spent, Times
-from scripts.lab_hosts import Host
+from scripts.lab import hosts as lab_hosts
+from scripts.lab.hosts import Host
 from scripts.progress import State
 
 START = datetime.fromisoformat("2026-11-28T08:00:00+00:00")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from scripts import bench_flow, bench_flow_host
+from scripts.benchmarks import flow as bench_flow
+from scripts.benchmarks import flow_host as bench_flow_host
 
 HOST = "gpu-1"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import build_wheel
+from scripts.site import build_wheel
 
 
 def test_old_wheels_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

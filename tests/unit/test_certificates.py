@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from scripts import make_secrets
+from scripts.site import make_secrets
 from tests.unit.repository import load
 
 plugin = load("roles/certificates/action_plugins/certificates_host.py")

@@ -10,7 +10,7 @@ import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-from scripts import scenarios
+from scripts.tests import scenarios
 from tests.unit.repository import ROOT, read_yaml
 from tests.unit.test_pins import project
 

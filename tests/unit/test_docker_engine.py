@@ -1,4 +1,4 @@
-"""scripts/docker_engine.py: a running engine is used as it is, and nothing is started without need or right."""
+"""scripts/lab/docker_engine.py: a running engine is used as it is, and nothing is started without need or right."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import docker_engine
 from scripts.common import ProblemError
+from scripts.lab import docker_engine
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,10 @@
-"""scripts/host_image.py: the image is known by its recipe, and downloads follow the machine's own settings."""
+"""scripts/lab/host_image.py: the image is known by its recipe, and downloads follow the machine's own settings."""
 
 from __future__ import annotations
 
 import pytest
 
-from scripts import host_image
+from scripts.lab import host_image
 
 DUMP = """\
 Acquire "";

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts import constant_load
+from scripts.inference import constant_load
 from tests.unit.inference_models import FRAME, save_constant, save_odd
 from tests.unit.inference_service import FRONT, JSON, RUNNER, Service, service, wait_for
 

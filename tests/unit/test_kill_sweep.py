@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.kill_sweep import Run
+from scripts.tests.kill_sweep import Run
 
 PRINTED = """
 PLAY [Databases] ***************

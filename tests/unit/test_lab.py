@@ -1,4 +1,4 @@
-"""scripts/lab.py: what the end of `make lab` tells, and what decides about work."""
+"""scripts/lab: what the end of `make lab` tells, and what decides about work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scripts import lab, lab_hosts, minio_build
+from scripts.lab import __main__ as lab
+from scripts.lab import hosts as lab_hosts
+from scripts.site import build_minio
 
 LISTED: dict[str, Any] = {
     "_meta": {"hostvars": {"a": {"ansible_host": "198.51.100.11"}, "b": {"ansible_host": "198.51.100.31"}}},
@@ -89,7 +91,7 @@ def test_minio_is_not_built_beside_the_lab_when_it_is_cached(monkeypatch: pytest
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("started a build")
 
-    monkeypatch.setattr(minio_build.Module, "cached", lambda self: True)
-    monkeypatch.setattr(lab.subprocess, "Popen", refuse)
-    with lab.minio_in_background():
+    monkeypatch.setattr(build_minio.Module, "cached", lambda self: True)
+    monkeypatch.setattr(build_minio.subprocess, "Popen", refuse)
+    with build_minio.in_background():
         pass

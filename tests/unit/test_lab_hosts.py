@@ -1,4 +1,4 @@
-"""scripts/lab_hosts.py: what the scenario, the inventory and the engine say about hosts fits together."""
+"""scripts/lab/hosts.py: what the scenario, the inventory and the engine say about hosts fits together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts import host_image, lab_hosts
 from scripts.common import ROOT, ProblemError
+from scripts.lab import host_image
+from scripts.lab import hosts as lab_hosts
 
 ONE = "-----BEGIN CERTIFICATE-----\nAAAA\nBBBB\n-----END CERTIFICATE-----"
 TWO = "-----BEGIN CERTIFICATE-----\nCCCC\n-----END CERTIFICATE-----"

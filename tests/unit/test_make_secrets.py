@@ -1,4 +1,4 @@
-"""scripts/make_secrets.py: missing secrets come into being, standing ones stay, none is seen."""
+"""scripts/site/make_secrets.py: missing secrets come into being, standing ones stay, none is seen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from scripts import make_secrets
 from scripts.common import ROOT, ProblemError
+from scripts.site import make_secrets
 
 HOSTS = "services: {hosts: {a: {ansible_host: 127.0.0.1}}}\n"
 USERS = [{"name": "ada", "role": "admin"}, {"name": "grace", "role": "developer"}, {"name": "vera", "role": "viewer"}]

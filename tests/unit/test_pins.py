@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from scripts import locks
+from scripts.maintenance import locks
 from tests.unit.repository import ROOT, read_yaml
 
 PINS = ROOT / "group_vars/all/versions.yml"

@@ -93,7 +93,7 @@ def test_a_first_run_is_set_against_what_is_shipped(place: Path) -> None:
 def test_what_is_shipped_is_about_what_exists() -> None:
     shipped = json.loads((ROOT / "scripts" / "expected.json").read_text())
     playbooks = [ROOT / "site.yml", *(ROOT / "examples" / "flights").glob("*.yml")]
-    stages = {f"stage-{path.stem}" for path in (ROOT / "scripts").glob("*.py")}
+    stages = {f"stage-{path.stem}" for path in (ROOT / "scripts/lab").glob("*.py")}
     scenarios = {f"molecule-{path.parent.name}" for path in ROOT.glob("molecule/*/molecule.yml")}
     known = {run_playbook.name_of(path, None) for path in playbooks} | stages | scenarios
     assert set(shipped) <= known

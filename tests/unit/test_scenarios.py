@@ -1,4 +1,4 @@
-"""scripts/scenarios.py: which scenarios run beside which, what is seen of them, and that a lab in use stays."""
+"""scripts/tests/scenarios.py: which scenarios run beside which, what is seen of them, and that a lab in use stays."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import docker_engine, lab_hosts, scenarios
 from scripts.common import ProblemError
+from scripts.lab import docker_engine
+from scripts.lab import hosts as lab_hosts
 from scripts.progress import Expectation
+from scripts.tests import scenarios
 
 
 def test_slow_scenarios_run_only_by_name(tmp_path: Path) -> None:

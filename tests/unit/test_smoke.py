@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from scripts import smoke
+from scripts.site import smoke
 from tests.unit.repository import ROOT, load, read_yaml
 
 client = load("roles/smoke/files/client.py")

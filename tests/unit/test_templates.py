@@ -23,7 +23,7 @@ from ansible.utils.collection_loader import AnsibleCollectionConfig
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
-from scripts import make_secrets
+from scripts.site import make_secrets
 from tests.unit.repository import ROOT, read_yaml
 
 TEMPLATES = sorted(ROOT.glob("roles/*/templates/**/*.j2"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import role_docs
+from scripts.docs import roles as role_docs
 from tests.unit.repository import ROLE_NAMES, ROLES, ROOT, read_yaml
 
 YAML = sorted(
@@ -69,7 +69,7 @@ def test_internals_are_marked(role: Path) -> None:
 
 
 def test_roles_are_documented() -> None:
-    """docs/roles.md says what the specs say; `python -m scripts.role_docs` writes it."""
+    """docs/roles.md says what the specs say; `python -m scripts.docs.roles` writes it."""
     assert (ROOT / "docs/roles.md").read_text() == role_docs.document()
 
 

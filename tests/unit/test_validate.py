@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts import make_secrets
+from scripts.site import make_secrets
 from tests.unit.repository import load
 
 rules = load("roles/validate/rules.py")

@@ -1,4 +1,4 @@
-"""scripts/warm_ansible.py: plays end and say what they would if ansible-playbook had been started for them."""
+"""scripts/tests/warm_ansible.py: plays end and say what they would if ansible-playbook had been started for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.common import ROOT
-from scripts.warm_ansible import ansible_playbook
+from scripts.tests.warm_ansible import ansible_playbook
 
 PLAY = """
 - hosts: localhost

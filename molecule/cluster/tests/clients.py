@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from scripts import lab_hosts
 from scripts.common import ROOT, environment
-from scripts.lab_hosts import secrets
+from scripts.lab import hosts as lab_hosts
+from scripts.lab.hosts import secrets
 
 DOMAIN = "metalworks.internal"
 ADDRESSES = {host.name: host.address for host in lab_hosts.declared()}

@@ -9,7 +9,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-from scripts import lab_hosts
+from scripts.lab import hosts as lab_hosts
 
 Reach = Callable[[str], Host]
 

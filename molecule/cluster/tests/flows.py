@@ -8,7 +8,7 @@ from typing import Any
 
 from clients import as_person
 
-from scripts import lab_hosts
+from scripts.lab import hosts as lab_hosts
 
 PATIENCE = 300
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

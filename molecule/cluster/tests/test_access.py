@@ -11,8 +11,8 @@ from clients import ADDRESSES, DOMAIN, STRANGER, as_person, ask, over_ssh, play,
 from conftest import Reach
 from testinfra.host import Host
 
-from scripts import lab_hosts
 from scripts.common import wait_until
+from scripts.lab import hosts as lab_hosts
 
 pytestmark = pytest.mark.usefixtures("authority")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from test_operations import smoke
 
-from scripts.age import site
+from scripts.tests.age import site
 
 ROUNDS = 3
 

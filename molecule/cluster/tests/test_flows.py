@@ -12,8 +12,8 @@ from clients import ADDRESSES, as_person
 from conftest import Reach
 from flows import PATIENCE, done, end_of, history, record, remove_deployments, run_of, wait_for
 
-from scripts import lab_hosts
 from scripts.common import ROOT, environment
+from scripts.lab import hosts as lab_hosts
 
 pytestmark = pytest.mark.usefixtures("authority")
 

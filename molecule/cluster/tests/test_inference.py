@@ -16,8 +16,8 @@ from clients import DOMAIN, play
 from conftest import Reach
 from flows import done
 
-from scripts import lab_hosts
 from scripts.common import ROOT
+from scripts.lab import hosts as lab_hosts
 
 FILES = ROOT / "molecule/cluster/files"
 URL = f"https://inference.{DOMAIN}/delay"

@@ -15,8 +15,8 @@ from conftest import Reach
 from test_hosts import PLATFORM
 from testinfra.host import Host
 
-from scripts import lab_hosts
 from scripts.common import BUILD, ROOT, environment, wait_until
+from scripts.lab import hosts as lab_hosts
 
 FIFTH = lab_hosts.Host("cpu-2", "198.51.100.32")
 
@@ -26,7 +26,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def smoke() -> tuple[int, dict[str, object]]:
-    code = run(sys.executable, "-m", "scripts.smoke").returncode
+    code = run(sys.executable, "-m", "scripts.site.smoke").returncode
     return code, json.loads((BUILD / "smoke.json").read_text())
 
 

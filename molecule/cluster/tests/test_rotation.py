@@ -13,7 +13,8 @@ from typing import Any
 from clients import ask, by_name, import_authority, over_ssh, play, secrets
 from test_secrets import HOSTS, search_everywhere
 
-from scripts import lab_hosts, make_secrets
+from scripts.lab import hosts as lab_hosts
+from scripts.site import make_secrets
 
 S3 = "AWS_ACCESS_KEY_ID=ml1 AWS_SHARED_CREDENTIALS_FILE=/dev/null"
 LIST = 'import botocore.session as b; b.get_session().create_client("s3").list_objects_v2(Bucket="training-data")'

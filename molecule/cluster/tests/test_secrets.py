@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import clients
 import pytest
 
-from scripts import lab_hosts
+from scripts.lab import hosts as lab_hosts
 
 HOSTS = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
 # Settings of services and credentials of people, the gateway's hashes excepted.

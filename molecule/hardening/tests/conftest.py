@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import testinfra
 
-from scripts.warm_ansible import ansible_playbook
+from scripts.tests.warm_ansible import ansible_playbook
 
 SCENARIO = Path(__file__).resolve().parent.parent
 ADDRESS = "198.18.0.10"

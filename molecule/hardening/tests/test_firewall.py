@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ADDRESS, SCENARIO
 
-from scripts.warm_ansible import ansible_playbook
+from scripts.tests.warm_ansible import ansible_playbook
 
 OUTSIDE, PLATFORM, LISTED = "198.18.0.66", "198.18.0.20", "198.18.0.30"
 PORTS = (22, 443, 5432, 8000, 9999)

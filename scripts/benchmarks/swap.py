@@ -1,0 +1,92 @@
+"""How much slower answers are while a new version comes into service; called by `make bench-swap`.
+
+A service on this machine is asked so many times a second, whatever it answers, while a version is proven, loaded and
+put in its predecessor's place, several times over. What counts is the 99th percentile of latency from the moment that
+the version is wanted until it answers, to that of the seconds before. The verdict is in build/bench-swap.json; the exit
+code is 0, or 1 when a median is above what it may be or a request failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmarks.serving import models
+from scripts.benchmarks.serving.measure import START_SECONDS
+from scripts.common import BUILD, ProblemError, end
+from scripts.inference.constant_load import JSON, Load, Request
+from scripts.inference.serve_model import champion, served, version, want
+
+VERDICT = BUILD / "bench-swap.json"
+CONNECTIONS, PER_SECOND = 8, 100
+SWAPS, CALM_SECONDS = 3, 15.0
+MAY_BE = 2.0
+"""The median of the ratios that is good enough."""
+
+
+def serving(service: subprocess.Popen[bytes], folder: Path, number: str) -> float:
+    """Wait for a version to be in service; return the moment."""
+    deadline = time.monotonic() + START_SECONDS
+    while champion(folder) != number:
+        if service.poll() is not None or time.monotonic() > deadline:
+            said = (folder / "log").read_text()[-2000:]
+            raise ProblemError(f"version {number} does not come into service:\n{said}")
+        time.sleep(0.05)
+    return time.monotonic()
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Return the figures of one model: milliseconds, ratios, requests that failed."""
+    model = models.load(name)
+    split = {"columns": model.columns, "data": [model.row]}
+    swaps: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory(prefix="swap-") as at:
+        folder = Path(at)
+        with served(folder, model.folder, workers=1) as (service, port):
+            serving(service, folder, "1")
+            request = Request(JSON, json.dumps({"dataframe_split": split}).encode())
+            load = Load(port, [[request]] * CONNECTIONS, PER_SECOND)
+            for number in range(2, 2 + SWAPS):
+                began = time.monotonic()
+                time.sleep(CALM_SECONDS)  # what it is compared with
+                wanted = time.monotonic()
+                want(folder, version(folder, str(number), model.folder))
+                there = serving(service, folder, str(number))
+                before, during = load.percentile(began, wanted), load.percentile(wanted, there)
+                swaps.append({"seconds": there - wanted, "before_ms": before * 1000, "during_ms": during * 1000})
+                print(
+                    f"{name:<8} in service after {there - wanted:4.1f} s; p99 {before * 1000:6.2f} ms before, "
+                    f"{during * 1000:6.2f} ms during: {during / before:.2f} times"
+                )
+            load.end()
+    ratio = statistics.median(each["during_ms"] / each["before_ms"] for each in swaps)
+    return {"ratio": round(ratio, 2), "swaps": swaps, "requests": len(load.answers), "failed": load.wrong}
+
+
+def main() -> int:
+    """Measure, tell, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(models.KINDS), choices=list(models.KINDS), metavar="MODEL")
+    arguments = parser.parse_args()
+    found = {name: measure(name) for name in arguments.only}
+    ok = all(each["ratio"] <= MAY_BE and not each["failed"] for each in found.values())
+    BUILD.mkdir(exist_ok=True)
+    VERDICT.write_text(json.dumps({"ok": ok, "may_be": MAY_BE, "per_second": PER_SECOND, "models": found}, indent=1))
+    for name, each in found.items():
+        print(f"{name:<8} {each['ratio']:.2f} times; of {each['requests']} requests, {len(each['failed'])} failed")
+    print(f"bench-swap: {'ok' if ok else 'FAILED'}")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ProblemError as error:
+        end(error)

@@ -1,0 +1,1 @@
+"""Write the generated parts of docs/: the roles' variables and the pictures."""

@@ -1,0 +1,206 @@
+"""Log in to the lab's web pages as a person does, in headless Chromium, and keep pictures for the docs.
+
+The browser trusts the platform's own authority by one import, nothing else is switched off: a page whose
+certificate it cannot verify ends this with an error. Each page must show what the example project left there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+
+from scripts.common import ROOT, ProblemError, apt_install, capture, end
+from scripts.lab import hosts as lab_hosts
+
+PICTURES = ROOT / "docs" / "pictures"
+DOMAIN = "metalworks.internal"
+PERSON = "ml1"
+TIMEOUT = 30_000  # milliseconds
+
+
+def prepare() -> None:
+    """See to a browser, the tool that imports authorities, and a lab to look at."""
+    wanted = {"chromium": "chromium", "certutil": "libnss3-tools"}
+    if missing := [package for command, package in wanted.items() if not shutil.which(command)]:
+        apt_install(*missing, why="Looking at web pages")
+    if "services-1" not in lab_hosts.containers():
+        raise ProblemError("no lab is up: `make lab` first")
+
+
+@contextmanager
+def home(authority: str | None) -> Iterator[Path]:
+    """A home directory of a browser that trusts one authority, or none of ours."""
+    with tempfile.TemporaryDirectory(prefix="metalworks-browser-") as directory:
+        store = Path(directory) / ".pki" / "nssdb"
+        store.mkdir(parents=True)
+        capture(["certutil", "-N", "--empty-password", "-d", f"sql:{store}"])
+        if authority:
+            add = ["certutil", "-A", "-n", "Metalworks", "-t", "C,,", "-d", f"sql:{store}"]
+            capture(add, stdin=authority)
+        yield Path(directory)
+
+
+@contextmanager
+def browser(authority: str | None) -> Iterator[Browser]:
+    """A browser that finds the lab's names at the gateway."""
+    gateway = {host.name: host.address for host in lab_hosts.declared()}["services-1"]
+    with home(authority) as directory, sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            env={**os.environ, "HOME": str(directory)},
+            # A sandbox in a sandbox is not everywhere; the lab's pages are our own.
+            chromium_sandbox=os.geteuid() != 0,
+            args=[
+                f"--host-resolver-rules=MAP *.{DOMAIN} {gateway}, MAP {DOMAIN} {gateway}",
+                "--no-proxy-server",
+            ],
+        )
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@contextmanager
+def page(opened: Browser, site: str, *, password: str | None = None) -> Iterator[Page]:
+    """An empty page for a site, of a person who is logged in there."""
+    login = {"username": PERSON, "password": password, "origin": f"https://{site}"} if password else None
+    size = {"width": 1280, "height": 800}
+    context = opened.new_context(viewport=size, http_credentials=login, locale="en-GB")
+    context.set_default_timeout(TIMEOUT)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def refused_without_the_authority() -> None:
+    """Make sure that a browser without the import does not get through: else nothing below would be shown."""
+    with browser(None) as opened, page(opened, DOMAIN) as shown:
+        try:
+            shown.goto(f"https://{DOMAIN}/")
+        except Error as error:
+            if "ERR_CERT_AUTHORITY_INVALID" in error.message:
+                return
+            raise
+    raise ProblemError("a browser that does not know the platform's authority was let through")
+
+
+def keep(shown: Page, name: str) -> None:
+    """Take a picture of what is shown."""
+    shown.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
+    print(f"{name}: {shown.title()}")
+
+
+def answer(shown: Page, path: str, body: dict[str, Any] | None = None) -> str:
+    """What the site of the page that is shown answers to its own script: only the browser knows the lab's names."""
+    options = {"method": "POST", "body": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+    script = "([path, options]) => fetch(path, options).then(answer => answer.text())"
+    return str(shown.evaluate(script, [path, options if body else {}]))
+
+
+def start_page(opened: Browser) -> None:
+    """Everything is healthy, without a login."""
+    with page(opened, DOMAIN) as shown:
+        shown.goto(f"https://{DOMAIN}/")
+        expect(shown.locator("#all")).to_have_text("Everything is healthy", timeout=TIMEOUT)
+        keep(shown, "start")
+
+
+def mlflow(opened: Browser, password: str) -> None:
+    """The flights experiment and its runs."""
+    site = f"mlflow.{DOMAIN}"
+    with page(opened, site, password=password) as shown:
+        shown.goto(f"https://{site}/#/experiments")
+        shown.get_by_role("link", name="flight-delay", exact=True).first.click()
+        shown.wait_for_url(re.compile("experiments/[0-9]+"))
+        shown.goto(re.sub("(experiments/[0-9]+).*", r"\1/runs", shown.url))
+        expect(shown.get_by_text("ridge").first).to_be_visible(timeout=TIMEOUT)
+        keep(shown, "mlflow")
+
+
+def champion(opened: Browser, password: str) -> None:
+    """The run of the model in service with the tags that say what made it, and the model's card."""
+    site = f"mlflow.{DOMAIN}"
+    with page(opened, site, password=password) as shown:
+        shown.goto(f"https://{site}/")
+        alias = answer(shown, "/api/2.0/mlflow/registered-models/alias?name=flight-delay&alias=champion")
+        run_id = json.loads(alias)["model_version"]["run_id"]
+        run = json.loads(answer(shown, f"/api/2.0/mlflow/runs/get?run_id={run_id}"))["run"]
+        shown.goto(f"https://{site}/#/experiments/{run['info']['experiment_id']}/runs/{run_id}")
+        tag = shown.get_by_text("dvc.data/features").first
+        expect(tag).to_be_visible(timeout=TIMEOUT)
+        tag.scroll_into_view_if_needed()
+        keep(shown, "mlflow-run")
+        shown.set_content(answer(shown, f"/get-artifact?path=card%2Findex.html&run_uuid={run_id}"))
+        expect(shown.locator("svg").first).to_be_visible()
+        shown.screenshot(path=PICTURES / "card.png", full_page=True)
+
+
+def prefect(opened: Browser, password: str) -> None:
+    """Flow runs that ended well, deployments, and a parent with its children."""
+    site = f"prefect.{DOMAIN}"
+    with page(opened, site, password=password) as shown:
+        shown.goto(f"https://{site}/runs")
+        expect(shown.get_by_text("Completed").first).to_be_visible(timeout=TIMEOUT)
+        expect(shown.get_by_text("No access")).to_have_count(0, timeout=TIMEOUT)  # until the work pool is known
+        keep(shown, "prefect")
+        shown.goto(f"https://{site}/deployments")
+        expect(shown.get_by_text("retrain").first).to_be_visible(timeout=TIMEOUT)
+        expect(shown.get_by_text("prepare").first).to_be_visible(timeout=TIMEOUT)
+        keep(shown, "prefect-deployments")
+        wanted = {
+            "sort": "START_TIME_DESC",
+            "flows": {"name": {"any_": ["retrain"]}},
+            "flow_runs": {"state": {"name": {"any_": ["Promoted", "Not promoted"]}}},
+        }
+        runs = json.loads(answer(shown, "/api/flow_runs/filter", wanted))
+        shown.goto(f"https://{site}/runs/flow-run/{runs[0]['id']}")
+        shown.get_by_text("Subflow Runs").first.click()
+        child = shown.get_by_text("train", exact=True).first
+        expect(child).to_be_visible(timeout=TIMEOUT)
+        child.scroll_into_view_if_needed()
+        keep(shown, "prefect-run")
+
+
+def inference(opened: Browser, token: str) -> None:
+    """The API of the model in service, with its own columns; the page asks for the token."""
+    site = f"inference.{DOMAIN}"
+    with page(opened, site) as shown:
+        shown.goto(f"https://{site}/delay/docs")
+        shown.get_by_label("Your token").fill(token)
+        shown.get_by_role("button", name="Show the API").click()
+        shown.locator(".opblock-post").first.click()
+        expect(shown.locator("textarea, .body-param__text")).to_contain_text("dataframe_split", timeout=TIMEOUT)
+        shown.get_by_text("Request body").evaluate("each => each.scrollIntoView({block: 'center'})")
+        keep(shown, "inference")
+
+
+def main() -> None:
+    """Look at everything."""
+    prepare()
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    vault = lab_hosts.secrets()
+    refused_without_the_authority()
+    with browser(vault["vault_ca_certificate"]) as opened:
+        start_page(opened)
+        mlflow(opened, vault["vault_user_passwords"][PERSON])
+        champion(opened, vault["vault_user_passwords"][PERSON])
+        prefect(opened, vault["vault_user_passwords"][PERSON])
+        inference(opened, vault["vault_inference_tokens"][PERSON])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ProblemError as error:
+        end(error)

@@ -1,0 +1,111 @@
+"""Serve a folder that `mlflow.….save_model` wrote, on this machine: for tests and measurements, without a platform.
+
+The model's environment is this interpreter's, unless --python names another. Everything else is as on a host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from metalworks.inference import supervisor
+from scripts.inference import processes
+
+
+def version(
+    folder: Path, number: str, model: Path, python: str = sys.executable, service: str = "model"
+) -> dict[str, str]:
+    """Return the entry of a version whose files are in `folder`, as whoever fetches versions writes it."""
+    at = folder / "versions" / number
+    at.mkdir(parents=True, exist_ok=True)
+    link = at / "model"
+    if not link.is_symlink():
+        link.symlink_to(model.resolve())
+    card = {"name": service, "version": number, "alias": "champion", "source": str(model), "created": 0}
+    new = at / "model.new"
+    new.write_text(json.dumps(card))
+    new.replace(at / "model.json")  # whole at any time: a service may read it now
+    return {"version": number, "path": str(at), "python": python, "environment": ""}
+
+
+def want(folder: Path, champion: Any, shadow: Any = None, canary: Any = None) -> None:
+    """Have versions served."""
+    new = folder / "wanted.new"
+    new.write_text(json.dumps({"champion": champion, "shadow": shadow, "canary": canary}))
+    new.replace(folder / "wanted.json")
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Return what a service says of itself; of one that has not begun, that it serves nothing."""
+    try:
+        said: dict[str, Any] = json.loads((folder / "run" / "state.json").read_text())
+    except FileNotFoundError:
+        return {"champion": None, "canary": None, "shadow": None, "refused": {}, "canary_verdict": None}
+    return said
+
+
+def champion(folder: Path) -> str | None:
+    """Return the version in service."""
+    said = state(folder)["champion"]
+    return str(said["version"]) if said else None
+
+
+@contextlib.contextmanager
+def runtime(folder: Path) -> Iterator[None]:
+    """Have `run` in `folder` lead to where sockets can be: their paths have 107 bytes at most, and that may be long."""
+    with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as short:
+        (folder / "run").symlink_to(short)
+        try:
+            yield
+        finally:
+            (folder / "run").unlink()
+
+
+def settings_for(folder: Path, port: int, service: str = "model", **settings: Any) -> dict[str, str]:
+    """Return the variables of a service with its files in `folder`; `settings` are more of them, in small letters."""
+    given: dict[str, Any] = {"service": service, "wanted": folder / "wanted.json", "port": port}
+    given |= {"runtime": (folder / "run").resolve(), "state": folder / "state"} | settings
+    return {f"METALWORKS_INFERENCE_{name.upper()}": str(value) for name, value in given.items()}
+
+
+@contextlib.contextmanager
+def served(folder: Path, model: Path, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a service whose first version is `model`; give its process and its port."""
+    port = processes.free_port()
+    want(folder, version(folder, "1", model))
+    command = [sys.executable, "-m", "metalworks.inference.supervisor"]
+    with runtime(folder):
+        variables = {**os.environ, **settings_for(folder, port, **settings)}
+        with processes.running(command, variables, folder, folder / "log") as process:
+            yield process, port
+
+
+def main() -> int:
+    """Serve until told to end; settings of the environment (METALWORKS_INFERENCE_…) count as well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="folder with the file MLmodel")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="HTTP processes (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the model's environment")
+    arguments = parser.parse_args()
+    if not (arguments.model / "MLmodel").is_file():
+        parser.error(f"{arguments.model} has no file MLmodel: it is no MLflow model")
+    with tempfile.TemporaryDirectory() as at:
+        folder = Path(at)
+        want(folder, version(folder, "1", arguments.model, arguments.python))
+        with runtime(folder):
+            given = settings_for(folder, arguments.port, workers=arguments.workers)
+            os.environ.update({name: value for name, value in given.items() if name not in os.environ})
+            return supervisor.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The lab: the whole platform on this machine. Called by `make lab`, `make lab-down` and `make lab-host`."""

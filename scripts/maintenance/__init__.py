@@ -1,0 +1,1 @@
+"""What a maintainer runs: exports of the lock, releases."""

@@ -1,0 +1,99 @@
+"""Let the lab grow old: site.yml and smoke many times over, with other people's things in every bin, bucket and list.
+
+Called by `make test-age` while a lab is up. After the last round every row, object, version and file must be what it
+was before the first; nothing may have changed on a host, no round may be slower than the first ones were, and the
+databases may not have grown. The verdict is in build/test-age.json; the exit code is 0 when all is well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from scripts.common import BUILD, ROOT, ProblemError, end, environment, failure
+from scripts.lab import hosts as lab_hosts
+from scripts.tests.age import site
+
+VERDICT = BUILD / "test-age.json"
+ROUNDS = 30
+SLOWER, LARGER = 1.2, 1.02
+"""By how much the last third of the rounds may take longer, and the databases be larger, than the third before it."""
+CHANGED = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)", re.MULTILINE)
+SHOWN = 20
+
+
+def run(argv: list[str]) -> tuple[str, float]:
+    """Run a command that must succeed; return what it printed, and the seconds it took."""
+    began = time.monotonic()
+    done = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ProblemError(failure(argv, done.returncode, done.stdout + done.stderr, lines=30))
+    return done.stdout, time.monotonic() - began
+
+
+def once() -> dict[str, Any]:
+    """Go one round; return the seconds and changes it took, and the bytes that there are afterwards."""
+    printed, converged = run(["ansible-playbook", "-i", str(lab_hosts.INVENTORY), "site.yml"])
+    _, checked = run([sys.executable, "-m", "scripts.site.smoke"])
+    changes = sum(map(int, CHANGED.findall(printed)))
+    return {"site": round(converged, 1), "smoke": round(checked, 1), "changes": changes} | site.sizes()
+
+
+def growth(rounds: list[dict[str, Any]], what: str) -> float:
+    """Return how many times as much the last third of the rounds is as the third before it."""
+    third = max(1, len(rounds) // 3)
+    later, earlier = rounds[-third:], rounds[-2 * third : -third] or rounds[-third:]
+    return float(statistics.median(one[what] for one in later) / statistics.median(one[what] for one in earlier))
+
+
+def judge(rounds: list[dict[str, Any]], different: list[str]) -> dict[str, Any]:
+    """Return the verdict."""
+    grown = {what: round(growth(rounds, what), 3) for what in rounds[0] if what != "changes"}
+    changes = sum(one["changes"] for one in rounds)
+    # What Prefect notes of everything that happens stays for some days, whoever made it happen.
+    judged = {what: by for what, by in grown.items() if what != "database prefect"}
+    slow = [what for what, by in judged.items() if by > (SLOWER if what in ("site", "smoke") else LARGER)]
+    figures = {f"{what.replace(' ', '_')}_growth": by for what, by in grown.items()}
+    return {
+        "ok": not (different or changes or slow),
+        "figures": {"rounds": len(rounds), "changes": changes, "different": len(different), **figures},
+        "grown": slow,
+        "different": different,
+        "rounds": rounds,
+    }
+
+
+def main() -> int:
+    """Grow old, tell, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often (default: %(default)s)")
+    options = parser.parse_args()
+    if not lab_hosts.containers():
+        raise ProblemError("no lab is up: `make lab` first")
+    rounds: list[dict[str, Any]] = []
+    once()  # what was different before is no ageing
+    with site.quiet(), site.others():
+        before = site.standing()
+        site.leave()
+        for number in range(1, options.rounds + 1):
+            rounds.append(once())
+            print(f"{number:>3}: {json.dumps(rounds[-1])}", flush=True)
+        verdict = judge(rounds, site.left(before))
+    BUILD.mkdir(exist_ok=True)
+    VERDICT.write_text(json.dumps(verdict, indent=1) + "\n")
+    print(*verdict["different"][:SHOWN], sep="\n")
+    print(f"test-age: {'ok' if verdict['ok'] else 'FAILED'} {json.dumps(verdict['figures'])}")
+    return 0 if verdict["ok"] else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ProblemError as error:
+        end(error)

@@ -1,0 +1,184 @@
+"""Kill site.yml in every task that changes something, and see that the next run takes it from there.
+
+A first run on new hosts notes which tasks change something and how long each takes. Then, on new hosts again, the
+play is killed (SIGKILL, no time to clean up) at a random moment within the first of these tasks, started anew and
+killed within the next, and so on. What is left at the end must converge, and one more run must change nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from scripts.common import BUILD, ROOT, ProblemError, end, environment, lock
+from scripts.lab import hosts as lab_hosts
+from scripts.site import build_minio
+from scripts.tests import scenarios
+
+LOG = BUILD / "test-kills.log"
+VERDICT = BUILD / "test-kills.json"
+BANNER = re.compile(r"^(PLAY|TASK|RUNNING HANDLER) \[(.*)\] \*+$")
+ORPHANS: list[tuple[str, str]] = []
+"""Processes of killed plays, and when each began. Ansible gives them sessions of their own, so they live on, as they
+would elsewhere."""
+CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)")
+
+
+@dataclass
+class Run:
+    """One run of the play, as its output tells it."""
+
+    tasks: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    changing: list[str] = field(default_factory=list)
+    changes: int = 0
+    _play: str = ""
+    _seen: Counter[str] = field(default_factory=Counter)
+    _began: float = 0.0
+
+    def take(self, line: str, now: float) -> bool:
+        """Learn from a line that was printed at `now` (seconds); whether it begins a task."""
+        if found := BANNER.match(line):
+            if self.tasks:
+                self.seconds.setdefault(self.tasks[-1], round(now - self._began, 2))
+            self._began = now
+            if found[1] == "PLAY":
+                self._play = found[2]
+                return False
+            name = f"{self._play} > {found[2]}"
+            self._seen[name] += 1
+            self.tasks.append(name if self._seen[name] == 1 else f"{name} ({self._seen[name]})")
+            return True
+        if line.startswith("changed:") and self.tasks[-1] not in self.changing:
+            self.changing.append(self.tasks[-1])
+        elif found := CHANGES.match(line):
+            self.changes += int(found[1])
+        return False
+
+
+def lines(child: subprocess.Popen[str]) -> Iterator[str]:
+    """What the play prints, kept in the log too."""
+    with LOG.open("a") as log:
+        for line in child.stdout or ():
+            log.write(line)
+            log.flush()
+            yield line.rstrip()
+
+
+def start() -> subprocess.Popen[str]:
+    """The play, in a process group of its own."""
+    return subprocess.Popen(
+        ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), str(ROOT / "site.yml")],
+        cwd=ROOT,
+        env=environment({"ANSIBLE_NOCOLOR": "1"}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def converge() -> Run:
+    """Run it to its end, which must be a good one."""
+    child, run = start(), Run()
+    for line in lines(child):
+        run.take(line, time.monotonic())
+    if child.wait():
+        raise ProblemError(f"site.yml ended with {child.returncode} in the task `{run.tasks[-1]}`: see {LOG}")
+    return run
+
+
+def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) -> str | None:
+    """Run it until one of the `wanted` tasks begins, and kill it there; that task, or none if none came."""
+    child, run = start(), Run()
+    for line in lines(child):
+        if run.take(line, time.monotonic()) and run.tasks[-1] in wanted:
+            # A moment within the task. What is over sooner than it was then is killed on the way to the next one.
+            time.sleep(chance.uniform(0, seconds.get(run.tasks[-1], 0)))
+            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            ORPHANS.extend((number, began(number)) for number in children)
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return run.tasks[-1]
+    if child.wait():
+        raise ProblemError(f"after a kill, site.yml ended with {child.returncode} in `{run.tasks[-1]}`: see {LOG}")
+    return None
+
+
+def began(number: str) -> str:
+    """Return when a process began, in ticks since the machine's start; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def end_orphans() -> None:
+    """End what killed plays have left here; a number that belongs to another process by now is left alone."""
+    for number, when in ORPHANS:
+        if when and began(number) == when:
+            os.kill(int(number), signal.SIGKILL)
+
+
+def sweep(wanted: Iterable[str], seconds: dict[str, float], chance: random.Random, console: Console) -> int:
+    """Kill the play once in every wanted task that comes; how many did."""
+    left, killed = set(wanted), 0
+    while task := kill_in(left, seconds, chance):
+        left.remove(task)
+        killed += 1
+        console.print(f"killed in: {task} ({len(left)} left)", markup=False, highlight=False)
+    return killed
+
+
+def main() -> None:
+    """Note what changes things, then kill the play there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats a sweep's moments")
+    seed = parser.parse_args().seed
+    chance = random.Random(seed)  # noqa: S311 - moments, not secrets
+    console = Console()
+    console.print(f"seed {seed}; everything is in {LOG.relative_to(ROOT)}", highlight=False)
+    BUILD.mkdir(exist_ok=True)
+    LOG.write_text("")
+    with lock("lab"):
+        scenarios.prepare()
+        try:
+            with build_minio.in_background():
+                lab_hosts.up()
+                first = converge()
+            console.print(f"{len(first.changing)} of {len(first.tasks)} tasks change something", highlight=False)
+            lab_hosts.remove()
+            lab_hosts.up()
+            killed = sweep(first.changing, first.seconds, chance, console)
+            again = converge()
+        finally:
+            end_orphans()
+            lab_hosts.remove()
+            lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
+    # Some tasks change something on new hosts only in one go; the sweep must have met nearly all.
+    ok = again.changes == 0 and killed >= 0.9 * len(first.changing)
+    figures = {"tasks": len(first.tasks), "changing": len(first.changing), "kills": killed, "changes": again.changes}
+    VERDICT.write_text(json.dumps({"ok": ok, "figures": figures, "seed": seed}, indent=1) + "\n")
+    console.print(f"{'ok' if ok else 'FAILED'}: {figures}", markup=False, highlight=False)
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ProblemError as error:
+        end(error)

@@ -1,0 +1,259 @@
+"""Run molecule's scenarios, as many at once as there are processors, and keep what they print in build/test-<name>.log.
+
+Without names: every scenario of CI. The cluster's hosts have the lab's names and addresses, so this refuses to
+run it beside a lab; hosts that an interrupted test left are removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from scripts.common import BUILD, CACHE, ROOT, ProblemError, end, environment, lock
+from scripts.lab import docker_engine, host_image
+from scripts.lab import hosts as lab_hosts
+from scripts.progress import Expectation, against
+from scripts.run_playbook import COLOURS, INTERRUPTED, expectation, remember
+from scripts.site import build_minio, make_secrets
+from scripts.tests.times import VERDICT, Times, report
+
+SCENARIOS = ROOT / "molecule"
+SLOW = {"nvidia"}  # only by name: `make test-nvidia`
+CLUSTER_HOSTS, SMALL_HOSTS = 9, 3
+"""How many hosts the cluster and another scenario have, at most."""
+NEED_MINIO = {"cluster", "object_store"}
+STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
+TASK = re.compile(r"^(TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
+FAILED_STEP = re.compile(r" > (\w+)\]?:? Executed: Failed")
+FAILURE = re.compile(r"^(?:FAILED|ERROR) \S+\.py\b|^(?:fatal|failed): \[")  # pytest's summary; Ansible's hosts
+TAIL = 60
+PATIENCE = 10.0
+"""Seconds that a scenario is given to end by itself when it is told to."""
+
+
+def in_ci(directory: Path = SCENARIOS) -> list[str]:
+    """The scenarios of CI."""
+    return sorted(path.parent.name for path in directory.glob("*/molecule.yml") if path.parent.name not in SLOW)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """What takes long, or nobody knows how long, comes first: begun last, it would keep all others waiting."""
+
+    def seconds(name: str) -> float:
+        expected = expectation(f"molecule-{name}")
+        return expected.seconds if expected else float("inf")
+
+    return sorted(names, key=lambda name: -seconds(name))
+
+
+def prepare() -> None:
+    """What the cluster takes for granted: engine, image, key, secrets; and no lab that somebody uses.
+
+    In CI the machine is the job's: hosts that are there were left by one that was killed, perhaps of another clone.
+    """
+    docker_engine.ensure()
+    if lab_hosts.containers() and not lab_hosts.MADE_BY_TESTS.exists() and not os.environ.get("CI"):
+        raise ProblemError(
+            "a lab is up, and the tests would replace its hosts: `make lab-down` first, "
+            "or test by hand against it: `molecule verify -s cluster`"
+        )
+    host_image.ensure()
+    lab_hosts.remove()
+    lab_hosts.prepare_machine()
+    lab_hosts.MADE_BY_TESTS.touch()
+    make_secrets.ensure(lab_hosts.INVENTORY, also_given=True)
+
+
+class Scenario:
+    """A scenario while it runs: what it does, and what a person sees of it."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        """Show scenario `name` on `console`."""
+        self.console, self.name = console, name
+        self.expected = expectation(f"molecule-{name}")
+        self.started = time.monotonic()
+        self.step_name = self.task = self.failed_step = ""
+        self.failures = defaultdict[str, list[str]](list)  # of each step: what is rescued in one failed nothing
+        self.tasks = 0
+        self.times = Times(name)
+        self.last = deque[str](maxlen=TAIL)
+        self.process: subprocess.Popen[str] | None = None
+        self.unwanted = False
+
+    @property
+    def log(self) -> Path:
+        """Where everything is."""
+        return BUILD / f"test-{self.name}.log"
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def run(self) -> bool:
+        """Test it; whether it passed."""
+        state = lab_hosts.STATE if self.name == "cluster" else CACHE / "molecule" / self.name
+        shutil.rmtree(state, ignore_errors=True)  # molecule believes its notes, not the engine
+        self.times.junit.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("molecule")), "test", "-s", self.name],
+            cwd=ROOT,
+            env=environment({**lab_hosts.molecule_environment(), "MOLECULE_EPHEMERAL_DIRECTORY": str(state)}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        if self.unwanted:
+            self.end()
+        with self.log.open("w") as log:
+            for raw in self.process.stdout or ():
+                line = COLOURS.sub("", raw).rstrip()
+                log.write(f"{line}\n")
+                log.flush()
+                self.take(line)
+        passed = self.process.wait() == 0
+        self.times.end(self.elapsed)
+        if passed:
+            remember(f"molecule-{self.name}", Expectation(self.tasks, round(self.elapsed, 1)))
+            self.say(f"{self.name}: passed ({against(self.elapsed, self.expected)})", style="green")
+        return passed
+
+    def take(self, line: str) -> None:
+        """Learn from a line of molecule's output."""
+        self.last.append(line)
+        if found := STEP.search(line):
+            self.step_name, self.task = found.group(1), ""
+            self.times.step(self.step_name, self.elapsed)
+            if not self.console.is_terminal:
+                self.say(f"{self.name} > {self.step_name} ({against(self.elapsed, self.expected)})")
+        elif found := TASK.match(line):
+            kind, self.task = found.groups()
+            self.tasks += 1
+            self.times.task("" if kind == "PLAY" else self.task, self.elapsed)
+        elif line.startswith("PLAY RECAP"):
+            self.times.task("", self.elapsed)
+        elif found := FAILED_STEP.search(line):
+            self.failed_step = self.failed_step or found.group(1)
+        elif FAILURE.match(line):
+            self.failures[self.step_name].append(f"{self.task}: {line}" if self.task else line)
+
+    def end(self) -> None:
+        """Have it end now, with everything that it started."""
+        self.unwanted = True
+        if self.process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE)
+
+    def tell(self) -> None:
+        """Say what failed, as the last words: molecule goes on to remove the hosts, which hides it."""
+        self.say("\n".join(self.last))
+        self.say(f"\n{self.verdict()}", style="red")
+
+    def verdict(self) -> str:
+        """What failed, in a few lines."""
+        step = self.failed_step or self.step_name
+        where = f"FAILED: {self.name}, in its step {step}\nEverything is in {self.log.relative_to(ROOT)}"
+        return "\n".join((where, *self.failures[step]))
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """A line as it is."""
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def __rich__(self) -> Text:
+        """What is drawn on a terminal."""
+        total = f"/{self.expected.tasks}" if self.expected and self.expected.tasks >= self.tasks else ""
+        text = f"{self.name} > {self.step_name}  task {self.tasks}{total}  {against(self.elapsed, self.expected)}"
+        return Text(f"{text}\n  {self.task}", no_wrap=True)
+
+
+def run(names: Sequence[str], processors: int, console: Console) -> tuple[list[Scenario], Scenario | None]:
+    """Test the scenarios; return those that were begun, and the first that failed, which ends the others."""
+    waiting, begun, failed = deque(names), list[Scenario](), None
+    running = dict[Future[bool], Scenario]()
+
+    def drawn() -> Group:
+        return Group(*running.values())
+
+    with (
+        ThreadPoolExecutor(max_workers=len(names)) as pool,
+        Live(get_renderable=drawn, console=console, transient=True, auto_refresh=console.is_terminal),
+    ):
+        try:
+            while (waiting or running) and not failed:
+                while waiting and len(running) < processors:
+                    begun.append(scenario := Scenario(console, waiting.popleft()))
+                    running[pool.submit(scenario.run)] = scenario
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    scenario = running.pop(done)
+                    if not done.result():
+                        failed = failed or scenario
+        finally:
+            for scenario in running.values():
+                scenario.end()
+    return begun, failed
+
+
+def main() -> int:
+    """Run the named scenarios, or all of CI; stop at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenarios", nargs="*")
+    parser.add_argument("--processors", type=int, default=os.cpu_count() or 1, help="how many at once (default: all)")
+    parser.add_argument("--began", type=float, default=time.time(), help="when `make test` began, seconds since 1970")
+    arguments = parser.parse_args()
+    names = in_order(arguments.scenarios or in_ci())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console()
+    BUILD.mkdir(exist_ok=True)
+    VERDICT.unlink(missing_ok=True)
+    with lock("scenarios"), ExitStack() as stack:
+        if "cluster" in names:
+            stack.enter_context(lock("lab"))
+            prepare()
+            stack.callback(lab_hosts.MADE_BY_TESTS.unlink, missing_ok=True)
+            stack.callback(lab_hosts.remove)
+        else:
+            docker_engine.ensure()
+            host_image.ensure()
+        lab_hosts.let_watch(CLUSTER_HOSTS + SMALL_HOSTS * (min(arguments.processors, len(names)) - 1))
+        for name in names:
+            if name != "cluster":
+                lab_hosts.remove_scenario(name)
+                stack.callback(lab_hosts.remove_scenario, name)
+        if NEED_MINIO & {*names}:
+            stack.enter_context(build_minio.in_background())
+        begun, failed = run(names, arguments.processors, console)
+    report(console, [scenario.times for scenario in begun], arguments.began, ok=not failed)
+    if failed:
+        failed.tell()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ProblemError as error:
+        end(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
