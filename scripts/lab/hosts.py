@@ -171,7 +171,8 @@ def add(*these: Host) -> None:
     for host in these:
         if host.name in there:
             raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
-    let_watch(len(there) + len(these))
+    everywhere = capture(["docker", "ps", "-q", "--filter", "label=metalworks.scenario"]).split()
+    let_watch(len(everywhere) + len(these))
     labels = dict([LABEL.split("=")])
     platforms = [
         {"name": host.name, "labels": labels, "networks": [{"name": NETWORK, "ipv4_address": host.address}]}

@@ -19,7 +19,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -33,9 +35,9 @@ from scripts.site import build_minio, make_secrets
 from scripts.tests.times import VERDICT, Times, report
 
 SCENARIOS = ROOT / "molecule"
+SHARED = ROOT / ".config/molecule/config.yml"
+"""Molecule merges each scenario's own file into this."""
 SLOW = {"nvidia"}  # only by name: `make test-nvidia`
-CLUSTER_HOSTS, SMALL_HOSTS = 9, 3
-"""How many hosts the cluster and another scenario have, at most."""
 NEED_MINIO = {"cluster", "object_store"}
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
 TASK = re.compile(r"^(TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
@@ -49,6 +51,12 @@ PATIENCE = 10.0
 def in_ci(directory: Path = SCENARIOS) -> list[str]:
     """The scenarios of CI."""
     return sorted(path.parent.name for path in directory.glob("*/molecule.yml") if path.parent.name not in SLOW)
+
+
+def hosts_in(name: str) -> int:
+    """How many hosts a scenario has."""
+    own: dict[str, Any] = yaml.safe_load((SCENARIOS / name / "molecule.yml").read_text()) or {}
+    return len((yaml.safe_load(SHARED.read_text()) | own)["platforms"])
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -236,7 +244,7 @@ def main() -> int:
         else:
             docker_engine.ensure()
             host_image.ensure()
-        lab_hosts.let_watch(CLUSTER_HOSTS + SMALL_HOSTS * (min(arguments.processors, len(names)) - 1))
+        lab_hosts.let_watch(sum(map(hosts_in, names)))
         for name in names:
             if name != "cluster":
                 lab_hosts.remove_scenario(name)

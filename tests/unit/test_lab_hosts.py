@@ -177,6 +177,15 @@ def test_a_host_added_by_hand_is_made_as_the_labs_are(engine: dict[str, Any], mo
     assert authorized == "authorize cpu-2"
 
 
+def test_a_host_is_added_beside_those_of_all_scenarios(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    room = []
+    monkeypatch.setattr(lab_hosts, "molecule_environment", dict)
+    monkeypatch.setattr(lab_hosts, "capture", lambda argv: "one\ntwo\nthree\n" if "ps" in argv else "")
+    monkeypatch.setattr(lab_hosts, "let_watch", room.append)
+    lab_hosts.add(lab_hosts.Host("cpu-2", "198.51.100.32"))
+    assert room == [4]
+
+
 def test_only_certificates_that_a_host_lacks_are_passed_on() -> None:
     rewrapped = ONE.replace("AAAA\nBBBB", "AAAABBBB")
     assert lab_hosts.additional_certificates(f"{ONE}\n{TWO}\n", f"# comment\n{rewrapped}\n") == [TWO]

@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from scripts.lab import docker_engine
 from scripts.lab import hosts as lab_hosts
 from scripts.progress import Expectation
 from scripts.tests import scenarios
+from tests.unit.repository import read_yaml
 
 
 def test_slow_scenarios_run_only_by_name(tmp_path: Path) -> None:
@@ -23,6 +25,28 @@ def test_slow_scenarios_run_only_by_name(tmp_path: Path) -> None:
         (tmp_path / name / "molecule.yml").touch()
     (tmp_path / "shared").mkdir()
     assert scenarios.in_ci(tmp_path) == ["cluster", "python_app"]
+
+
+def test_a_scenario_has_the_hosts_that_its_file_or_the_shared_one_declares() -> None:
+    assert {name: scenarios.hosts_in(name) for name in ("cluster", "nvidia", "gateway")} == {
+        "cluster": len(lab_hosts.declared()),
+        "nvidia": 3,
+        "gateway": 1,
+    }
+
+
+def settings(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """All values below a mapping, by the keys that lead there."""
+    if not isinstance(part, dict):
+        return {path: part}
+    return {place: value for name, each in part.items() for place, value in settings(each, (*path, name)).items()}
+
+
+@pytest.mark.parametrize("name", [*scenarios.in_ci(), *scenarios.SLOW])
+def test_a_scenario_says_only_what_is_its_own(name: str) -> None:
+    shared = settings(read_yaml(scenarios.SHARED))
+    own = settings(read_yaml(scenarios.SCENARIOS / name / "molecule.yml") or {})
+    assert {path: value for path, value in own.items() if path in shared and shared[path] == value} == {}
 
 
 def test_long_ones_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
