@@ -116,3 +116,6 @@ pictures: environment ## Renew docs/pictures from the lab's pages, in headless C
 
 locks: environment ## Export the hosts' requirements from uv.lock and docs/roles.md from the specs
 	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles
+
+release: environment ## Check the commit and build its release in build/release (OPTIONS=--tag or --sign also tags it)
+	@$(PYTHON) -m scripts.maintenance.release $(OPTIONS)
