@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -36,6 +37,23 @@ def capture(argv: Sequence[str | Path], *, stdin: str | None = None) -> str:
     if done.returncode:
         raise ProblemError(failure(argv, done.returncode, done.stderr or done.stdout))
     return done.stdout
+
+
+def succeeds(argv: Sequence[str | Path]) -> bool:
+    """Run a command for its exit code alone; return whether that is 0."""
+    return subprocess.run(argv, capture_output=True, env=environment(), check=False).returncode == 0
+
+
+def listed_inventory(inventory: Path) -> dict[str, Any]:
+    """Return what `ansible-inventory --list` says about an inventory."""
+    listed: dict[str, Any] = json.loads(capture(["ansible-inventory", "-i", inventory, "--list"]))
+    return listed
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file for programs to read, in a folder that is created if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def logged(argv: Sequence[str | Path], *, extra_env: Mapping[str, str] | None = None, log: Path = LOG) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +19,7 @@ from typing import Any
 import ansible_runner
 from rich.console import Console
 
-from scripts.common import CACHE, LOG, ROOT, ProblemError, end, environment
+from scripts.common import CACHE, LOG, ROOT, ProblemError, environment, write_json
 from scripts.progress import (
     Event,
     Expectation,
@@ -38,6 +36,8 @@ SHIPPED = ROOT / "scripts" / "expected.json"
 INTERRUPTED = 130
 LEFT_SECONDS = 24 * 3600
 """No play takes that long: an older folder was left by one that was killed."""
+CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)", re.MULTILINE)
+"""How many tasks changed something, in a host's line of ansible-playbook's recap."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -71,8 +71,7 @@ def expectation(name: str) -> Expectation | None:
 
 def remember(name: str, expected: Expectation) -> None:
     """Keep what a run was, for the next one's progress."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    (RUNS / f"{name.replace('/', '_')}.json").write_text(json.dumps(asdict(expected)) + "\n")
+    write_json(RUNS / f"{name.replace('/', '_')}.json", asdict(expected))
 
 
 class Interruption:
@@ -179,23 +178,3 @@ def report(console: Console, result: Result, inventories: Sequence[Path], expect
         lines = ["", "FAILED before any task:", *(f"  {line}" for line in said)]
     for line in [*lines, f"  Everything is in {LOG.relative_to(ROOT)}"]:
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def main() -> int:
-    """Run one playbook; its exit code is Ansible's."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="What follows `--` goes to ansible-playbook.")
-    parser.add_argument("playbook", type=Path)
-    parser.add_argument("-i", "--inventory", type=Path, action="append", help="default: inventory/lab")
-    parser.add_argument("-l", "--limit")
-    arguments, extra = parser.parse_known_args()
-    inventories = arguments.inventory or [ROOT / "inventory" / "lab"]
-    console = Console()
-    extra = [each for each in extra if each != "--"]
-    return play(arguments.playbook, inventories, console=console, limit=arguments.limit, extra=extra).code
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ProblemError as error:
-        end(error)

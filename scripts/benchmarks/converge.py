@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import signal
 import ssl
 import sys
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from scripts.benchmarks.converge_report import Seen, Size, Times, plot, tables, verdict
 from scripts.benchmarks.measured import machine, told
-from scripts.common import BUILD, ROOT, ProblemError, capture, lock
+from scripts.common import BUILD, ROOT, ProblemError, listed_inventory, lock, write_json
 from scripts.lab import hosts as lab_hosts
 from scripts.lab.hosts import INVENTORY, Host
 from scripts.run_playbook import INTERRUPTED, Result, play
@@ -141,7 +140,7 @@ def platform_hosts() -> int:
     running = {name for name, each in there.items() if each["State"]["Running"]}
     if missing := sorted({host.name for host in lab_hosts.declared()} - running):
         raise ProblemError(f"this needs the lab, and {', '.join(missing)} does not run: `make lab` first")
-    return len(lab_hosts.members(json.loads(capture(["ansible-inventory", "-i", INVENTORY, "--list"])), "platform"))
+    return len(lab_hosts.members(listed_inventory(INVENTORY), "platform"))
 
 
 def measure_all(there: int, sizes: Sequence[int], runs: int, console: Console) -> Seen:
@@ -184,7 +183,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     found = verdict(seen, measured_on)
-    VERDICT.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(VERDICT, found)
     for picture in (PICTURE, *([DOCS_PICTURE] if options.docs else [])):
         plot(seen, picture)
     for table in tables(seen):

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.common import BUILD, ROOT, environment, failure
+from scripts.common import BUILD, ROOT, environment, failure, write_json
 
 VERDICT = BUILD / "bench-flow.json"
 ALLOWED_SECONDS = 2.0
@@ -92,9 +92,7 @@ def main() -> int:
     ok = fast_enough(numbers)
     measured_on = {"inventory": options.inventory, "host": found["host"], "runs_of_each": options.times}
     measured_on["controller"] = platform.platform()
-    VERDICT.parent.mkdir(exist_ok=True)
-    verdict = {"ok": ok, "figures": numbers, "measured_on": measured_on}
-    VERDICT.write_text(json.dumps(verdict, indent=2) + "\n")
+    write_json(VERDICT, {"ok": ok, "figures": numbers, "measured_on": measured_on})
     print(table(numbers))
     print(f"start_vs_bare_prefect {numbers['start_vs_bare_prefect']}: {'ok' if ok else 'TOO SLOW'}")
     return OK if ok else SLOW

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.common import BUILD, ROOT, environment
+from scripts.common import BUILD, ROOT, environment, write_json
 
 PLUGIN = ROOT / "src/mlflow_plugin"
 VERDICT = BUILD / "bench-plugin.json"
@@ -115,8 +115,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         figures = compare(project(Path(folder)), rounds)
     ok = max(figures["first_run_ms_extra"], figures["later_run_ms_extra"]) < MOST_MS
-    VERDICT.parent.mkdir(exist_ok=True)
-    VERDICT.write_text(json.dumps({"ok": ok, "figures": figures}, indent=2) + "\n")
+    write_json(VERDICT, {"ok": ok, "figures": figures})
     for name, value in figures.items():
         print(f"{value:>10.2f}  {name}")
     print(f"bench-plugin: {'ok' if ok else 'FAILED'} (a run may take {MOST_MS:.0f} ms longer)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,27 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.serving import models
-from scripts.benchmarks.serving.measure import START_SECONDS
-from scripts.common import BUILD, ProblemError, end
+from scripts.common import BUILD, ProblemError, end, write_json
 from scripts.inference.constant_load import JSON, Load, Request
-from scripts.inference.serve_model import champion, served, version, want
+from scripts.inference.serve_model import served, version, wait_until_serving, want
 
 VERDICT = BUILD / "bench-swap.json"
 CONNECTIONS, PER_SECOND = 8, 100
 SWAPS, CALM_SECONDS = 3, 15.0
 MAY_BE = 2.0
 """The median of the ratios that is good enough."""
-
-
-def serving(service: subprocess.Popen[bytes], folder: Path, number: str) -> float:
-    """Wait for a version to be in service; return the moment."""
-    deadline = time.monotonic() + START_SECONDS
-    while champion(folder) != number:
-        if service.poll() is not None or time.monotonic() > deadline:
-            said = (folder / "log").read_text()[-2000:]
-            raise ProblemError(f"version {number} does not come into service:\n{said}")
-        time.sleep(0.05)
-    return time.monotonic()
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -50,7 +37,7 @@ def measure(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="swap-") as at:
         folder = Path(at)
         with served(folder, model.folder, workers=1) as (service, port):
-            serving(service, folder, "1")
+            wait_until_serving(service, folder, "1")
             request = Request(JSON, json.dumps({"dataframe_split": split}).encode())
             load = Load(port, [[request]] * CONNECTIONS, PER_SECOND)
             for number in range(2, 2 + SWAPS):
@@ -58,7 +45,7 @@ def measure(name: str) -> dict[str, Any]:
                 time.sleep(CALM_SECONDS)  # what it is compared with
                 wanted = time.monotonic()
                 want(folder, version(folder, str(number), model.folder))
-                there = serving(service, folder, str(number))
+                there = wait_until_serving(service, folder, str(number))
                 before, during = load.percentile(began, wanted), load.percentile(wanted, there)
                 swaps.append({"seconds": there - wanted, "before_ms": before * 1000, "during_ms": during * 1000})
                 print(
@@ -77,8 +64,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found = {name: measure(name) for name in arguments.only}
     ok = all(each["ratio"] <= MAY_BE and not each["failed"] for each in found.values())
-    BUILD.mkdir(exist_ok=True)
-    VERDICT.write_text(json.dumps({"ok": ok, "may_be": MAY_BE, "per_second": PER_SECOND, "models": found}, indent=1))
+    write_json(VERDICT, {"ok": ok, "may_be": MAY_BE, "per_second": PER_SECOND, "models": found})
     for name, each in found.items():
         print(f"{name:<8} {each['ratio']:.2f} times; of {each['requests']} requests, {len(each['failed'])} failed")
     print(f"bench-swap: {'ok' if ok else 'FAILED'}")

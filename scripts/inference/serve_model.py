@@ -12,12 +12,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from metalworks.inference import supervisor
-from scripts.inference import processes
+from scripts import processes
+from scripts.common import ProblemError
+
+START_SECONDS = 180.0
 
 
 def version(
@@ -56,6 +60,17 @@ def champion(folder: Path) -> str | None:
     """Return the version in service."""
     said = state(folder)["champion"]
     return str(said["version"]) if said else None
+
+
+def wait_until_serving(service: subprocess.Popen[bytes], folder: Path, number: str) -> float:
+    """Wait for a version to be in service; return the moment."""
+    deadline = time.monotonic() + START_SECONDS
+    while champion(folder) != number:
+        if service.poll() is not None or time.monotonic() > deadline:
+            output = (folder / "log").read_text()[-2000:]
+            raise ProblemError(f"version {number} does not come into service:\n{output}")
+        time.sleep(0.05)
+    return time.monotonic()
 
 
 @contextlib.contextmanager

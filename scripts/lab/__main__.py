@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from scripts.common import BUILD, LAB, LOG, ROOT, ProblemError, capture, end, lock
+from scripts.common import BUILD, LAB, LOG, ROOT, ProblemError, end, listed_inventory, lock, write_json
 from scripts.lab import docker_engine, host_image
 from scripts.lab import hosts as lab_hosts
 from scripts.progress import Expectation, duration
@@ -185,12 +185,12 @@ def write_verdict(total: float, seconds: Mapping[str, float], changes: int) -> N
         "changes": changes,
     }
     machine = {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
-    VERDICT.write_text(json.dumps({"ok": True, "figures": figures, "measured_on": machine}, indent=1) + "\n")
+    write_json(VERDICT, {"ok": True, "figures": figures, "measured_on": machine})
 
 
 def overview() -> Table:
     """What runs where, from the inventory."""
-    listed = json.loads(capture(["ansible-inventory", "-i", INVENTORY, "--list"]))
+    listed = listed_inventory(INVENTORY)
     where_column = Column("address", overflow="fold")
     table = Table("part", "host", where_column, title="What runs where", title_justify="left", box=SIMPLE_HEAD)
     for group, (part, where) in PARTS.items():

@@ -12,7 +12,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from scripts.common import LAB, ProblemError, apt_install, end, environment, lock, logged, wait_until
+from scripts.common import LAB, ProblemError, apt_install, end, environment, lock, logged, succeeds, wait_until
 
 PID_FILE = LAB / "dockerd.pid"
 DAEMON_LOG = LAB / "dockerd.log"
@@ -21,10 +21,7 @@ START_TIMEOUT = 90
 
 def answers() -> bool:
     """Whether a Docker engine can be used from here."""
-    if not shutil.which("docker"):
-        return False
-    asked = subprocess.run(["docker", "version"], capture_output=True, env=environment(), check=False)
-    return asked.returncode == 0
+    return bool(shutil.which("docker")) and succeeds(["docker", "version"])
 
 
 def ensure() -> str:

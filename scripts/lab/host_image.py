@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable
 
-from scripts.common import LAB, ProblemError, apt_install, capture, end, environment, lock, logged
+from scripts.common import LAB, ProblemError, apt_install, capture, end, lock, logged, succeeds
 
 NAME = "metalworks-lab-host"
 SUITE = "bookworm"
@@ -79,8 +78,7 @@ def current() -> str:
 
 def exists(image: str) -> bool:
     """Whether the engine has the image."""
-    asked = subprocess.run(["docker", "image", "inspect", image], capture_output=True, env=environment(), check=False)
-    return asked.returncode == 0
+    return succeeds(["docker", "image", "inspect", image])
 
 
 def ensure() -> str:

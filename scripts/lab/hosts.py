@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from scripts.common import CACHE, LAB, ROOT, ProblemError, capture, end, environment, logged, wait_until
+from scripts.common import CACHE, LAB, ROOT, ProblemError, capture, end, logged, succeeds, wait_until
 from scripts.lab import host_image
 
 SCENARIO = ROOT / "molecule" / "cluster" / "molecule.yml"
@@ -247,14 +247,13 @@ def wait_for(host: Host, ready: Callable[[Host], bool], complaint: str) -> None:
 
 def booted(host: Host) -> bool:
     """Whether sshd runs in the container and logins are allowed."""
-    asked = ["docker", "exec", host.name, "systemctl", "is-active", "--quiet", "ssh.service", "multi-user.target"]
-    return subprocess.run(asked, capture_output=True, env=environment(), check=False).returncode == 0
+    units = ["ssh.service", "multi-user.target"]
+    return succeeds(["docker", "exec", host.name, "systemctl", "is-active", "--quiet", *units])
 
 
 def lets_in(host: Host) -> bool:
     """Whether the lab's key opens a session."""
-    asked = ["ssh", "-F", str(SSH_CONFIG), "-o", "ConnectTimeout=5", host.name, "true"]
-    return subprocess.run(asked, capture_output=True, env=environment(), check=False).returncode == 0
+    return succeeds(["ssh", "-F", SSH_CONFIG, "-o", "ConnectTimeout=5", host.name, "true"])
 
 
 def write_ssh_config(these: Iterable[Host]) -> None:

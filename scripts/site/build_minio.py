@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts.common import BUILD, CACHE, ROOT, ProblemError, capture, end, environment, lock, logged
+from scripts.common import BUILD, CACHE, ROOT, ProblemError, capture, end, environment, lock, logged, write_json
 
 PINS = ROOT / "group_vars" / "all" / "versions.yml"
 PROGRAMS = {"minio": "github.com/minio/minio"}
@@ -119,7 +119,7 @@ def build(module: Module) -> None:
         built.chmod(0o755)
         module.digest.unlink(missing_ok=True)
         built.replace(module.binary)
-    module.stamp.write_text(json.dumps(asdict(module), indent=1) + "\n")
+    write_json(module.stamp, asdict(module))
 
 
 def run_go(argv: list[str], settings: dict[str, str], directory: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import re
 import secrets
@@ -30,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from scripts.common import ROOT, ProblemError, capture, end
+from scripts.common import ROOT, ProblemError, end, listed_inventory
 
 EXAMPLE = ROOT / "group_vars" / "all" / "vault.example.yml"
 
@@ -149,7 +148,7 @@ def without(present: Mapping[str, Any], which: str) -> dict[str, Any]:
 
 def platform_users(inventory: Path) -> list[dict[str, Any]]:
     """The site's users, as Ansible reads them from the inventory."""
-    listed = json.loads(capture(["ansible-inventory", "-i", inventory, "--list"]))
+    listed = listed_inventory(inventory)
     for variables in listed.get("_meta", {}).get("hostvars", {}).values():
         people = variables.get("platform_users", [])
         if not isinstance(people, list):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.common import BUILD, ROOT, environment, failure
+from scripts.common import BUILD, ROOT, environment, failure, write_json
 
 VERDICT = BUILD / "smoke.json"
 OK, FAILED, UNKNOWN = 0, 1, 2
@@ -66,7 +66,7 @@ def main() -> int:
         print(words, file=sys.stderr)
     else:
         verdict["figures"]["seconds"] = round(time.monotonic() - start, 1)
-        VERDICT.write_text(json.dumps(verdict, indent=2) + "\n")
+        write_json(VERDICT, verdict)
         print(table(verdict))
     print(f"{STATES[status]} ({time.monotonic() - start:.0f} s)")
     return status

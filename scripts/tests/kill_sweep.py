@@ -8,7 +8,6 @@ killed within the next, and so on. What is left at the end must converge, and on
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -18,23 +17,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 
-from scripts.common import BUILD, ROOT, ProblemError, end, environment, lock
+from scripts import processes
+from scripts.common import BUILD, ROOT, ProblemError, end, environment, lock, write_json
 from scripts.lab import hosts as lab_hosts
+from scripts.run_playbook import CHANGES
 from scripts.site import build_minio
 from scripts.tests import scenarios
 
 LOG = BUILD / "test-kills.log"
 VERDICT = BUILD / "test-kills.json"
 BANNER = re.compile(r"^(PLAY|TASK|RUNNING HANDLER) \[(.*)\] \*+$")
-ORPHANS: list[tuple[str, str]] = []
+ORPHANS: dict[int, str] = {}
 """Processes of killed plays, and when each began. Ansible gives them sessions of their own, so they live on, as they
 would elsewhere."""
-CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)")
 
 
 @dataclass
@@ -109,8 +109,7 @@ def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) 
         if run.take(line, time.monotonic()) and run.tasks[-1] in wanted:
             # A moment within the task. What is over sooner than it was then is killed on the way to the next one.
             time.sleep(chance.uniform(0, seconds.get(run.tasks[-1], 0)))
-            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-            ORPHANS.extend((number, began(number)) for number in children)
+            ORPHANS.update(processes.tree(child.pid))
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             return run.tasks[-1]
@@ -119,19 +118,11 @@ def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) 
     return None
 
 
-def began(number: str) -> str:
-    """Return when a process began, in ticks since the machine's start; empty for one that is gone."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
 def end_orphans() -> None:
-    """End what killed plays have left here; a number that belongs to another process by now is left alone."""
-    for number, when in ORPHANS:
-        if when and began(number) == when:
-            os.kill(int(number), signal.SIGKILL)
+    """End what killed plays have left here; leave a process alone that has the number of one that is gone."""
+    for number in processes.left(ORPHANS):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def sweep(wanted: Iterable[str], seconds: dict[str, float], chance: random.Random, console: Console) -> int:
@@ -172,7 +163,7 @@ def main() -> None:
     # Some tasks change something on new hosts only in one go; the sweep must have met nearly all.
     ok = again.changes == 0 and killed >= 0.9 * len(first.changing)
     figures = {"tasks": len(first.tasks), "changing": len(first.changing), "kills": killed, "changes": again.changes}
-    VERDICT.write_text(json.dumps({"ok": ok, "figures": figures, "seed": seed}, indent=1) + "\n")
+    write_json(VERDICT, {"ok": ok, "figures": figures, "seed": seed})
     console.print(f"{'ok' if ok else 'FAILED'}: {figures}", markup=False, highlight=False)
     sys.exit(0 if ok else 1)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from scripts.common import BUILD, ROOT, environment
+from scripts.common import BUILD, ROOT, environment, write_json
 
 TIMES = BUILD / "lint.json"
 # Longest first. Rules of ansible-lint need an inventory to look roles' variables up in: that of a site to be.
@@ -40,8 +39,7 @@ def main() -> int:
         print(f"{name}: {'ok' if content else 'FAILED'} ({seconds:.0f} s)")
         if not content:
             print(said.rstrip())
-    BUILD.mkdir(exist_ok=True)
-    TIMES.write_text(json.dumps({name: seconds for name, (_, _, seconds) in ended.items()}, indent=1) + "\n")
+    write_json(TIMES, {name: seconds for name, (_, _, seconds) in ended.items()})
     return 0 if all(content for content, _, _ in ended.values()) else 1
 
 

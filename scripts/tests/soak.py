@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.common import BUILD
-from scripts.inference import processes
+from scripts import processes
+from scripts.common import BUILD, ProblemError, end, write_json
 from scripts.inference.constant_load import JSON, Load, Request
-from scripts.inference.serve_model import champion, served, version, want
+from scripts.inference.serve_model import champion, served, version, wait_until_serving, want
 
 REPORT = BUILD / "soak.json"
 CONNECTIONS, PER_SECOND = 8, 200
@@ -92,10 +92,7 @@ def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
     swaps = 0
     # A version that was replaced ends before it is wanted again: starting and ending is to leak nothing either.
     with served(folder, models[0], workers=workers, keep_previous=5, log_share=0.1) as (process, port):
-        while champion(folder) is None:
-            if process.poll() is not None:
-                raise RuntimeError((folder / "log").read_text())
-            time.sleep(0.2)
+        wait_until_serving(process, folder, "1")
         mix = requests()
         load = Load(port, [mix[i:] + mix[:i] for i in range(CONNECTIONS)], PER_SECOND)
         began = swapped = time.monotonic()
@@ -158,11 +155,13 @@ def main() -> int:
             shutil.copy(folder / "log", REPORT.with_suffix(".log"))
     finally:
         shutil.rmtree(folder)
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(REPORT, figures)
     print(json.dumps(figures, indent=1))
     return 0 if figures["ok"] else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ProblemError as error:
+        end(error)

@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from scripts.common import BUILD
+from scripts.common import BUILD, write_json
 from scripts.progress import duration
 
 VERDICT = BUILD / "test.json"
@@ -118,7 +118,7 @@ def report(console: Console, scenarios: Iterable[Times], began: float, *, ok: bo
         name: [span._asdict() | {"seconds": round(span.seconds, 1)} for span in spans]
         for name, spans in (("slowest_tasks", tasks), ("slowest_tests", slowest(done)))
     }
-    VERDICT.write_text(json.dumps({"ok": ok, "figures": figures, **lists, "measured_on": machine}, indent=1) + "\n")
+    write_json(VERDICT, {"ok": ok, "figures": figures, **lists, "measured_on": machine})
 
 
 def steps_table(parts: Mapping[str, Mapping[str, float]]) -> Table:

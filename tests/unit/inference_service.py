@@ -29,7 +29,7 @@ from metalworks.inference.served import Route
 from metalworks.inference.settings import Settings
 from metalworks.inference.stats import Stats
 from scripts.inference import serve_model
-from scripts.inference.processes import free_port
+from scripts.processes import free_port
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 TOKEN = "s3cret"

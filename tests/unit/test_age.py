@@ -53,7 +53,7 @@ def test_what_is_left_behind_or_changed_fails() -> None:
 
 def test_changes_of_all_hosts_are_counted() -> None:
     recap = "PLAY RECAP ***\ndev-1  : ok=12   changed=0    unreachable=0\ngpu-1  : ok=7    changed=2    unreachable=0\n"
-    assert age.CHANGED.findall(recap) == ["0", "2"]
+    assert age.CHANGES.findall(recap) == ["0", "2"]
 
 
 def test_differences_are_told_by_what_went_and_came() -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts import processes
 from scripts.benchmarks.measured import judged
 from scripts.benchmarks.serving import __main__ as bench
 from scripts.benchmarks.serving import load, measure, models, report
 from scripts.benchmarks.serving.systems import PEERS, SYSTEMS, System, versions
 from scripts.common import ProblemError
-from scripts.inference import constant_load, processes
+from scripts.inference import constant_load
 
 WRK = """Running 10s test @ http://127.0.0.1:5801/predict
   1 threads and 16 connections

@@ -47,7 +47,7 @@ from metalworks.inference.settings import Canary, Settings, SettingsError
 from metalworks.inference.shadow import Shadow, _difference
 from metalworks.inference.stats import Series, Stats
 from metalworks.inference.supervisor import Supervisor
-from scripts.inference.processes import free_port
+from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
 DOUBLES = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]

@@ -32,7 +32,7 @@ def shown(what: object) -> str:
 
 
 def test_the_overview_follows_the_inventory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab, "capture", lambda argv: json.dumps(LISTED))
+    monkeypatch.setattr(lab, "listed_inventory", lambda _: LISTED)
     text = shown(lab.overview())
     assert "https://mlflow.metalworks.internal" in text
     assert "198.51.100.31" in text

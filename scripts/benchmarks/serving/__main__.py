@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from scripts.benchmarks.measured import judged, machine, told
 from scripts.benchmarks.serving import models, report
 from scripts.benchmarks.serving.measure import CONNECTIONS, Cell, cells
 from scripts.benchmarks.serving.systems import SYSTEMS, install, versions
-from scripts.common import BUILD, ROOT, ProblemError, apt_install, lock
+from scripts.common import BUILD, ROOT, ProblemError, apt_install, lock, write_json
 
 VERDICT = BUILD / "bench-serving.json"
 PAGE = ROOT / "docs/serving-benchmark.md"
@@ -124,8 +123,7 @@ def main() -> int:
         "measured_on": on,
         "cells": [dataclasses.asdict(cell) for cell in seen],
     }
-    VERDICT.parent.mkdir(exist_ok=True)
-    VERDICT.write_text(json.dumps(verdict, indent=2) + "\n")
+    write_json(VERDICT, verdict)
     if options.docs:
         PAGE.write_text(report.page(found, numbers, on))
         report.plot(found, PICTURE)

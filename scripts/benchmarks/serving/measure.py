@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from scripts import processes
 from scripts.benchmarks.serving import load
 from scripts.benchmarks.serving.models import Model
 from scripts.benchmarks.serving.systems import System
 from scripts.common import BUILD, ProblemError
-from scripts.inference import processes
+from scripts.inference.serve_model import START_SECONDS
 
 CONNECTIONS = (1, 16, 64)
-START_SECONDS = 180.0
 WARM_UP_SECONDS = 3.0
 
 

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-from scripts.common import BUILD, ROOT, ProblemError, end, environment, failure
+from scripts.common import BUILD, ROOT, ProblemError, end, environment, failure, write_json
 from scripts.lab import hosts as lab_hosts
+from scripts.run_playbook import CHANGES
 from scripts.tests.age import site
 
 VERDICT = BUILD / "test-age.json"
 ROUNDS = 30
 SLOWER, LARGER = 1.2, 1.02
 """By how much the last third of the rounds may take longer, and the databases be larger, than the third before it."""
-CHANGED = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)", re.MULTILINE)
 SHOWN = 20
 
 
@@ -41,7 +40,7 @@ def once() -> dict[str, Any]:
     """Go one round; return the seconds and changes it took, and the bytes that there are afterwards."""
     printed, converged = run(["ansible-playbook", "-i", str(lab_hosts.INVENTORY), "site.yml"])
     _, checked = run([sys.executable, "-m", "scripts.site.smoke"])
-    changes = sum(map(int, CHANGED.findall(printed)))
+    changes = sum(map(int, CHANGES.findall(printed)))
     return {"site": round(converged, 1), "smoke": round(checked, 1), "changes": changes} | site.sizes()
 
 
@@ -85,8 +84,7 @@ def main() -> int:
             rounds.append(once())
             print(f"{number:>3}: {json.dumps(rounds[-1])}", flush=True)
         verdict = judge(rounds, site.left(before))
-    BUILD.mkdir(exist_ok=True)
-    VERDICT.write_text(json.dumps(verdict, indent=1) + "\n")
+    write_json(VERDICT, verdict)
     print(*verdict["different"][:SHOWN], sep="\n")
     print(f"test-age: {'ok' if verdict['ok'] else 'FAILED'} {json.dumps(verdict['figures'])}")
     return 0 if verdict["ok"] else 1
