@@ -1,4 +1,4 @@
-"""What the lab's scripts share: where things lie, how a command is run, how a problem is told."""
+"""What scripts share: paths, running commands, locks, and reporting problems."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LOG = BUILD / "lab.log"
 
 
 class ProblemError(Exception):
-    """Something a person has to know; the text says what is wrong and how to mend it."""
+    """A problem that a person has to solve. The text says what is wrong and what to do."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for child processes: this interpreter's programs come first on PATH."""
+    """Return the environment for child processes, with this interpreter's programs first on PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, **(extra or {})}
 
 
 def capture(argv: Sequence[str | Path], *, stdin: str | None = None) -> str:
-    """Run a command and return what it printed; a failure becomes a problem with its last words."""
+    """Run a command and return its output. If it fails, raise a ProblemError with the last lines of output."""
     done = subprocess.run(argv, capture_output=True, text=True, input=stdin, env=environment(), cwd=ROOT, check=False)
     if done.returncode:
         raise ProblemError(failure(argv, done.returncode, done.stderr or done.stdout))
@@ -57,7 +57,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def logged(argv: Sequence[str | Path], *, extra_env: Mapping[str, str] | None = None, log: Path = LOG) -> None:
-    """Run a command with its output in the log file; a failure becomes a problem with its last words."""
+    """Run a command and append its output to a log. If it fails, raise a ProblemError with the last lines."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         sink.write(f"$ {' '.join(map(str, argv))}\n".encode())
@@ -75,28 +75,28 @@ def logged(argv: Sequence[str | Path], *, extra_env: Mapping[str, str] | None = 
     if done.returncode:
         with log.open("rb") as source:
             source.seek(start)
-            said = source.read().decode(errors="replace")
-        raise ProblemError(f"{failure(argv, done.returncode, said)}\nEverything is in {log}")
+            output = source.read().decode(errors="replace")
+        raise ProblemError(f"{failure(argv, done.returncode, output)}\nThe whole output is in {log}")
 
 
-def failure(argv: Sequence[str | Path], code: int, said: str, lines: int = 15) -> str:
-    """A failed command in a few lines: what it was, how it ended, what it said last."""
-    last = "\n".join(f"    {line}" for line in said.strip().splitlines()[-lines:])
-    return f"`{' '.join(map(str, argv))}` ended with {code}:\n{last}"
+def failure(argv: Sequence[str | Path], code: int, output: str, lines: int = 15) -> str:
+    """Return a summary of a failed command: the command, its exit code, and the last lines of output."""
+    last = "\n".join(f"    {line}" for line in output.strip().splitlines()[-lines:])
+    return f"`{' '.join(map(str, argv))}` failed with exit code {code}:\n{last}"
 
 
 def wait_until(ready: Callable[[], bool], what: str, timeout: float, every: float = 0.3) -> None:
-    """Return as soon as the condition holds; after the time limit, name what did not come."""
+    """Wait until the condition holds. After the time limit, raise a ProblemError that says what was awaited."""
     deadline = time.monotonic() + timeout
     while not ready():
         if time.monotonic() > deadline:
-            raise ProblemError(f"{what}: waited {timeout:.0f} s in vain")
+            raise ProblemError(f"{what} (gave up after {timeout:.0f} s)")
         time.sleep(every)
 
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """One process at a time does this; others wait."""
+    """Let one process at a time do this; the others wait."""
     CACHE.mkdir(exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -104,7 +104,7 @@ def lock(name: str) -> Iterator[None]:
 
 
 def apt_install(*packages: str, why: str) -> None:
-    """Install Debian packages; when this is not possible, say what to install by hand."""
+    """Install Debian packages, or say which to install by hand."""
     names = " ".join(packages)
     if os.geteuid() != 0:
         raise ProblemError(f"{why} needs the packages {names}: `sudo apt-get install {names}`, or run this as root")
@@ -116,6 +116,6 @@ def apt_install(*packages: str, why: str) -> None:
 
 
 def end(error: ProblemError) -> NoReturn:
-    """Tell the problem on stderr and leave with 1."""
+    """Print the problem to stderr and exit with 1."""
     print(f"\nFAILED: {error}", file=sys.stderr)
     sys.exit(1)

@@ -1,4 +1,4 @@
-"""A server's processes: started, measured from /proc, and stopped with all their children."""
+"""Start a server, measure its processes from /proc, and stop it with all its children."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
 STOP_SECONDS = 10.0
 PARENT, USER_TIME, SYSTEM_TIME, CHILDREN_USER, CHILDREN_SYSTEM, BEGAN = 1, 11, 12, 13, 14, 19
-"""Places in /proc/<pid>/stat, counted from the state, which is the first one after the program's name."""
+"""Fields of /proc/<pid>/stat, counted from the state, which is the first one after the program's name."""
 
 
 def stat(pid: int) -> list[str]:
-    """Return a process's numbers from its state on; nothing when it is gone."""
+    """Return a process's fields from its state on; an empty list if the process is gone."""
     try:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -27,7 +27,7 @@ def stat(pid: int) -> list[str]:
 
 
 def tree(root: int) -> dict[int, str]:
-    """Return a process and all below it, each with when it began: a number alone may be given to another."""
+    """Return a process and all its descendants, each with its start time: a PID alone may be reused."""
     everything = {int(entry.name): stat(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit()}
     children: dict[int, list[int]] = {}
     for pid, numbers in everything.items():
@@ -44,7 +44,7 @@ def tree(root: int) -> dict[int, str]:
 
 
 def cpu_seconds(root: int) -> float:
-    """Return the processor time of a process and all below it, those that have ended included."""
+    """Return the processor time of a process and its descendants, including those that have ended."""
     used = 0
     for pid in tree(root):
         numbers = stat(pid)
@@ -54,7 +54,7 @@ def cpu_seconds(root: int) -> float:
 
 
 def memory_mib(root: int) -> float:
-    """Return the memory of a process and all below it; a page that several share counts once."""
+    """Return the memory of a process and its descendants; a shared page counts once."""
     kib = 0
     for pid in tree(root):
         try:
@@ -66,7 +66,7 @@ def memory_mib(root: int) -> float:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -77,7 +77,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], variables: Mapping[str, str], folder: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server; at the end stop it, and kill what it leaves: some leave their workers."""
+    """Run a server. At the end, stop it and kill what it leaves behind: some leave their workers."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as sink:
         server = subprocess.Popen(

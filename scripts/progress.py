@@ -1,4 +1,4 @@
-"""What is known about a running playbook, taken from ansible-runner's events, and how a person sees it."""
+"""The state of a running playbook, from ansible-runner's events, and its display."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that failed on a host, in the words a person needs."""
+    """A task that failed on a host."""
 
     host: str
     play: str
@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Expectation:
-    """How much the same playbook was last time."""
+    """How long the same playbook took last time."""
 
     tasks: int
     seconds: float
@@ -65,7 +65,7 @@ class State:
         return time.monotonic() - self.started
 
     def take(self, event: Event) -> None:
-        """Learn from one event."""
+        """Update the state with one event."""
         kind = event.get("event", "")
         data: Mapping[str, Any] = event.get("event_data") or {}
         host = str(data.get("host", ""))
@@ -84,7 +84,7 @@ class State:
             self.settle(data)
 
     def ended(self, how: str, host: str, data: Mapping[str, Any]) -> None:
-        """Count a task's end on a host; remember it if it changed something or failed."""
+        """Count a task that ended on a host; keep it if it changed something or failed."""
         result: Mapping[str, Any] = data.get("res") or {}
         count = self.recap.setdefault(host, Counter())
         if how == "ok" and result.get("changed"):
@@ -104,7 +104,7 @@ class State:
         count[how] += 1
 
     def settle(self, stats: Mapping[str, Any]) -> None:
-        """Take Ansible's own sums, and forget failures that a rescue mended."""
+        """Take Ansible's own totals, and drop failures that a rescue block handled."""
         names = {"ok": "ok", "changed": "changed", "failures": "failed", "dark": "unreachable", "skipped": "skipped"}
         hosts = {host for key in names for host in stats.get(key) or {}}
         self.recap = {
@@ -116,7 +116,7 @@ class State:
 
 
 def reason(result: Mapping[str, Any]) -> str:
-    """Why a task failed: its message in full, what its program said last, and the same for each failed item."""
+    """Return why a task failed: its message, the last lines of its program, and the same for each failed item."""
     if "censored" in result:
         return "its result is hidden because it holds secrets (no_log)"
     parts = [str(result[key]).strip() for key in ("msg",) if result.get(key)]
@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 
 
 def against(elapsed: float, expected: Expectation | None) -> str:
-    """The time that went by, beside the time it is expected to take."""
+    """Return the elapsed time beside the expected time."""
     if expected is None:
         return f"{duration(elapsed)} (first run, no expectation)"
     if elapsed > expected.seconds * 1.1 + 5:
@@ -145,7 +145,7 @@ def against(elapsed: float, expected: Expectation | None) -> str:
 
 
 def count(tasks: int, expected: Expectation | None) -> str:
-    """Which task it is, of how many."""
+    """Return the task's number, and the total if it is known."""
     return f"{tasks}/{expected.tasks}" if expected and expected.tasks >= tasks else f"{tasks}"
 
 
@@ -159,14 +159,14 @@ class Display(Protocol):
         """End."""
 
     def show(self, event: Event) -> None:
-        """Called after the state has taken an event."""
+        """Show the state, which has been updated with this event."""
 
 
 class PlainDisplay:
-    """For logs and pipes: a line per play, task and change."""
+    """For logs and pipes: one line for each play, task and change."""
 
     def __init__(self, console: Console, state: State, expected: Expectation | None) -> None:
-        """Print to `console` what `state` learns."""
+        """Print updates of `state` to `console`."""
         self.console, self.state, self.expected = console, state, expected
 
     def __enter__(self) -> PlainDisplay:
@@ -177,7 +177,7 @@ class PlainDisplay:
         """Nothing to end."""
 
     def show(self, event: Event) -> None:
-        """Print the event if it is one that a reader of a log wants."""
+        """Print the event if it matters to a reader of the log."""
         state, kind = self.state, event.get("event")
         if kind == "playbook_on_play_start":
             self.line(f"PLAY {state.play} ({against(state.elapsed, self.expected)})")
@@ -189,12 +189,12 @@ class PlainDisplay:
             self.line(f"    {ENDS[str(kind)].upper()} on {event['event_data'].get('host')}")
 
     def line(self, text: str) -> None:
-        """One line as it is, without markup or wrapping."""
+        """Print one line without markup or wrapping."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveDisplay:
-    """For terminals: a few lines that are drawn again and again."""
+    """For terminals: a few lines that are redrawn."""
 
     def __init__(self, console: Console, state: State, expected: Expectation | None) -> None:
         """Draw `state` on `console`."""
@@ -247,7 +247,7 @@ def recap_table(recap: Mapping[str, Counter[str]]) -> Table:
 
 
 def failure_lines(failures: Iterable[Failure], inventory: str) -> list[str]:
-    """The last thing a person reads: which task, on which host, why, and what to try."""
+    """Return the final lines: which task failed on which host, why, and what to try."""
     lines: list[str] = []
     for failure in failures:
         lines += ["", f"FAILED on {failure.host}: {failure.task}", f"  in {failure.where or failure.play}"]

@@ -1,4 +1,4 @@
-"""Run a playbook through ansible-runner: progress on the terminal, everything in one log file."""
+"""Run a playbook with ansible-runner: progress on the terminal, the whole output in one log file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUNS = CACHE / "runs"
 SHIPPED = ROOT / "scripts" / "expected.json"
 INTERRUPTED = 130
 LEFT_SECONDS = 24 * 3600
-"""No play takes that long: an older folder was left by one that was killed."""
+"""No play takes that long; a folder older than that is left over from one that was killed."""
 CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)", re.MULTILINE)
 """How many tasks changed something, in a host's line of ansible-playbook's recap."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -51,17 +51,17 @@ class Result:
 
     @property
     def changed(self) -> int:
-        """Tasks that changed something, over all hosts."""
+        """The number of tasks that changed something, on all hosts."""
         return sum(counts["changed"] for counts in self.state.recap.values())
 
 
 def name_of(playbook: Path, limit: str | None) -> str:
-    """Under which name a run is remembered."""
+    """Return the name under which a run's duration is kept."""
     return "-".join([*playbook.resolve().relative_to(ROOT).with_suffix("").parts, *([limit] if limit else [])])
 
 
 def expectation(name: str) -> Expectation | None:
-    """What the last run of this name was; before the first one, what a first run took on two cores."""
+    """Return how long the last run took; before the first one, how long a first run took on two cores."""
     last = RUNS / f"{name}.json"
     if last.exists():
         return Expectation(**json.loads(last.read_text()))
@@ -70,22 +70,22 @@ def expectation(name: str) -> Expectation | None:
 
 
 def remember(name: str, expected: Expectation) -> None:
-    """Keep what a run was, for the next one's progress."""
+    """Keep how long a run took, for the next one's progress."""
     write_json(RUNS / f"{name.replace('/', '_')}.json", asdict(expected))
 
 
 class Interruption:
-    """Notes that the user wants to stop; ansible-runner asks for it."""
+    """Whether the user wants to stop; ansible-runner polls it."""
 
     wanted = False
 
     def note(self, _signal: int, _frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Handle the signal."""
         self.wanted = True
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """While this holds, the signals stop the playbook instead of this program."""
+        """Have the signals stop the playbook instead of this program."""
         kept = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -104,9 +104,9 @@ def play(
     extra_env: Mapping[str, str] | None = None,
     watch: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Run the playbook, show how it goes, and print the recap; the caller decides what a failure means.
+    """Run the playbook, show its progress and print the recap. The caller decides what a failure means.
 
-    `watch` is told every event of ansible-runner too.
+    `watch` is called with each of ansible-runner's events.
     """
     for path in (playbook, *inventories):
         if not path.exists():
@@ -134,7 +134,7 @@ def play(
                 display.show(event)
                 if watch:
                     watch(event)
-                return False  # nothing reads the events again
+                return False  # do not keep the event: nothing reads it again
 
             runner: Any = ansible_runner.run(
                 private_data_dir=private,
@@ -159,7 +159,7 @@ def play(
 
 
 def report(console: Console, result: Result, inventories: Sequence[Path], expected: Expectation | None) -> None:
-    """The recap, and after a failure its cause as the last lines."""
+    """Print the recap and, after a failure, its cause as the last lines."""
     console.print(recap_table(result.state.recap))
     took = f"  {result.state.tasks} tasks, {result.changed} changes, {against(result.seconds, expected)}"
     console.print(took, markup=False, highlight=False)
@@ -171,10 +171,10 @@ def report(console: Console, result: Result, inventories: Sequence[Path], expect
         lines += [
             "",
             f"STOPPED on request, in the task: {result.state.task}",
-            "  Run it again: it goes on from where things stand.",
+            "  Run it again: it continues from the present state.",
         ]
     elif not lines:
         said = LOG.read_text(errors="replace").splitlines()[-15:]
-        lines = ["", "FAILED before any task:", *(f"  {line}" for line in said)]
-    for line in [*lines, f"  Everything is in {LOG.relative_to(ROOT)}"]:
+        lines = ["", "FAILED before the first task:", *(f"  {line}" for line in said)]
+    for line in [*lines, f"  The whole output is in {LOG.relative_to(ROOT)}"]:
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

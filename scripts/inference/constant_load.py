@@ -1,4 +1,4 @@
-"""Constant requests to an inference service of this machine, at so many a second whatever it answers.
+"""Send requests to an inference service on this machine at a constant rate, whatever it answers.
 
 Each connection asks at its own pace: one that has to wait does not make the others wait, and makes up for it.
 """
@@ -15,7 +15,7 @@ JSON = "application/json"
 
 
 class Request(NamedTuple):
-    """What is posted, and the status that is to come back."""
+    """What to post, and the status to expect."""
 
     content_type: str
     body: bytes
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back: when it was asked (monotonic clock), after how many seconds; status 0 where nothing did."""
+    """A response: when it was requested (monotonic clock) and its latency. Status 0 means that none came."""
 
     at: float
     connection: int
@@ -33,16 +33,16 @@ class Answer(NamedTuple):
 
 
 class Load:
-    """Asks on one connection for each sequence of requests, over and over, until it is ended."""
+    """Sends each sequence of requests on a connection of its own, over and over, until it is ended."""
 
     PATIENCE = 120.0
-    """Seconds that an answer may take."""
+    """Seconds that a response may take."""
 
     def __init__(self, port: int, requests: Sequence[Sequence[Request]], per_second: float) -> None:
-        """Begin at once."""
+        """Start sending."""
         self.answers: list[Answer] = []
         self.wrong: list[str] = []
-        """Answers with another status than wanted, and what kept an answer from coming."""
+        """Responses with an unexpected status, and errors."""
         self._port, self._pause, self._per_second = port, len(requests) / per_second, per_second
         self._ending = threading.Event()
         self._threads = [
@@ -64,7 +64,7 @@ class Load:
                 status, said = answer.status, answer.read()
             except (OSError, http.client.HTTPException) as error:
                 status, said = 0, repr(error).encode()
-                connection.close()  # the next request connects anew
+                connection.close()  # the next request opens a new one
             if status != wanted:
                 self.wrong.append(f"{status} instead of {wanted}: {said[:200]!r}")
             self.answers.append(Answer(began, number, time.monotonic() - began, status, said))
@@ -72,12 +72,12 @@ class Load:
         connection.close()
 
     def percentile(self, since: float, until: float, share: float = 0.99) -> float:
-        """Return the latency in seconds that this share of what was asked in between stayed below."""
+        """Return this percentile of the latency, in seconds, of requests sent in between."""
         latencies = sorted(each.seconds for each in [*self.answers] if since <= each.at < until)
         return latencies[int(len(latencies) * share)]
 
     def end(self) -> None:
-        """Let every connection have its answer."""
+        """Stop sending, and wait for the last responses."""
         self._ending.set()
         for thread in self._threads:
             thread.join(self.PATIENCE + 10)

@@ -27,7 +27,7 @@ START_SECONDS = 180.0
 def version(
     folder: Path, number: str, model: Path, python: str = sys.executable, service: str = "model"
 ) -> dict[str, str]:
-    """Return the entry of a version whose files are in `folder`, as whoever fetches versions writes it."""
+    """Return a version's entry in wanted.json, with its files in `folder`, as model sync writes it."""
     at = folder / "versions" / number
     at.mkdir(parents=True, exist_ok=True)
     link = at / "model"
@@ -36,19 +36,19 @@ def version(
     card = {"name": service, "version": number, "alias": "champion", "source": str(model), "created": 0}
     new = at / "model.new"
     new.write_text(json.dumps(card))
-    new.replace(at / "model.json")  # whole at any time: a service may read it now
+    new.replace(at / "model.json")  # atomically: a service may be reading it
     return {"version": number, "path": str(at), "python": python, "environment": ""}
 
 
 def want(folder: Path, champion: Any, shadow: Any = None, canary: Any = None) -> None:
-    """Have versions served."""
+    """Request that these versions be served."""
     new = folder / "wanted.new"
     new.write_text(json.dumps({"champion": champion, "shadow": shadow, "canary": canary}))
     new.replace(folder / "wanted.json")
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Return what a service says of itself; of one that has not begun, that it serves nothing."""
+    """Return a service's state; before it has started, a state in which nothing is served."""
     try:
         said: dict[str, Any] = json.loads((folder / "run" / "state.json").read_text())
     except FileNotFoundError:
@@ -63,19 +63,19 @@ def champion(folder: Path) -> str | None:
 
 
 def wait_until_serving(service: subprocess.Popen[bytes], folder: Path, number: str) -> float:
-    """Wait for a version to be in service; return the moment."""
+    """Wait until a version is in service; return that moment."""
     deadline = time.monotonic() + START_SECONDS
     while champion(folder) != number:
         if service.poll() is not None or time.monotonic() > deadline:
             output = (folder / "log").read_text()[-2000:]
-            raise ProblemError(f"version {number} does not come into service:\n{output}")
+            raise ProblemError(f"version {number} did not come into service:\n{output}")
         time.sleep(0.05)
     return time.monotonic()
 
 
 @contextlib.contextmanager
 def runtime(folder: Path) -> Iterator[None]:
-    """Have `run` in `folder` lead to where sockets can be: their paths have 107 bytes at most, and that may be long."""
+    """Link `run` in `folder` to a short path: a socket's path has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as short:
         (folder / "run").symlink_to(short)
         try:
@@ -85,7 +85,7 @@ def runtime(folder: Path) -> Iterator[None]:
 
 
 def settings_for(folder: Path, port: int, service: str = "model", **settings: Any) -> dict[str, str]:
-    """Return the variables of a service with its files in `folder`; `settings` are more of them, in small letters."""
+    """Return the environment variables of a service in `folder`; `settings` adds more, in lower case."""
     given: dict[str, Any] = {"service": service, "wanted": folder / "wanted.json", "port": port}
     given |= {"runtime": (folder / "run").resolve(), "state": folder / "state"} | settings
     return {f"METALWORKS_INFERENCE_{name.upper()}": str(value) for name, value in given.items()}
@@ -93,7 +93,7 @@ def settings_for(folder: Path, port: int, service: str = "model", **settings: An
 
 @contextlib.contextmanager
 def served(folder: Path, model: Path, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run a service whose first version is `model`; give its process and its port."""
+    """Run a service whose first version is `model`; yield its process and port."""
     port = processes.free_port()
     want(folder, version(folder, "1", model))
     command = [sys.executable, "-m", "metalworks.inference.supervisor"]
@@ -104,15 +104,15 @@ def served(folder: Path, model: Path, **settings: Any) -> Iterator[tuple[subproc
 
 
 def main() -> int:
-    """Serve until told to end; settings of the environment (METALWORKS_INFERENCE_…) count as well."""
+    """Serve until stopped. METALWORKS_INFERENCE_… variables of the environment take precedence."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="folder with the file MLmodel")
+    parser.add_argument("model", type=Path, help="folder that contains MLmodel")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=1, help="HTTP processes (default: %(default)s)")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the model's environment")
     arguments = parser.parse_args()
     if not (arguments.model / "MLmodel").is_file():
-        parser.error(f"{arguments.model} has no file MLmodel: it is no MLflow model")
+        parser.error(f"{arguments.model} is not an MLflow model: it contains no file MLmodel")
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
         want(folder, version(folder, "1", arguments.model, arguments.python))

@@ -35,7 +35,7 @@ CUSTOMER = EXAMPLE / "customer_db.yml"
 GIT_HOST = ROOT / "molecule" / "cluster" / "git_host.yml"
 VERDICT = BUILD / "lab.json"
 FLIGHTS = BUILD / "flights.json"
-# Group → what a person calls it and where it answers on the group's first host.
+# Group → its name for people, and where it answers.
 PARTS = {
     "gateway": ("start page", "https://metalworks.internal"),
     "postgresql": ("PostgreSQL", "closed to other hosts"),
@@ -69,11 +69,11 @@ class Lab:
         self.changes = 0
 
     def up(self) -> None:
-        """Go through all stages; the first problem ends it."""
+        """Run all stages; stop at the first problem."""
         started = time.monotonic()
         LOG.parent.mkdir(parents=True, exist_ok=True)
         LOG.write_text("")
-        self.console.print(f"Everything is logged in {LOG.relative_to(ROOT)}", highlight=False)
+        self.console.print(f"The log is {LOG.relative_to(ROOT)}", highlight=False)
         lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
         with build_minio.in_background():
             for number, (title, stage) in enumerate(self.stages, start=1):
@@ -88,14 +88,14 @@ class Lab:
         self.console.print(overview(), width=None if self.console.is_terminal else 120)
         self.console.print(scores(flights))
         self.say(f"{outcome(flights)}\n{look_around()}")
-        self.say(f"The lab stands: {self.changes} changes on hosts, {duration(total)}.", style="bold green")
+        self.say(f"The lab is up: {self.changes} changes on hosts, {duration(total)}.", style="bold green")
 
     def say(self, text: str, style: str | None = None) -> None:
-        """A line as it is."""
+        """Print a line without markup or wrapping."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def quietly(self, heading: str, work: Callable[[], str]) -> str:
-        """Do something that has no events, under a spinner with the time it took last."""
+        """Do work that reports no events, under a spinner that shows how long it took last time."""
         name = f"stage-{work.__module__.rsplit('.', 1)[-1]}"
         expected, before = expectation(name), time.monotonic()
         hint = f" (about {duration(expected.seconds)})" if expected else ""
@@ -104,7 +104,7 @@ class Lab:
         with self.console.status(Text(f"{heading} ...{hint}")):
             outcome = work()
         took = time.monotonic() - before
-        if took > 2:  # an expectation is about work, not about finding it done
+        if took > 2:  # less means that there was nothing to do
             remember(name, Expectation(1, round(took, 1)))
         return outcome
 
@@ -118,32 +118,32 @@ class Lab:
         return f"{result.changed} changes"
 
     def engine(self, heading: str) -> str:
-        """A Docker engine answers."""
+        """Make a Docker engine answer."""
         return self.quietly(heading, docker_engine.ensure)
 
     def image(self, heading: str) -> str:
-        """The host image exists."""
+        """Make the host image exist."""
         return self.quietly(heading, host_image.ensure)
 
     def hosts(self, heading: str) -> str:
-        """All hosts run and let us in."""
+        """Make all hosts run and accept the lab's key."""
         return self.quietly(heading, lab_hosts.up)
 
     def secrets(self, _heading: str) -> str:
-        """No secret is missing."""
+        """Generate missing secrets."""
         added = make_secrets.ensure(INVENTORY, also_given=True)
         return f"{len(added)} added" if added else "complete already"
 
     def customer(self, heading: str) -> str:
-        """Somebody else's database holds the flights."""
+        """Set up the customer's database with the flights."""
         return self.outside(heading, CUSTOMER, "customer-db", 5432)
 
     def git(self, heading: str) -> str:
-        """Repositories are there, over SSH and HTTPS."""
+        """Set up the Git host."""
         return self.outside(heading, GIT_HOST, "git", 443)
 
     def outside(self, heading: str, recipe: Path, name: str, port: int) -> str:
-        """A host that the platform only addresses; not touched again while it answers."""
+        """Set up a host outside the platform; leave it alone while it answers and its playbook is the same."""
         known, present = LAB / f"{name}.stamp", stamp(recipe, name)
         address = next(host.address for host in lab_hosts.declared() if host.name == name)
         if known.exists() and known.read_text() == present and listens(address, port):
@@ -153,23 +153,23 @@ class Lab:
         return outcome
 
     def platform(self, heading: str) -> str:
-        """What a team would run."""
+        """Run site.yml, as a team would."""
         return self.playbook(heading, ROOT / "site.yml")
 
     def example(self, heading: str) -> str:
-        """The loop, as an ordinary user."""
+        """Run the example project, as an ordinary user."""
         return self.playbook(heading, LOOP)
 
 
 def stamp(recipe: Path, name: str) -> str:
-    """Which container was filled from which recipe, with what lies beside it under the same name."""
+    """Identify a container and the playbook that set it up, with the files that share its name."""
     parts = [path for path in sorted(recipe.parent.rglob(f"{recipe.stem}*")) if path.is_file()]
     content = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
     return f"{lab_hosts.containers()[name]['Id']} {content}"
 
 
 def listens(address: str, port: int) -> bool:
-    """Whether something accepts connections there."""
+    """Return whether something accepts connections there."""
     try:
         with socket.create_connection((address, port), timeout=2):
             return True
@@ -178,7 +178,7 @@ def listens(address: str, port: int) -> bool:
 
 
 def write_verdict(total: float, seconds: Mapping[str, float], changes: int) -> None:
-    """build/lab.json: that it worked, how long it took, on what."""
+    """Write build/lab.json: how long each stage took, and on which machine."""
     figures = {
         "total_seconds": total,
         **{f"{name}_seconds": value for name, value in seconds.items()},
@@ -189,7 +189,7 @@ def write_verdict(total: float, seconds: Mapping[str, float], changes: int) -> N
 
 
 def overview() -> Table:
-    """What runs where, from the inventory."""
+    """Return a table of what runs where, from the inventory."""
     listed = listed_inventory(INVENTORY)
     where_column = Column("address", overflow="fold")
     table = Table("part", "host", where_column, title="What runs where", title_justify="left", box=SIMPLE_HEAD)
@@ -201,7 +201,7 @@ def overview() -> Table:
 
 
 def scores(flights: Mapping[str, Any]) -> Table:
-    """What the example's models scored."""
+    """Return a table of the scores of the example's models."""
     keys = dict.fromkeys(key for model in flights["models"] for key in model if key != "name")
     title = "Models of the example, compared in MLflow"
     table = Table("model", *keys, title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -215,7 +215,7 @@ def scores(flights: Mapping[str, Any]) -> Table:
 
 
 def outcome(flights: Mapping[str, Any]) -> str:
-    """What became of the champion and of the scheduled retraining, as far as the loop tells."""
+    """Return lines about the champion's predictions and the scheduled retraining."""
     lines = []
     if asked := flights.get("prediction"):
         lines.append(
@@ -231,7 +231,7 @@ def outcome(flights: Mapping[str, Any]) -> str:
 
 
 def look_around() -> str:
-    """What to type next."""
+    """Return what to type next."""
     config = lab_hosts.SSH_CONFIG.relative_to(ROOT)
     return (
         "In a browser: chromium --host-resolver-rules='MAP *.metalworks.internal 198.51.100.11, "
@@ -245,7 +245,7 @@ def look_around() -> str:
 
 
 def down() -> None:
-    """Remove everything but caches."""
+    """Remove everything except caches."""
     if shutil.which("docker") and (LAB.exists() or docker_engine.answers()):
         docker_engine.ensure()
         lab_hosts.remove()
@@ -253,11 +253,11 @@ def down() -> None:
     shutil.rmtree(LAB, ignore_errors=True)
     shutil.rmtree(BUILD, ignore_errors=True)
     (INVENTORY / "group_vars" / "all" / "vault.yml").unlink(missing_ok=True)
-    print("The lab is gone; .cache keeps what makes the next one fast, and Docker its host image.")
+    print("The lab is gone. For the next one, caches stay in .cache and the host image in Docker.")
 
 
 def main() -> None:
-    """`up` or `down`."""
+    """Bring the lab up, or take it down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("verb", choices=["up", "down"])
     verb = parser.parse_args().verb

@@ -1,4 +1,4 @@
-"""See to a Docker engine: use the one that runs, else install Debian's and start it.
+"""Provide a Docker engine: use the one that runs, or install Debian's and start it.
 
 A running engine is never touched. Where systemd is not PID 1 the daemon is started directly, and
 `stop_own` stops exactly that one again.
@@ -20,12 +20,12 @@ START_TIMEOUT = 90
 
 
 def answers() -> bool:
-    """Whether a Docker engine can be used from here."""
+    """Return whether a Docker engine answers."""
     return bool(shutil.which("docker")) and succeeds(["docker", "version"])
 
 
 def ensure() -> str:
-    """Make an engine answer and say in a few words what was done for it."""
+    """Make an engine answer; return what was done for it."""
     with lock("docker-engine"):
         if answers():
             return "runs already"
@@ -43,12 +43,12 @@ def ensure() -> str:
 
 
 def install() -> bool:
-    """Install Debian's engine and client, whichever is missing."""
+    """Install Debian's engine and client if they are missing."""
     missing = [] if shutil.which("dockerd") else ["docker.io"]
     missing += [] if shutil.which("iptables") else ["iptables"]
     if missing:
         apt_install(*missing, why="the Docker engine")
-    if not shutil.which("docker"):  # a package of its own from Debian 13 on
+    if not shutil.which("docker"):  # a separate package from Debian 13 on
         apt_install("docker-cli", why="the Docker client")
     return bool(missing)
 
@@ -71,7 +71,9 @@ def start() -> None:
         def ready() -> bool:
             if daemon.poll() is not None:
                 last = "\n".join(DAEMON_LOG.read_text(errors="replace").splitlines()[-10:])
-                raise ProblemError(f"dockerd ended with {daemon.returncode}:\n{last}\nThe whole log is {DAEMON_LOG}")
+                raise ProblemError(
+                    f"dockerd exited with {daemon.returncode}:\n{last}\nThe whole log is in {DAEMON_LOG}"
+                )
             return answers()
 
         wait_until(ready, f"dockerd does not answer, its log is {DAEMON_LOG}", START_TIMEOUT)

@@ -18,15 +18,15 @@ SUITE = "bookworm"
 PACKAGES = (
     # the system
     *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "kmod", "tzdata"),
-    # how Ansible reaches and works it
+    # what Ansible needs
     *("openssh-server", "sudo", "python3", "python3-apt", "ca-certificates"),
-    # what a server has for looking around
+    # what an administrator uses
     *("iproute2", "iputils-ping", "procps", "curl", "nftables", "less", "vim-tiny"),
 )
-# A server has its lists of packages; a check mode run on a fresh host needs them.
+# Keep the package lists, as a server has them: check mode on a fresh host needs them.
 OPTIONS = ("--variant=minbase", "--skip=cleanup/apt/lists")
-# Run in the new root, after its packages. Host keys and machine-id come into being at the first boot,
-# so no two hosts share them; units that need hardware or a console are masked.
+# Runs in the new root, after its packages are installed. Host keys and machine-id are generated at the first boot, so
+# no two hosts share them; units that need hardware or a console are masked.
 SETUP = r"""
 set -eu
 useradd --create-home --shell /bin/bash ops
@@ -44,45 +44,45 @@ systemctl mask systemd-udevd.service systemd-udev-trigger.service console-getty.
   getty.target systemd-remount-fs.service dev-hugepages.mount sys-kernel-debug.mount sys-kernel-tracing.mount
 systemctl set-default multi-user.target
 """
-# The machine's own choices about downloads which the hosts need as well (a proxy, an old mirror).
+# This machine's download settings that the hosts need too (a proxy, an old mirror).
 APT_OPTIONS = re.compile(
     r'^(Acquire::(?:Check-Valid-Until|Check-Date|Retries|https?::[\w.:-]*)) "(.+)";$', re.MULTILINE
 )
 
 
 def apt_options(dump: str) -> list[str]:
-    """The download options which `apt-config dump` shows to be set, in apt.conf's syntax."""
+    """Return the download options in the output of `apt-config dump`, in apt.conf's syntax."""
     return [f'{key} "{value}"' for key, value in APT_OPTIONS.findall(dump)]
 
 
 def recipe_hash(*parts: str | Iterable[str]) -> str:
-    """What identifies an image: everything that decides about its content."""
+    """Return the hash of everything that determines an image's content."""
     text = "\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def tag(options: list[str]) -> str:
-    """The full name of the image the recipe makes with these apt options."""
+    """Return the full name of the image that is built with these apt options."""
     return f"{NAME}:{SUITE}-{recipe_hash(SUITE, PACKAGES, OPTIONS, SETUP, options)}"
 
 
 def machine_apt_options() -> list[str]:
-    """The apt options of this machine; none where there is no apt."""
+    """Return this machine's apt options; none if it has no apt."""
     return apt_options(capture(["apt-config", "dump"])) if shutil.which("apt-config") else []
 
 
 def current() -> str:
-    """The name of the image a lab host of today has."""
+    """Return the name of the current image."""
     return tag(machine_apt_options())
 
 
 def exists(image: str) -> bool:
-    """Whether the engine has the image."""
+    """Return whether the engine has the image."""
     return succeeds(["docker", "image", "inspect", image])
 
 
 def ensure() -> str:
-    """Make the image exist and return its name."""
+    """Build the image if it is missing; return its name."""
     options = machine_apt_options()
     image = tag(options)
     with lock("host-image"):
@@ -93,7 +93,7 @@ def ensure() -> str:
 
 
 def build(image: str, options: list[str]) -> None:
-    """Make the root filesystem and import it; what an interrupted build left is overwritten."""
+    """Build the root filesystem and import it; overwrite what an interrupted build left."""
     if not shutil.which("mmdebstrap"):
         apt_install("mmdebstrap", "debian-archive-keyring", why="the lab's host image")
     LAB.mkdir(parents=True, exist_ok=True)

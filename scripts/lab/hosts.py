@@ -1,4 +1,4 @@
-"""The lab's hosts: create them with molecule, let the lab's key in, start them again, add one, remove all."""
+"""The lab's hosts: create them with molecule, authorize the lab's key, start them again, add one, remove all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = LAB / "id_ed25519"
 KNOWN_HOSTS = LAB / "known_hosts"
 SSH_CONFIG = LAB / "ssh_config"
 CONTROL_SOCKETS = Path.home() / ".ansible/cp" / f"metalworks-{hashlib.sha256(str(LAB).encode()).hexdigest()[:12]}"
-"""As the lab's inventory has it: sockets' paths end at 108 bytes, whatever folder this is cloned to."""
+"""The same path as in the lab's inventory; outside the clone, because a socket's path has at most 108 bytes."""
 MADE_BY_TESTS = LAB / "made-by-tests"
 EXTRA_CA = LAB / "extra-ca.pem"
 NETWORK = "metalworks-lab"
@@ -46,19 +46,19 @@ class Host:
 
 
 def secrets() -> dict[str, Any]:
-    """What the lab's vault holds now, by the names of its variables."""
+    """Return the variables of the lab's vault."""
     loaded: dict[str, Any] = yaml.safe_load((INVENTORY / "group_vars/all/vault.yml").read_text())
     return loaded
 
 
 def declared(path: Path = SCENARIO) -> list[Host]:
-    """The hosts that the scenario declares."""
+    """Return the hosts that the scenario declares."""
     platforms = yaml.safe_load(path.read_text())["platforms"]
     return [Host(each["name"], each["networks"][0]["ipv4_address"]) for each in platforms]
 
 
 def containers() -> dict[str, dict[str, Any]]:
-    """What the engine knows about the lab's containers, by name, stopped ones too."""
+    """Return what the engine knows about the lab's containers, by name, including stopped ones."""
     ids = capture(["docker", "ps", "-aq", "--filter", f"label={LABEL}", "--filter", f"network={NETWORK}"]).split()
     if not ids:
         return {}
@@ -67,13 +67,13 @@ def containers() -> dict[str, dict[str, Any]]:
 
 
 def hosts(there: Mapping[str, Mapping[str, Any]]) -> list[Host]:
-    """The hosts behind containers, those that were added by hand too."""
+    """Return the hosts of containers, including those that were added by hand."""
     networks = {name: each["NetworkSettings"]["Networks"][NETWORK]["IPAMConfig"] for name, each in there.items()}
     return [Host(name, str(network["IPv4Address"])) for name, network in sorted(networks.items())]
 
 
 def members(listed: Mapping[str, Any], group: str) -> list[str]:
-    """The hosts of a group and of its children, from `ansible-inventory --list`."""
+    """Return the hosts of a group and its children, from the output of `ansible-inventory --list`."""
     entry = listed.get(group, {})
     found = list(entry.get("hosts", []))
     for child in entry.get("children", []):
@@ -82,7 +82,7 @@ def members(listed: Mapping[str, Any], group: str) -> list[str]:
 
 
 def up() -> str:
-    """Make every declared host exist, run and let the lab's key in; say what was done."""
+    """Make every declared host exist, run and accept the lab's key; return what was done."""
     there = containers()
     refuse_foreign(there)
     prepare_machine()
@@ -93,7 +93,7 @@ def up() -> str:
         logged(["docker", "rm", "--force", "--volumes", *outdated])
     missing = sorted(names - (there.keys() - set(outdated)))
     if missing:
-        shutil.rmtree(STATE, ignore_errors=True)  # molecule believes its notes, not the engine
+        shutil.rmtree(STATE, ignore_errors=True)  # molecule trusts its state file, not the engine
         molecule("create")
     stopped = sorted(name for name, each in containers().items() if not each["State"]["Running"])
     if stopped:
@@ -105,7 +105,7 @@ def up() -> str:
 
 
 def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
-    """Names and addresses are the same for every checkout: one lab at a time, and not with another one's secrets."""
+    """Refuse to use the lab of another checkout: names and addresses are the same, but its secrets are not here."""
     for each in there.values():
         for bind in each["HostConfig"]["Binds"]:
             source, target, *_ = bind.split(":")
@@ -118,7 +118,7 @@ def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def prepare_machine() -> None:
-    """What has to be there before a host is: shared directories, the key, the machine's own certificates."""
+    """Provide what hosts need: shared directories, the lab's key, this machine's extra certificates."""
     for directory in (CACHE / "uv", LAB):
         directory.mkdir(parents=True, exist_ok=True)
     CONTROL_SOCKETS.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,11 +128,11 @@ def prepare_machine() -> None:
 
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 WATCHERS = 12
-"""Programs of a host that watch files: systemd, journald, D-Bus, services. The kernel counts those of all hosts."""
+"""Programs on a host that watch files (systemd, journald, D-Bus, services). The kernel's limit is for all hosts."""
 
 
 def let_watch(number: int) -> None:
-    """Let the machine carry this many hosts: one whose systemd may watch no files does not boot."""
+    """Raise the kernel's limit for this many hosts: a host whose systemd cannot watch files does not boot."""
     needed = number * WATCHERS
     if int(INOTIFY.read_text()) >= needed:
         return
@@ -140,24 +140,24 @@ def let_watch(number: int) -> None:
         INOTIFY.write_text(str(needed))
     except OSError as error:
         raise ProblemError(
-            f"{number} lab hosts do not boot with the kernel's limit of files' watchers: "
+            f"the kernel's limit of inotify instances is too low for {number} lab hosts: run "
             f"`sudo sysctl fs.inotify.max_user_instances={needed}`"
         ) from error
 
 
 def molecule(command: str, *arguments: str) -> None:
-    """Run molecule on the lab's scenario, with its output in the log."""
+    """Run molecule on the lab's scenario; its output goes to the log."""
     executable = Path(sys.executable).parent / "molecule"
     logged([executable, command, "-s", "cluster", *arguments], extra_env=molecule_environment())
 
 
 def molecule_environment() -> dict[str, str]:
-    """What the scenario takes from the environment."""
+    """Return the environment variables of the scenario."""
     return {"METALWORKS_LAB_MTU": str(outer_mtu()), "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE), "NO_COLOR": "1"}
 
 
 def outer_mtu() -> int:
-    """The MTU of the interface with the default route: the lab's packets must fit through it."""
+    """Return the MTU of the interface with the default route, through which the lab's packets must fit."""
     routes = json.loads(capture(["ip", "-json", "route", "show", "default"]))
     if not routes:
         return 1500
@@ -166,11 +166,11 @@ def outer_mtu() -> int:
 
 
 def add(*these: Host) -> None:
-    """Start more hosts, made as the scenario's are; the inventory's lines are the caller's part."""
+    """Start more hosts like the scenario's; the caller adds them to an inventory."""
     there = containers()
     for host in these:
         if host.name in there:
-            raise ProblemError(f"{host.name} exists; `docker rm -f -v {host.name}` removes it")
+            raise ProblemError(f"{host.name} exists already: to remove it, run `docker rm -f -v {host.name}`")
     everywhere = capture(["docker", "ps", "-q", "--filter", "label=metalworks.scenario"]).split()
     let_watch(len(everywhere) + len(these))
     labels = dict([LABEL.split("=")])
@@ -185,7 +185,7 @@ def add(*these: Host) -> None:
 
 
 def discard(*these: Host) -> None:
-    """Remove these hosts alone, with their volumes and what SSH knows of them; those that are gone already too."""
+    """Remove these hosts with their volumes, and what SSH knows about them, even if they are gone already."""
     there = sorted({host.name for host in these} & containers().keys())
     if there:
         logged(["docker", "rm", "--force", "--volumes", *there])
@@ -197,13 +197,13 @@ def discard(*these: Host) -> None:
 
 
 def make_key() -> None:
-    """Make the key that the lab's hosts let in."""
+    """Generate the key that the lab's hosts accept."""
     if not KEY.exists():
         capture(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "metalworks-lab", "-f", KEY])
 
 
 def write_extra_ca() -> None:
-    """Keep what this machine trusts and a fresh host does not: a company's proxy, for example."""
+    """Save the CAs that this machine trusts and a fresh host does not, such as a company proxy's."""
     bundle = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
     image = host_image.current()
     if not bundle.is_file() or (EXTRA_CA.exists() and EXTRA_CA.stat().st_mtime > bundle.stat().st_mtime):
@@ -216,13 +216,13 @@ def write_extra_ca() -> None:
 
 
 def additional_certificates(ours: str, theirs: str) -> list[str]:
-    """The certificates of one bundle that another lacks."""
+    """Return the certificates of one bundle that another lacks."""
     known = {"".join(each.split()) for each in CERTIFICATE.findall(theirs)}
     return [each for each in CERTIFICATE.findall(ours) if "".join(each.split()) not in known]
 
 
 def authorize(these: Iterable[Host]) -> None:
-    """Let the lab's key in, learn the hosts' keys through Docker (none is taken on trust), wait for SSH."""
+    """Authorize the lab's key, read the host keys through Docker (none is taken on trust), and wait for SSH."""
     these = list(these)
     forget_connections(host.address for host in these)
     lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
@@ -241,41 +241,41 @@ def authorize(these: Iterable[Host]) -> None:
 
 
 def wait_for(host: Host, ready: Callable[[Host], bool], complaint: str) -> None:
-    """Wait until a host is as it should be."""
+    """Wait until a host is ready."""
     wait_until(lambda: ready(host), f"{host.name} {complaint}", BOOT_TIMEOUT)
 
 
 def booted(host: Host) -> bool:
-    """Whether sshd runs in the container and logins are allowed."""
+    """Return whether sshd runs on the host and logins are allowed."""
     units = ["ssh.service", "multi-user.target"]
     return succeeds(["docker", "exec", host.name, "systemctl", "is-active", "--quiet", *units])
 
 
 def lets_in(host: Host) -> bool:
-    """Whether the lab's key opens a session."""
+    """Return whether the host accepts the lab's key."""
     return succeeds(["ssh", "-F", SSH_CONFIG, "-o", "ConnectTimeout=5", host.name, "true"])
 
 
 def write_ssh_config(these: Iterable[Host]) -> None:
     """Make `ssh -F .cache/lab/ssh_config dev-1` work."""
-    # ssh reads %h and the like in paths.
+    # ssh expands %h and the like in paths.
     key, known, sockets = (str(path).replace("%", "%%") for path in (KEY, KNOWN_HOSTS, CONTROL_SOCKETS))
     common = f'  User ops\n  IdentityFile "{key}"\n  IdentitiesOnly yes\n  BatchMode yes\n'
     common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{known}"\n'
-    # The connections that Ansible keeps for the inventory, and the same way to them: one login for many questions.
+    # Share the connections that Ansible keeps open for the inventory: one login serves many commands.
     common += f'  ControlMaster auto\n  ControlPath "{sockets}/%h"\n  ControlPersist 10m\n'
     SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
 
 
 def forget_connections(addresses: Iterable[str]) -> None:
-    """Close kept SSH connections: they may lead to a host that is no more. The inventory names them by address."""
+    """Close the SSH connections that are kept open: their hosts may be gone. They are named by address."""
     for socket in (CONTROL_SOCKETS / address for address in addresses):
         subprocess.run(["ssh", "-o", f'ControlPath="{socket}"', "-O", "exit", "lab"], capture_output=True, check=False)
         socket.unlink(missing_ok=True)
 
 
 def remove() -> None:
-    """Remove the hosts with their volumes, and their network."""
+    """Remove the lab's hosts with their volumes, and its network."""
     forget_connections(socket.name for socket in CONTROL_SOCKETS.glob("*"))
     names = capture(["docker", "ps", "-aq", "--filter", f"label={LABEL}"]).split()
     if names:
@@ -285,7 +285,7 @@ def remove() -> None:
 
 
 def remove_scenario(name: str) -> None:
-    """Remove the hosts of a scenario, and their network."""
+    """Remove a scenario's hosts with their volumes, and its network."""
     label = f"label=metalworks.scenario={name}"
     if containers := capture(["docker", "ps", "-aq", "--filter", label]).split():
         logged(["docker", "rm", "--force", "--volumes", *containers])
@@ -294,21 +294,19 @@ def remove_scenario(name: str) -> None:
 
 
 def main() -> None:
-    """`authorize` is molecule's prepare step, `add` a person's way to one more machine."""
+    """Run the verb: molecule calls `authorize`, `make lab-host` calls `add`."""
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="create or start what is missing")
-    verbs.add_parser("authorize", help="let the lab's key in everywhere")
-    adding = verbs.add_parser("add", help="one more host")
+    verbs.add_parser("authorize", help="authorize the lab's key on all hosts")
+    adding = verbs.add_parser("add", help="add a host")
     adding.add_argument("name")
     adding.add_argument("address", help="in 198.51.100.0/24")
     arguments = parser.parse_args()
     if arguments.verb == "add":
         host = Host(arguments.name, arguments.address)
         add(host)
-        print(
-            f"{host.name} runs; now add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory"
-        )
+        print(f"{host.name} is up: add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory")
     elif arguments.verb == "up":
         print(f"hosts: {up()}")
     else:

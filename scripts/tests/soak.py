@@ -148,6 +148,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=900, help="how long (default: %(default)g)")
     parser.add_argument("--workers", type=int, default=2, help="HTTP processes (default: %(default)s)")
     arguments = parser.parse_args()
+    BUILD.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
         figures = soak(folder, arguments.seconds, arguments.workers)

@@ -13,7 +13,7 @@ from scripts import common
 def test_a_failing_command_becomes_a_problem_with_its_last_words() -> None:
     with pytest.raises(common.ProblemError) as caught:
         common.capture([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
-    assert "ended with 1" in str(caught.value)
+    assert "exit code 1" in str(caught.value)
     assert "no such thing" in str(caught.value)
 
 
@@ -29,7 +29,7 @@ def test_a_logged_failure_quotes_its_own_output_only_and_names_the_log(tmp_path:
     common.logged(["echo", "earlier"], log=log)
     with pytest.raises(common.ProblemError) as caught:
         common.logged(["sh", "-c", "echo broken; exit 3"], log=log)
-    assert "ended with 3" in str(caught.value)
+    assert "exit code 3" in str(caught.value)
     assert "broken" in str(caught.value)
     assert "earlier" not in str(caught.value)
     assert str(log) in str(caught.value)
@@ -38,7 +38,7 @@ def test_a_logged_failure_quotes_its_own_output_only_and_names_the_log(tmp_path:
 def test_waiting_ends_with_the_condition_and_with_the_time_limit() -> None:
     answers = iter([False, False, True])
     common.wait_until(lambda: next(answers), "it", timeout=5, every=0)
-    with pytest.raises(common.ProblemError, match="the moon: waited 0 s in vain"):
+    with pytest.raises(common.ProblemError, match="the moon .gave up after 0 s."):
         common.wait_until(lambda: False, "the moon", timeout=0, every=0)
 
 
