@@ -1,4 +1,4 @@
-"""Log in to the lab's web pages as a person does, in headless Chromium, and keep pictures for the docs.
+"""Log in to the lab's web pages with headless Chromium, and take pictures for the docs.
 
 The browser trusts the platform's own authority by one import, nothing else is switched off: a page whose
 certificate it cannot verify ends this with an error. Each page must show what the example project left there.
@@ -28,7 +28,7 @@ TIMEOUT = 30_000  # milliseconds
 
 
 def prepare() -> None:
-    """See to a browser, the tool that imports authorities, and a lab to look at."""
+    """Provide a browser and the tool that imports CAs; require a lab."""
     wanted = {"chromium": "chromium", "certutil": "libnss3-tools"}
     if missing := [package for command, package in wanted.items() if not shutil.which(command)]:
         apt_install(*missing, why="Looking at web pages")
@@ -38,7 +38,7 @@ def prepare() -> None:
 
 @contextmanager
 def home(authority: str | None) -> Iterator[Path]:
-    """A home directory of a browser that trusts one authority, or none of ours."""
+    """Yield a home directory for a browser that trusts one CA more, or none."""
     with tempfile.TemporaryDirectory(prefix="metalworks-browser-") as directory:
         store = Path(directory) / ".pki" / "nssdb"
         store.mkdir(parents=True)
@@ -51,13 +51,13 @@ def home(authority: str | None) -> Iterator[Path]:
 
 @contextmanager
 def browser(authority: str | None) -> Iterator[Browser]:
-    """A browser that finds the lab's names at the gateway."""
+    """Yield a browser that resolves the lab's names to the gateway."""
     gateway = {host.name: host.address for host in lab_hosts.declared()}["services-1"]
     with home(authority) as directory, sync_playwright() as playwright:
         opened = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
             env={**os.environ, "HOME": str(directory)},
-            # A sandbox in a sandbox is not everywhere; the lab's pages are our own.
+            # Root cannot use Chromium's sandbox; the lab's pages are our own.
             chromium_sandbox=os.geteuid() != 0,
             args=[
                 f"--host-resolver-rules=MAP *.{DOMAIN} {gateway}, MAP {DOMAIN} {gateway}",
@@ -72,7 +72,7 @@ def browser(authority: str | None) -> Iterator[Browser]:
 
 @contextmanager
 def page(opened: Browser, site: str, *, password: str | None = None) -> Iterator[Page]:
-    """An empty page for a site, of a person who is logged in there."""
+    """Yield an empty page for a site, logged in if there is a password."""
     login = {"username": PERSON, "password": password, "origin": f"https://{site}"} if password else None
     size = {"width": 1280, "height": 800}
     context = opened.new_context(viewport=size, http_credentials=login, locale="en-GB")
@@ -84,7 +84,7 @@ def page(opened: Browser, site: str, *, password: str | None = None) -> Iterator
 
 
 def refused_without_the_authority() -> None:
-    """Make sure that a browser without the import does not get through: else nothing below would be shown."""
+    """Check that a browser without the CA is refused; otherwise the rest would prove nothing."""
     with browser(None) as opened, page(opened, DOMAIN) as shown:
         try:
             shown.goto(f"https://{DOMAIN}/")
@@ -92,24 +92,24 @@ def refused_without_the_authority() -> None:
             if "ERR_CERT_AUTHORITY_INVALID" in error.message:
                 return
             raise
-    raise ProblemError("a browser that does not know the platform's authority was let through")
+    raise ProblemError("a browser that does not trust the platform's CA opened the page")
 
 
 def keep(shown: Page, name: str) -> None:
-    """Take a picture of what is shown."""
+    """Take a picture of the page."""
     shown.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
     print(f"{name}: {shown.title()}")
 
 
 def answer(shown: Page, path: str, body: dict[str, Any] | None = None) -> str:
-    """What the site of the page that is shown answers to its own script: only the browser knows the lab's names."""
+    """Return the site's response to a request from the page: only the browser resolves the lab's names."""
     options = {"method": "POST", "body": json.dumps(body), "headers": {"Content-Type": "application/json"}}
     script = "([path, options]) => fetch(path, options).then(answer => answer.text())"
     return str(shown.evaluate(script, [path, options if body else {}]))
 
 
 def start_page(opened: Browser) -> None:
-    """Everything is healthy, without a login."""
+    """Show the start page, without a login: everything is healthy."""
     with page(opened, DOMAIN) as shown:
         shown.goto(f"https://{DOMAIN}/")
         expect(shown.locator("#all")).to_have_text("Everything is healthy", timeout=TIMEOUT)
@@ -117,7 +117,7 @@ def start_page(opened: Browser) -> None:
 
 
 def mlflow(opened: Browser, password: str) -> None:
-    """The flights experiment and its runs."""
+    """Show the flights experiment and its runs."""
     site = f"mlflow.{DOMAIN}"
     with page(opened, site, password=password) as shown:
         shown.goto(f"https://{site}/#/experiments")
@@ -129,7 +129,7 @@ def mlflow(opened: Browser, password: str) -> None:
 
 
 def champion(opened: Browser, password: str) -> None:
-    """The run of the model in service with the tags that say what made it, and the model's card."""
+    """Show the champion's run with its provenance tags, and the model's card."""
     site = f"mlflow.{DOMAIN}"
     with page(opened, site, password=password) as shown:
         shown.goto(f"https://{site}/")
@@ -147,7 +147,7 @@ def champion(opened: Browser, password: str) -> None:
 
 
 def prefect(opened: Browser, password: str) -> None:
-    """Flow runs that ended well, deployments, and a parent with its children."""
+    """Show completed flow runs, deployments, and a flow run with subflows."""
     site = f"prefect.{DOMAIN}"
     with page(opened, site, password=password) as shown:
         shown.goto(f"https://{site}/runs")
@@ -173,7 +173,7 @@ def prefect(opened: Browser, password: str) -> None:
 
 
 def inference(opened: Browser, token: str) -> None:
-    """The API of the model in service, with its own columns; the page asks for the token."""
+    """Show the API page of the model in service, with its columns, after entering a token."""
     site = f"inference.{DOMAIN}"
     with page(opened, site) as shown:
         shown.goto(f"https://{site}/delay/docs")
@@ -186,7 +186,7 @@ def inference(opened: Browser, token: str) -> None:
 
 
 def main() -> None:
-    """Look at everything."""
+    """Take all pictures."""
     prepare()
     PICTURES.mkdir(parents=True, exist_ok=True)
     vault = lab_hosts.secrets()

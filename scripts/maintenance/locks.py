@@ -21,7 +21,7 @@ GROUPS = {
     "inference-tools": "inference/files/tools.txt",
     "workstation": "workstation/files/requirements.txt",
 }
-"""Dependency group in pyproject.toml → file below roles/ that the role which installs it reads."""
+"""Dependency group in pyproject.toml → file below roles/ from which its role installs it."""
 
 HEADER = "# Exported from uv.lock by `make locks`; change pyproject.toml instead.\n"
 

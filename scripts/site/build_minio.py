@@ -42,27 +42,27 @@ class Module:
 
     @property
     def binary(self) -> Path:
-        """Where the built program is kept."""
+        """The path of the built program."""
         return CACHE / self.name / self.version / self.name
 
     @property
     def stamp(self) -> Path:
-        """Written after the binary: what that was built from."""
+        """The file that says what the binary was built from; written after it."""
         return self.binary.with_name("built-from.json")
 
     def cached(self) -> bool:
-        """Whether a binary of exactly this pin is there."""
+        """Return whether a binary of exactly this pin is in the cache."""
         if not (self.binary.exists() and self.stamp.exists()):
             return False
         return bool(json.loads(self.stamp.read_text()) == asdict(self))
 
     @property
     def digest(self) -> Path:
-        """Where the binary's SHA-256 is kept: to take it costs half a second of every run."""
+        """The file with the binary's SHA-256, which takes half a second to compute."""
         return self.binary.with_suffix(".sha256")
 
     def describe(self) -> str:
-        """Where the built program is and what it is, as JSON."""
+        """Return the built program's path and SHA-256, as JSON."""
         if not self.digest.exists():
             self.digest.write_text(hashlib.sha256(self.binary.read_bytes()).hexdigest())
         return json.dumps({"path": str(self.binary), "sha256": self.digest.read_text()})
@@ -78,13 +78,13 @@ def pinned(name: str, pins: Path = PINS) -> Module:
 
 
 def go_version(said: str) -> tuple[int, ...]:
-    """The version in what `go version` prints."""
+    """Return the version in the output of `go version`."""
     found = re.search(r"\bgo(\d+)\.(\d+)", said)
     return tuple(map(int, found.groups())) if found else (0,)
 
 
 def toolchain() -> Path:
-    """A Go toolchain that is new enough: the machine's, else the locked one from PyPI."""
+    """Return a Go toolchain that is new enough: this machine's, or the locked one from PyPI."""
     system = shutil.which("go")
     if system and go_version(capture([system, "version"])) >= GO_NEEDED:
         return Path(system)
@@ -105,7 +105,7 @@ def toolchain() -> Path:
 
 
 def build(module: Module) -> None:
-    """Verify the module, compile it beside the cache, verify the binary, and only then put it in place."""
+    """Verify the module, compile it in a temporary folder, verify the binary, and only then move it into the cache."""
     go = toolchain()
     module.binary.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{module.name}-build-") as place:
@@ -123,7 +123,7 @@ def build(module: Module) -> None:
 
 
 def run_go(argv: list[str], settings: dict[str, str], directory: Path) -> str:
-    """Run the toolchain outside any module and return what it printed."""
+    """Run the toolchain outside any module and return its output."""
     done = subprocess.run(argv, env=environment(settings), cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ProblemError(f"`{' '.join(argv)}` failed:\n{done.stdout}{done.stderr}")
@@ -131,13 +131,13 @@ def run_go(argv: list[str], settings: dict[str, str], directory: Path) -> str:
 
 
 def recorded_sum(record: str, path: str) -> str:
-    """The checksum of the main module in what `go version -m` prints."""
+    """Return the main module's checksum in the output of `go version -m`."""
     found = re.search(rf"^\tmod\t{re.escape(path)}\t\S+\t(h1:\S+)$", record, re.MULTILINE)
     return found.group(1) if found else ""
 
 
 def compare(module: Module, checksum: str, what: str) -> None:
-    """Refuse what is not what was pinned."""
+    """Raise a ProblemError if a checksum is not the pinned one."""
     if checksum != module.checksum:
         raise ProblemError(
             f"{what} {module.path}@{module.version} has the checksum {checksum or 'none'}, pinned is {module.checksum} "
@@ -157,7 +157,7 @@ def ensure(name: str) -> Module:
 
 @contextmanager
 def in_background() -> Iterator[None]:
-    """Compile MinIO while the hosts come up; the role that needs it waits for it, or repeats its error."""
+    """Compile MinIO while the hosts come up. The role that needs it waits for it, or reports its error."""
     if pinned("minio").cached():
         yield
         return
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument(
         "programs", nargs="*", metavar="minio", default=["minio"], help="what to build (default: minio)"
     )
-    parser.add_argument("--describe", action="store_true", help="print paths and digests as JSON, and nothing else")
+    parser.add_argument("--describe", action="store_true", help="print only paths and SHA-256 sums, as JSON")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.programs) - PROGRAMS.keys())
     if unknown:

@@ -1,4 +1,4 @@
-"""Build the `metalworks` package once per content of its sources and print where the wheel stands.
+"""Build the `metalworks` package, once for each content of its sources, and print the wheel's path.
 
 The folder it stands in is named after the digest of the sources, so hosts can tell versions apart.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "dist"
 KEPT = 5
-"""The newest that stay: a play that began with other sources may still be on its way to the hosts."""
+"""The newest wheels stay: a play that began with earlier sources may still be sending one to hosts."""
 
 
 def sources() -> list[Path]:
@@ -28,7 +28,7 @@ def sources() -> list[Path]:
 
 
 def description() -> str:
-    """Return the part of pyproject.toml that decides what is built; a new test tool is not a new package."""
+    """Return the parts of pyproject.toml that the build depends on; a new test tool does not count."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     return json.dumps([project["project"], project["build-system"], project["tool"]["hatch"]], sort_keys=True)
 
@@ -42,14 +42,14 @@ def digest(files: list[Path], described: str) -> str:
 
 
 def build() -> Path:
-    """Return the wheel of the present sources, built if it is not there yet.
+    """Return the wheel of the current sources; build it if it is missing.
 
     Raises subprocess.CalledProcessError, after the builder's own words, when the package does not build.
     """
     folder = CACHE / digest(sources(), description())
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # hosts are set up side by side, and each asks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # plays on several hosts ask at the same time
         if not folder.exists():
             make(folder)
             built = [path for path in CACHE.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name)]
@@ -60,9 +60,9 @@ def build() -> Path:
 
 
 def make(folder: Path) -> None:
-    """Build the wheel into a folder that is there only when it is whole."""
+    """Build the wheel; the folder appears only when the build is complete."""
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        # The controller's environment holds uv and the build backend: no second, unlocked download of either.
+        # Use uv and the build backend of the controller's locked environment; download neither.
         uv = Path(sys.executable).with_name("uv")
         options = ["--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", f"{scratch}/wheel"]
         subprocess.run([uv, "build", "--wheel", *options, ROOT], check=True)

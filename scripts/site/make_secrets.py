@@ -35,7 +35,7 @@ EXAMPLE = ROOT / "group_vars" / "all" / "vault.example.yml"
 
 
 class Keyed(NamedTuple):
-    """Whose values a mapping of secrets holds: these machines', and those of users with these roles."""
+    """Who has a value in a mapping of secrets: these machines, and users with these roles."""
 
     machines: frozenset[str]
     roles: frozenset[str]
@@ -53,7 +53,7 @@ KEYED = {
 }
 CA_KEY, CA_CERTIFICATE = "vault_ca_private_key", "vault_ca_certificate"
 CA_YEARS = 10
-# What somebody else gives us: only a lab, whose other side is ours too, makes these.
+# Secrets that others issue. Only a lab generates these, because the other side is part of it.
 GIVEN = frozenset({"vault_raw_database_password", "vault_git_token"})
 HEADER = (
     "---\n# Secrets of this site: made by `make secrets`, which adds what is missing and keeps what stands.\n"
@@ -62,28 +62,28 @@ HEADER = (
 
 
 def names(example: str) -> list[str]:
-    """The secrets which the example file lists."""
+    """Return the names of the secrets in the example file."""
     return re.findall(r"^#\s*(vault_\w+):", example, re.MULTILINE)
 
 
 def new_value() -> str:
-    """A fresh secret: 256 bits, and no character that needs quoting anywhere."""
+    """Return a new secret: 256 bits, without a character that needs quoting anywhere."""
     return secrets.token_urlsafe(32)
 
 
 def new_ca_key() -> str:
-    """A fresh private key for the internal CA, in PEM."""
+    """Return a new private key for the internal CA, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def new_ca_certificate(key_text: str) -> str:
-    """A certificate for the internal CA's key, in PEM, with which it issues those of hosts and nothing else."""
+    """Return a certificate for the internal CA's key, in PEM; the CA can issue host certificates only."""
     try:
         key = cast(CertificateIssuerPrivateKeyTypes, load_pem_private_key(key_text.encode(), None))
     except (ValueError, TypeError):
         raise ProblemError(f"{CA_KEY} is no private key in PEM: correct it, or remove it for a new CA") from None
-    # The random part tells CAs of several sites, and the next one of this site, apart.
+    # The random part distinguishes the CAs of several sites, and a site's next CA from its last.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Metalworks internal CA {secrets.token_hex(4)}")])
     now = datetime.datetime.now(datetime.UTC)
     other = ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
@@ -99,7 +99,7 @@ def new_ca_certificate(key_text: str) -> str:
 
 
 def ca(present: Mapping[str, Any]) -> dict[str, str]:
-    """The internal CA's key and certificate, where they are missing; they are made for each other."""
+    """Return the internal CA's key and certificate if they are missing."""
     if present.get(CA_CERTIFICATE):
         if present.get(CA_KEY):
             return {}
@@ -109,12 +109,12 @@ def ca(present: Mapping[str, Any]) -> dict[str, str]:
 
 
 def holders(keyed: Keyed, people: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Who has a value in a mapping of secrets: machines first, then people as they are listed."""
+    """Return who has a value in a mapping of secrets: machines first, then people in the order listed."""
     return [*sorted(keyed.machines), *(person["name"] for person in people if person.get("role") in keyed.roles)]
 
 
 def complete(present: Mapping[str, Any], wanted: Iterable[str], people: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The secrets that stand, with the missing ones added."""
+    """Return the present secrets with the missing ones added."""
     result, people = dict(present), list(people)
     for name in wanted:
         if keyed := KEYED.get(name):
@@ -130,9 +130,10 @@ def complete(present: Mapping[str, Any], wanted: Iterable[str], people: Iterable
 
 
 def without(present: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """The secrets less those to be made anew: `all` but the CA and what somebody else gave, one, or one's `one.holder`.
+    """Return the secrets without those to rotate: `all`, one by its name, or one value by `name.holder`.
 
-    A new CA makes every certificate anew and every browser distrust the platform: it has to be named.
+    `all` leaves out secrets that others issued, and the CA, which you have to name: with a new one every certificate is
+    replaced, and browsers distrust the platform until they have it.
     """
     ours = [name for name in present if name not in GIVEN]
     if which == "all":
@@ -147,7 +148,7 @@ def without(present: Mapping[str, Any], which: str) -> dict[str, Any]:
 
 
 def platform_users(inventory: Path) -> list[dict[str, Any]]:
-    """The site's users, as Ansible reads them from the inventory."""
+    """Return the site's users, as Ansible reads them from the inventory."""
     listed = listed_inventory(inventory)
     for variables in listed.get("_meta", {}).get("hostvars", {}).values():
         people = variables.get("platform_users", [])
@@ -163,11 +164,11 @@ def platform_users(inventory: Path) -> list[dict[str, Any]]:
 
 
 class Dumper(yaml.SafeDumper):
-    """YAML in which a text of several lines, such as a key, stands as such."""
+    """Writes a text of several lines, such as a key, as a literal block."""
 
 
 def as_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """Choose how a text is written."""
+    """Write a text of several lines as a literal block."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
 
@@ -175,7 +176,7 @@ Dumper.add_representer(str, as_text)
 
 
 def read(vault: Path) -> dict[str, Any]:
-    """The secrets that stand; an encrypted file cannot be added to."""
+    """Return the present secrets; refuse an encrypted file, to which nothing can be added."""
     if not vault.exists():
         return {}
     text = vault.read_text()
@@ -188,7 +189,7 @@ def read(vault: Path) -> dict[str, Any]:
 
 
 def write(vault: Path, content: dict[str, Any]) -> None:
-    """Replace the file at once, never readable by others."""
+    """Replace the file atomically; others can read it at no time."""
     vault.parent.mkdir(parents=True, exist_ok=True)
     partial = vault.with_name(f".{vault.name}.partial")
     partial.unlink(missing_ok=True)
@@ -199,7 +200,7 @@ def write(vault: Path, content: dict[str, Any]) -> None:
 
 
 def ensure(inventory: Path, *, also_given: bool = False, rotate: str = "") -> list[str]:
-    """Write what is missing, or what is to be made anew, and return the names that were added."""
+    """Generate the missing secrets and those to rotate; return their names."""
     if not inventory.is_dir():
         raise ProblemError(f"{inventory} is no inventory directory; give one like inventory/lab")
     vault = inventory / "group_vars" / "all" / "vault.yml"
@@ -213,13 +214,11 @@ def ensure(inventory: Path, *, also_given: bool = False, rotate: str = "") -> li
 
 
 def main() -> None:
-    """Complete the secrets of one inventory."""
+    """Generate the missing secrets of an inventory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inventory", type=Path, help="the inventory's directory, for example inventory/lab")
-    parser.add_argument(
-        "--also-given", action="store_true", help="also make those that somebody else gives (for a lab)"
-    )
-    parser.add_argument("--rotate", default="", help="make anew: all, vault_x, or vault_x.HOLDER; then run site.yml")
+    parser.add_argument("--also-given", action="store_true", help="also generate those that others issue (for a lab)")
+    parser.add_argument("--rotate", default="", help="replace all, vault_x or vault_x.HOLDER; then run site.yml")
     arguments = parser.parse_args()
     added = ensure(arguments.inventory.resolve(), also_given=arguments.also_given, rotate=arguments.rotate)
     print(f"added: {', '.join(added)}" if added else "complete already")

@@ -1,6 +1,6 @@
-"""Do real work on a site's platform, print every verdict and end with 0, 1 (a check failed) or 2 (could not check).
+"""Check a site's platform by using it; exit with 0, 1 (a check failed) or 2 (could not check).
 
-build/smoke.json has the same, and more, for programs.
+Prints a line for each check. build/smoke.json has the same for programs, and more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STATES = {OK: "smoke: ok", FAILED: "smoke: FAILED", UNKNOWN: "smoke: COULD NOT C
 
 
 def play(inventory: str, limit: str | None) -> str:
-    """Run the playbook and return its words; its exit status is not needed, the verdict file says more."""
+    """Run the playbook and return its output. Its exit status does not matter: the verdict file says more."""
     command = ["ansible-playbook", "-i", inventory, "playbooks/smoke.yml"]
     command += ["--limit", limit] if limit else []
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
@@ -29,7 +29,7 @@ def play(inventory: str, limit: str | None) -> str:
 
 
 def exit_status(verdict: dict[str, Any] | None) -> int:
-    """Return what a verdict means: a failed check outweighs a host that could not be looked at."""
+    """Return the exit status for a verdict: a failed check outweighs a host that could not be checked."""
     if verdict is None or not (verdict["checks"] or verdict["unchecked"]):
         return UNKNOWN
     if verdict["failures"]:
@@ -38,13 +38,13 @@ def exit_status(verdict: dict[str, Any] | None) -> int:
 
 
 def table(verdict: dict[str, Any]) -> str:
-    """Return one line per check, failures last, so that they end up before a person's eyes."""
+    """Return one line for each check, failures last, where people see them."""
     rank = [(check["ok"], check) for check in verdict["checks"]]
     lines = []
     for ok, check in sorted(rank, key=lambda pair: not pair[0]):
         state = ("none" if check["skipped"] else "ok") if ok else "FAILED"
         lines.append(f"{state:<7}{check['host']:<14}{check['seconds']:>6.1f} s  {check['name']}: {check['detail']}")
-    lines += [f"{'?':<7}{host:<24}could not be looked at: {why}" for host, why in verdict["unchecked"].items()]
+    lines += [f"{'?':<7}{host:<24}could not be checked: {why}" for host, why in verdict["unchecked"].items()]
     return "\n".join(lines)
 
 
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the verdict, if the playbook came as far as to write one."""
+    """Return the verdict, or None if the playbook did not get as far as writing one."""
     found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return found
 

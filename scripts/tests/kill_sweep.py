@@ -1,4 +1,4 @@
-"""Kill site.yml in every task that changes something, and see that the next run takes it from there.
+"""Kill site.yml in every task that changes something, and check that the next run recovers.
 
 A first run on new hosts notes which tasks change something and how long each takes. Then, on new hosts again, the
 play is killed (SIGKILL, no time to clean up) at a random moment within the first of these tasks, started anew and
@@ -33,13 +33,13 @@ LOG = BUILD / "test-kills.log"
 VERDICT = BUILD / "test-kills.json"
 BANNER = re.compile(r"^(PLAY|TASK|RUNNING HANDLER) \[(.*)\] \*+$")
 ORPHANS: dict[int, str] = {}
-"""Processes of killed plays, and when each began. Ansible gives them sessions of their own, so they live on, as they
-would elsewhere."""
+"""Processes of killed plays, each with its start time. Ansible gives them sessions of their own, so they survive, as
+they would elsewhere."""
 
 
 @dataclass
 class Run:
-    """One run of the play, as its output tells it."""
+    """One run of the play, read from its output."""
 
     tasks: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Run:
     _began: float = 0.0
 
     def take(self, line: str, now: float) -> bool:
-        """Learn from a line that was printed at `now` (seconds); whether it begins a task."""
+        """Take a line that was printed at `now` (seconds); return whether it starts a task."""
         if found := BANNER.match(line):
             if self.tasks:
                 self.seconds.setdefault(self.tasks[-1], round(now - self._began, 2))
@@ -70,7 +70,7 @@ class Run:
 
 
 def lines(child: subprocess.Popen[str]) -> Iterator[str]:
-    """What the play prints, kept in the log too."""
+    """Yield the lines that the play prints, and write them to the log."""
     with LOG.open("a") as log:
         for line in child.stdout or ():
             log.write(line)
@@ -79,7 +79,7 @@ def lines(child: subprocess.Popen[str]) -> Iterator[str]:
 
 
 def start() -> subprocess.Popen[str]:
-    """The play, in a process group of its own."""
+    """Start the play in its own process group."""
     return subprocess.Popen(
         ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), str(ROOT / "site.yml")],
         cwd=ROOT,
@@ -93,7 +93,7 @@ def start() -> subprocess.Popen[str]:
 
 
 def converge() -> Run:
-    """Run it to its end, which must be a good one."""
+    """Run the play to its end; it must succeed."""
     child, run = start(), Run()
     for line in lines(child):
         run.take(line, time.monotonic())
@@ -103,11 +103,11 @@ def converge() -> Run:
 
 
 def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) -> str | None:
-    """Run it until one of the `wanted` tasks begins, and kill it there; that task, or none if none came."""
+    """Run the play until one of the `wanted` tasks starts, and kill it there; return that task, or None."""
     child, run = start(), Run()
     for line in lines(child):
         if run.take(line, time.monotonic()) and run.tasks[-1] in wanted:
-            # A moment within the task. What is over sooner than it was then is killed on the way to the next one.
+            # Wait for a moment within the task. If the task is faster now, the kill comes on the way to the next one.
             time.sleep(chance.uniform(0, seconds.get(run.tasks[-1], 0)))
             ORPHANS.update(processes.tree(child.pid))
             os.killpg(child.pid, signal.SIGKILL)
@@ -119,14 +119,14 @@ def kill_in(wanted: set[str], seconds: dict[str, float], chance: random.Random) 
 
 
 def end_orphans() -> None:
-    """End what killed plays have left here; leave a process alone that has the number of one that is gone."""
+    """Kill what killed plays left on this machine; leave alone a process that reuses a PID."""
     for number in processes.left(ORPHANS):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
 
 
 def sweep(wanted: Iterable[str], seconds: dict[str, float], chance: random.Random, console: Console) -> int:
-    """Kill the play once in every wanted task that comes; how many did."""
+    """Kill the play once in every wanted task that starts; return how many did."""
     left, killed = set(wanted), 0
     while task := kill_in(left, seconds, chance):
         left.remove(task)
@@ -136,13 +136,18 @@ def sweep(wanted: Iterable[str], seconds: dict[str, float], chance: random.Rando
 
 
 def main() -> None:
-    """Note what changes things, then kill the play there."""
+    """Find the tasks that change something, then kill the play in each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats a sweep's moments")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=int(time.time()),
+        help="use the seed of an earlier sweep to kill at the same moments",
+    )
     seed = parser.parse_args().seed
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     console = Console()
-    console.print(f"seed {seed}; everything is in {LOG.relative_to(ROOT)}", highlight=False)
+    console.print(f"seed {seed}; the log is {LOG.relative_to(ROOT)}", highlight=False)
     BUILD.mkdir(exist_ok=True)
     LOG.write_text("")
     with lock("lab"):
@@ -160,7 +165,7 @@ def main() -> None:
             end_orphans()
             lab_hosts.remove()
             lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
-    # Some tasks change something on new hosts only in one go; the sweep must have met nearly all.
+    # Some tasks change something only if nothing interrupted the run before; the sweep must have met nearly all.
     ok = again.changes == 0 and killed >= 0.9 * len(first.changing)
     figures = {"tasks": len(first.tasks), "changing": len(first.changing), "kills": killed, "changes": again.changes}
     write_json(VERDICT, {"ok": ok, "figures": figures, "seed": seed})

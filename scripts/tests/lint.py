@@ -1,4 +1,4 @@
-"""Run the linters, as many at a time as there are cores; what each took is in build/lint.json, in seconds."""
+"""Run the linters, one on each core; write the seconds that each took to build/lint.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from scripts.common import BUILD, ROOT, environment, write_json
 
 TIMES = BUILD / "lint.json"
-# Longest first. Rules of ansible-lint need an inventory to look roles' variables up in: that of a site to be.
+# Longest first. Some of ansible-lint's rules look up variables in an inventory: the example's serves.
 STEPS = {
     "ansible-lint": ["ansible-lint"],
     "mypy": ["mypy"],
@@ -22,7 +22,7 @@ STEPS = {
 
 
 def run(command: list[str]) -> tuple[bool, str, float]:
-    """Run one linter; return whether it is content, what it said, and the seconds it took."""
+    """Run a linter; return whether it passed, its output, and the seconds it took."""
     started = time.monotonic()
     variables = environment({"ANSIBLE_INVENTORY": "inventory/example"})
     done = subprocess.run(
@@ -32,7 +32,7 @@ def run(command: list[str]) -> tuple[bool, str, float]:
 
 
 def main() -> int:
-    """Run all of them, whatever one of them finds; 1 when one is not content."""
+    """Run all linters, even after one has failed; return 1 if any did."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         ended = dict(zip(STEPS, pool.map(run, STEPS.values()), strict=True))
     for name, (content, said, seconds) in ended.items():

@@ -1,4 +1,4 @@
-"""Run molecule's scenarios, as many at once as there are processors, and keep what they print in build/test-<name>.log.
+"""Run molecule scenarios, as many at once as there are processors, and write their output to build/test-<name>.log.
 
 Without names: every scenario of CI. The cluster's hosts have the lab's names and addresses, so this refuses to
 run it beside a lab; hosts that an interrupted test left are removed.
@@ -37,7 +37,7 @@ from scripts.tests.times import VERDICT, Times, report
 SCENARIOS = ROOT / "molecule"
 SHARED = ROOT / ".config/molecule/config.yml"
 """Molecule merges each scenario's own file into this."""
-SLOW = {"nvidia"}  # only by name: `make test-nvidia`
+SLOW = {"nvidia"}  # runs only when named: `make test-nvidia`
 NEED_MINIO = {"cluster", "object_store"}
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
 TASK = re.compile(r"^(TASK|PLAY|RUNNING HANDLER) \[(.*)\] \*+$")
@@ -45,22 +45,22 @@ FAILED_STEP = re.compile(r" > (\w+)\]?:? Executed: Failed")
 FAILURE = re.compile(r"^(?:FAILED|ERROR) \S+\.py\b|^(?:fatal|failed): \[")  # pytest's summary; Ansible's hosts
 TAIL = 60
 PATIENCE = 10.0
-"""Seconds that a scenario is given to end by itself when it is told to."""
+"""Seconds that a scenario has to end by itself when it is told to."""
 
 
 def in_ci(directory: Path = SCENARIOS) -> list[str]:
-    """The scenarios of CI."""
+    """Return the scenarios of CI."""
     return sorted(path.parent.name for path in directory.glob("*/molecule.yml") if path.parent.name not in SLOW)
 
 
 def hosts_in(name: str) -> int:
-    """How many hosts a scenario has."""
+    """Return how many hosts a scenario has."""
     own: dict[str, Any] = yaml.safe_load((SCENARIOS / name / "molecule.yml").read_text()) or {}
     return len((yaml.safe_load(SHARED.read_text()) | own)["platforms"])
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """What takes long, or nobody knows how long, comes first: begun last, it would keep all others waiting."""
+    """Sort scenarios, longest and unknown first: started last, a long one would run alone at the end."""
 
     def seconds(name: str) -> float:
         expected = expectation(f"molecule-{name}")
@@ -70,9 +70,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def prepare() -> None:
-    """What the cluster takes for granted: engine, image, key, secrets; and no lab that somebody uses.
+    """Provide what the cluster needs: engine, image, key, secrets; refuse if a lab is in use.
 
-    In CI the machine is the job's: hosts that are there were left by one that was killed, perhaps of another clone.
+    In CI the machine belongs to the job: hosts that exist were left by a killed job, perhaps of another clone.
     """
     docker_engine.ensure()
     if lab_hosts.containers() and not lab_hosts.MADE_BY_TESTS.exists() and not os.environ.get("CI"):
@@ -88,7 +88,7 @@ def prepare() -> None:
 
 
 class Scenario:
-    """A scenario while it runs: what it does, and what a person sees of it."""
+    """A running scenario and its display."""
 
     def __init__(self, console: Console, name: str) -> None:
         """Show scenario `name` on `console`."""
@@ -96,7 +96,7 @@ class Scenario:
         self.expected = expectation(f"molecule-{name}")
         self.started = time.monotonic()
         self.step_name = self.task = self.failed_step = ""
-        self.failures = defaultdict[str, list[str]](list)  # of each step: what is rescued in one failed nothing
+        self.failures = defaultdict[str, list[str]](list)  # by step: a failure that a step rescued does not count
         self.tasks = 0
         self.times = Times(name)
         self.last = deque[str](maxlen=TAIL)
@@ -105,7 +105,7 @@ class Scenario:
 
     @property
     def log(self) -> Path:
-        """Where everything is."""
+        """The log with the whole output."""
         return BUILD / f"test-{self.name}.log"
 
     @property
@@ -114,9 +114,9 @@ class Scenario:
         return time.monotonic() - self.started
 
     def run(self) -> bool:
-        """Test it; whether it passed."""
+        """Run `molecule test`; return whether it passed."""
         state = lab_hosts.STATE if self.name == "cluster" else CACHE / "molecule" / self.name
-        shutil.rmtree(state, ignore_errors=True)  # molecule believes its notes, not the engine
+        shutil.rmtree(state, ignore_errors=True)  # molecule trusts its state file, not the engine
         self.times.junit.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             [str(Path(sys.executable).with_name("molecule")), "test", "-s", self.name],
@@ -145,7 +145,7 @@ class Scenario:
         return passed
 
     def take(self, line: str) -> None:
-        """Learn from a line of molecule's output."""
+        """Take a line of molecule's output."""
         self.last.append(line)
         if found := STEP.search(line):
             self.step_name, self.task = found.group(1), ""
@@ -164,7 +164,7 @@ class Scenario:
             self.failures[self.step_name].append(f"{self.task}: {line}" if self.task else line)
 
     def end(self) -> None:
-        """Have it end now, with everything that it started."""
+        """Stop the scenario with everything that it started."""
         self.unwanted = True
         if self.process is None:
             return
@@ -175,29 +175,29 @@ class Scenario:
                 self.process.wait(PATIENCE)
 
     def tell(self) -> None:
-        """Say what failed, as the last words: molecule goes on to remove the hosts, which hides it."""
+        """Print what failed, last: molecule's own output goes on with removing the hosts."""
         self.say("\n".join(self.last))
         self.say(f"\n{self.verdict()}", style="red")
 
     def verdict(self) -> str:
-        """What failed, in a few lines."""
+        """Return what failed, in a few lines."""
         step = self.failed_step or self.step_name
-        where = f"FAILED: {self.name}, in its step {step}\nEverything is in {self.log.relative_to(ROOT)}"
+        where = f"FAILED: {self.name}, in its step {step}\nThe whole output is in {self.log.relative_to(ROOT)}"
         return "\n".join((where, *self.failures[step]))
 
     def say(self, text: str, style: str | None = None) -> None:
-        """A line as it is."""
+        """Print a line without markup or wrapping."""
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def __rich__(self) -> Text:
-        """What is drawn on a terminal."""
+        """Return what a terminal shows."""
         total = f"/{self.expected.tasks}" if self.expected and self.expected.tasks >= self.tasks else ""
         text = f"{self.name} > {self.step_name}  task {self.tasks}{total}  {against(self.elapsed, self.expected)}"
         return Text(f"{text}\n  {self.task}", no_wrap=True)
 
 
 def run(names: Sequence[str], processors: int, console: Console) -> tuple[list[Scenario], Scenario | None]:
-    """Test the scenarios; return those that were begun, and the first that failed, which ends the others."""
+    """Run scenarios until one fails; return those that were started, and the one that failed."""
     waiting, begun, failed = deque(names), list[Scenario](), None
     running = dict[Future[bool], Scenario]()
 
@@ -224,7 +224,7 @@ def run(names: Sequence[str], processors: int, console: Console) -> tuple[list[S
 
 
 def main() -> int:
-    """Run the named scenarios, or all of CI; stop at the first that fails."""
+    """Run the named scenarios, or all of CI's; stop at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*")
     parser.add_argument("--processors", type=int, default=os.cpu_count() or 1, help="how many at once (default: all)")

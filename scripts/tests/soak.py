@@ -1,4 +1,4 @@
-"""Run an inference service under a constant load, and see that its memory does not grow; called by `make soak`.
+"""Run an inference service under constant load and check that its memory does not grow (`make soak`).
 
 The load is of good and bad requests in several forms, while the versions of a model take turns every so often. In the
 end the memory of all its processes (their proportional shares) in the last third of the time is compared with the
@@ -28,11 +28,11 @@ REPORT = BUILD / "soak.json"
 CONNECTIONS, PER_SECOND = 8, 200
 SWAP_SECONDS, SAMPLE_SECONDS = 20.0, 1.0
 GROWTH = 0.02
-"""Share by which memory may be more in the last third of the time than in the second: the noise of a sample."""
+"""How much memory may grow from the second third of the time to the last: the noise of a sample."""
 
 
 def save_models(folder: Path) -> list[Path]:
-    """Save two versions of a model: one that is converted, one that MLflow's environment answers by itself."""
+    """Save two versions of a model: one that converts to ONNX, and one that does not."""
     import mlflow
     import numpy as np
     import pandas as pd
@@ -63,7 +63,7 @@ def save_models(folder: Path) -> list[Path]:
 
 
 def requests() -> list[Request]:
-    """Return what the load is made of."""
+    """Return the requests of the load, good and bad."""
     columns = ["distance", "wind", "hour"]
 
     def split(data: list[list[Any]]) -> bytes:
@@ -86,11 +86,11 @@ def requests() -> list[Request]:
 
 
 def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
-    """Run the service for so long; return the figures and the verdict."""
+    """Run the service under load; return the figures and the verdict."""
     models = save_models(folder)
     samples: list[tuple[float, float, int]] = []
     swaps = 0
-    # A version that was replaced ends before it is wanted again: starting and ending is to leak nothing either.
+    # A replaced version ends before it is served again: starting and ending must not leak either.
     with served(folder, models[0], workers=workers, keep_previous=5, log_share=0.1) as (process, port):
         wait_until_serving(process, folder, "1")
         mix = requests()
@@ -103,7 +103,7 @@ def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
                 want(folder, version(folder, str(wanted), models[wanted - 1]))
                 swaps, swapped = swaps + 1, now
             several = len(processes.tree(process.pid))
-            # While a version comes or goes, there are more processes than afterwards.
+            # Sample only between swaps: during one there are more processes.
             if several == 3 + workers:
                 samples.append((now - began, processes.memory_mib(process.pid), wanted))
             for segment in (folder / "state" / "spool").glob("*.jsonl"):
@@ -115,7 +115,7 @@ def soak(folder: Path, seconds: float, workers: int) -> dict[str, Any]:
 
 
 def report(load: Load, samples: list[tuple[float, float, int]], swaps: int, lasted: float) -> dict[str, Any]:
-    """Return the figures, and whether memory is flat and every answer was as it was to be."""
+    """Return the figures, and whether memory stayed flat and every response was as expected."""
     figures: dict[str, Any] = {
         "seconds": round(lasted),
         "requests": len(load.answers),

@@ -1,4 +1,4 @@
-"""Where the minutes of `make test` went: per step, task and test, as a table and in build/test.json."""
+"""Report how long the steps, tasks and tests of `make test` took: a table, and build/test.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Times:
-    """The times of one scenario, learnt from when each line of molecule's output came."""
+    """The times of one scenario, from the moment at which each line of molecule's output came."""
 
     name: str
     steps: dict[str, float] = field(default_factory=dict)
@@ -47,35 +47,35 @@ class Times:
     _task_began: float = 0.0
 
     def step(self, name: str, now: float) -> None:
-        """A step begins at this second, and the one before it ends."""
+        """Start a step at this second, and end the one before it."""
         self.task("", now)
         if self._step:
             self.steps[self._step] = self.steps.get(self._step, 0.0) + now - self._step_began
         self._step, self._step_began = name, now
 
     def task(self, name: str, now: float) -> None:
-        """A task begins at this second, and the one before it ends; without a name, none begins."""
+        """Start a task at this second, and end the one before it; an empty name starts none."""
         if self._task:
             self.tasks.append(Span(now - self._task_began, f"{self.name} {self._step}", self._task))
         self._task, self._task_began = name, now
 
     def end(self, now: float) -> None:
-        """Everything ends at this second."""
+        """End the step and task at this second."""
         self.step("", now)
 
     @property
     def seconds(self) -> float:
-        """All steps together."""
+        """The seconds of all steps."""
         return sum(self.steps.values())
 
     @property
     def junit(self) -> Path:
-        """Where pytest writes how long each of its tests took."""
+        """The file to which pytest writes the duration of each test."""
         return BUILD / f"test-{self.name}.xml"
 
 
 def tests(path: Path, where: str) -> list[Span]:
-    """The tests in a file that pytest wrote, with what their fixtures took; none when there is no such file."""
+    """Return the tests in a file that pytest wrote, fixtures included; an empty list if there is no such file."""
     if not path.exists():
         return []
     cases = ElementTree.parse(path).getroot().iter("testcase")  # noqa: S314 - our own file
@@ -83,17 +83,17 @@ def tests(path: Path, where: str) -> list[Span]:
 
 
 def written_since(path: Path, moment: float) -> bool:
-    """Whether a file is of this run: it was written after this moment, in seconds since the epoch."""
+    """Return whether a file was written after this moment (seconds since the epoch)."""
     return path.exists() and path.stat().st_mtime >= moment
 
 
 def slowest(spans: Iterable[Span]) -> list[Span]:
-    """The ones that took longest, the longest first."""
+    """Return the slowest, slowest first."""
     return sorted(spans, reverse=True)[:SHOWN]
 
 
 def report(console: Console, scenarios: Iterable[Times], began: float, *, ok: bool) -> None:
-    """Show where the time since `began` (seconds since the epoch) went, and write it to build/test.json."""
+    """Show what took the time since `began` (seconds since the epoch), and write it to build/test.json."""
     scenarios = list(scenarios)
     parts: dict[str, Mapping[str, float]] = {times.name: times.steps for times in scenarios}
     done = [test for times in scenarios for test in tests(times.junit, times.name)]
@@ -122,7 +122,7 @@ def report(console: Console, scenarios: Iterable[Times], began: float, *, ok: bo
 
 
 def steps_table(parts: Mapping[str, Mapping[str, float]]) -> Table:
-    """What each part took, the longest first, and its steps."""
+    """Return a table of the parts and their steps, longest first."""
     table = Table("part", "time", "steps", title="Where the minutes went", title_justify="left", box=SIMPLE_HEAD)
     for part, steps in sorted(parts.items(), key=lambda item: sum(item[1].values()), reverse=True):
         shown = ", ".join(f"{step} {duration(seconds)}" for step, seconds in steps.items())
@@ -131,7 +131,7 @@ def steps_table(parts: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def spans_table(title: str, spans: Iterable[Span]) -> Table:
-    """Tasks or tests with their times."""
+    """Return a table of tasks or tests."""
     table = Table("seconds", "where", "what", title=title, title_justify="left", box=SIMPLE_HEAD)
     for span in spans:
         table.add_row(f"{span.seconds:.1f}", span.where, span.what)

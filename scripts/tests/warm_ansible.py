@@ -1,4 +1,4 @@
-"""Run ansible-playbook from a process that has Ansible loaded, for tests that play something small again and again.
+"""Run ansible-playbook in a process that has loaded Ansible already, for tests that run many small plays.
 
 It is Ansible's own program, forked for each play from a process that loaded it once and packs each module once
 (`multiprocessing`'s fork server). What Ansible reads when it is loaded, ansible.cfg and the environment, stays as it
@@ -16,12 +16,12 @@ from pathlib import Path
 from scripts.common import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# pytest is what the program is that plays are started from, and each process would import it again.
+# The processes are started from pytest, and each would import it again.
 CONTEXT.set_forkserver_preload(["ansible.cli.playbook", "pytest"])
 
 
 def _play(argv: list[str], outputs: tuple[Path, Path]) -> None:
-    """Be ansible-playbook, with standard output and error in these files."""
+    """Run ansible-playbook in this process, with its output and errors in these files."""
     from ansible.cli.playbook import PlaybookCLI
 
     os.chdir(ROOT)
@@ -32,7 +32,7 @@ def _play(argv: list[str], outputs: tuple[Path, Path]) -> None:
 
 
 def ansible_playbook(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
-    """Run playbooks in the project's folder; how they ended is for the caller to judge."""
+    """Run playbooks in the repository's root; the caller decides what a failure means."""
     os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
     argv = ["ansible-playbook", *map(str, arguments)]
     with tempfile.TemporaryDirectory(prefix="metalworks-play-") as folder:

@@ -1,1 +1,1 @@
-"""A site grows old in minutes: everything on it is written down, told apart by whose it is, and compared later."""
+"""Age a site in minutes: list everything on it, run site.yml and smoke many times, and compare."""

@@ -1,4 +1,4 @@
-"""Let the lab grow old: site.yml and smoke many times over, with other people's things in every bin, bucket and list.
+"""Age the lab: run site.yml and smoke many times, with other people's things in every bin, bucket and list.
 
 Called by `make test-age` while a lab is up. After the last round every row, object, version and file must be what it
 was before the first; nothing may have changed on a host, no round may be slower than the first ones were, and the
@@ -23,12 +23,12 @@ from scripts.tests.age import site
 VERDICT = BUILD / "test-age.json"
 ROUNDS = 30
 SLOWER, LARGER = 1.2, 1.02
-"""By how much the last third of the rounds may take longer, and the databases be larger, than the third before it."""
+"""How much slower, and how much larger in bytes, the last third of the rounds may be than the third before it."""
 SHOWN = 20
 
 
 def run(argv: list[str]) -> tuple[str, float]:
-    """Run a command that must succeed; return what it printed, and the seconds it took."""
+    """Run a command that must succeed; return its output and the seconds it took."""
     began = time.monotonic()
     done = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> tuple[str, float]:
 
 
 def once() -> dict[str, Any]:
-    """Go one round; return the seconds and changes it took, and the bytes that there are afterwards."""
+    """Run one round; return its seconds and changes, and the sizes afterwards."""
     printed, converged = run(["ansible-playbook", "-i", str(lab_hosts.INVENTORY), "site.yml"])
     _, checked = run([sys.executable, "-m", "scripts.site.smoke"])
     changes = sum(map(int, CHANGES.findall(printed)))
@@ -45,7 +45,7 @@ def once() -> dict[str, Any]:
 
 
 def growth(rounds: list[dict[str, Any]], what: str) -> float:
-    """Return how many times as much the last third of the rounds is as the third before it."""
+    """Return the ratio of the last third of the rounds to the third before it."""
     third = max(1, len(rounds) // 3)
     later, earlier = rounds[-third:], rounds[-2 * third : -third] or rounds[-third:]
     return float(statistics.median(one[what] for one in later) / statistics.median(one[what] for one in earlier))
@@ -55,7 +55,7 @@ def judge(rounds: list[dict[str, Any]], different: list[str]) -> dict[str, Any]:
     """Return the verdict."""
     grown = {what: round(growth(rounds, what), 3) for what in rounds[0] if what != "changes"}
     changes = sum(one["changes"] for one in rounds)
-    # What Prefect notes of everything that happens stays for some days, whoever made it happen.
+    # Prefect keeps its events for some days, whoever caused them.
     judged = {what: by for what, by in grown.items() if what != "database prefect"}
     slow = [what for what, by in judged.items() if by > (SLOWER if what in ("site", "smoke") else LARGER)]
     figures = {f"{what.replace(' ', '_')}_growth": by for what, by in grown.items()}
@@ -69,14 +69,14 @@ def judge(rounds: list[dict[str, Any]], different: list[str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Grow old, tell, and keep it."""
+    """Age the lab, print the verdict and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often (default: %(default)s)")
     options = parser.parse_args()
     if not lab_hosts.containers():
         raise ProblemError("no lab is up: `make lab` first")
     rounds: list[dict[str, Any]] = []
-    once()  # what was different before is no ageing
+    once()  # a difference from before is not a matter of age
     with site.quiet(), site.others():
         before = site.standing()
         site.leave()
