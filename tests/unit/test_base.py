@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.repository import ROOT, load, read_yaml
 
-certificates = state = load("roles/base/library/base_state.py")
+certificates = state = load("plugins/modules/host_baseline.py")
 BUNDLE = Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt")
 
 

@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from scripts.site import make_secrets
 from tests.unit.repository import load
 
-plugin = load("roles/certificates/action_plugins/certificates_host.py")
+plugin = load("plugins/action/host_certificate.py")
 
 NAMES = ["services-1", "198.51.100.10", "mlflow.lab.test"]
 SECRETS, OTHER = make_secrets.ca({}), make_secrets.ca({})

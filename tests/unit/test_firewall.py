@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.repository import ROOT, load, rendered, role_templar
 
-firewall = load("roles/firewall/library/firewall_table.py")
+firewall = load("plugins/modules/firewall_table.py")
 NAMES = {"gpu-1": ["10.1.2.21", "fe80::1%eth0"], "services-1": ["127.0.1.1"]}
 
 

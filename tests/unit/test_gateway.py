@@ -10,7 +10,7 @@ from ansible.template import Templar, trust_as_template
 
 from tests.unit.repository import ROOT, load, read_yaml, rendered, role_templar
 
-state = load("roles/gateway/library/gateway_state.py")
+state = load("plugins/modules/nginx_gateway.py")
 ROLE = ROOT / "roles/gateway"
 
 MLFLOW = {
@@ -271,7 +271,7 @@ def test_site_defaults_are_the_specs() -> None:
 
 def test_a_gateway_that_another_host_tells_is_set_up_with_all_of_its_own_variables() -> None:
     tasks = read_yaml(ROLE / "tasks/register_host.yml")
-    told = next(task["vars"]["__gateway_theirs"] for task in tasks if "gateway_state" in task)
+    told = next(task["vars"]["__gateway_theirs"] for task in tasks if "nginx_gateway" in task)
     assert set(told) == set(read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"])
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.repository import ROOT, load, read_yaml
 
-sshd = load("roles/sshd/library/sshd_settings.py")
-updates = load("roles/unattended_upgrades/library/unattended_upgrades_settings.py")
+sshd = load("plugins/modules/sshd_config.py")
+updates = load("plugins/modules/unattended_upgrades.py")
 INCLUDE = "Include /etc/ssh/sshd_config.d/*.conf\n"
 
 

@@ -26,7 +26,7 @@ VERSIONS = ["580.1.2", "595.3.4"]
 
 if AnsibleCollectionConfig.collection_finder is None:
     init_plugin_loader([])
-spec = importlib.util.spec_from_file_location("nvidia_facts", DRIVER / "library/nvidia_facts.py")
+spec = importlib.util.spec_from_file_location("nvidia_facts", ROLES.parent / "plugins/modules/nvidia_facts.py")
 assert spec and spec.loader
 facts = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(facts)

@@ -15,10 +15,10 @@ import pytest
 
 from tests.unit.repository import load
 
-s3 = load("roles/object_store/module_utils/minio_s3.py")
-sys.modules["ansible.module_utils.minio_s3"] = s3  # as Ansible ships it with the modules
-provision = load("roles/object_store/library/minio_provision.py")
-probe = load("roles/object_store/library/s3_probe.py")
+s3 = load("plugins/module_utils/s3_client.py")
+sys.modules["ansible.module_utils.s3_client"] = s3  # as Ansible ships it with the modules
+provision = load("plugins/modules/minio_provision.py")
+probe = load("plugins/modules/s3_probe.py")
 
 BUCKETS = [
     {"name": "data", "versioning": True, "expire_days": 0, "old_days": 0},

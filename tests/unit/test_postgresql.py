@@ -13,7 +13,7 @@ import pytest
 from scripts.site import make_secrets
 from tests.unit.repository import load
 
-state = load("roles/postgresql/library/postgresql_state.py")
+state = load("plugins/modules/postgresql_cluster.py")
 
 WANTED = [
     {"name": "mlflow", "owner": "mlflow", "password": "one"},

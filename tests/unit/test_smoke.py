@@ -21,8 +21,8 @@ from scripts.site import smoke
 from tests.unit.repository import ROOT, load, read_yaml
 
 client = load("roles/smoke/files/client.py")
-module = load("roles/smoke/library/smoke_host.py")
-judge = load("roles/smoke/action_plugins/smoke_verdict.py")
+module = load("plugins/modules/smoke_host.py")
+judge = load("plugins/action/smoke_verdict.py")
 PROGRAM = (ROOT / "roles/smoke/files/client.py").read_text()
 
 

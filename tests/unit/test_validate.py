@@ -13,9 +13,9 @@ import pytest
 from scripts.site import make_secrets
 from tests.unit.repository import load
 
-rules = load("roles/validate/rules.py")
-certificates = load("roles/certificates/action_plugins/certificates_host.py")
-probe = load("roles/validate/library/validate_host.py")
+rules = load("plugins/plugin_utils/site_rules.py")
+certificates = load("plugins/action/host_certificate.py")
+probe = load("plugins/modules/validate_host.py")
 
 GROUPS = {
     "all": ["s1", "g1", "db"],

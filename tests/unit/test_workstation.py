@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.repository import load
 
-developers = load("roles/workstation/library/workstation_developers.py")
+developers = load("plugins/modules/developer_accounts.py")
 
 DATABASE = {"host": "db", "port": "5432", "name": "raw", "user": "reader", "password": r"a:b\c"}
 LINE = r"db:5432:raw:reader:a\:b\\c" + "\n"

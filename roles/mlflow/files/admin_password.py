@@ -7,10 +7,14 @@ processes would all try at once.
 
 from __future__ import annotations
 
+import sys
+
 from mlflow.server.auth.config import read_auth_config
 from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
 config = read_auth_config()
+if not (config.admin_username and config.admin_password):
+    sys.exit("MLflow's configuration names no administrator or no password")
 store = SqlAlchemyStore()
 store.init_db(config.database_uri)
 if not store.has_user(config.admin_username):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.minio_s3 import Store, StoreError, UnreachableError, expiry_wanted
+from ansible.module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
 
 DOCUMENTATION = """
 module: minio_provision

@@ -13,7 +13,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: sshd_settings
+module: sshd_config
 short_description: Settings of the SSH server that are in force
 description:
   - Tries the settings, with all other files of the server as they are, before anything is written. They must be ones

@@ -22,7 +22,7 @@ from ansible.module_utils.managed_files import SPEC as FILES
 from ansible.module_utils.managed_files import Files
 
 DOCUMENTATION = r"""
-module: base_state
+module: host_baseline
 short_description: Trusted authorities, a group, small files, uv in one version, and a clock that is kept right
 description:
   - Splits bundles of authorities into files of one certificate, as update-ca-certificates wants them, named after
@@ -57,7 +57,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: What every host has
-  base_state:
+  host_baseline:
     authorities: {}
     packages: [chrony, python3-venv]
     group: metalworks

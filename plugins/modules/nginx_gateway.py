@@ -22,7 +22,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.unix_http import SocketConnection
 
 DOCUMENTATION = """
-module: gateway_state
+module: nginx_gateway
 short_description: nginx runs this configuration, with these users and this page
 description:
   - Writes the configuration if nginx accepts it; otherwise the old one stays and serves.

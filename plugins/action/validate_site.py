@@ -15,7 +15,7 @@ from ansible.plugins.action import ActionBase
 
 # Ansible loads a plugin by its file alone, so what stands beside it in the role is loaded the same way.
 rules = ModuleType("validate_rules")
-SourceFileLoader(rules.__name__, str(Path(__file__).parent.parent / "rules.py")).exec_module(rules)
+SourceFileLoader(rules.__name__, str(Path(__file__).parents[1] / "plugin_utils/site_rules.py")).exec_module(rules)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

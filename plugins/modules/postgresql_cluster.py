@@ -22,7 +22,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: postgresql_state
+module: postgresql_cluster
 short_description: Server, sandbox, settings, databases and logins of a Debian PostgreSQL cluster
 description:
   - Writes the settings and the rules for clients, if the server accepts them; otherwise the old ones stay.

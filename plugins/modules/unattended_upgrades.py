@@ -11,7 +11,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: unattended_upgrades_settings
+module: unattended_upgrades
 short_description: Daily updates with these settings
 description:
   - Writes the settings, if apt and Python's regular expressions can read them, and enables and starts apt's timers.

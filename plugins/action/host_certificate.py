@@ -207,7 +207,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _host(self, args: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         done: dict[str, Any] = self._execute_module(
-            module_name="certificates_host", module_args=args, task_vars=task_vars
+            module_name="host_certificate", module_args=args, task_vars=task_vars
         )
         # With -vvv, Ansible would show it all.
         done.pop("invocation", None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: certificates_host
+module: host_certificate
 short_description: Key, certificate and trusted CA of a host
 description:
   - Called twice by the action plugin of the same name. With C(look=true), it makes the key where one is needed and

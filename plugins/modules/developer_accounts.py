@@ -20,7 +20,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: workstation_developers
+module: developer_accounts
 short_description: Developers have accounts, and their keys lie where clients look for them
 description:
   - Makes an account per developer and, in its home, C(~/.aws/credentials), C(~/.mlflow/credentials),
