@@ -206,9 +206,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return done if done.get("failed") else done | {"changed": True, "actions": seen["actions"]}
 
     def _host(self, args: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        done: dict[str, Any] = self._execute_module(
-            module_name="host_certificate", module_args=args, task_vars=task_vars
-        )
+        done: dict[str, Any] = self._execute_module(module_args=args, task_vars=task_vars)
         # With -vvv, Ansible would show it all.
         done.pop("invocation", None)
         return done

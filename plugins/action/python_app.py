@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-# Ansible loads a plugin by its file alone, so what stands beside it is loaded the same way.
-systemd_units = ModuleType("systemd_units_action")
-SourceFileLoader(systemd_units.__name__, str(Path(__file__).with_name("systemd_units.py"))).exec_module(systemd_units)
-hide_environments = systemd_units.hide_environments
+from .systemd_units import hide_environments
 
+# The checkout is found through links, the installed collection is not.
 PRODUCT = Path(__file__).resolve().parents[2]
 WHEELS = "/opt/metalworks/wheels"
 

@@ -15,7 +15,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Hand the arguments to the module; in check mode there is nothing to look at yet."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         try:
-            done: dict[str, Any] = self._execute_module(module_name="smoke_host", task_vars=task_vars)
+            done: dict[str, Any] = self._execute_module(task_vars=task_vars)
         except AnsibleError as error:
             done = {"failed": True, "msg": str(error.message)}
         if done.get("failed"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
@@ -14,9 +12,7 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.common.yaml import yaml_load  # libyaml's parser: this is read for every host
 from ansible.plugins.action import ActionBase
 
-# Ansible loads a plugin by its file alone, so what stands beside it in the role is loaded the same way.
-rules = ModuleType("validate_rules")
-SourceFileLoader(rules.__name__, str(Path(__file__).parents[1] / "plugin_utils/site_rules.py")).exec_module(rules)
+from ..plugin_utils import site_rules as rules
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -97,9 +93,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         args = self._task.args
         address = self.variables.get("ansible_host", self.host)
         try:
-            seen = self._execute_module(
-                module_name="validate_host", module_args={"paths": args["paths"]}, task_vars=self.variables
-            )
+            seen = self._execute_module(module_args={"paths": args["paths"]}, task_vars=self.variables)
         except AnsibleConnectionFailure as error:
             self.problems.append(rules.unreachable(self.host, address, " ".join(str(error.message).split())))
             return {}

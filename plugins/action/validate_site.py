@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-# Ansible loads a plugin by its file alone, so what stands beside it in the role is loaded the same way.
-rules = ModuleType("validate_rules")
-SourceFileLoader(rules.__name__, str(Path(__file__).parents[1] / "plugin_utils/site_rules.py")).exec_module(rules)
+from ..plugin_utils import site_rules as rules
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .replace_file import diff, read, replace
+
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
@@ -50,11 +52,6 @@ def with_block(text: str, name: str, block: str) -> str:
     if not found:
         return before + ("\n" if before and not before.endswith("\n") else "") + marked
     return before + marked + rest.partition(end)[2]
-
-
-def read(path: Path) -> str:
-    """Return a file's text, or nothing when there is none."""
-    return path.read_text() if path.exists() else ""
 
 
 def known(wants: dict[str, Any]) -> bool:
@@ -116,13 +113,10 @@ class Files:
             return
         self.note(path, "" if secret else old, "" if secret else content)
         if not self.module.check_mode:
-            draft = self.draft(path, content)
-            self.judge(wants, draft)
-            self.attributes({**wants, "path": draft})
-            mask = os.umask(0o077)  # a new file is given the mode that this leaves
-            self.module.atomic_move(draft, str(path), keep_dest_attrs=False)
-            os.umask(mask)
-            self.attributes(wants)
+            if not known(wants):
+                self.module.fail_json(msg=f"{path} is for {wants['owner']}:{wants['group']}, which this host lacks")
+            owner, group = pwd.getpwnam(wants["owner"]).pw_uid, grp.getgrnam(wants["group"]).gr_gid
+            replace(path, content, int(wants["mode"], 8), group, owner, lambda draft: self.judge(wants, draft))
 
     def block(self, wants: dict[str, Any]) -> None:
         """Make a part of a file hold its content; the file may be mounted, and then it is not replaced but written."""
@@ -153,7 +147,7 @@ class Files:
     def note(self, path: Path, before: str, after: str) -> None:
         """Remember a change and its diff."""
         self.paths.append(str(path))
-        self.diff.append({"before_header": str(path), "after_header": str(path), "before": before, "after": after})
+        self.diff.append(diff(path, before, after))
 
     def draft(self, path: Path, content: str) -> str:
         """Write the content beside its place, where only root reads it; return where."""
@@ -163,10 +157,10 @@ class Files:
             sink.write(content)
         return str(name)
 
-    def judge(self, wants: dict[str, Any], draft: str) -> None:
+    def judge(self, wants: dict[str, Any], draft: Path) -> None:
         """Let the program that will read a file judge it first; end the task with its words."""
         if not wants.get("validate"):
             return
-        code, out, err = self.module.run_command(wants["validate"].replace("%s", draft))
+        code, out, err = self.module.run_command(wants["validate"].replace("%s", str(draft)))
         if code:
             self.module.fail_json(msg=f"{wants['path']} would not be valid; it was not changed. {out}{err}".strip())

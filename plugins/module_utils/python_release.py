@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.system_user import ensure_system_user
+from .system_user import ensure_system_user
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule

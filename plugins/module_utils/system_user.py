@@ -1,7 +1,8 @@
-"""The account that a service runs as."""
+"""Accounts and groups of services."""
 
 from __future__ import annotations
 
+import grp
 import pwd
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,17 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 NOLOGIN = "/usr/sbin/nologin"
+
+
+def ensure_system_group(module: AnsibleModule, name: str) -> bool:
+    """Make a system group; tell whether it was missing."""
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        if not module.check_mode:
+            module.run_command(["groupadd", "--system", name], check_rc=True)
+        return True
+    return False
 
 
 def ensure_system_user(module: AnsibleModule, name: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import hashlib
 import json
-import os
 import tempfile
 import time
 import urllib.error
@@ -14,8 +13,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.system_user import ensure_system_user
-from ansible.module_utils.unix_http import SocketHandler
+from .replace_file import differs, read, replace
+from .system_user import ensure_system_user
+from .systemctl import show
+from .unix_http import SocketHandler
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -181,10 +182,8 @@ class Unit:
 
     def show(self) -> dict[str, str]:
         """Return the unit's properties that decisions rest on."""
-        names = "ActiveState,SubState,MainPID,NRestarts,UnitFileState,NeedDaemonReload,Result"
-        names += ",ActiveEnterTimestampMonotonic"
-        _, out, _ = self.module.run_command(["systemctl", "show", self.service, "--property", names], check_rc=True)
-        return dict(line.split("=", 1) for line in out.splitlines())
+        names = ("ActiveState", "SubState", "NRestarts", "UnitFileState", "NeedDaemonReload", "Result")
+        return show(self.module, self.service, *names, "ActiveEnterTimestampMonotonic")
 
     def journal(self) -> str:
         """Return the last lines the unit wrote."""
@@ -229,11 +228,11 @@ class Unit:
         if stale and not dry:
             self.verify(unit)
             for file in stale:
-                write(*file)
+                replace(*file)
         self.wanted = digest([self.unit_file, self.environment_file, *map(Path, self.wants["restart_on"])])
         state = self.show()
         active = state["ActiveState"] in ("active", "activating", "reloading")
-        current = self.running.read_text().strip() if self.running.exists() else ""
+        current = read(self.running).strip()
         same = active and current == self.wanted and not stale
         action = "none" if same else "restarted" if active else "started"
         enable = state["UnitFileState"] != "enabled"
@@ -243,7 +242,7 @@ class Unit:
             if enable:
                 self.systemctl("--quiet", "enable", self.service)
             if differs(self.revision_file, f"{self.wanted}\n", 0o644, 0):
-                write(self.revision_file, f"{self.wanted}\n", 0o644, 0)
+                replace(self.revision_file, f"{self.wanted}\n", 0o644, 0)
             if action != "none":
                 self.began = time.monotonic()
                 self.systemctl("--no-block", "restart", self.service)
@@ -255,7 +254,7 @@ class Unit:
         crashes = int(self.show()["NRestarts"])
         while time.monotonic() - self.began < timeout:
             state = self.show()
-            started = self.running.exists() and self.running.read_text().strip() == self.wanted
+            started = read(self.running).strip() == self.wanted
             if started and (state["ActiveState"], state["SubState"]) == ("active", "running"):
                 since = time.monotonic() - int(state["ActiveEnterTimestampMonotonic"]) / 1e6
                 if answers(url, self.wants["health_socket"]) if url else since >= STEADY_SECONDS:
@@ -266,26 +265,6 @@ class Unit:
             time.sleep(POLL_SECONDS)
         asked = f"answer 200 at {url}" if url else "keep running"
         self.fail(f"is {state['ActiveState']}/{state['SubState']} and did not {asked} within {timeout} s.")
-
-
-def differs(path: Path, content: str, mode: int, group: int) -> bool:
-    """Tell whether the file is missing or has another content, mode or group."""
-    if not path.exists() or path.read_text() != content:
-        return True
-    status = path.stat()
-    return (status.st_mode & 0o777, status.st_uid, status.st_gid) != (mode, 0, group)
-
-
-def write(path: Path, content: str, mode: int, group: int) -> None:
-    """Replace the file in one step, never readable by more than its mode allows."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-        handle.write(content)
-    os.chown(fresh, 0, group)
-    fresh.chmod(mode)
-    fresh.replace(path)
 
 
 def unlisted(family: str, listed: set[str]) -> list[str]:

@@ -19,6 +19,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.replace_file import UNCHANGED, read, replace
+from ..module_utils.system_user import ensure_system_group
+
 DOCUMENTATION = """
 module: developer_accounts
 short_description: Developers have accounts, and their keys lie where clients look for them
@@ -128,23 +131,13 @@ def acting_as(person: pwd.struct_passwd) -> Iterator[None]:
         os.umask(mask)
 
 
-def read(path: Path) -> str:
-    """Return a file's text, or nothing when there is none."""
-    return path.read_text() if path.exists() else ""
-
-
 def keep(path: Path, text: str, dry: bool) -> bool:
     """See to it that the file holds this text and is its owner's alone; tell whether that was not so."""
     path = path.resolve()
     if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == 0o600:
         return False
     if not dry:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-            handle.write(text)
-        fresh.replace(path)
+        replace(path, text, 0o600, group=UNCHANGED, owner=UNCHANGED)
     return True
 
 
@@ -194,10 +187,8 @@ def converge(module: AnsibleModule) -> list[str]:
     done = []
     accounts = {person.pw_name for person in pwd.getpwall()}
     members = {name for group in grp.getgrall() if group.gr_name == MEMBERS for name in group.gr_mem}
-    if module.params["developers"] and not any(group.gr_name == MEMBERS for group in grp.getgrall()):
+    if module.params["developers"] and ensure_system_group(module, MEMBERS):
         done.append(MEMBERS)
-        if not module.check_mode:
-            module.run_command(["groupadd", "--system", MEMBERS], check_rc=True)
     for name in sorted(members - {wants["name"] for wants in module.params["developers"]}):
         if name in accounts and not expired(name):
             done.append(f"{name} is locked out")

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import pwd
 import re
 import socket
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.system_user import ensure_system_user
+
+from ..module_utils.replace_file import diff, read, replace
+from ..module_utils.system_user import ensure_system_user
 
 DOCUMENTATION = """
 module: firewall_table
@@ -159,24 +159,23 @@ class Firewall:
             self.run("systemctl", "stop", f"{TIMER}.timer")
         else:
             earlier = self.module.run_command([self.nft, "list", "table", *TABLE.split()])[1]
-            write(BEFORE, f"{REPLACE}{earlier}", 0o600)
+            replace(BEFORE, f"{REPLACE}{earlier}", 0o600)
         arm = ["systemd-run", "--quiet", "--collect", f"--unit={TIMER}", f"--on-active={seconds}"]
         self.run(*arm, "--timer-property=AccuracySec=1s", self.nft, "--file", str(BEFORE))
         self.run(self.nft, "--file", "-", data=text)
 
     def store(self, text: str) -> None:
         """Write the file that is loaded at boot."""
-        old = CONFIGURATION.read_text() if CONFIGURATION.exists() else ""
+        old = read(CONFIGURATION)
         if old == text and CONFIGURATION.stat().st_mode & 0o777 == 0o644:
             return
-        self.diff.append({"before_header": str(CONFIGURATION), "after_header": str(CONFIGURATION)})
-        self.diff[-1] |= {"before": old, "after": text}
+        self.diff.append(diff(CONFIGURATION, old, text))
         if not self.act(f"write {CONFIGURATION}"):
             return
         if MARK not in old and has_rules(old):
             kept = self.module.backup_local(str(CONFIGURATION))
             self.module.warn(f"{CONFIGURATION} had rules of its own, which the next boot will not load: see {kept}")
-        write(CONFIGURATION, text, 0o644)
+        replace(CONFIGURATION, text)
 
     def user(self, name: str) -> int:
         """Return the user's number; make a user who is not there. In a dry run that one gets one of nobody's."""
@@ -189,8 +188,8 @@ class Firewall:
 
     def serve(self) -> None:
         """Have the file loaded at boot."""
-        if not (DROP_IN.exists() and DROP_IN.read_text() == DROP_IN_TEXT) and self.act(f"write {DROP_IN}"):
-            write(DROP_IN, DROP_IN_TEXT, 0o644)
+        if read(DROP_IN) != DROP_IN_TEXT and self.act(f"write {DROP_IN}"):
+            replace(DROP_IN, DROP_IN_TEXT)
             self.run("systemctl", "daemon-reload")
         names = "ActiveState,UnitFileState"
         shown = self.run("systemctl", "show", "nftables.service", "--property", names).splitlines()
@@ -217,7 +216,7 @@ class Firewall:
 
     def register(self, platform: str) -> None:
         """Change the set of the platform's addresses, and nothing else."""
-        old = CONFIGURATION.read_text() if CONFIGURATION.exists() else ""
+        old = read(CONFIGURATION)
         head, mark, filled = old.partition(MARK)
         if not mark:
             return
@@ -228,16 +227,6 @@ class Firewall:
         if live and sets(live) != sets(wanted) and self.act("change the platform's addresses"):
             empty = "".join(f"flush set {TABLE} platform{version}\n" for version in (4, 6))
             self.run(self.nft, "--file", "-", data=f"{empty}{platform}")
-
-
-def write(path: Path, content: str, mode: int) -> None:
-    """Replace a file of root in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as sink:
-        sink.write(content)
-    Path(draft).chmod(mode)
-    Path(draft).replace(path)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import os
 import re
@@ -18,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.managed_files import SPEC as FILES
-from ansible.module_utils.managed_files import Files
+
+from ..module_utils.managed_files import SPEC as FILES
+from ..module_utils.managed_files import Files
+from ..module_utils.replace_file import read, replace
+from ..module_utils.system_user import ensure_system_group
+from ..module_utils.systemctl import show
 
 DOCUMENTATION = r"""
 module: host_baseline
@@ -57,7 +60,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: What every host has
-  host_baseline:
+  metalworks.platform.host_baseline:
     authorities: {}
     packages: [chrony, python3-venv]
     group: metalworks
@@ -153,11 +156,10 @@ def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
     dangling = any(not link.exists() for link in LINKS.glob(f"{PREFIX}*.pem"))
     changed = bool(add or remove) or dangling or not wants.keys() <= built
     if changed and not module.check_mode:
-        LOCAL.mkdir(parents=True, exist_ok=True)
         for file in remove:
             file.unlink()
         for key, pem in add.items():
-            (LOCAL / f"{PREFIX}{key}.crt").write_text(pem)
+            replace(LOCAL / f"{PREFIX}{key}.crt", pem)
         # Where the program is missing, the package ca-certificates does this when it is installed.
         if program := shutil.which("update-ca-certificates"):
             # Only a fresh start drops the links of files that are gone.
@@ -166,6 +168,8 @@ def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
 
 
 CHRONY = "chrony.service"
+STATE = ("LoadState", "ActiveState", "UnitFileState", "ConditionResult", "ConditionTimestampMonotonic", "Restart",
+         "NeedDaemonReload")  # fmt: skip
 SOURCES = Path("/etc/chrony/sources.d/metalworks.sources")
 ADDITION = Path(f"/etc/systemd/system/{CHRONY}.d/metalworks.conf")
 # The distribution's unit stays dead after a kill, and clocks that differ break certificates and signed requests.
@@ -178,17 +182,6 @@ StartLimitIntervalSec=0
 Restart=always
 RestartSec=3
 """
-
-
-def ensure_group(module: AnsibleModule, name: str) -> bool:
-    """Make the system group; tell whether it was missing."""
-    try:
-        grp.getgrnam(name)
-    except KeyError:
-        if not module.check_mode:
-            module.run_command(["groupadd", "--system", name], check_rc=True)
-        return True
-    return False
 
 
 def ensure_kernel(module: AnsibleModule, wanted: dict[str, Any], parameters: Path = PARAMETERS) -> list[str]:
@@ -233,41 +226,32 @@ def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path
     return True
 
 
-def show(module: AnsibleModule) -> dict[str, str]:
-    """Return what systemd knows of chrony's unit."""
-    names = "LoadState,ActiveState,UnitFileState,ConditionResult,ConditionTimestampMonotonic,Restart,NeedDaemonReload"
-    out = module.run_command(["systemctl", "show", CHRONY, "--property", names], check_rc=True)[1]
-    return dict(line.split("=", 1) for line in out.splitlines())
-
-
 def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
     """Have chrony run with these servers; return whether it was otherwise, and whether it runs."""
-    state = show(module)
+    state = show(module, CHRONY, *STATE)
     if state["LoadState"] != "loaded":
         if not module.check_mode:
             module.fail_json(msg=f"{CHRONY} is {state['LoadState']}")
         return True, False
     text = "".join(f"server {server} iburst\n" for server in servers)
-    rewrite = text != (SOURCES.read_text() if SOURCES.exists() else "")
+    rewrite = text != read(SOURCES)
     known = state["Restart"] == "always" and state["NeedDaemonReload"] == "no"
-    restarts = known and ADDITION.exists() and ADDITION.read_text() == RESTART
+    restarts = known and read(ADDITION) == RESTART
     # systemd has looked at the condition before, and it did not hold: looking again would only fill the journal.
     kept_out = state["ConditionResult"] == "no" and state["ConditionTimestampMonotonic"] != "0"
     enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active" and not kept_out
     if module.check_mode:
         return rewrite or enable or start or not restarts, state["ActiveState"] == "active"
     if rewrite:
-        SOURCES.parent.mkdir(parents=True, exist_ok=True)
-        SOURCES.write_text(text)
+        replace(SOURCES, text)
     if not restarts:
-        ADDITION.parent.mkdir(parents=True, exist_ok=True)
-        ADDITION.write_text(RESTART)
+        replace(ADDITION, RESTART)
         module.run_command(["systemctl", "daemon-reload"], check_rc=True)
     if enable:
         module.run_command(["systemctl", "--quiet", "enable", CHRONY], check_rc=True)
     if start:
         module.run_command(["systemctl", "start", CHRONY])
-        state = show(module)
+        state = show(module, CHRONY, *STATE)
         if state["ActiveState"] != "active" and state["ConditionResult"] == "yes":
             command = ["journalctl", "--unit", CHRONY, "--lines", "20", "--no-pager", "--output", "cat"]
             said = module.run_command(command)[1]
@@ -289,7 +273,7 @@ def converge(module: AnsibleModule) -> dict[str, Any]:
     result["missing"] = [name for name in wants["packages"] if name not in there]
     if result["missing"] and not module.check_mode:
         return result
-    done += ["group"] if ensure_group(module, wants["group"]) else []
+    done += ["group"] if ensure_system_group(module, wants["group"]) else []
     files = Files(module)
     files.converge(wants)
     done += files.paths

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.replace_file import differs, replace
+from ..module_utils.replace_file import read as read_text
+from ..module_utils.system_user import ensure_system_group
+
 DOCUMENTATION = """
 module: host_certificate
 short_description: Key, certificate and trusted CA of a host
@@ -46,8 +50,8 @@ TRUSTED_LINK, BUNDLE = Path("/etc/ssl/certs/metalworks_ca.pem"), Path("/etc/ssl/
 
 
 def read(path: Path) -> str:
-    """Return what a file holds; nothing if it is not there."""
-    return path.read_text(errors="replace") if path.exists() else ""
+    """Return what a file holds, damaged or not; nothing if it is not there."""
+    return read_text(path, errors="replace")
 
 
 class Host:
@@ -98,22 +102,14 @@ class Host:
 
     def put_key(self, path: Path, content: str) -> None:
         """Write a key that only root reads, until it stands where it belongs."""
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-            handle.write(content)
+        replace(path, content, 0o600)
 
     def put(self, path: Path, content: str) -> bool:
         """Make a public file hold this, in one step; tell whether it held something else."""
-        if path.exists() and read(path) == content and self.owned(path, 0o644, 0):
+        if not differs(path, content):
             return False
         if self.may(f"write {path}"):
-            self.folder(path.parent)
-            draft = path.with_name(f".{path.name}.next")
-            draft.unlink(missing_ok=True)
-            draft.write_text(content)
-            os.chown(draft, 0, 0)
-            draft.chmod(0o644)
-            draft.replace(path)
+            replace(path, content)
         return True
 
     def owned(self, path: Path, mode: int, group: int) -> bool:
@@ -124,7 +120,7 @@ class Host:
     def apply(self) -> None:
         """Put everything in its place; the CA's certificate last, because it says that the rest was issued by it."""
         if self.group < 0 and self.may(f"make group {GROUP}"):
-            self.module.run_command(["groupadd", "--system", GROUP], check_rc=True)
+            ensure_system_group(self.module, GROUP)
             self.group = grp.getgrnam(GROUP).gr_gid
         if not (TLS.is_dir() and self.owned(TLS, 0o755, 0)) and self.may(f"make {TLS}"):
             self.folder(TLS)

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.managed_files import SPEC, Files
+
+from ..module_utils.managed_files import SPEC, Files
 
 DOCUMENTATION = r"""
 module: managed_files
@@ -54,7 +55,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: Write the settings of a service
-  managed_files:
+  metalworks.platform.managed_files:
     directories: [{path: /etc/metalworks/demo, mode: "0750", group: demo}]
     files:
       - {path: /etc/metalworks/demo/settings.ini, content: "[demo]\n", group: demo, mode: "0640"}

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
+
+from ..module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
 
 DOCUMENTATION = """
 module: minio_provision

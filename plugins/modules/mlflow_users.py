@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.unix_http import SocketHandler
+
+from ..module_utils.unix_http import SocketHandler
 
 DOCUMENTATION = """
 module: mlflow_users

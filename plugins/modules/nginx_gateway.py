@@ -19,7 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.unix_http import SocketConnection
+
+from ..module_utils.replace_file import differs, read, replace
+from ..module_utils.systemctl import show
+from ..module_utils.unix_http import SocketConnection
 
 DOCUMENTATION = """
 module: nginx_gateway
@@ -112,26 +115,6 @@ def fill(configuration: str, page: str, files: list[bytes], lookup: Callable[[st
     return filled.replace("@revision@", revision), revision
 
 
-def differs(path: Path, content: str, mode: int, group: int) -> bool:
-    """Tell whether the file is missing or has another content, mode or owner."""
-    if path.is_symlink() or not path.is_file() or path.read_text(errors="replace") != content:
-        return True
-    status = path.stat()
-    return (status.st_mode & 0o777, status.st_uid, status.st_gid) != (mode, 0, group)
-
-
-def write(path: Path, content: str, mode: int, group: int) -> None:
-    """Replace the file in one step, never readable by more than its mode allows."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-        handle.write(content)
-    os.chown(fresh, 0, group)
-    fresh.chmod(mode)
-    fresh.replace(path)
-
-
 def running() -> str:
     """Return the revision that the running nginx serves; empty if none answers."""
     connection = SocketConnection("localhost", str(SOCKET), 5)
@@ -175,7 +158,7 @@ class Gateway:
             os.chown(RUNTIME, pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid)
         if not Path("/var/lib/nginx/body").exists():
             os.chown("/var/lib/nginx", pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid)
-        write(CANDIDATE, content, 0o644, 0)
+        replace(CANDIDATE, content, 0o644, 0)
         command = ["setpriv", f"--reuid={USER}", f"--regid={USER}"]
         command += [f"--groups={','.join(self.wants['groups'])}" if self.wants["groups"] else "--clear-groups"]
         command += ["--inh-caps=-all,+net_bind_service", "--ambient-caps=-all,+net_bind_service"]
@@ -193,22 +176,16 @@ class Gateway:
             journal = ["journalctl", "--unit", "nginx.service", "--lines", "20", "--no-pager", "--output", "cat"]
             self.fail(f"`systemctl {' '.join(arguments)}`: {err}{self.module.run_command(journal)[1]}")
 
-    def show(self) -> dict[str, str]:
-        """Return the service's properties that decisions rest on."""
-        command = ["systemctl", "show", "nginx.service", "--property", "ActiveState,UnitFileState,NeedDaemonReload"]
-        _, out, _ = self.module.run_command(command, check_rc=True)
-        return dict(line.split("=", 1) for line in out.splitlines())
-
     def verify(self) -> None:
         """Let systemd judge the unit before it is put in place."""
         known = UNIT.read_text() if UNIT.exists() else None
-        write(UNIT, self.wants["unit"], 0o644, 0)
+        replace(UNIT, self.wants["unit"], 0o644, 0)
         code, out, err = self.module.run_command(["systemd-analyze", "verify", "--man=no", "nginx.service"])
         if code:
             if known is None:
                 UNIT.unlink()
             else:
-                write(UNIT, known, 0o644, 0)
+                replace(UNIT, known, 0o644, 0)
             self.fail(f"systemd refuses the unit; the old one stays. It says:\n{out}{err}")
 
     def converge(self) -> None:
@@ -225,7 +202,7 @@ class Gateway:
         except OSError as error:
             self.fail(f"A site's host has no address on this host ({error}). Nothing was changed.")
         group = grp.getgrnam(USER).gr_gid
-        users = users_file(self.wants["users"], USERS.read_text() if USERS.exists() else "")
+        users = users_file(self.wants["users"], read(USERS))
         files = [
             (CONFIGURATION, configuration, 0o644, 0),
             (PAGE, self.wants["page"], 0o644, 0),
@@ -238,9 +215,9 @@ class Gateway:
         default = DEFAULT_SITE.is_symlink() or DEFAULT_SITE.exists()
         self.actions += [f"remove {DEFAULT_SITE}"] * default
 
-        state = self.show()
+        state = show(self.module, "nginx.service", "ActiveState", "UnitFileState", "NeedDaemonReload")
         active = state["ActiveState"] in ("active", "reloading")
-        started_with = STARTED_WITH.read_text() if STARTED_WITH.exists() else ""
+        started_with = read(STARTED_WITH)
         restart = not active or unit or state["NeedDaemonReload"] == "yes" or started_with != self.wants["unit"]
         reload = not restart and running() != revision
         enable = state["UnitFileState"] != "enabled"
@@ -253,7 +230,7 @@ class Gateway:
         if unit:
             self.verify()
         for file in stale:
-            write(*file)
+            replace(*file)
         if default:
             DEFAULT_SITE.unlink()
         if restart:

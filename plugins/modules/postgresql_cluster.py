@@ -9,8 +9,8 @@ import hashlib
 import hmac
 import json
 import os
+import pwd
 import re
-import shutil
 import socket
 import ssl
 import struct
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import diff, read, replace
 
 DOCUMENTATION = """
 module: postgresql_cluster
@@ -270,25 +272,22 @@ class Cluster:
 
     def put(self, path: Path, text: str, mode: int, owner: str = "postgres") -> str | None:
         """Make a file hold this text; return what it held if that was something else."""
-        old = path.read_text() if path.exists() else ""
+        old = read(path)
         if old == text:
             return None
-        self.diff.append({"before_header": str(path), "after_header": str(path), "before": old, "after": text})
+        self.diff.append(diff(path, old, text))
         if not self.act(f"write {path}"):
             return None
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(text)
-        draft.chmod(mode)
-        shutil.chown(draft, owner, owner)
-        if path == self.settings:
-            # The server's own reading: what it does not know or cannot take never reaches the running one.
-            command = [str(self.program), "-C", "shared_buffers", "-D", str(self.etc), "-c", f"config_file={draft}"]
-            code, _, err = self.module.run_command(command)
-            if code:
-                draft.unlink()
-                self.fail(f"the server would refuse its settings, and keeps the old ones: {err.strip()}")
-        draft.replace(path)
+        account = pwd.getpwnam(owner)
+        replace(path, text, mode, account.pw_gid, account.pw_uid, self.judge if path == self.settings else None)
         return old
+
+    def judge(self, draft: Path) -> None:
+        """Let the server read its settings: what it cannot take never reaches the running one."""
+        command = [str(self.program), "-C", "shared_buffers", "-D", str(self.etc), "-c", f"config_file={draft}"]
+        code, _, err = self.module.run_command(command)
+        if code:
+            self.fail(f"the server would refuse its settings, and keeps the old ones: {err.strip()}")
 
     def revision(self) -> str:
         """Return what stands for the wanted sandbox."""
@@ -306,10 +305,8 @@ class Cluster:
     def confine(self) -> None:
         """Make systemd know the sandbox, in which the server starts next time."""
         content = self.sandbox() + STAMP.format(revision=self.revision())
-        if not self.drop_in.exists() or self.drop_in.read_text() != content:
+        if read(self.drop_in) != content:
             self.verify(content)
-            if not self.module.check_mode:
-                self.drop_in.parent.mkdir(mode=0o755, exist_ok=True)
         self.put(self.drop_in, content, 0o644, "root")
         # A play that was killed in between may have left it to this one; systemd overlooks a folder that is new.
         if self.unconfined() and not self.module.check_mode:
@@ -328,7 +325,7 @@ class Cluster:
 
     def unconfined(self) -> bool:
         """Tell whether the server was started by hand, before the sandbox, or in another one."""
-        known = self.stamp.read_text().split() if self.stamp.exists() else []
+        known = read(self.stamp).split()
         return known != [self.revision(), self.shows("InvocationID")]
 
     def read_key(self) -> None:

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from ansible.module_utils import python_release, systemd_units
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.managed_files import SPEC as FILES
-from ansible.module_utils.managed_files import Files
+
+from ..module_utils import python_release, systemd_units
+from ..module_utils.managed_files import SPEC as FILES
+from ..module_utils.managed_files import Files
 
 DOCUMENTATION = r"""
 module: python_app
@@ -39,7 +40,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: Run the program
-  python_app:
+  metalworks.platform.python_app:
     root: /opt/metalworks/demo
     user: demo
     requirements: requirements.txt

@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.s3_client import Store, StoreError, expiry_wanted
+
+from ..module_utils.s3_client import Store, StoreError, expiry_wanted
 
 DOCUMENTATION = """
 module: s3_probe

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import fnmatch
+import http.client
 import json
 import os
 import pathlib
@@ -18,6 +19,8 @@ import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.unix_http import SocketHandler
 
 DOCUMENTATION = r"""
 module: smoke_host
@@ -56,7 +59,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: Do real work
-  smoke_host:
+  metalworks.platform.smoke_host:
     units: [{unit: minio.service, url: "http://127.0.0.1:9000/minio/health/ready"}]
     program: "{{ lookup('ansible.builtin.file', 'client.py') }}"
   become: true
@@ -95,17 +98,15 @@ def units_like(pattern: str) -> list[str]:
 
 def answer(url: str, path: str) -> str:
     """Return what is wrong with a health URL's answer, on a Unix socket if there is a path; or nothing."""
-    if path:
-        asked = ["curl", "--silent", "--show-error", "--fail", "--max-time", "10", "--unix-socket", path, url]
-        said = subprocess.run(asked, capture_output=True, text=True, check=False)
-        return f"{path} does not answer ({said.stderr.strip()})" if said.returncode else ""
+    handlers = [urllib.request.ProxyHandler({}), SocketHandler(path)] if path else []
+    opener = urllib.request.build_opener(*handlers)
     try:
-        with urllib.request.urlopen(url, timeout=10):
+        with opener.open(url, timeout=10):
             return ""
     except urllib.error.HTTPError as error:
-        return f"{url} answers {error.code}"
-    except OSError as error:
-        return f"{url} does not answer ({getattr(error, 'reason', error)})"
+        return f"{path or url} answers {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"{path or url} does not answer ({getattr(error, 'reason', error)})"
 
 
 def look_at(want: dict[str, Any]) -> list[dict[str, Any]]:

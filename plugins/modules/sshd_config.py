@@ -12,6 +12,9 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.replace_file import diff, read, replace
+from ..module_utils.systemctl import show
+
 DOCUMENTATION = """
 module: sshd_config
 short_description: Settings of the SSH server that are in force
@@ -78,16 +81,6 @@ def came_as_root(environment: Mapping[str, str]) -> bool:
     return environment.get("SUDO_USER", "root" if "SSH_CONNECTION" in environment else "") == "root"
 
 
-def write(path: Path, content: str) -> None:
-    """Replace a file of root in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as sink:
-        sink.write(content)
-    Path(draft).chmod(0o644)
-    Path(draft).replace(path)
-
-
 class Server:
     """The SSH server, and the module that acts on it."""
 
@@ -114,12 +107,12 @@ class Server:
 
     def put(self, path: Path, text: str) -> bool:
         """Make a file hold this text; tell whether it was another."""
-        old = path.read_text() if path.exists() else ""
+        old = read(path)
         if old == text:
             return False
-        self.diff.append({"before_header": str(path), "after_header": str(path), "before": old, "after": text})
+        self.diff.append(diff(path, old, text))
         if not self.module.check_mode:
-            write(path, text)
+            replace(path, text)
         return True
 
     def reload_owed(self) -> bool:
@@ -133,10 +126,9 @@ class Server:
     def restarts(self, unit: str) -> bool:
         """Have systemd know the addition to the unit; tell whether it did not."""
         written = self.put(ADDITION, unit)
-        command = ["systemctl", "show", UNIT, "--property", "Restart,NeedDaemonReload"]
-        known = self.module.run_command(command, check_rc=True)[1].split()
+        known = show(self.module, UNIT, "Restart", "NeedDaemonReload")
         # A play that was killed in between left it to this one; systemd overlooks a folder that is new.
-        owed = written or "Restart=always" not in known or "NeedDaemonReload=yes" in known
+        owed = written or known != {"Restart": "always", "NeedDaemonReload": "no"}
         if owed and not self.module.check_mode:
             self.module.run_command(["systemctl", "daemon-reload"], check_rc=True)
         return owed

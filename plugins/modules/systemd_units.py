@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from ansible.module_utils import systemd_units
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.managed_files import SPEC as FILES
-from ansible.module_utils.managed_files import Files
+
+from ..module_utils import systemd_units
+from ..module_utils.managed_files import SPEC as FILES
+from ..module_utils.managed_files import Files
 
 DOCUMENTATION = r"""
 module: systemd_units
@@ -67,7 +68,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: Run the service
-  systemd_units:
+  metalworks.platform.systemd_units:
     units:
       - name: demo
         user: demo

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import diff, read, replace
+from ..module_utils.systemctl import show
 
 DOCUMENTATION = """
 module: unattended_upgrades
@@ -44,27 +46,16 @@ def unreadable(patterns: list[str]) -> list[str]:
     return wrong
 
 
-def write(path: Path, content: str) -> None:
-    """Replace a file of root in one step."""
-    # apt passes over files whose names begin with a dot.
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as sink:
-        sink.write(content)
-    Path(draft).chmod(0o644)
-    Path(draft).replace(path)
-
-
 def idle_timers(module: AnsibleModule) -> list[tuple[str, str]]:
     """Return what is to be done with which timer."""
     todo = []
     for timer in TIMERS:
-        command = ["systemctl", "show", timer, "--property", "ActiveState,UnitFileState"]
-        shown = module.run_command(command, check_rc=True)[1].splitlines()
-        if "UnitFileState=masked" in shown:
+        state = show(module, timer, "ActiveState", "UnitFileState")
+        if state["UnitFileState"] == "masked":
             todo.append(("unmask", timer))
-        if "UnitFileState=enabled" not in shown:
+        if state["UnitFileState"] != "enabled":
             todo.append(("enable", timer))
-        if "ActiveState=active" not in shown:
+        if state["ActiveState"] != "active":
             todo.append(("start", timer))
     return todo
 
@@ -78,7 +69,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    settings, actions, diff = module.params["settings"], [], []
+    settings, actions, changes = module.params["settings"], [], []
     if wrong := unreadable(module.params["never"]):
         module.fail_json(msg=f"unattended_upgrades_never: {', '.join(wrong)} is no regular expression")
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as draft:
@@ -87,17 +78,17 @@ def main() -> None:
         code, _, err = module.run_command(["apt-config", "--config-file", draft.name, "dump"])
     if code:
         module.fail_json(msg=f"apt refuses the settings; the old ones stay: {err.strip()}")
-    old = OURS.read_text() if OURS.exists() else ""
+    old = read(OURS)
     if old != settings or OURS.stat().st_mode & 0o777 != 0o644:
         actions.append(f"write {OURS}")
-        diff.append({"before_header": str(OURS), "after_header": str(OURS), "before": old, "after": settings})
+        changes.append(diff(OURS, old, settings))
         if not module.check_mode:
-            write(OURS, settings)
+            replace(OURS, settings)
     for verb, timer in idle_timers(module):
         actions.append(f"{verb} {timer}")
         if not module.check_mode:
             module.run_command(["systemctl", "--quiet", verb, timer], check_rc=True)
-    module.exit_json(changed=bool(actions), actions=actions, diff=diff)
+    module.exit_json(changed=bool(actions), actions=actions, diff=changes)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ author: Metalworks
 
 EXAMPLES = r"""
 - name: Look at the host
-  validate_host:
+  metalworks.platform.validate_host:
     paths: [/opt, /var]
   become: true
 """

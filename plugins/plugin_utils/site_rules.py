@@ -160,7 +160,7 @@ def missing_secrets(needed: Mapping[str, str], secrets: Mapping[str, Any], cure:
     return found
 
 
-def missing_keys(name: str, keys: Any, wanted: Iterable[str], cure: str) -> list[Problem]:
+def missing_keys(name: str, keys: Any, wanted: Iterable[Any], cure: str) -> list[Problem]:
     """Refuse a mapping of secrets that lacks someone's."""
     held = keys if isinstance(keys, Mapping) else {}
     return [Problem(f"secret `{name}`", f"has no key for `{key}`", cure) for key in wanted if not held.get(key)]

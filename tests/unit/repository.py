@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ansible.module_utils
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
@@ -15,14 +15,14 @@ from ansible.template import Templar, trust_as_template
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-# As Ansible ships them with the modules.
-ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 ROLES = sorted(path.parent.parent for path in ROOT.glob("roles/*/meta/main.yml"))
 ROLE_NAMES = [role.name for role in ROLES]
 
 
 def load(path: str) -> ModuleType:
-    """Return a Python file of the tree as a module, as Ansible loads it: by its path."""
+    """Return a Python file of the tree as a module: by its path, or within the package that plugins/ is."""
+    if path.startswith("plugins/"):
+        return importlib.import_module(path.removesuffix(".py").replace("/", "."))
     module = ModuleType(Path(path).stem)
     SourceFileLoader(module.__name__, str(ROOT / path)).exec_module(module)
     return module

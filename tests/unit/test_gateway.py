@@ -271,7 +271,7 @@ def test_site_defaults_are_the_specs() -> None:
 
 def test_a_gateway_that_another_host_tells_is_set_up_with_all_of_its_own_variables() -> None:
     tasks = read_yaml(ROLE / "tasks/register_host.yml")
-    told = next(task["vars"]["__gateway_theirs"] for task in tasks if "nginx_gateway" in task)
+    told = next(task["vars"]["__gateway_theirs"] for task in tasks if "metalworks.platform.nginx_gateway" in task)
     assert set(told) == set(read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import time
 import zipfile
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 from tests.unit.repository import load
 
 s3 = load("plugins/module_utils/s3_client.py")
-sys.modules["ansible.module_utils.s3_client"] = s3  # as Ansible ships it with the modules
 provision = load("plugins/modules/minio_provision.py")
 probe = load("plugins/modules/s3_probe.py")
 
