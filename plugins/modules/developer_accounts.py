@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """Make developers' accounts with their own keys in place, all of them in one call."""
 
 from __future__ import annotations
@@ -22,30 +23,57 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.replace_file import UNCHANGED, read, replace
 from ..module_utils.system_user import ensure_system_group
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: developer_accounts
-short_description: Developers have accounts, and their keys lie where clients look for them
+short_description: Create developers' accounts, and put their keys where clients look for them
 description:
-  - Makes an account per developer and, in its home, C(~/.aws/credentials), C(~/.mlflow/credentials),
+  - Creates an account per developer and, in its home, C(~/.aws/credentials), C(~/.mlflow/credentials),
     C(~/.prefect/profiles.toml), C(~/.config/metalworks/inference_token), C(~/.pgpass) and C(~/.ssh/authorized_keys).
-  - Only the platform's entry is touched; what else a person keeps there stays. The last one holds exactly the listed
-    keys, if any are listed.
-  - An account that this module made and that is no longer listed is locked, its processes are ended and nobody logs
-    in to it any more; its files stay.
-  - Works in a home as its owner, so a link that somebody laid there leads no further than the owner may go.
+  - Changes only the platform's entries in these files. C(authorized_keys) holds exactly the listed keys, if any are.
+  - Locks an account that it created and that is no longer listed, and ends its processes. Its files stay.
+  - Works in a home with its owner's rights, so a link there leads no further than the owner may go.
 options:
   developers:
     type: list
     elements: dict
     required: true
-    description: Mappings with name, password, access_key, secret_key, inference_token and perhaps ssh_public_keys.
+    description: Accounts to create.
+    suboptions:
+      name: {type: str, required: true, description: Login name.}
+      ssh_public_keys: {type: list, elements: str, description: Keys that may log in. Omit to leave the file alone.}
+      password: {type: str, required: true, description: Password for MLflow and Prefect.}
+      access_key: {type: str, required: true, description: Access key of the object store.}
+      secret_key: {type: str, required: true, description: Secret key of the object store.}
+      inference_token: {type: str, required: true, description: Token for the inference services.}
   raw_database:
     type: dict
-    description: Mapping with host, port, name, user and password; absent means that there is none.
+    description: Database with the team's raw data. Omit if there is none.
+    suboptions:
+      host: {type: str, required: true, description: Host of the server.}
+      port: {type: str, required: true, description: Port of the server.}
+      name: {type: str, required: true, description: Name of the database.}
+      user: {type: str, required: true, description: Login.}
+      password: {type: str, required: true, description: Password of the login.}
+author: Metalworks
 """
 
-RETURN = """
-done: {type: list, elements: str, returned: always, description: Paths written and accounts made.}
+EXAMPLES = r"""
+- name: Create accounts
+  metalworks.platform.developer_accounts:
+    developers:
+      - name: ada
+        password: "{{ vault_user_passwords.ada }}"
+        access_key: ada
+        secret_key: "{{ vault_object_store_secret_keys.ada }}"
+        inference_token: "{{ vault_inference_tokens.ada }}"
+"""
+
+RETURN = r"""
+done:
+  type: list
+  elements: str
+  returned: always
+  description: Accounts and files that were (or in check mode would be) changed.
 """
 
 PREFECT_PROFILE = "metalworks"

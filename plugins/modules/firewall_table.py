@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """The host's table of nftables is what its file says, in one call."""
 
 from __future__ import annotations
@@ -17,30 +18,58 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.replace_file import diff, read, replace
 from ..module_utils.system_user import ensure_system_user
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: firewall_table
-short_description: Table C(inet metalworks) in the kernel and in C(/etc/nftables.conf)
+short_description: Load a table of nftables, and take it back unless a second call confirms it
 description:
-  - Loads the rules in a network of their own first. What the kernel refuses there changes nothing; what it takes is
-    compared with the table that it works with.
-  - Replaces that table in one step, after it has armed a timer that brings the earlier one back. A second call with
-    C(confirm), over a new connection, stops the timer and writes the file that is loaded at boot.
-  - Without C(rules), changes the set of the platform's addresses alone, and nothing on a host without these rules.
-  - A user of the rules who is not there yet is made, so that a program has its limits before its first start.
+  - Manages the table C(inet metalworks) in the kernel and in C(/etc/nftables.conf).
+  - Loads the rules into a network namespace first. Rules that the kernel refuses change nothing; accepted rules are
+    compared with the table in use.
+  - Starts a timer that restores the old table, then replaces the table in one step. A second call with O(confirm),
+    over a new connection, stops the timer and writes the file that is loaded at boot.
+  - Without O(rules), updates only the addresses of the platform's hosts, and only where such a table exists.
+  - Creates users that the rules name, so that a program has its limits before its first start.
 options:
   rules:
     type: str
     default: ""
-    description: The file without the elements of its sets. C(@uid:NAME@) becomes that user's number.
-  platform: {type: list, elements: str, required: true, description: Addresses, networks or names.}
-  sets: {type: dict, default: {}, description: Further sets of C(rules) and their addresses, networks or names.}
-  rollback_seconds: {type: int, default: 120, description: Time for the confirmation.}
-  confirm: {type: bool, default: false, description: The rules that are loaded stay.}
+    description: Rules without the elements of their sets. C(@uid:NAME@) becomes the number of that user.
+  platform:
+    type: list
+    elements: str
+    required: true
+    description: Addresses, networks or names of the platform's hosts.
+  sets: {type: dict, default: {}, description: 'More sets of the rules, each with its addresses, networks or names.'}
+  rollback_seconds: {type: int, default: 120, description: Seconds to wait for the confirmation.}
+  confirm: {type: bool, default: false, description: Whether to keep the rules that are loaded.}
+author: Metalworks
 """
 
-RETURN = """
-actions: {type: list, returned: always, description: What was (in check mode would be) done.}
-unconfirmed: {type: bool, returned: success, description: A timer runs that will bring the earlier rules back.}
+EXAMPLES = r"""
+- name: Load the rules
+  metalworks.platform.firewall_table:
+    rules: "{{ lookup('ansible.builtin.template', 'rules.nft.j2') }}"
+    platform: [192.0.2.0/24]
+  register: firewall
+
+- name: Open a new connection
+  when: firewall.unconfirmed
+  ansible.builtin.meta: reset_connection
+
+- name: Confirm the rules
+  when: firewall.unconfirmed
+  metalworks.platform.firewall_table:
+    rules: "{{ lookup('ansible.builtin.template', 'rules.nft.j2') }}"
+    platform: [192.0.2.0/24]
+    confirm: true
+"""
+
+RETURN = r"""
+actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
+unconfirmed:
+  type: bool
+  returned: success
+  description: Whether the old rules come back unless the new ones are confirmed.
 """
 
 TABLE = "inet metalworks"

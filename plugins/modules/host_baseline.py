@@ -26,40 +26,36 @@ from ..module_utils.systemctl import show
 
 DOCUMENTATION = r"""
 module: host_baseline
-short_description: Trusted authorities, a group, small files, uv in one version, and a clock that is kept right
+short_description: Set up what every host has - authorities, a group, small files, uv, kernel parameters, the clock
 description:
-  - Splits bundles of authorities into files of one certificate, as update-ca-certificates wants them, named after
-    their content; leaves out what the distribution trusts anyway, removes what an earlier call wrote and nobody wants
-    now, and rebuilds the host's bundle when it does not hold what it should.
-  - Finishes what an interrupted installation left, waiting for one that is under way.
-  - Stops there, saying which, when packages are missing. To install them is apt's business.
-  - Makes the system group of those who work with the platform, and directories, files and blocks as module
-    managed_files does.
-  - Installs uv's wheel with pip, which honours the host's index and certificates, and keeps its one program. It is put
-    in its place as the last step, so it is never half there.
-  - Enables and starts chrony, gives it time servers, and has systemd start it again whenever it ends. A container has
-    no clock of its own, and the unit's own condition keeps chrony from starting there. That is no failure, and is
-    reported as C(runs=false); any other reason is one.
-  - Sets the kernel's parameters that the host has and that are other ones. Where they can only be read, as in a
-    container, they are the machine's.
-  - A call is a round trip to every host; kept modules need nine for this, four of which open apt's lists.
+  - Installs the certificates of the given authorities, one file each, and removes those that an earlier call installed
+    and that are no longer wanted. Rebuilds the host's bundle when it does not hold what it should.
+  - Finishes an interrupted package installation, and waits for one that is under way.
+  - Stops and reports O(packages) that are missing. Install them with M(ansible.builtin.apt), then call again.
+  - Installs uv with pip, which uses the host's own package index and certificates.
+  - Enables chrony, sets its servers, and has systemd restart it whenever it ends. A container has no clock of its own,
+    so chrony does not start there; the module then returns RV(runs=false).
+  - Sets kernel parameters that differ. Skips them where they are read-only, as in a container.
 options:
-  authorities: {type: dict, required: true, description: "Bundles: name of a file, for messages → its PEM text."}
-  packages: {type: list, elements: str, required: true, description: Packages that have to be there.}
-  group: {type: str, required: true, description: System group.}
-  directories: {type: list, elements: dict, default: [], description: As in module managed_files.}
-  files: {type: list, elements: dict, default: [], description: As in module managed_files.}
-  blocks: {type: list, elements: dict, default: [], description: As in module managed_files.}
-  kernel: {type: dict, default: {}, description: "Parameters of the kernel: name, as sysctl has it → value."}
-  uv_version: {type: str, required: true, description: Version of uv that is wanted.}
-  uv_requirements: {type: str, required: true, description: Requirements file with that version and its hashes.}
-  uv_path: {type: path, required: true, description: Where the program stands.}
-  time_servers: {type: list, elements: str, default: [], description: Time servers; empty for the distribution's.}
+  authorities: {type: dict, required: true, description: Bundles of certificates in PEM by the name that messages use.}
+  packages: {type: list, elements: str, required: true, description: Packages that must be installed.}
+  group: {type: str, required: true, description: System group to create.}
+  kernel: {type: dict, default: {}, description: 'Kernel parameters, named as sysctl does.'}
+  uv_version: {type: str, required: true, description: Version of uv.}
+  uv_requirements:
+    type: str
+    required: true
+    description: Content of a requirements file with that version and its hashes.
+  uv_path: {type: path, required: true, description: Where to install the program.}
+  time_servers: {type: list, elements: str, default: [], description: Time servers. Empty for the distribution's.}
+extends_documentation_fragment:
+  - metalworks.platform.managed_files
+  - metalworks.platform.managed_files.blocks
 author: Metalworks
 """
 
 EXAMPLES = r"""
-- name: What every host has
+- name: Set up the host
   metalworks.platform.host_baseline:
     authorities: {}
     packages: [chrony, python3-venv]
@@ -70,9 +66,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-ansible_facts: {type: dict, returned: success, description: C(packages) are the names of the installed ones.}
-missing: {type: list, elements: str, returned: success, description: Packages that have to be installed first.}
-done: {type: list, elements: str, returned: success, description: What was (in check mode would be) changed.}
+ansible_facts: {type: dict, returned: success, description: Names of the installed packages as C(packages).}
+missing: {type: list, elements: str, returned: success, description: Packages to install before the next call.}
+done: {type: list, elements: str, returned: success, description: What was (or in check mode would be) changed.}
 runs: {type: bool, returned: when no package is missing, description: Whether chrony runs.}
 """
 

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """The files of a host's certificate, the host's trust in its CA, and the daily check; the key is made here."""
 
 from __future__ import annotations
@@ -14,29 +15,50 @@ from ..module_utils.replace_file import differs, replace
 from ..module_utils.replace_file import read as read_text
 from ..module_utils.system_user import ensure_system_group
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: host_certificate
-short_description: Key, certificate and trusted CA of a host
+short_description: Issue a host's certificate, and have the host trust its CA
 description:
-  - Called twice by the action plugin of the same name. With C(look=true), it makes the key where one is needed and
-    tells what stands; without, it puts everything in its place.
-  - Every decision rests on what stands on the host, so a play that was killed is finished by the next one.
-  - A new CA means a new key. It waits beside the old one until its certificate is there, so that services never see
-    a pair that does not fit for longer than two renames take.
+  - Creates the private key on the host, and issues the certificate in the controller's memory. The CA's key never
+    leaves the controller, and the host's key never leaves the host.
+  - Renews the certificate when it nears its end, or when names, key or CA have changed.
+  - Creates a new key for a new CA, and puts it in place together with its certificate.
+  - Installs a daily check that fails when the certificate is about to expire.
+  - Decides by what is on the host, so the next run finishes one that was killed.
 options:
-  look: {type: bool, default: false, description: Only tell what stands.}
-  ca: {type: str, required: true, description: Certificates that the host and its clients trust, PEM.}
-  certificate: {type: str, default: "", description: Certificate of the host with its chain, PEM.}
-  key: {type: str, default: "", description: Its key, PEM; empty means the one that was made here.}
+  ca_certificate: {type: str, required: true, description: Certificate of the internal CA in PEM.}
+  ca_private_key: {type: str, required: true, description: Private key of the internal CA in PEM.}
+  own:
+    type: dict
+    required: true
+    description: The team's own C(certificate), C(key) and C(ca) in PEM. Empty to issue one.
+  names: {type: list, elements: str, required: true, description: Names and addresses that clients reach the host by.}
+  valid_days: {type: int, required: true, description: Days for which a certificate is valid.}
+  renew_days: {type: int, required: true, description: Days before its end at which to renew it.}
+  warn_days: {type: int, required: true, description: Days before its end at which the daily check fails.}
   check: {type: str, required: true, description: Shell script of the daily check.}
-  service: {type: str, required: true, description: Unit that runs it.}
-  timer: {type: str, required: true, description: Unit that starts that one.}
+  service: {type: str, required: true, description: Content of the unit that runs the check.}
+  timer: {type: str, required: true, description: Content of the timer that starts the unit.}
+author: Metalworks
 """
 
-RETURN = """
-certificate: {type: str, returned: with look, description: Certificate that stands; empty if there is none.}
-request: {type: str, returned: with look, description: Request for a certificate, signed with the host's key.}
-actions: {type: list, returned: always, description: What was (with look or in check mode would be) done.}
+EXAMPLES = r"""
+- name: Issue the certificate
+  metalworks.platform.host_certificate:
+    ca_certificate: "{{ vault_ca_certificate }}"
+    ca_private_key: "{{ vault_ca_private_key }}"
+    own: {}
+    names: [host-1.example.org, 192.0.2.1]
+    valid_days: 90
+    renew_days: 30
+    warn_days: 20
+    check: "{{ lookup('ansible.builtin.template', 'check.sh.j2') }}"
+    service: "{{ lookup('ansible.builtin.template', 'check.service.j2') }}"
+    timer: "{{ lookup('ansible.builtin.template', 'check.timer.j2') }}"
+"""
+
+RETURN = r"""
+actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
 
 GROUP = "metalworks-tls"

@@ -10,46 +10,16 @@ from ..module_utils.managed_files import SPEC, Files
 
 DOCUMENTATION = r"""
 module: managed_files
-short_description: Directories, files, parts of files and links, in one call
+short_description: Manage directories, files, blocks of lines and links in one call
 description:
-  - Each module call is a round trip to every host, and small files are most of what a converged run looks at.
-    This does what C(file), C(copy), C(blockinfile) and C(template) do, for many paths at once.
-  - A file is replaced in one step, and is never readable by more than its mode allows. Missing folders above it are
-    made (root's, 0755).
-options:
-  directories:
-    description: Directories that exist.
-    type: list
-    elements: dict
-    default: []
-    suboptions: &owned
-      path: {description: Absolute path., type: path, required: true}
-      owner: {description: User., type: str, default: root}
-      group: {description: Group., type: str, default: root}
-      mode: {description: 'Mode; quoted. Default: 0755 of a directory, 0644 of a file.', type: str}
-  files:
-    description: Files that are Ansible's alone.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      <<: *owned
-      content: {description: Whole content., type: str}
-      secret: {description: 'The same, of a file whose content belongs into no log and no diff.', type: str}
-      validate: {description: 'Command that judges the new content in the file C(%s) before it counts.', type: str}
-  blocks:
-    description: Parts of files that others write too. Owner and mode of a file that is there stay.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      path: {description: Absolute path., type: path, required: true}
-      name: {description: What the marks before and after the part call it., type: str, required: true}
-      content: {description: The part., type: str, required: true}
-  links:
-    description: Symbolic links, path → target. A file in the place of one is replaced.
-    type: dict
-    default: {}
+  - Does what C(file), C(copy), C(blockinfile) and C(template) do, for many paths at once. Each module call is a round
+    trip to every host, and small files are most of what a converged run looks at.
+  - Replaces a file in one step, and never makes it readable by more than its permissions allow.
+  - Creates missing parent folders with owner root and permissions 0755.
+extends_documentation_fragment:
+  - metalworks.platform.managed_files
+  - metalworks.platform.managed_files.blocks
+  - metalworks.platform.managed_files.links
 author: Metalworks
 """
 
@@ -66,7 +36,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-paths: {type: list, elements: str, returned: always, description: What was (in check mode would be) changed.}
+paths: {type: list, elements: str, returned: always, description: Paths that were (or in check mode would be) changed.}
 """
 
 

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """Buckets of a MinIO server, and one key with a least-privilege policy per consumer, in one call."""
 
 from __future__ import annotations
@@ -16,55 +17,46 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: minio_provision
-short_description: Buckets, versioning, expiry, and one key and policy per consumer
+short_description: Create MinIO buckets, and one key with a least-privilege policy per client
 description:
-  - Asks the server what stands and sends only what differs, so nothing is changed twice and a play that was killed
-    is finished by the next one.
-  - A consumer's key is proved by signed requests on all its buckets before the call ends.
-  - Keys that an earlier call made and that no consumer owns any longer are removed. Buckets never are.
-  - In a bucket that keeps versions, no consumer can destroy or change what is stored; it goes after the days that are
-    given here, and not before. Such a bucket cannot stop keeping them.
-  - The temporary keys that a key asked for go with it, be it removed or given another secret.
+  - Reads what the server has and sends only what differs, so the next run finishes one that was killed.
+  - Proves each client's key by a signed request to each of its buckets.
+  - Removes keys that an earlier call created and that no client has any longer. Never removes buckets.
+  - In a bucket with versioning, no client can destroy or overwrite an object. Old versions expire after
+    O(buckets[].old_days). Versioning of a bucket cannot be turned off.
+  - Revokes temporary credentials of a key that is removed or gets another secret.
 options:
-  endpoint: {type: str, required: true, description: URL of the server.}
-  region: {type: str, required: true, description: Region that requests are signed for.}
-  root_user: {type: str, required: true, description: The server's root user.}
-  root_password: {type: str, required: true, description: Its password.}
-  buckets:
-    type: list
-    elements: dict
-    required: true
-    description: Buckets that exist.
-    suboptions:
-      name: {type: str, required: true, description: Bucket.}
-      versioning: {type: bool, default: false, description: Keep old versions of its objects.}
-      expire_days: {type: int, default: 0, description: Days after which its objects go; 0 means never.}
-      old_days: {type: int, default: 0, description: Days that an old version stays; 0 means for ever.}
+  root_user: {type: str, required: true, description: Root user of the server.}
+  root_password: {type: str, required: true, description: Password of the root user.}
+  buckets: {required: true}
   scratch:
     type: list
     elements: str
     default: []
-    description:
-      - Prefixes below which nobody keeps anything, in every bucket. Whoever writes there may delete for good, and what
-        is left there goes after a day, with its old versions.
-  consumers:
-    type: list
-    elements: dict
-    required: true
-    description: Who has a key.
-    suboptions:
-      name: {type: str, required: true, description: For people.}
-      access_key: {type: str, required: true, description: Public half of the key.}
-      secret_key: {type: str, required: true, description: Secret half of the key.}
-      buckets: {type: list, elements: str, required: true, description: Buckets it reaches.}
-      access: {type: str, default: readwrite, choices: [readwrite, readonly], description: What it may do there.}
-      reads: {type: list, elements: str, default: [], description: Buckets that it reads besides.}
+    description: Prefixes for temporary objects in every bucket. Clients that write there may delete for good, and
+      objects expire after a day.
+extends_documentation_fragment:
+  - metalworks.platform.s3_access
+  - metalworks.platform.s3_access.buckets
+author: Metalworks
 """
 
-RETURN = """
-actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+EXAMPLES = r"""
+- name: Create buckets and keys
+  metalworks.platform.minio_provision:
+    endpoint: https://store.example.org:9000
+    region: us-east-1
+    root_user: root
+    root_password: "{{ vault_object_store_root_password }}"
+    buckets: [{name: data, versioning: true, old_days: 90}]
+    consumers:
+      - {name: ada, access_key: ada, secret_key: "{{ vault_object_store_secret_keys.ada }}", buckets: [data]}
+"""
+
+RETURN = r"""
+actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
 
 ADMIN = "/minio/admin/v3"

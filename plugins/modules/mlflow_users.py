@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """Make MLflow's users, their passwords and their roles what a list says, through the server's own API."""
 
 from __future__ import annotations
@@ -14,33 +15,56 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.unix_http import SocketHandler
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: mlflow_users
-short_description: MLflow knows exactly the listed users
+short_description: Manage MLflow's users, passwords and roles
 description:
-  - Creates, changes and removes users of MLflow's basic-auth app. A user who is not listed is removed, the
-    administrator that the module works as excepted; what such a user recorded stays.
-  - Those who write get one role, which the module keeps as it is described. Who may change some models gets a role
-    of their own, named after them; who no longer may loses it.
+  - Creates, updates and removes users of MLflow's basic-auth app over the server's API. Users that are not listed are
+    removed, except for the administrator that the module works as. What they recorded stays.
+  - Gives users that write one role. Gives a user that may change some models a role of their own, and removes it when
+    they no longer may.
 options:
   socket: {type: path, required: true, description: Unix socket of the server.}
   admin_user: {type: str, required: true, description: Administrator to work as.}
-  admin_password: {type: str, required: true, description: Password of that one.}
+  admin_password: {type: str, required: true, description: Password of the administrator.}
   users:
     type: list
     elements: dict
     required: true
-    description: >-
-      Mappings with name, password, C(admin) (everything), C(write) (has the role) and C(models) (which registered
-      models they may change); else they only read.
+    description: Users that exist. They can read everything.
+    suboptions:
+      name: {type: str, required: true, description: Login name.}
+      password: {type: str, required: true, description: Password.}
+      admin: {type: bool, default: false, description: Whether the user is an administrator.}
+      write: {type: bool, default: false, description: Whether the user has O(role).}
+      models: {type: list, elements: str, default: [], description: Registered models that the user may change.}
   role:
     type: dict
     required: true
-    description: C(name), and C(permissions) as resource type to permission; the role of those who write.
+    description: Role of the users that write.
+    suboptions:
+      name: {type: str, required: true, description: Name of the role.}
+      permissions: {type: dict, required: true, description: Permissions by type of resource.}
+author: Metalworks
 """
 
-RETURN = """
-done: {type: list, elements: str, returned: always, description: What was changed, without passwords.}
+EXAMPLES = r"""
+- name: Manage users
+  metalworks.platform.mlflow_users:
+    socket: /run/mlflow/server.sock
+    admin_user: admin
+    admin_password: "{{ vault_mlflow_admin_password }}"
+    users:
+      - {name: ada, password: "{{ vault_user_passwords.ada }}", write: true, models: [delay]}
+    role: {name: writers, permissions: {experiment: EDIT}}
+"""
+
+RETURN = r"""
+done:
+  type: list
+  elements: str
+  returned: always
+  description: What was (or in check mode would be) changed, without passwords.
 """
 
 WORKSPACE = "default"

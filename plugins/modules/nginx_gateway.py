@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """A running nginx with its configuration, users and start page, in one call."""
 
 from __future__ import annotations
@@ -24,31 +25,46 @@ from ..module_utils.replace_file import differs, read, replace
 from ..module_utils.systemctl import show
 from ..module_utils.unix_http import SocketConnection
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: nginx_gateway
-short_description: nginx runs this configuration, with these users and this page
+short_description: Configure nginx with its users and start page, and keep it running
 description:
-  - Writes the configuration if nginx accepts it; otherwise the old one stays and serves.
-  - Loads it when the running nginx says that it runs another. What it says covers certificate, key and authority, so a
-    play that was killed between a change and the reload loses nothing.
+  - Writes the configuration only if nginx accepts it; otherwise the old one stays and serves.
+  - Reloads nginx when the running process reports another revision than the one on disk. The revision covers
+    certificate, key and CA, so a play that was killed before the reload loses nothing.
   - Starts nginx, and restarts it when it was started with another unit.
 options:
   configuration:
     type: str
     required: true
     description: >-
-      Content of C(nginx.conf). C(@address:NAME@) becomes the host's address, C(@sha256:TAG@) the hash of the page's
-      first element of that name, as a Content-Security-Policy wants it, and C(@revision@) what the running nginx is
-      asked for.
-  unit: {type: str, required: true, description: Content of the drop-in of C(nginx.service).}
-  page: {type: str, required: true, description: Start page.}
-  users: {type: dict, required: true, description: Names and passwords.}
-  groups: {type: list, elements: str, required: true, description: UNIX groups of nginx besides its own.}
-  files: {type: list, elements: path, required: true, description: Files that nginx reads when it loads.}
+      Content of C(nginx.conf). C(@address:NAME@) becomes the address of that host, C(@sha256:TAG@) the hash of the
+      first element TAG of the page for a Content-Security-Policy, and C(@revision@) the revision that nginx reports.
+  unit: {type: str, required: true, description: Content of the drop-in for C(nginx.service).}
+  page: {type: str, required: true, description: Content of the start page.}
+  users: {type: dict, required: true, description: Passwords by user name.}
+  groups: {type: list, elements: str, required: true, description: Groups of nginx besides its own.}
+  files:
+    type: list
+    elements: path
+    required: true
+    description: Files that nginx reads when it loads its configuration.
+author: Metalworks
 """
 
-RETURN = """
-actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+EXAMPLES = r"""
+- name: Run the gateway
+  metalworks.platform.nginx_gateway:
+    configuration: "{{ lookup('ansible.builtin.template', 'nginx.conf.j2') }}"
+    unit: "{{ lookup('ansible.builtin.template', 'nginx.service.j2') }}"
+    page: "{{ lookup('ansible.builtin.template', 'index.html.j2') }}"
+    users: {ada: "{{ vault_user_passwords.ada }}"}
+    groups: [metalworks-tls]
+    files: [/etc/metalworks/tls/host.crt, /etc/metalworks/tls/host.key]
+"""
+
+RETURN = r"""
+actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
 
 ROUNDS = 1000

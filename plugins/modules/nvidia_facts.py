@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """Read what a host says about NVIDIA: devices, driver, packages, sources, container runtime. Changes nothing."""
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: nvidia_facts
-short_description: NVIDIA devices of a host and the state of their software, in one call
+short_description: Report NVIDIA devices of a host and the state of their software
 description:
-  - Finds devices by their PCI ids, so it works before any driver is there.
-  - In a container the list of devices is empty, since they and their driver are the machine's, not the container's.
+  - Finds devices by their PCI ids, so it works before a driver is installed.
+  - Reports no devices in a container, because devices and driver belong to the machine.
 options:
-  kernel: {type: str, default: "", description: Kernel that the module must be built for; empty means the running one.}
+  kernel: {type: str, default: "", description: Kernel that modules must be built for. Empty for the running one.}
+author: Metalworks
 """
 
-RETURN = """
+EXAMPLES = r"""
+- name: Look for devices
+  metalworks.platform.nvidia_facts:
+"""
+
+RETURN = r"""
 ansible_facts:
   type: dict
   returned: always
-  description: One key, C(nvidia), with devices, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
+  description: A mapping C(nvidia) with devices, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
     smi_error, packages, interrupted, sources, keyrings, cdi and docker.
 """
 

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """A running PostgreSQL in its sandbox, with its files' settings, databases, logins and privileges, in one call."""
 
 from __future__ import annotations
@@ -23,43 +24,43 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.replace_file import diff, read, replace
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: postgresql_cluster
-short_description: Server, sandbox, settings, databases and logins of a Debian PostgreSQL cluster
+short_description: Configure a Debian PostgreSQL cluster with its databases and logins, and keep it running
 description:
-  - Writes the settings and the rules for clients, if the server accepts them; otherwise the old ones stay.
-  - Starts the cluster, makes it load files that are newer than what it loaded, and restarts it when the server
-    itself says that a setting waits for that.
-  - Confines the cluster's unit, and restarts a server that was started without that or with less.
-  - Asks the server for the certificate that it shows to clients, and makes it load the one that stands in its place.
-  - Makes databases and their owners; an owner reaches its own databases only. Databases are never removed.
-  - Makes readers, which read all data of these databases and of no other, and write nothing.
-  - Talks to the server as C(postgres) over the local socket with C(psql). Passwords travel as SCRAM verifiers, on
-    standard input.
+  - Writes settings and C(pg_hba.conf) only if the server accepts them; otherwise the old ones stay.
+  - Starts the cluster, reloads it when its files are newer than what it loaded, and restarts it when the server reports
+    that a setting waits for that.
+  - Confines the unit of the cluster, and restarts a server that was started outside of that sandbox.
+  - Reloads the server when it shows another certificate than the one on disk.
+  - Creates databases and their owners. Removes no database. An owner connects to its own databases only.
+  - Creates readers that read all data of these databases, and write nothing.
+  - Connects as C(postgres) over the local socket. Passwords are sent as SCRAM verifiers on standard input.
 options:
-  version: {type: str, required: true, description: Major version.}
+  version: {type: str, required: true, description: Major version of PostgreSQL.}
   cluster: {type: str, default: main, description: Name of the cluster.}
-  settings: {type: str, required: true, description: Content of a file in the cluster's C(conf.d).}
-  hba: {type: str, required: true, description: Content of the cluster's C(pg_hba.conf).}
+  settings: {type: str, required: true, description: Content of a file in C(conf.d) of the cluster.}
+  hba: {type: str, required: true, description: Content of C(pg_hba.conf).}
   sandbox:
     type: str
     required: true
-    description: Lines for the cluster's unit, ending in its section C([Service]). Where its data lies is added.
+    description: Lines for the cluster's unit that end in its section C([Service]). The module adds the data
+      directories.
   tls:
     type: dict
     required: true
-    description: Certificate that the server shows.
+    description: Certificate of the server.
     suboptions:
-      certificate: {type: path, required: true, description: Chain in PEM, the server's own first.}
-      key: {type: path, required: true, description: Its private key.}
-      group: {type: str, required: true, description: Group that reads the key.}
+      certificate: {type: path, required: true, description: 'Chain in PEM, the server''s own certificate first.'}
+      key: {type: path, required: true, description: Private key.}
+      group: {type: str, required: true, description: Group that can read the key.}
   databases:
     type: list
     elements: dict
     required: true
-    description: Databases that exist.
+    description: Databases to create.
     suboptions:
-      name: {type: str, required: true, description: Database.}
+      name: {type: str, required: true, description: Name of the database.}
       owner: {type: str, required: true, description: Role that owns it and logs in.}
       password: {type: str, required: true, description: Password of the owner.}
   readers:
@@ -69,12 +70,29 @@ options:
     description: Roles that read all data of these databases.
     suboptions:
       name: {type: str, required: true, description: Role that logs in.}
-      password: {type: str, required: true, description: Its password.}
-      clients: {type: list, elements: str, default: [], description: Where it connects from; C(hba) lets it in.}
+      password: {type: str, required: true, description: Password of the role.}
+      clients:
+        type: list
+        elements: str
+        default: []
+        description: Addresses it connects from. O(hba) must let them in.
+author: Metalworks
 """
 
-RETURN = """
-actions: {type: list, returned: always, description: What was (in check mode would be) done.}
+EXAMPLES = r"""
+- name: Run PostgreSQL
+  metalworks.platform.postgresql_cluster:
+    version: "15"
+    settings: "{{ lookup('ansible.builtin.template', 'metalworks.conf.j2') }}"
+    hba: "{{ lookup('ansible.builtin.template', 'pg_hba.conf.j2') }}"
+    sandbox: "{{ lookup('ansible.builtin.file', 'sandbox.conf') }}"
+    tls: {certificate: /etc/metalworks/tls/host.crt, key: /etc/metalworks/tls/host.key, group: metalworks-tls}
+    databases:
+      - {name: mlflow, owner: mlflow, password: "{{ vault_postgresql_passwords.mlflow }}"}
+"""
+
+RETURN = r"""
+actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
 
 RELOAD_SECONDS = 10

@@ -12,29 +12,28 @@ from ..module_utils.managed_files import Files
 
 DOCUMENTATION = r"""
 module: python_app
-short_description: A hash-locked Python environment is the current release, and its services run from it
+short_description: Install a hash-locked Python environment and run its services
 description:
-  - Makes C(<root>/releases/<id>), where the id is the digest of lock, package and interpreter version, and points
-    C(<root>/current) at it. The same input is no work.
-  - A marker is written last. A release without it is what a killed install left, and is removed first; a failed
-    install is removed too. C(current) does not move before the release is complete.
-  - Lock and package are on the controller; the host is sent them when it has others.
-  - Then writes files and runs services as modules managed_files and systemd_units do. Three calls in one, because each
-    is a round trip to every host.
+  - Builds C(<root>/releases/<id>) and points C(<root>/current) at it. The id is a digest of lock, package and
+    interpreter version, so the same input is no work.
+  - Marks a release as complete in the last step. A release without the mark is what a killed run left, and is rebuilt.
+  - Sends lock and package from the controller only when the host does not have them.
+  - Then writes files and runs services, as M(metalworks.platform.managed_files) and
+    M(metalworks.platform.systemd_units)
+    do. One call does all three because each call is a round trip to every host.
 options:
   root: {type: path, required: true, description: Folder of the program.}
-  user: {type: str, default: "", description: System user that the program runs as; made if absent. Empty for none.}
-  requirements: {type: str, default: "", description: Requirements file with hashes, on the controller.}
-  remote_requirements: {type: str, default: "", description: The same on the host, for locks that are made there.}
-  project: {type: bool, default: false, description: Install the project's own package too, without dependencies.}
+  user: {type: str, default: "", description: System user of the program. Created if it does not exist. Empty for none.}
+  requirements: {type: str, default: "", description: Requirements file with hashes on the controller.}
+  remote_requirements: {type: str, default: "", description: Requirements file with hashes that was made on the host.}
+  project: {type: bool, default: false, description: Whether to install the project's own package without dependencies.}
   python: {type: path, required: true, description: Interpreter of the environment.}
   keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}
-  directories: {type: list, elements: dict, default: [], description: As in module managed_files.}
-  files: {type: list, elements: dict, default: [], description: As in module managed_files.}
-  blocks: {type: list, elements: dict, default: [], description: As in module managed_files.}
-  links: {type: dict, default: {}, description: As in module managed_files.}
-  units: {type: list, elements: dict, default: [], description: As in module systemd_units.}
-  family: {type: str, default: "", description: As in module systemd_units.}
+extends_documentation_fragment:
+  - metalworks.platform.managed_files
+  - metalworks.platform.managed_files.blocks
+  - metalworks.platform.managed_files.links
+  - metalworks.platform.systemd_units
 author: Metalworks
 """
 
@@ -49,9 +48,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-missing: {type: list, elements: str, returned: always, description: Places of what the host has to be sent first.}
+missing: {type: list, elements: str, returned: always, description: Files that the host must be sent first.}
 release: {type: str, returned: success, description: Id of the current release.}
-actions: {type: dict, returned: success, description: "Name of a unit → what was done to it."}
+removed:
+  type: list
+  elements: str
+  returned: when a release was built
+  description: Ids of releases that were removed.
+actions: {type: dict, returned: success, description: What was done to each unit.}
 paths: {type: list, elements: str, returned: success, description: Files that were changed.}
 """
 

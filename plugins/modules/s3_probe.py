@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """Prove that keys work on their buckets of an S3 store that somebody else runs."""
 
 from __future__ import annotations
@@ -10,24 +11,39 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.s3_client import Store, StoreError, expiry_wanted
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: s3_probe
-short_description: Every consumer's key works on its buckets
+short_description: Prove that keys work on the buckets of an S3 store that others run
 description:
-  - Puts, reads and deletes a small object per consumer and bucket, as the consumer; a read-only key lists.
-  - Leaves nothing behind and changes nothing of these, so it reports no change. In check mode it only lists.
-  - Where a bucket's objects are to expire and a key that writes there may say so, the rule is set; else it warns.
+  - Writes, reads and deletes a small object with each key in each of its buckets; lists buckets that a key only reads.
+    In check mode, only lists.
+  - Sets the expiry of a bucket where a key that writes there is allowed to, and warns where it is not.
 options:
-  endpoint: {type: str, required: true, description: URL of the store.}
-  prefix: {type: str, default: "", description: Where in a bucket the objects are put.}
-  region: {type: str, required: true, description: Region that requests are signed for.}
-  buckets: {type: list, elements: dict, default: [], description: "As of minio_provision; only expire_days counts."}
-  consumers: {type: list, elements: dict, required: true, description: As of minio_provision.}
+  prefix: {type: str, default: "", description: Prefix of the objects that are written.}
+  buckets: {default: []}
+extends_documentation_fragment:
+  - metalworks.platform.s3_access
+  - metalworks.platform.s3_access.buckets
+author: Metalworks
 """
 
-RETURN = """
-proved: {type: list, returned: success, description: Consumer and bucket of every proof.}
-actions: {type: list, returned: success, description: Rules of expiry that were (in check mode would be) set.}
+EXAMPLES = r"""
+- name: Try the keys
+  metalworks.platform.s3_probe:
+    endpoint: https://s3.example.org
+    region: eu-central-1
+    buckets: [{name: data, expire_days: 30}]
+    consumers:
+      - {name: ada, access_key: ada, secret_key: "{{ vault_object_store_secret_keys.ada }}", buckets: [data]}
+"""
+
+RETURN = r"""
+proved: {type: list, elements: str, returned: always, description: Each client and bucket that was proved.}
+actions:
+  type: list
+  elements: str
+  returned: success
+  description: Expiry rules that were (or in check mode would be) set.
 """
 
 

@@ -24,21 +24,23 @@ from ..module_utils.unix_http import SocketHandler
 
 DOCUMENTATION = r"""
 module: smoke_host
-short_description: Look at a host's units and let its clients do real work
+short_description: Check the units of a host, and run clients' work on it
 description:
-  - Every unit must be active and, where it has a URL, answer 200 there; the journal's last lines come with one that
-    does not. Every session runs a program as a client's user; sessions run side by side. It reports and never fails.
+  - Checks that each unit is active and, where it has a URL, answers 200 there. A failed check quotes the journal.
+  - Runs sessions side by side, each as a client's user. Reports verdicts and never fails.
 options:
   units:
-    description: Units, as patterns of names, each with C(unit), and optionally C(url), C(socket) and C(optional).
+    description: Patterns of unit names, each as a mapping with C(unit) and optionally C(url), C(socket) and
+      C(optional).
     type: list
     elements: dict
     default: []
   sessions:
     description: >-
-      Each with C(name), C(user), C(python) (the interpreter), C(checks) (C(name), C(kind), C(arguments), C(secret):
-      which of I(secrets) becomes the argument C(password)), and optionally C(login) (in the user's login shell),
-      C(environment), C(env_files) (systemd's; not with C(login)) and C(after) (an earlier session that must end first).
+      Sessions, each with C(name), C(user), C(python) (the interpreter) and C(checks), and optionally C(login) (run in
+      the user's login shell), C(environment), C(env_files) (systemd's; not with C(login)) and C(after) (the session to
+      wait for). A check has C(name), C(kind), C(arguments), and optionally C(secret), the name of the O(secrets) entry
+      that becomes its argument C(password).
     type: list
     elements: dict
     default: []
@@ -68,10 +70,14 @@ EXAMPLES = r"""
 RETURN = r"""
 checks:
   description: Verdicts.
-  returned: always
+  returned: when the host could be checked
   type: list
   elements: dict
   sample: [{name: unit mlflow.service, ok: true, skipped: false, seconds: 0.01, detail: active}]
+unchecked:
+  description: Why the host could not be checked.
+  returned: when it could not be checked
+  type: str
 """
 
 MARK = "smoke-result "

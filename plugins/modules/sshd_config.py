@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """A running SSH server with its file's settings in force, in one call."""
 
 from __future__ import annotations
@@ -15,22 +16,31 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.replace_file import diff, read, replace
 from ..module_utils.systemctl import show
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: sshd_config
-short_description: Settings of the SSH server that are in force
+short_description: Apply settings of the SSH server, and prove that they are in force
 description:
-  - Tries the settings, with all other files of the server as they are, before anything is written. They must be ones
-    that C(sshd) takes, and the values that it then works with must be these.
-  - Sees to it that C(sshd_config) reads its folder of additions before anything else.
+  - Tries the settings together with all other files of the server before it writes anything. Fails if C(sshd) refuses
+    them, or if another file overrides one of them.
+  - Has C(sshd_config) read its folder of additions first.
   - Reloads the server when its files are newer than what it has read.
-  - Has systemd know an addition to the server's unit, without which it is not started again for ever.
+  - Installs a drop-in for the server's unit, so that systemd always restarts it.
+  - Does nothing on a host without an SSH server.
 options:
-  settings: {type: str, required: true, description: Content of the file; one keyword and its value a line.}
-  unit: {type: str, required: true, description: Content of the addition to the unit; it says C(Restart=always).}
+  settings: {type: str, required: true, description: 'Content of the file, one keyword and its value per line.'}
+  unit: {type: str, required: true, description: Content of the drop-in. It must set C(Restart=always).}
+author: Metalworks
 """
 
-RETURN = """
-reloaded: {type: bool, returned: success, description: Whether the server was made to read its files.}
+EXAMPLES = r"""
+- name: Close the SSH server
+  metalworks.platform.sshd_config:
+    settings: "PermitRootLogin no"
+    unit: "{{ lookup('ansible.builtin.file', 'restart.conf') }}"
+"""
+
+RETURN = r"""
+reloaded: {type: bool, returned: success, description: Whether the server was reloaded.}
 """
 
 MAIN = Path("/etc/ssh/sshd_config")

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# Copyright Metalworks. Apache-2.0.
 """Settings of unattended-upgrades that apt can read, and the timers that start it, in one call."""
 
 from __future__ import annotations
@@ -12,18 +13,27 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.replace_file import diff, read, replace
 from ..module_utils.systemctl import show
 
-DOCUMENTATION = """
+DOCUMENTATION = r"""
 module: unattended_upgrades
-short_description: Daily updates with these settings
+short_description: Configure unattended-upgrades and its timers
 description:
-  - Writes the settings, if apt and Python's regular expressions can read them, and enables and starts apt's timers.
+  - Writes the settings if apt can read them and if Python can read the regular expressions in them.
+  - Enables and starts apt's timers.
 options:
   settings: {type: str, required: true, description: Content of the file.}
   never: {type: list, elements: str, required: true, description: Regular expressions in it.}
+author: Metalworks
 """
 
-RETURN = """
-actions: {type: list, returned: success, description: What was (in check mode would be) done.}
+EXAMPLES = r"""
+- name: Upgrade daily
+  metalworks.platform.unattended_upgrades:
+    settings: "{{ lookup('ansible.builtin.template', 'unattended-upgrades.j2') }}"
+    never: ["nvidia-.*"]
+"""
+
+RETURN = r"""
+actions: {type: list, elements: str, returned: success, description: What was (or in check mode would be) done.}
 """
 
 FOLDER = Path("/etc/apt/apt.conf.d")

@@ -18,41 +18,67 @@ from ansible.module_utils.facts.system.distribution import DistributionFactColle
 
 DOCUMENTATION = r"""
 module: validate_host
-short_description: Report what a host is
+short_description: Check what a host is and what its roles are given, without changing it
 description:
-  - Reads distribution, kernel, memory, disks, Python and every listening TCP port with the systemd unit that holds
-    it, and hands the first five over as facts under Ansible's own names, so that no play need gather them again.
-  - Changes nothing, in check mode and out of it. Owners of ports are only complete when it runs as root.
+  - Checks variables against the argument specs of the host's roles, the team's own certificate, distribution, Python,
+    memory, disks, devices and ports. Reports problems and never fails; M(metalworks.platform.validate_site) does.
+  - Returns distribution, kernel, memory and Python as facts under Ansible's own names, so that no play need gather them
+    again.
+  - Runs in check mode too. Run it as root to learn which units hold the ports.
 options:
+  home: {type: str, required: true, description: Group of the platform's hosts. Others are left alone.}
+  roles: {type: path, required: true, description: Folder of the roles on the controller.}
+  role_groups: {type: dict, required: true, description: Group that a role runs in where the names differ.}
+  ports:
+    type: list
+    elements: dict
+    required: true
+    description: Ports of the platform with C(group), C(variable), C(unit) and perhaps C(default).
   paths:
-    description: Directories whose filesystems are measured; the nearest existing parent stands for a missing one.
+    description: Directories whose filesystems are measured. The nearest existing parent stands for a missing one.
     type: list
     elements: path
     default: [/]
+  distributions: {type: dict, required: true, description: Supported versions by distribution.}
+  python: {type: list, elements: int, required: true, description: Oldest supported version of Python.}
+  minimums:
+    type: dict
+    required: true
+    description: 'Memory and disk by group: C(memory_mb), C(disk_mb) and C(free_mb).'
+  device: {type: dict, required: true, description: C(group) of hosts with a GPU and the C(variable) that demands one.}
 author: Metalworks
 """
 
 EXAMPLES = r"""
-- name: Look at the host
+- name: Look at each host
   metalworks.platform.validate_host:
+    home: platform
+    roles: "{{ role_path | dirname }}"
+    role_groups: {}
+    ports: []
     paths: [/opt, /var]
+    distributions: {Debian: ["12", "13"]}
+    python: [3, 11]
+    minimums: {platform: {memory_mb: 2000, disk_mb: 10000, free_mb: 2000}}
+    device: {group: nvidia, variable: nvidia_require_device}
   become: true
+  register: validated
 """
 
 RETURN = r"""
-listeners:
-  description: Listening TCP ports.
+problems:
+  description: Problems, each as place, what is wrong and what to do.
   returned: always
   type: list
-  elements: dict
-  sample: [{port: 5000, unit: mlflow.service, process: mlflow}]
-nvidia_devices:
-  description: Number of NVIDIA's cards.
+  elements: list
+unresolved:
+  description: Variables that cannot be computed on this host, each with the reason.
   returned: always
-  type: int
-disks:
-  description: Size and free space in MB of the filesystem of each path.
-  returned: always
+  type: list
+  elements: list
+ansible_facts:
+  description: Distribution, kernel, memory and Python under Ansible's own names.
+  returned: when the host could be looked at
   type: dict
 """
 

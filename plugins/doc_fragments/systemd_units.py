@@ -1,0 +1,53 @@
+"""Documentation of the options that module_utils/systemd_units.py reads."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """Fragments by name; the first is what modules extend by default."""
+
+    DOCUMENTATION = r"""
+options:
+  units:
+    description: Services to run.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {type: str, required: true, description: Name of the unit without C(.service).}
+      description: {type: str, description: What C(systemctl status) shows. Defaults to the name.}
+      user: {type: str, required: true, description: System user of the process. Created if it does not exist.}
+      group: {type: str, description: Group of the process and of its environment file. Defaults to the user's name.}
+      command: {type: str, required: true, description: Command line. Give the program's absolute path.}
+      prestart:
+        type: list
+        elements: str
+        default: []
+        description: Commands to run before the process starts, with its user and environment.
+      environment:
+        type: dict
+        default: {}
+        description: Environment of the process. Put secrets here; only root and the group can read the file.
+      after:
+        type: list
+        elements: str
+        default: [network-online.target]
+        description: Units that the service wants, and starts after.
+      service:
+        type: dict
+        default: {}
+        description: More settings for the C([Service]) section. A list becomes several lines.
+      health_url: {type: str, default: "", description: URL that answers 200 once the service works.}
+      health_socket: {type: str, default: "", description: Unix socket to send the health request to.}
+      health_timeout: {type: int, default: 120, description: Seconds to wait until the service is healthy.}
+      restart_on:
+        type: list
+        elements: path
+        default: []
+        description: Files and folders, besides unit and environment, whose changes restart the service.
+  family:
+    type: str
+    default: ""
+    description: Pattern of unit names such as C(demo-*). Services of this collection that match and are not in O(units)
+      are removed.
+"""
