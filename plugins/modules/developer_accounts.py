@@ -4,25 +4,6 @@
 
 from __future__ import annotations
 
-import base64
-import configparser
-import grp
-import io
-import json
-import os
-import pwd
-import time
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import UNCHANGED, read, replace
-from ..module_utils.system_user import ensure_system_group
-
 DOCUMENTATION = r"""
 module: developer_accounts
 short_description: Create developers' accounts, and put their keys where clients look for them
@@ -54,7 +35,7 @@ options:
       name: {type: str, required: true, description: Name of the database.}
       user: {type: str, required: true, description: Login.}
       password: {type: str, required: true, description: Password of the login.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -75,6 +56,25 @@ done:
   returned: always
   description: Accounts and files that were (or in check mode would be) changed.
 """
+
+import base64
+import configparser
+import grp
+import io
+import json
+import os
+import pwd
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import UNCHANGED, read, replace
+from ..module_utils.system_user import ensure_system_group
 
 PREFECT_PROFILE = "metalworks"
 MEMBERS = "metalworks-people"

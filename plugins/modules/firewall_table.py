@@ -4,20 +4,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import json
-import pwd
-import re
-import socket
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import diff, read, replace
-from ..module_utils.system_user import ensure_system_user
-
 DOCUMENTATION = r"""
 module: firewall_table
 short_description: Load a table of nftables, and take it back unless a second call confirms it
@@ -42,7 +28,7 @@ options:
   sets: {type: dict, default: {}, description: 'More sets of the rules, each with its addresses, networks or names.'}
   rollback_seconds: {type: int, default: 120, description: Seconds to wait for the confirmation.}
   confirm: {type: bool, default: false, description: Whether to keep the rules that are loaded.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -71,6 +57,20 @@ unconfirmed:
   returned: success
   description: Whether the old rules come back unless the new ones are confirmed.
 """
+
+import ipaddress
+import json
+import pwd
+import re
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import diff, read, replace
+from ..module_utils.system_user import ensure_system_user
 
 TABLE = "inet metalworks"
 CONFIGURATION = Path("/etc/nftables.conf")

@@ -4,26 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shutil
-import ssl
-import sys
-import tempfile
-import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.managed_files import SPEC as FILES
-from ..module_utils.managed_files import Files
-from ..module_utils.replace_file import read, replace
-from ..module_utils.system_user import ensure_system_group
-from ..module_utils.systemctl import show
-
 DOCUMENTATION = r"""
 module: host_baseline
 short_description: Set up what every host has - authorities, a group, small files, uv, kernel parameters, the clock
@@ -51,7 +31,7 @@ options:
 extends_documentation_fragment:
   - metalworks.platform.managed_files
   - metalworks.platform.managed_files.blocks
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -72,11 +52,34 @@ done: {type: list, elements: str, returned: success, description: What was (or i
 runs: {type: bool, returned: when no package is missing, description: Whether chrony runs.}
 """
 
-DISTRIBUTION, LOCAL = Path("/usr/share/ca-certificates"), Path("/usr/local/share/ca-certificates")
-LINKS, BUNDLE = Path("/etc/ssl/certs"), Path("/etc/ssl/certs/ca-certificates.crt")
+import hashlib
+import os
+import re
+import shutil
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.managed_files import SPEC as FILES
+from ..module_utils.managed_files import Files
+from ..module_utils.replace_file import read, replace
+from ..module_utils.system_user import ensure_system_group
+from ..module_utils.systemctl import show
+
+DISTRIBUTION = Path("/usr/share/ca-certificates")
+LOCAL = Path("/usr/local/share/ca-certificates")
+LINKS = Path("/etc/ssl/certs")
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 PREFIX = "metalworks-"
 PARAMETERS = Path("/proc/sys")
-LOCK_SECONDS, LOCK_POLL_SECONDS = 300, 2
+LOCK_SECONDS = 300
+LOCK_POLL_SECONDS = 2
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 

@@ -4,17 +4,6 @@
 
 from __future__ import annotations
 
-import grp
-import os
-import shutil
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import differs, replace
-from ..module_utils.replace_file import read as read_text
-from ..module_utils.system_user import ensure_system_group
-
 DOCUMENTATION = r"""
 module: host_certificate
 short_description: Issue a host's certificate, and have the host trust its CA
@@ -39,7 +28,7 @@ options:
   check: {type: str, required: true, description: Shell script of the daily check.}
   service: {type: str, required: true, description: Content of the unit that runs the check.}
   timer: {type: str, required: true, description: Content of the timer that starts the unit.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -61,14 +50,31 @@ RETURN = r"""
 actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
 
+import grp
+import os
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import differs, replace
+from ..module_utils.replace_file import read as read_text
+from ..module_utils.system_user import ensure_system_group
+
 GROUP = "metalworks-tls"
 TLS = Path("/etc/metalworks/tls")
-CA, CERTIFICATE, KEY, NEXT_KEY = TLS / "ca.crt", TLS / "host.crt", TLS / "host.key", TLS / ".host.key.next"
+CA = TLS / "ca.crt"
+CERTIFICATE = TLS / "host.crt"
+KEY = TLS / "host.key"
+NEXT_KEY = TLS / ".host.key.next"
 CHECK = Path("/opt/metalworks/certificates/check.sh")
-UNITS, SERVICE, TIMER = Path("/etc/systemd/system"), "metalworks-certificate.service", "metalworks-certificate.timer"
+UNITS = Path("/etc/systemd/system")
+SERVICE = "metalworks-certificate.service"
+TIMER = "metalworks-certificate.timer"
 # Not metalworks-*.crt: role base removes those of them that are not its own.
 TRUSTED = Path("/usr/local/share/ca-certificates/metalworks_ca.crt")
-TRUSTED_LINK, BUNDLE = Path("/etc/ssl/certs/metalworks_ca.pem"), Path("/etc/ssl/certs/ca-certificates.crt")
+TRUSTED_LINK = Path("/etc/ssl/certs/metalworks_ca.pem")
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def read(path: Path) -> str:

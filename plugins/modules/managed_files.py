@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.managed_files import SPEC, Files
-
 DOCUMENTATION = r"""
 module: managed_files
 short_description: Manage directories, files, blocks of lines and links in one call
@@ -20,7 +16,7 @@ extends_documentation_fragment:
   - metalworks.platform.managed_files
   - metalworks.platform.managed_files.blocks
   - metalworks.platform.managed_files.links
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -38,6 +34,10 @@ EXAMPLES = r"""
 RETURN = r"""
 paths: {type: list, elements: str, returned: always, description: Paths that were (or in check mode would be) changed.}
 """
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.managed_files import SPEC, Files
 
 
 def main() -> None:

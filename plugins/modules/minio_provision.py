@@ -4,19 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import re
-import zipfile
-from collections.abc import Sequence
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
-
 DOCUMENTATION = r"""
 module: minio_provision
 short_description: Create MinIO buckets, and one key with a least-privilege policy per client
@@ -40,7 +27,7 @@ options:
 extends_documentation_fragment:
   - metalworks.platform.s3_access
   - metalworks.platform.s3_access.buckets
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -58,6 +45,19 @@ EXAMPLES = r"""
 RETURN = r"""
 actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
+
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
 
 ADMIN = "/minio/admin/v3"
 FOR_GOOD = ["s3:DeleteObjectVersion"]

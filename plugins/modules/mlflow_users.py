@@ -4,17 +4,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import urllib.error
-import urllib.request
-from typing import Any
-from urllib.parse import urlencode
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.unix_http import SocketHandler
-
 DOCUMENTATION = r"""
 module: mlflow_users
 short_description: Manage MLflow's users, passwords and roles
@@ -45,7 +34,7 @@ options:
     suboptions:
       name: {type: str, required: true, description: Name of the role.}
       permissions: {type: dict, required: true, description: Permissions by type of resource.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -66,6 +55,17 @@ done:
   returned: always
   description: What was (or in check mode would be) changed, without passwords.
 """
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlencode
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.unix_http import SocketHandler
 
 WORKSPACE = "default"
 MODELS_OF = "models of "

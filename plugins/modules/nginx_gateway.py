@@ -4,27 +4,6 @@
 
 from __future__ import annotations
 
-import base64
-import ctypes
-import grp
-import hashlib
-import hmac
-import http.client
-import os
-import pwd
-import re
-import secrets
-import socket
-import time
-from collections.abc import Callable
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import differs, read, replace
-from ..module_utils.systemctl import show
-from ..module_utils.unix_http import SocketConnection
-
 DOCUMENTATION = r"""
 module: nginx_gateway
 short_description: Configure nginx with its users and start page, and keep it running
@@ -49,7 +28,7 @@ options:
     elements: path
     required: true
     description: Files that nginx reads when it loads its configuration.
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -67,6 +46,27 @@ RETURN = r"""
 actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
 
+import base64
+import ctypes
+import grp
+import hashlib
+import hmac
+import http.client
+import os
+import pwd
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import differs, read, replace
+from ..module_utils.systemctl import show
+from ..module_utils.unix_http import SocketConnection
+
 ROUNDS = 1000
 """Of SHA-256 crypt, the fewest there are. Every request costs them; passwords here are long and random."""
 RELOAD_SECONDS = 20
@@ -74,9 +74,11 @@ NGINX = Path("/usr/sbin/nginx")
 CONFIGURATION = Path("/etc/nginx/nginx.conf")
 CANDIDATE = Path("/etc/nginx/.nginx.conf.candidate")
 FOLDER = Path("/etc/nginx/metalworks")
-USERS, PAGE = FOLDER / "users", FOLDER / "index.html"
+USERS = FOLDER / "users"
+PAGE = FOLDER / "index.html"
 DEFAULT_SITE = Path("/etc/nginx/sites-enabled/default")
-UNIT, STARTED_WITH = Path("/etc/systemd/system/nginx.service.d/metalworks.conf"), Path("/run/metalworks/nginx.conf")
+UNIT = Path("/etc/systemd/system/nginx.service.d/metalworks.conf")
+STARTED_WITH = Path("/run/metalworks/nginx.conf")
 RUNTIME = Path("/run/nginx")
 SOCKET = RUNTIME / "state.sock"
 USER = "www-data"

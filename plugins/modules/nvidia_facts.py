@@ -4,15 +4,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import re
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: nvidia_facts
 short_description: Report NVIDIA devices of a host and the state of their software
@@ -21,7 +12,7 @@ description:
   - Reports no devices in a container, because devices and driver belong to the machine.
 options:
   kernel: {type: str, default: "", description: Kernel that modules must be built for. Empty for the running one.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -36,6 +27,15 @@ ansible_facts:
   description: A mapping C(nvidia) with devices, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
     smi_error, packages, interrupted, sources, keyrings, cdi and docker.
 """
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 
 VENDOR = "0x10de"
 DISPLAY = "0x03"

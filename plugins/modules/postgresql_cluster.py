@@ -4,26 +4,6 @@
 
 from __future__ import annotations
 
-import base64
-import grp
-import hashlib
-import hmac
-import json
-import os
-import pwd
-import re
-import socket
-import ssl
-import struct
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import diff, read, replace
-
 DOCUMENTATION = r"""
 module: postgresql_cluster
 short_description: Configure a Debian PostgreSQL cluster with its databases and logins, and keep it running
@@ -76,7 +56,7 @@ options:
         elements: str
         default: []
         description: Addresses it connects from. O(hba) must let them in.
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -94,6 +74,26 @@ EXAMPLES = r"""
 RETURN = r"""
 actions: {type: list, elements: str, returned: always, description: What was (or in check mode would be) done.}
 """
+
+import base64
+import grp
+import hashlib
+import hmac
+import json
+import os
+import pwd
+import re
+import socket
+import ssl
+import struct
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import diff, read, replace
 
 RELOAD_SECONDS = 10
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)

@@ -4,12 +4,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils import python_release, systemd_units
-from ..module_utils.managed_files import SPEC as FILES
-from ..module_utils.managed_files import Files
-
 DOCUMENTATION = r"""
 module: python_app
 short_description: Install a hash-locked Python environment and run its services
@@ -34,7 +28,7 @@ extends_documentation_fragment:
   - metalworks.platform.managed_files.blocks
   - metalworks.platform.managed_files.links
   - metalworks.platform.systemd_units
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -58,6 +52,12 @@ removed:
 actions: {type: dict, returned: success, description: What was done to each unit.}
 paths: {type: list, elements: str, returned: success, description: Files that were changed.}
 """
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import python_release, systemd_units
+from ..module_utils.managed_files import SPEC as FILES
+from ..module_utils.managed_files import Files
 
 
 def main() -> None:

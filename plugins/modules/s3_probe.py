@@ -4,13 +4,6 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.s3_client import Store, StoreError, expiry_wanted
-
 DOCUMENTATION = r"""
 module: s3_probe
 short_description: Prove that keys work on the buckets of an S3 store that others run
@@ -24,7 +17,7 @@ options:
 extends_documentation_fragment:
   - metalworks.platform.s3_access
   - metalworks.platform.s3_access.buckets
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -45,6 +38,13 @@ actions:
   returned: success
   description: Expiry rules that were (or in check mode would be) set.
 """
+
+import os
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.s3_client import Store, StoreError, expiry_wanted
 
 
 def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "") -> None:

@@ -4,24 +4,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import fnmatch
-import http.client
-import json
-import os
-import pathlib
-import re
-import shlex
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.unix_http import SocketHandler
-
 DOCUMENTATION = r"""
 module: smoke_host
 short_description: Check the units of a host, and run clients' work on it
@@ -56,7 +38,7 @@ options:
     description: Seconds that one session may take.
     type: int
     default: 150
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -79,6 +61,24 @@ unchecked:
   returned: when it could not be checked
   type: str
 """
+
+import concurrent.futures
+import fnmatch
+import http.client
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.unix_http import SocketHandler
 
 MARK = "smoke-result "
 END_SECONDS = 10

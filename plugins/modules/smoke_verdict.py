@@ -11,7 +11,7 @@ description:
 options:
   path: {type: path, required: true, description: File to write the verdict to as JSON.}
   server: {type: str, required: true, description: Host that removed for good what clients can only hide.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""

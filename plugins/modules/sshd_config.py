@@ -4,18 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
-from collections.abc import Mapping
-from datetime import datetime
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import diff, read, replace
-from ..module_utils.systemctl import show
-
 DOCUMENTATION = r"""
 module: sshd_config
 short_description: Apply settings of the SSH server, and prove that they are in force
@@ -29,7 +17,7 @@ description:
 options:
   settings: {type: str, required: true, description: 'Content of the file, one keyword and its value per line.'}
   unit: {type: str, required: true, description: Content of the drop-in. It must set C(Restart=always).}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -42,6 +30,18 @@ EXAMPLES = r"""
 RETURN = r"""
 reloaded: {type: bool, returned: success, description: Whether the server was reloaded.}
 """
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import diff, read, replace
+from ..module_utils.systemctl import show
 
 MAIN = Path("/etc/ssh/sshd_config")
 FOLDER = Path("/etc/ssh/sshd_config.d")

@@ -4,12 +4,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils import systemd_units
-from ..module_utils.managed_files import SPEC as FILES
-from ..module_utils.managed_files import Files
-
 DOCUMENTATION = r"""
 module: systemd_units
 short_description: Run systemd services and wait until they are healthy
@@ -24,7 +18,7 @@ extends_documentation_fragment:
   - metalworks.platform.systemd_units
   - metalworks.platform.managed_files
   - metalworks.platform.managed_files.links
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -45,6 +39,12 @@ actions:
   description: What was done to each unit. One of none, enabled, started, restarted and removed.
 paths: {type: list, elements: str, returned: success, description: Files and links that were changed.}
 """
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import systemd_units
+from ..module_utils.managed_files import SPEC as FILES
+from ..module_utils.managed_files import Files
 
 
 def main() -> None:

@@ -4,15 +4,6 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils.replace_file import diff, read, replace
-from ..module_utils.systemctl import show
-
 DOCUMENTATION = r"""
 module: unattended_upgrades
 short_description: Configure unattended-upgrades and its timers
@@ -22,7 +13,7 @@ description:
 options:
   settings: {type: str, required: true, description: Content of the file.}
   never: {type: list, elements: str, required: true, description: Regular expressions in it.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -35,6 +26,15 @@ EXAMPLES = r"""
 RETURN = r"""
 actions: {type: list, elements: str, returned: success, description: What was (or in check mode would be) done.}
 """
+
+import re
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.replace_file import diff, read, replace
+from ..module_utils.systemctl import show
 
 FOLDER = Path("/etc/apt/apt.conf.d")
 # After what the packages and the installer of the distribution bring.

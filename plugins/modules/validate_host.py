@@ -4,18 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
-import platform
-import re
-import shutil
-import sys
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.facts.system.distribution import DistributionFactCollector
-
 DOCUMENTATION = r"""
 module: validate_host
 short_description: Check what a host is and what its roles are given, without changing it
@@ -46,7 +34,7 @@ options:
     required: true
     description: 'Memory and disk by group: C(memory_mb), C(disk_mb) and C(free_mb).'
   device: {type: dict, required: true, description: C(group) of hosts with a GPU and the C(variable) that demands one.}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -81,6 +69,18 @@ ansible_facts:
   returned: when the host could be looked at
   type: dict
 """
+
+import contextlib
+import os
+import pathlib
+import platform
+import re
+import shutil
+import sys
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.facts.system.distribution import DistributionFactCollector
 
 LISTEN = "0A"
 UNIT = re.compile(r"/([^/]+\.(?:service|socket|scope))(?:/|$)")

@@ -23,7 +23,7 @@ options:
   renamed: {type: dict, required: true, description: New names of variables by their old ones.}
   given: {type: list, elements: str, required: true, description: Secrets whose strength the site cannot choose.}
   cure: {type: str, required: true, description: 'How to add a missing secret. C({inventory}) becomes the inventory.'}
-author: Metalworks
+author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
