@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
@@ -26,6 +26,34 @@ EXPIRY_RULE, SCRATCH_RULE = "metalworks-expiry", "metalworks-scratch"
 """The rules of ours among those that a bucket may have; of the second, one per prefix, with a number behind it."""
 SCRATCH_DAYS = 1
 """After so many days goes what lies where nobody keeps anything, and every old version of it. Less S3 does not know."""
+
+TEXT = {"type": "str", "required": True}
+TEXTS = {"type": "list", "elements": "str"}
+DAYS = {"type": "int", "default": 0}
+BUCKETS: dict[str, Any] = {
+    "type": "list",
+    "elements": "dict",
+    "options": {
+        "name": TEXT,
+        "versioning": {"type": "bool", "default": False},
+        "expire_days": DAYS,
+        "old_days": DAYS,
+    },
+}
+CONSUMERS: dict[str, Any] = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        "name": TEXT,
+        "access_key": {**TEXT, "no_log": False},
+        "secret_key": {**TEXT, "no_log": True},
+        "buckets": {**TEXTS, "required": True},
+        "access": {"type": "str", "default": "readwrite", "choices": ["readwrite", "readonly"]},
+        "reads": {**TEXTS, "default": []},
+    },
+}
+"""Argument specs of the modules that work with a store."""
 
 
 class StoreError(Exception):

@@ -57,7 +57,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.s3_client import Store, StoreError, UnreachableError, expiry_wanted
+from ..module_utils.s3_client import BUCKETS, CONSUMERS, TEXT, Store, StoreError, UnreachableError, expiry_wanted
 
 ADMIN = "/minio/admin/v3"
 FOR_GOOD = ["s3:DeleteObjectVersion"]
@@ -285,39 +285,15 @@ def wrong(wants: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the arguments and provision."""
-    text = {"type": "str", "required": True}
-    secret = {**text, "no_log": True}
     module = AnsibleModule(
         argument_spec={
-            "endpoint": text,
-            "region": text,
-            "root_user": text,
-            "root_password": secret,
-            "buckets": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": text,
-                    "versioning": {"type": "bool", "default": False},
-                    "expire_days": {"type": "int", "default": 0},
-                    "old_days": {"type": "int", "default": 0},
-                },
-            },
+            "endpoint": TEXT,
+            "region": TEXT,
+            "root_user": TEXT,
+            "root_password": {**TEXT, "no_log": True},
+            "buckets": {**BUCKETS, "required": True},
             "scratch": {"type": "list", "elements": "str", "default": []},
-            "consumers": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": text,
-                    "access_key": {**text, "no_log": False},
-                    "secret_key": secret,
-                    "buckets": {"type": "list", "elements": "str", "required": True},
-                    "access": {"type": "str", "default": "readwrite", "choices": ["readwrite", "readonly"]},
-                    "reads": {"type": "list", "elements": "str", "default": []},
-                },
-            },
+            "consumers": CONSUMERS,
         },
         supports_check_mode=True,
     )

@@ -40,11 +40,10 @@ actions:
 """
 
 import os
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.s3_client import Store, StoreError, expiry_wanted
+from ..module_utils.s3_client import BUCKETS, CONSUMERS, TEXT, Store, StoreError, expiry_wanted
 
 
 def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "") -> None:
@@ -75,28 +74,13 @@ def expire(store: Store, bucket: str, days: int, *, dry: bool) -> bool:
 
 def main() -> None:
     """Read the arguments and prove each key."""
-    text = {"type": "str", "required": True}
-    consumer: dict[str, Any] = {
-        "name": text,
-        "access_key": {**text, "no_log": False},
-        "secret_key": {**text, "no_log": True},
-        "buckets": {"type": "list", "elements": "str", "required": True},
-        "access": {"type": "str", "default": "readwrite", "choices": ["readwrite", "readonly"]},
-        "reads": {"type": "list", "elements": "str", "default": []},
-    }
-    bucket_options: dict[str, Any] = {
-        "name": text,
-        "versioning": {"type": "bool", "default": False},
-        "expire_days": {"type": "int", "default": 0},
-        "old_days": {"type": "int", "default": 0},
-    }
     module = AnsibleModule(
         argument_spec={
-            "endpoint": text,
-            "region": text,
+            "endpoint": TEXT,
+            "region": TEXT,
             "prefix": {"type": "str", "default": ""},
-            "buckets": {"type": "list", "elements": "dict", "default": [], "options": bucket_options},
-            "consumers": {"type": "list", "elements": "dict", "required": True, "options": consumer},
+            "buckets": {**BUCKETS, "default": []},
+            "consumers": CONSUMERS,
         },
         supports_check_mode=True,
     )
