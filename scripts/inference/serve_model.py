@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from metalworks.inference import supervisor
+from metalworks.serving.rollout import supervisor
 from scripts import processes
 from scripts.common import ProblemError
 
@@ -96,7 +96,7 @@ def served(folder: Path, model: Path, **settings: Any) -> Iterator[tuple[subproc
     """Run a service whose first version is `model`; yield its process and port."""
     port = processes.free_port()
     want(folder, version(folder, "1", model))
-    command = [sys.executable, "-m", "metalworks.inference.supervisor"]
+    command = [sys.executable, "-m", "metalworks.serving.rollout.supervisor"]
     with runtime(folder):
         variables = {**os.environ, **settings_for(folder, port, **settings)}
         with processes.running(command, variables, folder, folder / "log") as process:

@@ -11,16 +11,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from metalworks.errors import CommandError
+
 COMMANDS = {
     "compare": ("metalworks.runs.compare", "what differs between runs: code, data, parameters, scores, environment"),
     "reproduce": ("metalworks.runs.reproduce", "make a run again from its code, data and environment"),
     "deploy": ("metalworks.deploy.command", "check flows in an environment of their own and put them on schedule"),
 }
 """Subcommand → the module that has `add_arguments(parser)` and `run(arguments) -> int`, and its line of help."""
-
-
-class CommandError(Exception):
-    """What was asked for cannot be done; the message says why and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

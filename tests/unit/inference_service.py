@@ -23,11 +23,11 @@ from fastapi.testclient import TestClient
 from metalworks_model_runner.model import Model
 from metalworks_model_runner.server import Server
 
-from metalworks.inference.app import create_app
-from metalworks.inference.judge import judge
-from metalworks.inference.served import Route
-from metalworks.inference.settings import Settings
-from metalworks.inference.stats import Stats
+from metalworks.serving.http.app import create_app
+from metalworks.serving.predict.variants import Route
+from metalworks.serving.rollout.equivalence import judge
+from metalworks.serving.settings import Settings
+from metalworks.serving.telemetry.metrics import Stats
 from scripts.inference import serve_model
 from scripts.processes import free_port
 
@@ -177,7 +177,7 @@ class Service:
         return [pid for pid in own if of in commands[pid]]
 
 
-LAUNCHER, FRONT = "metalworks.inference.launcher", "metalworks.inference.front"
+LAUNCHER, FRONT = "metalworks.serving.rollout.launcher", "metalworks.serving.http.worker"
 RUNNER = "metalworks_model_runner serve"
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from metalworks import cli
-from metalworks.cli import CommandError
 from metalworks.deploy import check, command, definition, server, store
 from metalworks.deploy.server import Known, Server
+from metalworks.errors import CommandError
 from metalworks.flow_run.environment import metadata
 
 PREFECT = metadata.version("prefect")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from metalworks.deploy import check, inside
+from metalworks.deploy import check, environment_probe
 from metalworks.deploy.definition import Deployment
 
 FILES = {
@@ -62,7 +62,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def imports(code: Path, scripts: list[str], modules: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    rows = inside.imports(inside.Project(code, [str(code)], scripts, modules or []))
+    rows = environment_probe.imports(environment_probe.Project(code, [str(code)], scripts, modules or []))
     return {row["missing"]: row for row in rows if row["missing"]}
 
 
@@ -107,13 +107,13 @@ def test_a_folder_of_many_packages_does_not_hide_what_is_missing(code: Path, mon
 
 
 def test_of_what_is_installed_the_distribution_is_known(code: Path) -> None:
-    rows = inside.imports(inside.Project(code, [str(code)], ["flows/main.py"], []))
+    rows = environment_probe.imports(environment_probe.Project(code, [str(code)], ["flows/main.py"], []))
     assert {row["module"] for row in rows if row["missing"] is None} == {"prefect", "yaml"}
 
 
 def test_a_file_that_is_no_python_is_named(code: Path) -> None:
     (code / "pkg/unused.py").write_text("def (\n")
-    rows = inside.imports(inside.Project(code, [str(code)], ["flows/main.py"], []))
+    rows = environment_probe.imports(environment_probe.Project(code, [str(code)], ["flows/main.py"], []))
     assert [(row["file"], row["line"], row["reached"]) for row in rows if "syntax" in row] == [
         ("pkg/unused.py", 1, True)
     ]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from metalworks.cli import CommandError
 from metalworks.deploy import source
+from metalworks.errors import CommandError
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from metalworks import flow_run
+from metalworks.errors import FlowRunError
 
 # An engine that shows what a flow would see. As a local package it needs no index: the tests work offline.
 ENGINE = """
@@ -207,7 +208,7 @@ def test_a_digest_saves_the_download(start: Start, store: Store, project: Path) 
 
 
 def test_other_code_than_was_deployed_is_refused(start: Start, project: Path) -> None:
-    with pytest.raises(flow_run.errors.FlowRunError, match="Deploy again"):
+    with pytest.raises(FlowRunError, match="Deploy again"):
         start(pack(project), METALWORKS_FLOW_CODE_SHA256="0" * 64)
 
 
@@ -237,19 +238,19 @@ def test_a_project_that_cannot_run_is_refused(
     spoil: Callable[[Path], None], words: str, start: Start, project: Path, tmp_path: Path
 ) -> None:
     spoil(project)
-    with pytest.raises(flow_run.errors.FlowRunError, match=words):
+    with pytest.raises(FlowRunError, match=words):
         start(pack(project))
     assert not list(tmp_path.glob("cache/environments/*/*"))
 
 
 def test_what_is_no_archive_is_refused(start: Start) -> None:
-    with pytest.raises(flow_run.errors.FlowRunError, match=r"no readable \.tar\.gz"):
+    with pytest.raises(FlowRunError, match=r"no readable \.tar\.gz"):
         start(b"<html>gone</html>")
 
 
 @pytest.mark.parametrize("url", ["/srv/flows", "https://store/flows.tar.gz", "s3://flow-code", "s3:///key"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(flow_run.errors.FlowRunError, match="must look like s3://"):
+    with pytest.raises(FlowRunError, match="must look like s3://"):
         flow_run.code.bucket_and_key(url)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from inference_wheels import add_wheel
 
+from metalworks.errors import FlowRunError
 from metalworks.flow_run import environment, lock
-from metalworks.flow_run.errors import FlowRunError
 
 
 @pytest.fixture

@@ -25,18 +25,20 @@ import pytest
 from metalworks_model_runner import frames, packing
 
 from metalworks import plain_files
-from metalworks.inference import adopt as adopts
-from metalworks.inference.adopt import FACTS, SAMPLES, adopt
-from metalworks.inference.judge import VERDICT, judge
-from metalworks.inference.launched import Launched, LostError, connect
-from metalworks.inference.launcher import PROOFS, SOCKET
-from metalworks.inference.link import Link, ModelFailedError
-from metalworks.inference.link import LostError as LinkLostError
-from metalworks.inference.onnx import Feed, OnnxModel
-from metalworks.models.files import read_json
+from metalworks.contracts import FACTS, SAMPLES, VERDICT
+from metalworks.model_sync.files import read_json
 from metalworks.plain_files import NotPlainError
-from metalworks.predictions.ship import ship
-from metalworks.predictions.spool import Spool
+from metalworks.prediction_log.ship import ship
+from metalworks.prediction_log.spool import Spool
+from metalworks.serving.predict.client import Link, ModelFailedError
+from metalworks.serving.predict.client import LostError as LinkLostError
+from metalworks.serving.predict.onnx import Feed, OnnxModel
+from metalworks.serving.rollout import adopt as adopts
+from metalworks.serving.rollout.adopt import adopt
+from metalworks.serving.rollout.equivalence import judge
+from metalworks.serving.rollout.launcher import PROOFS, SOCKET
+from metalworks.serving.rollout.model_process import Launched, LostError
+from metalworks.serving.sockets import connect
 from tests.unit.inference_models import FRAME, save_constant, save_odd, save_spy
 from tests.unit.inference_service import FRONT, JSON, LAUNCHER, RUNNER, Service, service, wait_for
 from tests.unit.repository import ROOT, read_yaml
@@ -543,7 +545,7 @@ def python() -> str:
     theirs: dict[str, Any] = {"user": SERVER, "group": SERVER, "extra_groups": [], "cwd": "/"}
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for each in (sys.executable, f"/usr/bin/python{version}"):
-        command = [each, "-c", "import metalworks.inference.supervisor, mlflow.pyfunc"]
+        command = [each, "-c", "import metalworks.serving.rollout.supervisor, mlflow.pyfunc"]
         with contextlib.suppress(OSError):
             if not subprocess.run(command, env={"PYTHONPATH": PACKAGES, "HOME": "/"}, check=False, **theirs).returncode:
                 return each
@@ -586,7 +588,7 @@ class Apart(Service):
                 user=MODELS, group=MODELS, extra_groups=[], stdout=log, stderr=log, **common,
             )  # fmt: skip
             self.process = subprocess.Popen(
-                [python(), "-m", "metalworks.inference.supervisor"],
+                [python(), "-m", "metalworks.serving.rollout.supervisor"],
                 env=base
                 | self.variables
                 | {

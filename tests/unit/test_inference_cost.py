@@ -23,9 +23,10 @@ import pytest
 from metalworks_model_runner.cost import judge, scan_json
 from metalworks_model_runner.limits import Limits, TooMuchError
 
-from metalworks.inference import elsewhere, rows, tensors
-from metalworks.inference.elsewhere import Elsewhere, light
-from metalworks.inference.rows import RefusedError
+from metalworks.serving.predict import decoding
+from metalworks.serving.predict.codecs import mlflow_request, open_inference
+from metalworks.serving.predict.codecs.mlflow_request import RefusedError
+from metalworks.serving.predict.decoding import Elsewhere, light
 from tests.unit.inference_models import FRAME, save
 from tests.unit.inference_payloads import Request
 from tests.unit.inference_service import CSV, DIGEST, JSON, PARQUET, TOKEN, Answer, Service, service, wait_for
@@ -226,7 +227,7 @@ HALF = "\ud800"
 )
 def test_what_is_no_request_is_refused_and_said_why(sent: bytes) -> None:
     with pytest.raises(RefusedError) as refused:
-        tensors.decode(FACTS, 10, sent)
+        open_inference.decode(FACTS, 10, sent)
     assert refused.value.status == 400
     assert len(refused.value.message) < 1000
     json.dumps(refused.value.message).encode()
@@ -234,45 +235,45 @@ def test_what_is_no_request_is_refused_and_said_why(sent: bytes) -> None:
 
 def test_the_last_of_two_of_a_name_counts() -> None:
     twice = infer().replace(b'"data": [1.5]', b'"data": [[]], "data": [2.5]')
-    assert tensors.decode(FACTS, 10, twice)[1][0].tolist() == [[2.5, 2.5, 2.5]]
+    assert open_inference.decode(FACTS, 10, twice)[1][0].tolist() == [[2.5, 2.5, 2.5]]
 
 
 def test_more_rows_than_there_may_be_are_refused_also_of_small_requests() -> None:
-    known = rows.decoder(FACTS, Limits(rows=4, cells=9))
+    known = mlflow_request.decoder(FACTS, Limits(rows=4, cells=9))
     with pytest.raises(RefusedError, match="max_rows, and max_cells for all columns: for this model 3"):
         known(split_of(b"[1, 2, 3]", 4))
     assert known(split_of(b"[1, 2, 3]", 3)) is not None
     with pytest.raises(RefusedError, match="has 1 rows"):
-        tensors.decode(FACTS, 0, infer())
+        open_inference.decode(FACTS, 0, infer())
 
 
 def test_columns_that_callers_invent_are_not_kept() -> None:
-    known = rows.Columns(FACTS["columns"], False)  # type: ignore[arg-type]
+    known = mlflow_request.Columns(FACTS["columns"], False)  # type: ignore[arg-type]
     names = [*FRAME.columns, *map(str, range(1000))]
     assert known.arrays_of(split_of(b"[1, 2, 3]", 1, json.dumps(names).encode())) is None
     assert known._orders == {}
 
 
 def test_whatever_is_light_is_decoded_within_50_ms() -> None:
-    known = rows.decoder(FACTS, Limits())
+    known = mlflow_request.decoder(FACTS, Limits())
     for sent in (
-        split_of(b"[]", elsewhere.LIGHT_BYTES // 3 - 50),
-        split_of(b"[1,1,1]", elsewhere.LIGHT_BYTES // 8 - 50),
+        split_of(b"[]", decoding.LIGHT_BYTES // 3 - 50),
+        split_of(b"[1,1,1]", decoding.LIGHT_BYTES // 8 - 50),
         split_of(b"[1.2345678901234567,1.2345678901234567,1.2345678901234567]", 15_000),
         split_of(b"[1]", 1, body(a=[*map(str, range(15_000))])[6:-1]),
-        tensor_of(b"[]", elsewhere.LIGHT_BYTES // 3 - 50),
-        tensor_of(b"1", elsewhere.LIGHT_BYTES // 2 - 60),
+        tensor_of(b"[]", decoding.LIGHT_BYTES // 3 - 50),
+        tensor_of(b"1", decoding.LIGHT_BYTES // 2 - 60),
     ):
         assert light(sent)
         seconds = []
         for _ in range(3):
             began = time.thread_time()
             with contextlib.suppress(RefusedError):
-                known(sent) if b"datatype" not in sent else tensors.decode(FACTS, 10, sent)
+                known(sent) if b"datatype" not in sent else open_inference.decode(FACTS, 10, sent)
             seconds.append(time.thread_time() - began)
         assert min(seconds) < 0.05, sent[:80]
     assert not light(split_of(b"[]", 100_000))
-    assert not light(b" " * (elsewhere.LOOK_BYTES + 1))
+    assert not light(b" " * (decoding.LOOK_BYTES + 1))
 
 
 async def _ask(decode: Elsewhere, *asked: tuple[str, bytes]) -> list[Any]:
@@ -290,8 +291,8 @@ def test_another_process_decodes_as_this_one_does_and_ends_when_there_is_nothing
 
     decode = Elsewhere(FACTS, Limits())
     good, bad = split_of(b"[1, 2, 3]", 4), b"{}"
-    asked = [(elsewhere.INVOCATIONS, good), (elsewhere.INVOCATIONS, bad), (elsewhere.TENSORS, infer())]
-    asked += [(elsewhere.TENSORS, bad), (elsewhere.INVOCATIONS, split_of(b"[]", 3_000_000))]
+    asked = [(decoding.INVOCATIONS, good), (decoding.INVOCATIONS, bad), (decoding.TENSORS, infer())]
+    asked += [(decoding.TENSORS, bad), (decoding.INVOCATIONS, split_of(b"[]", 3_000_000))]
     arrays, none, said, refused, too_much = asyncio.run(_ask(decode, *asked))
     assert (arrays[0].tolist(), none) == ([[1.0, 2.0, 3.0]] * 4, None)
     assert (said[0], said[1][0].tolist()) == (None, [[1.5] * 3])

@@ -26,13 +26,13 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from sklearn.linear_model import Ridge
 
-from metalworks.models import ModelCard, download, main
-from metalworks.models import follow as module
-from metalworks.models.config import Config, Service
-from metalworks.models.errors import FetchError, RegistryError
-from metalworks.models.follow import Follower
-from metalworks.models.programs import Programs
-from metalworks.models.registry import Registry
+from metalworks.errors import FetchError, RegistryError
+from metalworks.model_sync import ModelCard, download, main
+from metalworks.model_sync import follow as module
+from metalworks.model_sync.config import Config, Service
+from metalworks.model_sync.follow import Follower
+from metalworks.model_sync.programs import Programs
+from metalworks.model_sync.registry import Registry
 from tests.unit.inference_wheels import MLFLOW, UV, wheels
 
 __all__ = ["wheels"]
@@ -162,7 +162,7 @@ def host(tracking_uri: str, wheels: Path, tmp_path: Path, request: Any, monkeypa
 
     def quicker(self: Programs, command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
         """Download without another process: MLflow is loaded here already."""
-        if "metalworks.models.download" in command:
+        if "metalworks.model_sync.download" in command:
             return subprocess.CompletedProcess(command, download.main(command[-3:]), "", "")
         return run(self, command, **more)
 
@@ -436,7 +436,7 @@ def test_a_broken_download_leaves_nothing(host: Host, monkeypatch: pytest.Monkey
     run = Programs.run
 
     def broken(self: Programs, command: list[str], **more: Any) -> Any:
-        if "metalworks.models.download" in command:
+        if "metalworks.model_sync.download" in command:
             Path(command[-1]).mkdir()
             return subprocess.CompletedProcess(command, 1, "", "the connection broke\n")
         return run(self, command, **more)
@@ -627,7 +627,7 @@ Wait = Callable[..., tuple[int, dict[str, Any], str]]
 def wait(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Wait]:
     """Run the daemon; return `wait`, which gives exit code, JSON and standard error."""
     config = host.write_config(tmp_path)
-    command = [sys.executable, "-c", "from metalworks.models import main; raise SystemExit(main())"]
+    command = [sys.executable, "-c", "from metalworks.model_sync import main; raise SystemExit(main())"]
     daemon = subprocess.Popen([*command, "--config", config, "follow"], stderr=subprocess.PIPE, text=True)
 
     def run(*arguments: str, service: str = "delay") -> tuple[int, dict[str, Any], str]:
@@ -718,7 +718,7 @@ def test_the_daemon_ends_though_a_server_is_silent(host: Host, tmp_path: Path, m
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         config = host.write_config(tmp_path)
-        command = [sys.executable, "-c", "from metalworks.models import main; raise SystemExit(main())"]
+        command = [sys.executable, "-c", "from metalworks.model_sync import main; raise SystemExit(main())"]
         with subprocess.Popen([*command, "--config", config, "follow"]) as daemon:
             silent.settimeout(30)
             with silent.accept()[0]:  # it has asked, and waits

@@ -20,7 +20,7 @@ from metalworks_model_runner.model import Model
 from metalworks_model_runner.proof import prove
 from mlflow.pyfunc import scoring_server
 
-from metalworks.inference.judge import judge
+from metalworks.serving.rollout.equivalence import judge
 from tests.unit.inference_models import MODELS, TORCH, save
 from tests.unit.inference_payloads import Request, requests_to
 from tests.unit.inference_service import JSON, Answer, Service, assembled, invocations, service

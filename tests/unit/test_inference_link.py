@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from metalworks_model_runner import frames, packing
 
-from metalworks.inference.link import DownError, Link
-from metalworks.inference.release import runner_folder
+from metalworks.serving.predict.client import DownError, Link
+from metalworks.serving.rollout.release import runner_folder
 
 ROWS = [np.ones(3)]
 

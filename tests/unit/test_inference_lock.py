@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from metalworks.models.environments import Environments
-from metalworks.models.errors import FetchError, Stopped
-from metalworks.models.lock import Resolver, pins
-from metalworks.models.programs import Programs
+from metalworks.errors import FetchError, Stopped
+from metalworks.model_sync.environments import Environments
+from metalworks.model_sync.lock import Resolver, pins
+from metalworks.model_sync.programs import Programs
 from tests.unit.inference_wheels import MLFLOW, UV, add_wheel, wheels
 
 __all__ = ["wheels"]

@@ -35,23 +35,27 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import ColSpec, Schema
 from prometheus_client.parser import text_string_to_metric_families
 
-from metalworks.inference import answers, app, canary, latency, rows, served, stats
-from metalworks.inference.batching import Batcher, QueueFullError
-from metalworks.inference.invocations import Invocations
-from metalworks.inference.judge import judge
-from metalworks.inference.link import ModelFailedError
-from metalworks.inference.log import Log
-from metalworks.inference.release import PROOFS_KEPT, Release, Wanted, tidy_proofs
-from metalworks.inference.served import Arm
-from metalworks.inference.settings import Canary, Settings, SettingsError
-from metalworks.inference.shadow import Shadow, _difference
-from metalworks.inference.stats import Series, Stats
-from metalworks.inference.supervisor import Supervisor
+from metalworks.serving.http import app
+from metalworks.serving.http.invocations import Invocations
+from metalworks.serving.predict import variants
+from metalworks.serving.predict.batching import Batcher, QueueFullError
+from metalworks.serving.predict.client import ModelFailedError
+from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
+from metalworks.serving.predict.variants import Arm
+from metalworks.serving.rollout import canary
+from metalworks.serving.rollout.equivalence import judge
+from metalworks.serving.rollout.release import PROOFS_KEPT, Release, Wanted, tidy_proofs
+from metalworks.serving.rollout.shadow import Shadow, _difference
+from metalworks.serving.rollout.supervisor import Supervisor
+from metalworks.serving.settings import Canary, Settings, SettingsError
+from metalworks.serving.telemetry import latency, metrics
+from metalworks.serving.telemetry.metrics import Series, Stats
+from metalworks.serving.telemetry.prediction_log import Log
 from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
 DOUBLES = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
-MIXED = [{"name": kind, "type": kind, "required": True} for kind in rows._TYPES]
+MIXED = [{"name": kind, "type": kind, "required": True} for kind in mlflow_request._TYPES]
 
 
 def body(**fields: Any) -> bytes:
@@ -63,7 +67,7 @@ def body(**fields: Any) -> bytes:
 
 def test_columns_of_one_type_are_one_matrix_in_the_models_order() -> None:
     (matrix,) = (
-        rows.Columns(DOUBLES, False).arrays_of(
+        mlflow_request.Columns(DOUBLES, False).arrays_of(
             body(dataframe_split={"columns": ["b", "x", "a"], "data": [[1, 9, 2.5]]})
         )
         or []
@@ -73,7 +77,7 @@ def test_columns_of_one_type_are_one_matrix_in_the_models_order() -> None:
 
 def test_columns_of_many_types_are_arrays_of_these() -> None:
     record = {"boolean": True, "integer": 1, "long": 2**40, "float": 0.5, "double": 1, "string": "ü"}
-    given = rows.Columns(MIXED, False).arrays_of(body(dataframe_records=[record, record]))
+    given = mlflow_request.Columns(MIXED, False).arrays_of(body(dataframe_records=[record, record]))
     assert given is not None
     assert [each.tolist()[0] for each in given] == [True, 1, 2**40, 0.5, 1.0, "ü"]
     assert [each.dtype.name for each in given] == ["bool", "int32", "int64", "float32", "float64", "object"]
@@ -90,20 +94,20 @@ def test_columns_of_many_types_are_arrays_of_these() -> None:
     ],
 )
 def test_what_needs_judgement_is_left_to_mlflow(form: str, text: str) -> None:
-    assert rows.Columns(DOUBLES, False).arrays_of((form % text).encode()) is None
-    assert rows.Columns(DOUBLES, False).arrays_of((form % "2").encode()) is not None
+    assert mlflow_request.Columns(DOUBLES, False).arrays_of((form % text).encode()) is None
+    assert mlflow_request.Columns(DOUBLES, False).arrays_of((form % "2").encode()) is not None
 
 
 def test_null_is_nan_where_the_model_was_seen_to_take_it() -> None:
-    given = rows.Columns(DOUBLES, True).arrays_of(body(dataframe_records=[{"a": None, "b": 1}]))
+    given = mlflow_request.Columns(DOUBLES, True).arrays_of(body(dataframe_records=[{"a": None, "b": 1}]))
     assert given is not None
     assert np.array_equal(given[0], [[math.nan, 1.0]], equal_nan=True)
     text = '{"dataframe_records": [{"a": null, "b": 1e39}]}'
-    assert rows.Columns(DOUBLES, True).arrays_of(text.encode()) is None
+    assert mlflow_request.Columns(DOUBLES, True).arrays_of(text.encode()) is None
 
 
 def test_tensor_has_the_shape_of_the_signature() -> None:
-    decode = rows.Tensor("float32", [-1, 2, 2]).arrays_of
+    decode = mlflow_request.Tensor("float32", [-1, 2, 2]).arrays_of
     (tensor,) = decode(body(instances=[[[1, 2], [3, 4]]])) or []
     assert (tensor.shape, tensor.dtype) == ((1, 2, 2), np.float32)
     for wrong in ([[[1, 2]]], [[1, 2], [3, 4]], [], [[[1, 2], [3]]], 5, None, [[[1, 2], [3, "x"]]]):
@@ -151,7 +155,7 @@ def test_random_requests_are_decoded_as_mlflow_does_or_not_at_all() -> None:
         else:
             content = [{name: row.get(name, 7) for name in order} for row in table]
         text = body(**{form: content})
-        ours = rows.Columns(describe(schema)["columns"], False).arrays_of(text)
+        ours = mlflow_request.Columns(describe(schema)["columns"], False).arrays_of(text)
         if ours is None:
             continue
         decoded += 1
@@ -171,16 +175,16 @@ def test_random_requests_are_decoded_as_mlflow_does_or_not_at_all() -> None:
 
 
 def test_answers_are_written_as_mlflow_writes_them() -> None:
-    values = answers.writer({"kind": "list", "names": []})
+    values = mlflow_response.writer({"kind": "list", "names": []})
     assert json.loads(values([np.array([1.5, 2.0])])) == {"predictions": [1.5, 2.0]}
     assert values([np.array([1.0, math.nan, math.inf])]) == b'{"predictions": [1.0, NaN, Infinity]}'
     assert json.loads(values([np.array([1e308, 1e308])])) == {"predictions": [1e308, 1e308]}  # their sum is infinite
     assert json.loads(values([np.array([[1.0, math.nan]])]))["predictions"][0][0] == 1.0
     assert json.loads(values([np.array(["a", "ü"], dtype=object)])) == {"predictions": ["a", "ü"]}
     outputs = [np.array([1, 2]), np.array([True, False])]
-    records = answers.writer({"kind": "records", "names": ["x", "y"]})
+    records = mlflow_response.writer({"kind": "records", "names": ["x", "y"]})
     assert json.loads(records(outputs)) == {"predictions": [{"x": 1, "y": True}, {"x": 2, "y": False}]}
-    table = answers.writer({"kind": "dict", "names": ["x", "y"]})
+    table = mlflow_response.writer({"kind": "dict", "names": ["x", "y"]})
     assert json.loads(table(outputs)) == {"predictions": {"x": [1, 2], "y": [True, False]}}
 
 
@@ -479,7 +483,7 @@ def test_what_the_runtime_refuses_the_model_itself_is_asked(inline: bool, tmp_pa
     settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
 
     async def run() -> None:
-        version = served.Version(entry, settings, Stats())
+        version = variants.Version(entry, settings, Stats())
         assert (version.inline is not None) is inline
         assert len((await version.outputs([FRAME.to_numpy()]))[0]) == len(FRAME)
         asked = []
@@ -520,8 +524,8 @@ def test_version_that_leaves_while_another_is_read_is_not_given_requests(monkeyp
         entries: dict[str, Any] = {role: {"id": each} for role, each in wanted.items()}
         return route.follow({**entries, "revision": revision}, None, Stats())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(served, "Version", Fake)
-    route = served.Route()
+    monkeypatch.setattr(variants, "Version", Fake)
+    route = variants.Route()
     asyncio.run(run())
     assert {arm.version.id: arm.version.closed for arm in route.arms} == {"next": False, "read": False, "left": False}
 
@@ -580,13 +584,13 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
         one.batch(1)
         one.batch(40_000)
         one.queue, one.shadow, one.log = 2, {"compared": 3, "largest": 0.5 + slot}, {"written": 7}
-        stats.write(one, tmp_path / f"stats-{slot}.json")
-    whole = stats.total(stats.read(tmp_path))
+        metrics.write_stats(one, tmp_path / f"stats-{slot}.json")
+    whole = metrics.add_up(metrics.read_stats(tmp_path))
     assert whole.of("champion", "1", "onnx").count == 5
     assert whole.shadow["largest"] == 1.5
     info = [{"role": "champion", "model": "delay", "version": "1", "executor": "onnx"}]
     found: dict[tuple[str, ...], float] = {}
-    for family in text_string_to_metric_families(stats.render(whole, info, 1, 2)):
+    for family in text_string_to_metric_families(metrics.render_metrics(whole, info, 1, 2)):
         assert family.documentation
         for sample in family.samples:
             name = sample.name.removeprefix("metalworks_inference_")
@@ -678,7 +682,7 @@ def test_canary_is_judged(
         counts.of("champion", "1", "onnx").observe(0.01, 500 if count == 1000 and i < 10 else 200)
     for i in range(count):
         counts.of("canary", "2", "mlflow").observe(seconds_each, 200 if i >= errors else 503 if count == 150 else 500)
-    stats.write(counts, tmp_path / "stats-0.json")
+    metrics.write_stats(counts, tmp_path / "stats-0.json")
     said = trial.verdict(RULES, served)
     assert (said and said["verdict"]) == verdict
     assert said is None or said["reason"]
@@ -704,7 +708,7 @@ def test_canary_is_judged_by_refusals_too(
     for i in range(200):
         status = 400 if i < refused else 500 if i < refused + failed else 200
         counts.of("canary", "2", "onnx").observe(0.01, status)
-    stats.write(counts, tmp_path / "stats-0.json")
+    metrics.write_stats(counts, tmp_path / "stats-0.json")
     said = trial.verdict(RULES, 61)
     assert said is not None
     assert said["verdict"] == verdict
@@ -716,7 +720,7 @@ def test_canary_alone_is_not_judged(tmp_path: Path, status: int) -> None:
     trial, counts = canary.Trial(tmp_path, "1", "2"), Stats()
     for _ in range(500):
         counts.of("canary", "2", "onnx").observe(0.01, status)
-    stats.write(counts, tmp_path / "stats-0.json")
+    metrics.write_stats(counts, tmp_path / "stats-0.json")
     assert trial.verdict(RULES, 1000) is None
 
 
@@ -726,13 +730,13 @@ def test_what_versions_did_before_a_trial_is_not_compared(tmp_path: Path) -> Non
     for _ in range(5000):
         counts.of("champion", "1", "onnx").observe(1.0, 200)
         counts.of("canary", "2", "onnx").observe(0.001, 500)
-    stats.write(counts, tmp_path / "stats-0.json")
+    metrics.write_stats(counts, tmp_path / "stats-0.json")
     trial = canary.Trial(tmp_path, "1", "2")
     assert trial.verdict(RULES, 1000) is None
     for _ in range(500):
         counts.of("champion", "1", "onnx").observe(0.001, 200)
         counts.of("canary", "2", "onnx").observe(0.1, 200)
-    stats.write(counts, tmp_path / "stats-0.json")
+    metrics.write_stats(counts, tmp_path / "stats-0.json")
     said = trial.verdict(RULES, 1000)
     assert said is not None
     assert said["verdict"] == "withdraw"
@@ -786,9 +790,9 @@ def test_log_is_written_in_whole_segments(tmp_path: Path) -> None:
     log = Log(tmp_path / "spool", 1.0, counts)
     facts = {"columns": DOUBLES}
     arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts=facts, number="4"))
-    log.add(arm, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
-    log.add(arm, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
-    log.add(arm, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
+    log.add(arm.source, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
+    log.add(arm.source, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
+    log.add(arm.source, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
     log.close()
     assert not [*log.folder.glob("*.part")]
     (segment,) = log.folder.glob("*.jsonl")
@@ -815,23 +819,23 @@ def test_log_takes_its_share_and_drops_what_nobody_takes_away(tmp_path: Path, mo
     counts = Stats()
     log = Log(tmp_path / "spool", 0.25, counts)
     assert 350 < sum(log.takes() for _ in range(2000)) < 650
-    monkeypatch.setattr("metalworks.inference.log.SPOOL_BYTES", 10)
+    monkeypatch.setattr("metalworks.serving.telemetry.prediction_log.SPOOL_BYTES", 10)
     (log.folder / "1-1.jsonl").write_bytes(b"x" * 11)
     arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
-    log.add(arm, None, b"x", 200, b"{}", 0.1)
+    log.add(arm.source, None, b"x", 200, b"{}", 0.1)
     log.close()
     assert (counts.log, len([*log.folder.iterdir()])) == ({"dropped": 1}, 1)
 
 
 def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metalworks.inference.log.WAITING", 2)
+    monkeypatch.setattr("metalworks.serving.telemetry.prediction_log.WAITING", 2)
     held = threading.Event()
-    monkeypatch.setattr("metalworks.inference.log._line", lambda *_: held.wait(30) and b"\n")
+    monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", lambda *_: held.wait(30) and b"\n")
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
     arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
     for _ in range(10):
-        log.add(arm, None, b"x", 200, b"{}", 0.1)
+        log.add(arm.source, None, b"x", 200, b"{}", 0.1)
     held.set()
     log.close()
     assert counts.log["dropped"] >= 7
@@ -839,7 +843,7 @@ def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metalworks.inference.log.WAITING_BYTES", 10_000)
+    monkeypatch.setattr("metalworks.serving.telemetry.prediction_log.WAITING_BYTES", 10_000)
     held = threading.Event()
     bodies = []
 
@@ -848,13 +852,13 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
         bodies.append(of[5])
         return b"\n"
 
-    monkeypatch.setattr("metalworks.inference.log._line", line)
+    monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", line)
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
     arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
     for _ in range(5):
-        log.add(arm, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
-        log.add(arm, None, b"x" * 4_000, 200, b"{}", 0.1)
+        log.add(arm.source, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
+        log.add(arm.source, None, b"x" * 4_000, 200, b"{}", 0.1)
     held.set()
     log.close()
     assert bodies == [b"", b"x" * 4_000, b""]  # of what was decoded, nobody writes the body
@@ -868,7 +872,7 @@ def test_request_that_cannot_be_written_ends_no_log(tmp_path: Path, caplog: pyte
     facts = {"columns": [{"name": "a", "type": "string", "required": True}]}
     arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts=facts, number="4"))
     for text in ("\ud800", "\ud801", "a"):
-        log.add(arm, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
+        log.add(arm.source, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
     log.close()
     assert counts.log == {"dropped": 2, "written": 1}
     (segment,) = log.folder.glob("*.jsonl")
@@ -1068,7 +1072,7 @@ def test_model_that_answers_its_example_otherwise_than_when_it_was_made_is_refus
 @pytest.mark.parametrize("inline_rows", [0, 1000])
 def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows: int) -> None:
     """Without the garbage collector, which is told to leave what is loaded alone."""
-    from metalworks.inference.served import Route
+    from metalworks.serving.predict.variants import Route
 
     prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
     judge(tmp_path / "proof", ("onnx",))

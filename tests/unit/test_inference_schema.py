@@ -22,12 +22,12 @@ from metalworks_model_runner.proof import prove
 from schemathesis.checks import ignored_auth, negative_data_rejection
 from schemathesis.config import SchemathesisConfig
 
-from metalworks.inference import schema
-from metalworks.inference.app import create_app
-from metalworks.inference.batching import QueueFullError
-from metalworks.inference.served import Route
-from metalworks.inference.settings import Settings
-from metalworks.inference.stats import Stats
+from metalworks.serving.http import schema
+from metalworks.serving.http.app import create_app
+from metalworks.serving.predict.batching import QueueFullError
+from metalworks.serving.predict.variants import Route
+from metalworks.serving.settings import Settings
+from metalworks.serving.telemetry.metrics import Stats
 from tests.unit.inference_models import FRAME, save
 from tests.unit.inference_service import DIGEST, JSON, TOKEN, Service, assembled, service
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from metalworks.inference.judge import judge
+from metalworks.serving.rollout.equivalence import judge
 from tests.unit.inference_models import TORCH
 from tests.unit.inference_service import assembled, invocations, service
 from tests.unit.test_inference_golden import Lab, differences, lab, requests

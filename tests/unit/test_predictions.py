@@ -19,17 +19,17 @@ import pyarrow.dataset as dataset
 import pyarrow.parquet as parquet
 import pytest
 
-from metalworks.inference.app import _set_aside
-from metalworks.inference.settings import Settings
-from metalworks.models import main
-from metalworks.models.config import Config, Service
-from metalworks.predictions import spool as spools
-from metalworks.predictions import table
-from metalworks.predictions import watch as watches
-from metalworks.predictions.ship import ASIDE, ShipError, kinds, ship
-from metalworks.predictions.spool import Spool
-from metalworks.predictions.table import files
-from metalworks.predictions.watch import Watch
+from metalworks.model_sync import log_shipping as watches
+from metalworks.model_sync import main
+from metalworks.model_sync.config import Config, Service
+from metalworks.model_sync.log_shipping import Watch
+from metalworks.prediction_log import spool as spools
+from metalworks.prediction_log import table
+from metalworks.prediction_log.ship import ASIDE, ShipError, kinds, ship
+from metalworks.prediction_log.spool import Spool
+from metalworks.prediction_log.table import files
+from metalworks.serving.http.app import _set_aside
+from metalworks.serving.settings import Settings
 
 NOON = 1764072000.0  # 2025-11-25, 12:00 UTC
 

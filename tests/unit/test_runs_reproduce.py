@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metalworks import cli
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 from metalworks.runs import environment, start
 
 if TYPE_CHECKING:

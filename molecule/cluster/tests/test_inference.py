@@ -288,11 +288,12 @@ def test_a_model_reaches_nothing_of_the_service_that_serves_it(load: Load, made:
     looked = {what: how for what, how in found.items() if what.startswith(("read ", "list "))}
     assert {what: how for what, how in looked.items() if "Permission denied" not in how} == {}
     users = host.check_output(
-        "ps -eo user:32=,args= | grep -E '[m]etalworks(.inference|_model_runner|-inference|-models)'"
+        "ps -eo user:32=,args= | grep -E '[m]etalworks(.serving|_model_runner|-inference|-models)'"
     )
     names = {line.split()[0] for line in users.splitlines() if "runner" in line or "metalworks-models" in line}
     assert names == {"inference-model"}
-    names = {line.split()[0] for line in users.splitlines() if "front" in line or "metalworks-inference" in line}
+    servers = ("metalworks.serving.http.worker", "metalworks-inference")
+    names = {line.split()[0] for line in users.splitlines() if any(each in line for each in servers)}
     assert names == {"inference"}
     assert not load.failed()
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
-from metalworks.cli import CommandError
 from metalworks.deploy.definition import Deployment
+from metalworks.environments import normalize_name
+from metalworks.errors import CommandError
 from metalworks.flow_run.environment import import_path
-from metalworks.flow_run.lock import lock_of, locked_versions, normal, settings
+from metalworks.flow_run.lock import lock_of, locked_versions, settings
 
 KEPT = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
 KEPT |= {"DO_NOT_TRACK", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
@@ -121,13 +122,13 @@ def _commands(pipeline: Path) -> Iterable[tuple[str, str]]:
 
 
 def ask(environment: Path, code: Path, flows: Mapping[str, Mapping[str, str]], begun: Starts) -> dict[str, Any]:
-    """Return what `inside` answers in the environment. Raises CommandError."""
+    """Return what environment_probe answers in the environment. Raises CommandError."""
     roots = import_path(code)
     request = {"code": str(code), "roots": roots, "scripts": begun[0], "modules": begun[1], "flows": flows}
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "request.json"), Path(folder, "answer.json")
         asked.write_text(json.dumps(request))
-        with Path(__file__).with_name("inside.py").open("rb") as program:
+        with Path(__file__).with_name("environment_probe.py").open("rb") as program:
             done = subprocess.run(
                 [f"{environment}/bin/python", "-I", "-", str(asked), str(answered)],
                 stdin=program,
@@ -178,7 +179,7 @@ def _imports(answer: Mapping[str, Any], names: Names, report: Report) -> set[str
         elif row["missing"] is None:
             brings = answer["distributions"].get(row["module"].split(".")[0], [])
             if row["kind"] == "needed" and row["reached"] and brings and not names.declared(brings):
-                borrowed[normal(brings[0])].append(place)
+                borrowed[normalize_name(brings[0])].append(place)
         elif row["kind"] == "optional":
             optional[row["missing"]].append(place)
         elif row["kind"] == "needed":
@@ -217,11 +218,11 @@ class Names:
         if self.lock != "uv.lock":
             return None
         listed = settings(self.code).get("project", {}).get("dependencies", [])
-        return {normal(re.split(r"[^A-Za-z0-9._-]", line.strip())[0]) for line in listed}
+        return {normalize_name(re.split(r"[^A-Za-z0-9._-]", line.strip())[0]) for line in listed}
 
     def declared(self, distributions: Iterable[str]) -> bool:
         """Tell whether the project names one of these itself."""
-        return self._declared is None or any(normal(name) in self._declared for name in distributions)
+        return self._declared is None or any(normalize_name(name) in self._declared for name in distributions)
 
     @cached_property
     def _developers(self) -> dict[str, tuple[str, str]]:
@@ -252,9 +253,9 @@ class Names:
     def line(self, distribution: str, version: str = "") -> str:
         """Return the line that adds a distribution."""
         if self.lock == "uv.lock":
-            return f"`uv add {normal(distribution)}`"
+            return f"`uv add {normalize_name(distribution)}`"
         pin = f"=={version}" if version else "==VERSION"
-        return f"`{normal(distribution)}{pin}` into requirements.txt, with what it needs"
+        return f"`{normalize_name(distribution)}{pin}` into requirements.txt, with what it needs"
 
 
 def versions(code: Path, server: str) -> list[str]:

@@ -11,15 +11,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from metalworks.cli import CommandError
 from metalworks.deploy import check, definition, server, source, store
 from metalworks.deploy.definition import Definition, Deployment
 from metalworks.deploy.server import Known, Server
 from metalworks.deploy.source import Source
 from metalworks.deploy.store import Store, Upload
+from metalworks.errors import CommandError, FlowRunError
 from metalworks.flow_run.code import unpack
 from metalworks.flow_run.environment import environment_of, import_path
-from metalworks.flow_run.errors import FlowRunError
 from metalworks.flow_run.lock import lock_of
 from metalworks.runs.environment import cache_folder
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from metalworks.cli import CommandError
 from metalworks.deploy.source import Source
+from metalworks.errors import CommandError
 
 FILE = "prefect.yaml"
 CODE = "METALWORKS_FLOW_CODE"
@@ -124,7 +124,7 @@ def read(code: Path, project: Path) -> Definition:
 
 
 def _own_name(code: Path) -> str | None:
-    from metalworks.flow_run.errors import FlowRunError
+    from metalworks.errors import FlowRunError
     from metalworks.flow_run.lock import settings
 
     try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from metalworks.cli import CommandError
 from metalworks.deploy.definition import CODE, MARK, Deployment
+from metalworks.errors import CommandError
 
 PAGE = 200
 T = TypeVar("T")

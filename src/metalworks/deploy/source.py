@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 
 LIMIT_BYTES = 100_000_000
 """Of an archive unpacked: code is small; what is larger is data, which belongs into DVC."""

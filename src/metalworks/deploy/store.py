@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 
 BUCKET = "METALWORKS_FLOW_CODE_BUCKET"
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from metalworks.flow_run.errors import FlowRunError
+from metalworks.errors import FlowRunError
 from metalworks.flow_run.lock import lock_of
 
 

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metalworks.flow_run.errors import FlowRunError
+from metalworks.environments import packages, unused
+from metalworks.errors import FlowRunError
 from metalworks.flow_run.lock import check_requirements, has_hashes, lock_of, locked_versions, read_toml, settings
-from metalworks.uv_cache import packages, unused
 
 Tell = Callable[[str], None]
 

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from metalworks.flow_run.errors import FlowRunError
+from metalworks.environments import normalize_name
+from metalworks.errors import FlowRunError
 
 PIN = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^]]*])?\s*(===?\s*(?P<version>[^\s;*,]+)\s*(;.*)?$|@\s*\S+)"
@@ -99,9 +100,4 @@ def locked_versions(code: Path) -> dict[str, str]:
         packages = read_toml(lock).get("package", [])
         return {package["name"]: package.get("version", "") for package in packages}
     pins = (_pin(line) for _, line in requirement_lines(lock.read_text()))
-    return {normal(pin["name"]): (pin["version"] or "") for pin in pins if pin}
-
-
-def normal(name: str) -> str:
-    """Return a package's name as it is compared."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return {normalize_name(pin["name"]): (pin["version"] or "") for pin in pins if pin}

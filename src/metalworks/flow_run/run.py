@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from metalworks.errors import FlowRunError
 from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.code import archive, unpack
 from metalworks.flow_run.end import end, watch
 from metalworks.flow_run.environment import Tell, environment_of, import_path, require_prefect
-from metalworks.flow_run.errors import FlowRunError
 
 ENGINE = ["-m", "prefect.engine"]
 RUN_ID = "PREFECT__FLOW_RUN_ID"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 from metalworks.runs import record
 from metalworks.runs.find import HELP, connect, find
 from metalworks.runs.record import Data, Recorded

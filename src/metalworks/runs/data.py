@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 from metalworks.runs.code import git, last_line
 from metalworks.runs.record import Data, Recorded
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from metalworks.cli import CommandError
+from metalworks.environments import normalize_name
+from metalworks.errors import CommandError
 from metalworks.flow_run.environment import MARKER, prune
 from metalworks.runs import record
-from metalworks.runs.record import Recorded, normal
+from metalworks.runs.record import Recorded
 from metalworks.runs.start import inside
 
 OURS = {"metalworks", "metalworks-mlflow"}
@@ -54,7 +55,7 @@ def sort_out(requirements: str, project: Path, clone: Path) -> Packages:
         editable = line.startswith("-e ")
         line = line.removeprefix("-e ").strip()
         name, at, url = (part.strip() for part in line.partition(" @ "))
-        if normal(re.split("[ =]", name)[0]) in OURS:
+        if normalize_name(re.split("[ =]", name)[0]) in OURS:
             continue
         if url.startswith("file:") or (editable and not at and "+" not in line.split(":")[0]):
             _local(name if at else None, url or line, found, project, clone)
@@ -77,7 +78,7 @@ def _local(name: str | None, url: str, found: Packages, project: Path, clone: Pa
             found.folders.append(folder)
             return
     own = {_name(folder) for folder in (project, clone)} - {None}
-    if name is not None and own and normal(name) not in own:
+    if name is not None and own and normalize_name(name) not in own:
         found.missing.append(f"environment: {name} was installed from {path}, which is not in the repository")
 
 
@@ -87,7 +88,7 @@ def _name(folder: Path) -> str | None:
         found = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {}).get("name")
     except (OSError, tomllib.TOMLDecodeError):
         return None
-    return normal(found) if found else None
+    return normalize_name(found) if found else None
 
 
 def python_path(project: Path, folders: list[Path], inherited: str) -> str:
@@ -216,4 +217,4 @@ def _installed(environment: Path) -> tuple[Mapping[str, str], str]:
     if done.returncode:
         raise CommandError(f"{environment} is no environment of Python: {done.stderr.strip()}")
     found, python = json.loads(done.stdout)
-    return {normal(name): version for name, version in found.items()}, python
+    return {normalize_name(name): version for name, version in found.items()}, python

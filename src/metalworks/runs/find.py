@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metalworks.environments import normalize_name
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -105,13 +107,8 @@ def packages(requirements: str) -> dict[str, str]:
     for line in requirements.splitlines():
         match = re.fullmatch(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:==|@)\s*(\S+)\s*", line)
         if match:
-            found[normal(match[1])] = match[2]
+            found[normalize_name(match[1])] = match[2]
     return found
-
-
-def normal(name: str) -> str:
-    """Return a distribution's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read(client: MlflowClient, run: Run) -> Recorded:

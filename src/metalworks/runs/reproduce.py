@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 from metalworks.runs import code, environment, record, scores
 from metalworks.runs.data import Versions
 from metalworks.runs.find import HELP, connect, experiments, find, search

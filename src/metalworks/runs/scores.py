@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 from metalworks.runs.record import REPRODUCES, Recorded
 
 if TYPE_CHECKING:

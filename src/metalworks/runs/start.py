@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from metalworks.cli import CommandError
+from metalworks.errors import CommandError
 
 INTERACTIVE = {"ipykernel_launcher", "ipykernel", "colab_kernel_launcher", "IPython", "ipython", "ipython3", "notebook"}
 INTERACTIVE |= {"jupyter", "jupyter-lab", "jupyter-notebook", "jupyterlab", "pdb", "idlelib"}

@@ -16,7 +16,7 @@ import mlflow
 
 from . import data, flow, git, later, masking, tagging
 from .deadline import Deadline, Late
-from .provider import CONTEXT
+from .tagging import CONTEXT
 
 _SERVER = "_MLFLOW_SERVER_FILE_STORE"
 """Set in processes of MLflow's server, which make runs for others."""

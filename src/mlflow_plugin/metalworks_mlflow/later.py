@@ -20,7 +20,7 @@ from mlflow.entities import RunTag
 
 from . import masking, packages, tagging
 from .data import Dvc
-from .provider import CONTEXT
+from .tagging import CONTEXT
 
 if TYPE_CHECKING:
     from .context import Look

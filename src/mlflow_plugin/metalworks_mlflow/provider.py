@@ -11,9 +11,8 @@ import sys
 from mlflow.tracking.context.abstract_context import RunContextProvider
 
 from .deadline import Deadline
+from .tagging import CONTEXT
 
-CONTEXT = "metalworks.context"
-"""Tag by which a run is found again; "failed: …" names what could not be told of it."""
 SECONDS = 0.07
 """So long a new run waits, for the imports too."""
 _MAKER = ("mlflow.tracking.fluent", "start_run")

@@ -6,6 +6,8 @@ import posixpath
 import re
 from collections.abc import Mapping
 
+CONTEXT = "metalworks.context"
+"""Tag by which a run is found again; "failed: …" says what could not be recorded."""
 _LONGEST = 5000
 """Servers cut a longer value or refuse the run; half a list of JSON says nothing."""
 

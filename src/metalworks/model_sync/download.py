@@ -1,0 +1,43 @@
+"""Brings a version's files here and ends, so that the memory MLflow's client takes is free again.
+
+Run as `python -m metalworks.model_sync.download MODEL VERSION FOLDER`; what is wrong stands on standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# By itself MLflow's client tries for minutes to reach a server that is down, draws bars where nobody watches, and
+# reports to its makers.
+QUIET = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Download; return 0, or 1 when the files are not all here."""
+    name, version, into = argv
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    try:
+        download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=into, tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, OSError) as error:  # OSError: the connection or the disk
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+    if not Path(into, "MLmodel").is_file():
+        print("there is no file MLmodel among them: it is not an MLflow model", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,388 @@
+"""Follows the aliases of a host's services: what they name is brought here, and the servers are told."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from metalworks.errors import FetchError, RegistryError, Stopped
+from metalworks.model_sync import report
+from metalworks.model_sync.card import FILE_NAME as CARD
+from metalworks.model_sync.card import ModelCard
+from metalworks.model_sync.config import Config, Service
+from metalworks.model_sync.environments import Environments
+from metalworks.model_sync.files import read_json, write_json
+from metalworks.model_sync.lock import FILE_NAME as LOCK
+from metalworks.model_sync.lock import Resolver
+from metalworks.model_sync.log_shipping import Watch
+from metalworks.model_sync.programs import Programs
+from metalworks.model_sync.registry import Model, Registry
+from metalworks.model_sync.versions import Versions
+
+WANTED = "wanted.json"
+ROLES = ("champion", "shadow", "canary")
+FIRST_RETRY, LAST_RETRY = 60.0, 900.0
+END_SECONDS = 3.0
+Entry = dict[str, str]
+logger = logging.getLogger("metalworks.model_sync")
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A version that could not be installed, and when it is tried again."""
+
+    card: ModelCard
+    reason: str
+    at: float
+    failures: int = 1
+    again: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Set the next attempt: each failure doubles the time to it."""
+        self.again = self.at + min(FIRST_RETRY * 2 ** (self.failures - 1), LAST_RETRY)
+
+
+@dataclass(slots=True)
+class Named:
+    """What the aliases name, as long as they name the same."""
+
+    fingerprint: tuple[object, ...] = ()
+    cards: dict[str, ModelCard] = field(default_factory=dict)
+    settled: str = ""
+    """What became of the canary that is no canary again; nothing where there is none."""
+
+
+class Follower:
+    """Keeps one service's wanted.json what the registry says; each round compares everything with everything."""
+
+    def __init__(self, config: Config, service: Service, registry: Registry, programs: Programs, mlflow: str) -> None:
+        """Look at what is here from before."""
+        self.config = config
+        self.service = service
+        self.registry = registry
+        self.programs = programs
+        self.root = config.folder(service)
+        (self.root / "versions").mkdir(parents=True, exist_ok=True)
+        self.versions = Versions(self.root / "versions", programs)
+        built = config.build_packages
+        self.environments = Environments(
+            self.root / "environments", programs, config.uv, config.python, build_packages=built
+        )
+        self.resolver = Resolver(programs, config.uv, config.python, mlflow, build_packages=built)
+        self.report = report.Report(service, config.host, self.root)
+        self.wanted: dict[str, Entry | None] = {}
+        self._read_wanted()
+        self.named = Named()
+        self.refused: dict[str, Refusal] = {}
+        self._installer = ThreadPoolExecutor(len(ROLES), thread_name_prefix=service.name)
+        self._coming: dict[str, tuple[ModelCard, Future[Entry]]] = {}
+        """What is installed beside the rounds, by role."""
+        self._untidy = False
+        self.away = ""
+        self.polled = 0.0
+        self.judged = 0.0
+
+    def _read_wanted(self) -> None:
+        stored = read_json(self.root / WANTED)
+        self.wanted = {role: stored.get(role) for role in ROLES}
+
+    def round(self) -> None:
+        """Do what there is to do; a registry that does not answer changes nothing."""
+        try:
+            model = self.registry.model(self.service.model)
+            self.polled = time.time()
+            cards = self._cards(model)
+        except RegistryError as error:
+            self._is_away(str(error))
+            return
+        if self.away:
+            self.away = ""
+            logger.warning("%s: MLflow answers again", self.service.name)
+        if self._judge(cards):
+            return  # the aliases have moved: the next round sees where
+        self._read_wanted()
+        entries: dict[str, Entry | None] = {}
+        self.refused = {role: refusal for role, refusal in self.refused.items() if refusal.card == cards.get(role)}
+        for role in ROLES:
+            wanted = cards.get(role)
+            entries[role] = self._entry(role, wanted) if wanted else None
+        for role, (card, future) in [*self._coming.items()]:
+            if future.done() and (entries[role] or cards.get(role) != card):  # it is here, or nobody asks for it now
+                del self._coming[role]
+        # What is served is served on while the new version comes, and when that or its alias is no good. A shadow or a
+        # canary that nobody asks for any more is not, nor one that would be compared with itself.
+        entries["champion"] = champion = entries["champion"] or self.wanted["champion"]
+        entries |= {role: None for role in ROLES[1:] if entries[role] == champion}
+        if entries != self.wanted or not (self.root / WANTED).exists():
+            self._want(entries)
+        if self._untidy and not self._coming:
+            self._tidy()
+        state = read_json(self.config.state_file(self.service))
+        self.report.tell(self.registry, report.wanted_tags(state, self._reasons()))
+        self._write_status(cards)
+
+    def _cards(self, model: Model | None) -> dict[str, ModelCard]:
+        """Return role → the version that is wanted in it; asked for again only when an alias has moved.
+
+        A canary that was settled is asked for each time: its tag may be emptied.
+        """
+        if model is None:
+            self.named = Named()
+            return {}
+        numbers = {role: model.aliases.get(alias) for role, alias in self.service.aliases().items()}
+        champion = numbers.get("champion")
+        # One version in two roles would be compared with itself.
+        wanted = {role: n for role, n in numbers.items() if n and (role == "champion" or n != champion)}
+        fingerprint = (model.created, *sorted(wanted.items()))
+        before = self.named if fingerprint == self.named.fingerprint else Named()
+        if before.fingerprint and not before.settled:
+            return before.cards
+        cards, settled = {**before.cards}, ""
+        for role, number in wanted.items():
+            if role in cards:
+                continue
+            found = self.registry.version(self.service.model, number, self.service.aliases()[role])
+            if found is None:
+                continue
+            card, tags = found
+            if role == "canary" and (became := tags.get(report.canary_key(self.service), "")).startswith(
+                report.SETTLED
+            ):
+                settled = became
+                if settled != before.settled:
+                    logger.warning(
+                        "%s: version %s is no canary again: it was %s. To try it once more, set its tag %s to nothing",
+                        self.service.name, number, became, report.canary_key(self.service),
+                    )  # fmt: skip
+                continue
+            cards[role] = card
+        if cards.get("shadow") and cards["shadow"].version == numbers.get("canary") and "canary" in cards:
+            del cards["shadow"]  # it answers requests already
+        self.named = Named(fingerprint, cards, settled)
+        return cards
+
+    def _entry(self, role: str, card: ModelCard) -> Entry | None:
+        """Return the version as it stands here, brought here unless it is; None until then, or when it cannot be."""
+        for known in self.wanted.values():  # the canary that becomes champion is here already
+            if known and self._stands(known, card):
+                return known
+        refusal = self.refused.get(role)
+        if refusal and time.time() < refusal.again and not self._asked_again(refusal):
+            return None
+        try:
+            entry = self._here(card) or self._brought(role, card)
+        except (Stopped, RegistryError):
+            raise
+        except Exception as error:  # a model's files may be anything
+            self._coming.pop(role, None)
+            failures = refusal.failures + 1 if refusal else 1
+            reason = str(error) if isinstance(error, FetchError | OSError) else f"{type(error).__name__}: {error}"
+            self.refused[role] = Refusal(card, reason, time.time(), failures)
+            logger.error(
+                "%s: version %s of model %s is refused: %s", self.service.name, card.version, card.name, reason
+            )
+            return None
+        if entry is not None:
+            self.refused.pop(role, None)
+            logger.info("%s: version %s of model %s is here", self.service.name, card.version, card.name)
+        return entry
+
+    def _here(self, card: ModelCard) -> Entry | None:
+        """Return a version all of which is here, as one that is gone back to: that waits for nobody's installation."""
+        folder = self.versions.find(card)
+        lock = self.resolver.find_lock(folder) if folder else None
+        python = self.environments.find(lock) if lock else None
+        return _entry_of(card, folder, lock, python) if folder and lock and python else None
+
+    def _brought(self, role: str, card: ModelCard) -> Entry | None:
+        """Return a version once it is brought here; None until then.
+
+        The aliases are followed meanwhile: an installation may take minutes, and begins after another service's.
+        """
+        if role not in self._coming:
+            self._coming[role] = (card, self._installer.submit(self._installed, card))
+        coming, future = self._coming[role]
+        if coming != card or not future.done():
+            return None
+        del self._coming[role]
+        return future.result()
+
+    def _installed(self, card: ModelCard) -> Entry:
+        with self.programs.turn:
+            folder = self.versions.place(card)
+            lock = self.resolver.ensure_lock(folder)
+            return _entry_of(card, folder, lock, self.environments.ensure(lock))
+
+    def _stands(self, entry: Entry, card: ModelCard) -> bool:
+        """Tell whether an entry is this version's, and all of it still here."""
+        try:
+            stored = ModelCard.read(Path(entry["path"]))
+        except (OSError, ValueError, TypeError):
+            return False
+        return stored.has_files_of(card) and Path(entry["python"]).exists()
+
+    def _asked_again(self, refusal: Refusal) -> bool:
+        """Tell whether somebody touched the file that asks for another attempt since the last one failed."""
+        try:
+            return self.config.retry_file.stat().st_mtime > refusal.at
+        except OSError:
+            return False
+
+    def _want(self, entries: dict[str, Entry | None]) -> None:
+        """Tell the server; what nobody needs any more is removed soon."""
+        write_json(self.root / WANTED, entries)
+        for role in ROLES:
+            old, new = self.wanted[role], entries[role]
+            if old != new:
+                names = [entry["version"] if entry else "none" for entry in (old, new)]
+                logger.info("%s: %s is version %s, was %s", self.service.name, role, names[1], names[0])
+        self.wanted, self._untidy = entries, True
+
+    def _tidy(self) -> None:
+        """Remove what nobody needs any more; never beside an installation: its files are nobody's yet."""
+        if not self.programs.turn.acquire(blocking=False):
+            return
+        try:
+            self._remove()
+            self._untidy = False
+        finally:
+            self.programs.turn.release()
+
+    def _remove(self) -> None:
+        state = read_json(self.config.state_file(self.service))
+        served = {str(state[role]["version"]) for role in ROLES if state.get(role)}
+        folders = [Path(entry["path"]) for entry in self.wanted.values() if entry]
+        for folder in folders:
+            if (folder / CARD).exists():
+                (folder / CARD).touch()  # its age says when it was last wanted
+        stay = self.versions.tidy(folders, served, self.config.keep)
+        self.environments.tidy([folder / LOCK for folder in stay], self.config.keep)
+
+    def _judge(self, cards: dict[str, ModelCard]) -> bool:
+        """Do what the server says of a canary; tell whether an alias was moved.
+
+        Where several hosts serve, the first to judge decides: the alias then names what it names for all.
+        """
+        verdict = read_json(self.config.state_file(self.service)).get("canary_verdict") or {}
+        canary, champion = cards.get("canary"), cards.get("champion")
+        became = {"promote": "promoted", "withdraw": "withdrawn"}.get(str(verdict.get("verdict")))
+        if became is None or canary is None or champion is None or str(verdict.get("version")) != canary.version:
+            return False
+        if became == "promoted" and str(verdict.get("champion")) != champion.version:
+            return False  # it was compared with another than is wanted by now
+        if time.monotonic() < self.judged:
+            return False
+        service, reason, now = self.service, report.short(str(verdict.get("reason", ""))), report.when(time.time())
+        note = f"{became} by {self.config.host} at {now}: {reason}"
+        # An alias that names the champion's version names no canary. To take it away altogether, MLflow would want
+        # the right to delete the model.
+        alias, to = (service.alias, canary.version) if became == "promoted" else (canary.alias, champion.version)
+        try:
+            # Said first: what ends between the two must not try a settled version again.
+            self.registry.tag(service.model, canary.version, report.canary_key(service), note)
+            if became == "withdrawn":  # the alias stays there when another becomes champion
+                self._park(champion, f"served when version {canary.version} was withdrawn")
+            self.registry.point(service.model, alias, to)
+        except RegistryError as error:
+            self.judged = time.monotonic() + report.RETRY_SECONDS
+            logger.error("%s: canary version %s cannot be %s: %s", service.name, canary.version, became, error)
+            return False
+        level = logging.INFO if became == "promoted" else logging.ERROR
+        logger.log(level, "%s: canary version %s is %s: %s", service.name, canary.version, became, reason)
+        self.named = Named()
+        return True
+
+    def _park(self, champion: ModelCard, note: str) -> None:
+        """Say on a champion that the canary's alias names it for want of another place."""
+        found = self.registry.version(self.service.model, champion.version, self.service.alias)
+        key = report.canary_key(self.service)
+        if found and not found[1].get(key, "").startswith(report.SETTLED):  # what it became is said already
+            self.registry.tag(self.service.model, champion.version, key, note)
+
+    def _reasons(self) -> dict[str, str]:
+        return {refusal.card.version: refusal.reason for refusal in self.refused.values()}
+
+    def _is_away(self, reason: str) -> None:
+        """Say once that nothing is known of the registry; what serves, serves on."""
+        if not self.away:
+            logger.warning("%s: %s. What is served is served on", self.service.name, reason)
+        self.away = reason
+        self._write_status(self.named.cards)
+
+    def _write_status(self, cards: dict[str, ModelCard]) -> None:
+        """Say what is done, for those who wait for it."""
+        roles: dict[str, Any] = {}
+        for role, alias in self.service.aliases().items():
+            refusal, entry, card = self.refused.get(role), self.wanted[role], cards.get(role)
+            word = "missing"
+            if card is not None:
+                here = entry is not None and self._stands(entry, card)
+                coming = self._coming.get(role, (None,))[0] == card
+                word = "here" if here else "installing" if coming else "waiting"
+            roles[role] = {"alias": alias, "version": card.version if card else None, "is": word}
+            if card and refusal and refusal.card == card and word != "installing":
+                roles[role] |= {"is": "refused", "reason": refusal.reason, "at": refusal.at, "again": refusal.again}
+        status = {"polled": self.polled, "mlflow": self.away or "answers", "roles": roles}
+        write_json(self.config.status_file(self.service), status, mode=0o644)
+
+
+def _entry_of(card: ModelCard, folder: Path, lock: Path, python: Path) -> Entry:
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    return {"version": card.version, "path": str(folder), "python": str(python), "environment": digest}
+
+
+def _follow(follower: Follower, stop: threading.Event, seconds: float) -> None:
+    """Go round until the end; what nobody thought of must not end it."""
+    while not stop.is_set():
+        try:
+            follower.round()
+        except Stopped:
+            return
+        except Exception:
+            logger.exception("%s: this should not happen", follower.service.name)
+        stop.wait(seconds)
+
+
+def follow(config: Config) -> int:
+    """Follow all services until SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    os.umask(0o027)  # the servers' group reads, and nobody else
+    config.home.mkdir(parents=True, exist_ok=True)
+    config.runtime.mkdir(parents=True, exist_ok=True)
+    mlflow, programs = installed("mlflow-skinny"), Programs(stop)
+    with (config.home / ".lock").open("w") as alone:
+        try:
+            fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.error("another follower works in %s", config.home)
+            return 1
+        followers = [
+            Follower(config, service, Registry.from_environment(), programs, mlflow) for service in config.services
+        ]
+        threads = [
+            threading.Thread(target=_follow, args=(each, stop, config.poll_seconds), name=each.service.name)
+            for each in followers
+        ]
+        if config.bucket:
+            threads.append(threading.Thread(target=Watch(config, stop).run, name="prediction log"))
+        for thread in threads:
+            thread.daemon = True
+            thread.start()
+        stop.wait()
+        # Programs are ended at once; who waits for a server that is silent is not waited for. Files are replaced whole.
+        until = time.monotonic() + END_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+    return 0

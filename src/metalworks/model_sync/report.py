@@ -1,0 +1,86 @@
+"""What MLflow is told about a model's versions: where each is in service, or why it is not."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metalworks.errors import RegistryError
+from metalworks.model_sync.config import Service
+from metalworks.model_sync.files import read_json, write_json
+from metalworks.model_sync.registry import Registry
+
+TOLD = "told.json"
+LONGEST = 240
+ROLES = {"champion": "serving", "shadow": "shadow", "canary": "canary"}
+SETTLED = ("promoted", "withdrawn", "served")
+RETRY_SECONDS = 60
+logger = logging.getLogger("metalworks.model_sync")
+
+
+def canary_key(service: Service) -> str:
+    """Return the tag that says what became of a canary."""
+    return f"metalworks.inference.{service.name}.canary"
+
+
+def short(text: str) -> str:
+    """Return a reason as one line for a tag."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+def when(seconds: float) -> str:
+    """Return a time for people."""
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def wanted_tags(state: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, str]:
+    """Return version → what its tag should say, from the server's state and what the follower refused."""
+    tags = {version: f"refused: {short(reason)}" for version, reason in refused.items()}
+    for version, refusal in (state.get("refused") or {}).items():
+        tags[str(version)] = f"refused: {short(str(refusal.get('reason', '')))}"
+    for role, word in reversed(ROLES.items()):  # the champion has the last word
+        if serving := state.get(role):
+            since, executor = when(float(serving.get("since", 0))), serving.get("executor", "?")
+            tags[str(serving["version"])] = f"{word} since {since} as {executor}"
+    return tags
+
+
+class Report:
+    """The tags of one service on this host; what was told survives a restart."""
+
+    def __init__(self, service: Service, host: str, folder: Path) -> None:
+        """Remember what was told before."""
+        self.service = service
+        self.key = f"metalworks.inference.{service.name}.{host}"
+        self.file = folder / TOLD
+        self.told: dict[str, str] = {str(key): str(value) for key, value in read_json(self.file).items()}
+        self.not_before = 0.0
+        self.complaint = ""
+
+    def tell(self, registry: Registry, tags: Mapping[str, str]) -> None:
+        """Tag the versions whose state is another than they were told; what is no longer served says so."""
+        if time.monotonic() < self.not_before:
+            return
+        now = dict(tags)
+        for version, text in self.told.items():
+            if version not in now and not text.startswith("refused"):
+                now[version] = f"no longer in service since {when(time.time())}"
+        if changed := {version: text for version, text in now.items() if self.told.get(version) != text}:
+            try:
+                for version, text in changed.items():
+                    registry.tag(self.service.model, version, self.key, text)
+            except RegistryError as error:
+                self.not_before = time.monotonic() + RETRY_SECONDS
+                if str(error) != self.complaint:
+                    logger.warning("%s: MLflow could not be told: %s", self.service.name, error)
+                self.complaint = str(error)
+                return
+        self.complaint = ""
+        if self.told != dict(tags):
+            self.told = dict(tags)
+            write_json(self.file, self.told)

@@ -1,0 +1,70 @@
+"""Waits until a service serves what its alias names, or until it is known why it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from metalworks.model_sync.config import Config, Service
+from metalworks.model_sync.files import read_json
+
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: the program's exit code, its line of JSON, and what is wrong."""
+
+    code: int
+    said: dict[str, Any]
+    complaint: str = ""
+
+
+def wait(config: Config, service: Service, timeout: float, *, installed: bool = False) -> Outcome:
+    """Wait until the version that the alias names is served; with `installed`, until it is on this host."""
+    began = time.time()
+    with contextlib.suppress(OSError):  # only root may: what was refused is tried again now
+        config.retry_file.touch()
+    asked = config.retry_file.exists() and config.retry_file.stat().st_mtime >= began - 1
+    while True:
+        outcome, waits_for = _look(config, service, began, asked, installed)
+        if outcome is not None:
+            return outcome
+        if time.time() - began > timeout:
+            complaint = f"{service.name} does not serve what {service.alias} of {service.model} names: {waits_for}"
+            return Outcome(1, {}, complaint)
+        time.sleep(LOOK_SECONDS)
+
+
+def _look(config: Config, service: Service, began: float, asked: bool, installed: bool) -> tuple[Outcome | None, str]:
+    """Return how it ended, or what is waited for."""
+    said = {"service": service.name, "model": service.model, "alias": service.alias}
+    follower = "journalctl -u model-follower"
+    server = f"journalctl -u inference-{service.name} -u models-{service.name}"
+    status = read_json(config.status_file(service))
+    if float(status.get("polled", 0)) < began:
+        away = status.get("mlflow", "answers")
+        return None, (
+            f"{away if away != 'answers' else 'model-follower has not asked MLflow since'} (see `{follower}`)"
+        )
+    state = read_json(config.state_file(service))
+    serving = state.get("champion") or {}
+    champion = status["roles"]["champion"]
+    version, word = champion["version"], champion["is"]
+    if word == "missing":
+        return Outcome(3, {**said, "missing": True, "serving": serving.get("version")}), ""
+    if word == "refused" and (not asked or champion["at"] >= began):
+        return Outcome(1, said, f"version {version} of {service.model} is refused: {champion['reason']}\n"
+                       f"More: `{follower}`. Version {serving.get('version') or 'none'} is served."), ""  # fmt: skip
+    if word != "here":
+        return None, f"version {version} is being installed (see `{follower}`)"
+    if installed:
+        return Outcome(0, {**said, "missing": False, "version": version, "installed": True}), ""
+    if refusal := (state.get("refused") or {}).get(version):
+        return Outcome(1, said, f"version {version} of {service.model} is refused: {refusal['reason']}\n"
+                       f"More: `{server}`. Version {serving.get('version') or 'none'} is served."), ""  # fmt: skip
+    if str(serving.get("version")) == version:
+        return Outcome(0, {**said, "missing": False, **serving}), ""
+    return None, f"version {version} is being loaded and tried (see `{server}`)"

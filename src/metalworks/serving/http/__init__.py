@@ -1,0 +1,1 @@
+"""Worker processes that speak HTTP, and their application."""

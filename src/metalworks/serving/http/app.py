@@ -1,0 +1,200 @@
+"""The application: everything but the hot route. Health, versions, metrics, pages, the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from metalworks.serving.http import openinference, schema
+from metalworks.serving.http.invocations import CODES, PATH, Invocations, error
+from metalworks.serving.http.schema import Version, Working
+from metalworks.serving.predict.variants import Arm, Route
+from metalworks.serving.rollout.shadow import Shadow
+from metalworks.serving.settings import Settings
+from metalworks.serving.telemetry.metrics import Stats, add_up, read_stats, render_metrics
+from metalworks.serving.telemetry.prediction_log import Log
+
+_open = APIRouter(tags=["The service"])
+_closed = APIRouter(tags=["The service"])
+# Says in the schema what Invocations sees to, for routes and for what is none.
+_token = Depends(HTTPBearer(auto_error=False, description="A token of this platform."))
+_CODES = {**CODES, 404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
+
+
+def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None = None) -> Invocations:
+    """Return the ASGI application of one process, which answers by `route` and counts in `counts`."""
+    app = FastAPI(
+        title=f"Inference: {settings.service}",
+        version=metadata.version("metalworks"),
+        # Beside the schema itself, which is right behind any gateway and whatever it takes off the path.
+        servers=[{"url": "."}],
+        # These pages load programs from a stranger's server, and a browser has no token to open them with.
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would lead past the gateway's prefix.
+        redirect_slashes=False,
+        exception_handlers={AnyHTTPException: _refused, RequestValidationError: _invalid},
+    )
+    app.state.settings, app.state.route, app.state.counts = settings, route, counts
+    app.include_router(_open)
+    if settings.tokens_sha256:
+        app.include_router(_closed, dependencies=[_token], responses=schema.UNAUTHENTICATED)
+        app.include_router(openinference.router, dependencies=[_token], responses=schema.UNAUTHENTICATED)
+    else:
+        app.include_router(_closed)
+        app.include_router(openinference.router)
+    app.include_router(openinference.open_router)
+    app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    entry = Invocations(app, settings, route, counts, Shadow(counts, log, settings.request_timeout), log)
+    app.state.entry = entry
+    return entry
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the schema for the model in service now."""
+    said = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=app.servers)
+    champion = app.state.route.champion
+    if champion:
+        card = champion.version.card
+        said["info"]["description"] = f"Model {card['name']}, version {card['version']}"
+    operation = schema.invocations(champion.version if champion else None)
+    if app.state.settings.tokens_sha256:
+        ping = said["paths"]["/version"]["get"]
+        operation |= {"security": ping["security"]}
+        operation["responses"]["401"] = ping["responses"]["401"]
+    for path in said["paths"].values():
+        for each in path.values():
+            each["responses"].pop("422", None)  # FastAPI's own; such requests are answered with 400
+    schemas = said["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    # Decoded by the route itself, so FastAPI does not know it.
+    asked = openinference.InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**asked.pop("$defs"), "InferenceRequest": asked}
+    said["paths"] = {PATH: {"post": operation}, **said["paths"]}
+    return said
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _champion(request: Request) -> Arm:
+    champion: Arm | None = request.app.state.route.champion
+    if champion is None:
+        raise HTTPException(503, "The model is not loaded yet", {"Retry-After": "5"})
+    return champion
+
+
+async def _refused(request: Request, refusal: Exception) -> Response:
+    """Answer what has no route, and what a route refuses, in the form of all errors."""
+    assert isinstance(refusal, AnyHTTPException)  # noqa: S101 (the type that the handler is registered for)
+    code = _CODES.get(refusal.status_code, "BAD_REQUEST")
+    headers = dict(refusal.headers or {})
+    return Response(error(code, refusal.detail, request.url.path), refusal.status_code, headers, "application/json")
+
+
+async def _invalid(request: Request, refusal: Exception) -> Response:
+    """Answer what is not of the form that a route declares, in the form of all errors."""
+    assert isinstance(refusal, RequestValidationError)  # noqa: S101 (as above)
+    first = refusal.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return Response(error("BAD_REQUEST", f"{where}: {first['msg']}", request.url.path), 400, None, "application/json")
+
+
+_Configured = Annotated[Settings, Depends(_settings)]
+_Champion = Annotated[Arm, Depends(_champion)]
+
+
+@_open.get("/health", include_in_schema=False)
+@_open.get("/ping", responses=schema.NOT_LOADED)
+async def ping(_: _Champion) -> Working:
+    """Answer 200 when the model is loaded."""
+    return Working()
+
+
+@_open.get("/docs", include_in_schema=False)
+async def docs(settings: _Configured) -> HTMLResponse:
+    """Return the page that shows and tries the API; it asks for the token by itself."""
+    page = resources.files("metalworks.serving.http") / "docs.html"
+    wants = "true" if settings.tokens_sha256 else "false"
+    return HTMLResponse(page.read_text().replace("@service@", settings.service).replace("@token@", wants))
+
+
+@_closed.get("/version", responses=schema.NOT_LOADED)
+async def version(settings: _Configured, champion: _Champion, request: Request) -> Version:
+    """Say which version of which model is served, by what, and why by that."""
+    route: Route = request.app.state.route
+    served = champion.version
+    return Version(
+        service=settings.service,
+        model=served.card["name"],
+        version=served.number,
+        alias=settings.alias,
+        run_id=served.card.get("run_id"),
+        git_commit=served.card.get("git_commit"),
+        requirements_sha256=served.environment or None,
+        executor=served.executor,
+        executor_reason=served.verdict["why"],
+        canary=route.canary.version.number if route.canary else None,
+        shadow=route.shadow.version.number if route.shadow else None,
+        mlflow=served.facts["mlflow"],
+        metalworks=metadata.version("metalworks"),
+    )
+
+
+@_closed.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
+    """Return the counts of all processes of this service on this host, for Prometheus."""
+    state = request.app.state
+    state.publish()
+    arms: list[Arm] = [arm for arm in (state.route.champion, state.route.canary, state.route.shadow) if arm]
+    info = [
+        {
+            "role": arm.role,
+            "model": arm.version.card["name"],
+            "version": arm.version.number,
+            "executor": arm.version.executor,
+        }
+        for arm in arms
+    ]
+    counts = add_up(read_stats(settings.runtime))
+    text = render_metrics(counts, info, len(_refused_versions(settings)), _set_aside(settings))
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+def _refused_versions(settings: Settings) -> set[str]:
+    """Return the versions that do not serve though they are to: refused here, or by whoever fetches them."""
+    found = set(_read(settings.runtime / "state.json").get("refused", ()))
+    if settings.fetched is not None:
+        roles = _read(settings.fetched).get("roles", {}).values()
+        found |= {each["version"] for each in roles if each["is"] == "refused"}
+    return found
+
+
+def _set_aside(settings: Settings) -> int:
+    """Return how many requests whoever sends the prediction log could not write."""
+    try:
+        return int(settings.fetched.with_suffix(".set-aside").read_text()) if settings.fetched is not None else 0
+    except FileNotFoundError:
+        return 0
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    return said

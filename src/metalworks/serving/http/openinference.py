@@ -1,0 +1,240 @@
+"""The Open Inference Protocol, version 2, over HTTP with JSON tensors."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, HTTPException, Path, Request, Response
+from pydantic import BaseModel, Field
+
+from metalworks.serving.arrays import Arrays
+from metalworks.serving.http import schema
+from metalworks.serving.http.invocations import Invocations, error
+from metalworks.serving.predict.codecs import open_inference
+from metalworks.serving.predict.codecs.mlflow_request import RefusedError
+from metalworks.serving.predict.codecs.open_inference import DATATYPES
+from metalworks.serving.predict.variants import Arm, Version
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+
+class Tensor(BaseModel):
+    """A tensor of a request or an answer."""
+
+    name: str
+    shape: list[int] = Field(description="The first size is the number of rows.")
+    datatype: str
+    data: list[Any] = Field(description="Its values, flat in rows, or as nested lists.")
+    parameters: dict[str, Any] | None = None
+
+
+class InferenceRequest(BaseModel):
+    """One tensor per column; or the one tensor of a model that has no columns."""
+
+    id: str | None = None
+    inputs: list[Tensor]
+    outputs: list[dict[str, Any]] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class TensorMetadata(BaseModel):
+    """What a tensor is."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and answers."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """What the server is."""
+
+    name: str = "metalworks"
+    version: str
+    extensions: list[str] = []
+
+
+class Ready(BaseModel):
+    """Whether something is ready."""
+
+    ready: Literal[True] = True
+
+
+class Live(BaseModel):
+    """Whether the server runs."""
+
+    live: Literal[True] = True
+
+
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A tensor is missing, too much, or not what the model wants.", "model": schema.Error},
+    404: {"description": "Another model is served here, or another version.", "model": schema.Error},
+    **schema.NOT_LOADED,
+}
+_INFER: dict[int | str, dict[str, Any]] = {
+    **_REFUSED,
+    200: {"description": "The model's outputs.", "content": {"application/json": {"schema": {"type": "object"}}}},
+    408: {"description": "The body did not come in time.", "model": schema.Error},
+    413: {
+        "description": "The body is too long, or has more rows, values or nesting than the service takes.",
+        "model": schema.Error,
+    },
+    500: {"description": "The model's process ended while it worked on this.", "model": schema.Error},
+    502: {"description": "The model's process ended and does not come back.", "model": schema.Error},
+    504: {"description": "The model took too long.", "model": schema.Error},
+}
+
+
+def _arm(request: Request, model: str, version: str | None) -> Arm:
+    route = request.app.state.route
+    champion: Arm | None = route.champion
+    if champion is None:
+        raise HTTPException(503, "The model is not loaded yet", {"Retry-After": "5"})
+    service = request.app.state.settings.service
+    if model not in (service, champion.version.card["name"]):
+        raise HTTPException(404, f"Model {model} is not served here; {service} is")
+    if version is None:
+        arm: Arm = route.choose() or champion
+        return arm
+    if version != champion.version.number:
+        raise HTTPException(404, f"Version {version} is not served; version {champion.version.number} is")
+    return champion
+
+
+_Model = Annotated[str, Path(description="Name of the service, or of its model.")]
+
+
+@router.get("")
+async def server(request: Request) -> ServerMetadata:
+    """Say what this server is."""
+    return ServerMetadata(version=request.app.version)
+
+
+@open_router.get("/health/live")
+async def live() -> Live:
+    """Answer 200 when the server runs."""
+    return Live()
+
+
+@open_router.get("/health/ready", responses=schema.NOT_LOADED)
+async def ready(request: Request) -> Ready:
+    """Answer 200 when the model is loaded."""
+    _arm(request, request.app.state.settings.service, None)
+    return Ready()
+
+
+@router.get("/models/{model}/ready", responses=_REFUSED)
+@router.get("/models/{model}/versions/{version}/ready", responses=_REFUSED)
+async def model_ready(request: Request, model: _Model, version: str | None = None) -> Ready:
+    """Answer 200 when this model, in this version, is served."""
+    _arm(request, model, version)
+    return Ready()
+
+
+@router.get("/models/{model}", responses=_REFUSED)
+@router.get("/models/{model}/versions/{version}", responses=_REFUSED)
+async def model_metadata(request: Request, model: _Model, version: str | None = None) -> ModelMetadata:
+    """Say what the model takes and answers."""
+    served = _arm(request, model, version).version
+    return ModelMetadata(
+        name=request.app.state.settings.service,
+        versions=[served.number],
+        platform=f"mlflow_{(served.facts['flavors'] or ['python_function'])[0]}",
+        inputs=inputs_of(served),
+        outputs=_outputs_of(served),
+    )
+
+
+def inputs_of(served: Version) -> list[TensorMetadata]:
+    """Return the tensors that a model takes; none where requests are left to MLflow."""
+    if served.decode is None:
+        return []
+    return [
+        TensorMetadata(name=each.name, datatype=each.datatype, shape=each.shape)
+        for each in open_inference.wanted_of(served.facts)
+    ]
+
+
+def _outputs_of(served: Version) -> list[TensorMetadata]:
+    if served.decode is None:
+        return []
+    types = served.facts["output_types"]
+    names = served.facts["form"]["names"] or ["predictions"]
+    said = ["BYTES" if each == "text" else DATATYPES[np.dtype(each).name] for each in types]
+    return [TensorMetadata(name=n, datatype=d, shape=[-1]) for n, d in zip(names, said, strict=True)]
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}},
+    }
+}
+
+
+@router.post("/models/{model}/infer", responses=_INFER, openapi_extra=_BODY)
+@router.post("/models/{model}/versions/{version}/infer", responses=_INFER, openapi_extra=_BODY)
+async def infer(request: Request, model: _Model, version: str | None = None) -> Response:
+    """Predict."""
+    arm = _arm(request, model, version)
+    served = arm.version
+    entry: Invocations = request.app.state.entry
+    began = time.perf_counter()
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(400, "The body is to be JSON, with the header Content-Type: application/json")
+    body = await request.body()
+    try:
+        said, arrays = await entry.decoded(arm, served.tensors_of(body))
+    except RefusedError as refusal:
+        if not isinstance(refusal, open_inference.MalformedError):
+            arm.series.observe(time.perf_counter() - began, refusal.status)
+        raise HTTPException(refusal.status, refusal.message) from refusal
+    arm.working += 1
+    try:
+        (status, media_type, text), outputs = await entry.ask_arrays(arm, arrays)
+    finally:
+        arm.working -= 1
+    seconds = time.perf_counter() - began
+    arm.series.observe(seconds, status)
+    if outputs is None:
+        headers = {"Retry-After": "1"} if status == 503 else {}
+        refused = json.loads(text)
+        text = error(refused["error_code"], refused["message"], "/v2")
+        return Response(text, status, headers, media_type)
+    written = served.write(outputs) if served.write else b""
+
+    async def again(other: Version) -> Arrays:
+        return (await other.tensors_of(body))[1]
+
+    entry.copy(arm, (arrays, outputs), (body if entry.route.shadow else b"", b""), (200, written, seconds), again)
+    names = served.facts["form"]["names"] or ["predictions"]
+    answer = {
+        "model_name": request.app.state.settings.service,
+        "model_version": served.number,
+        "outputs": [
+            {
+                "name": name,
+                "datatype": "BYTES" if each.dtype.kind == "O" else DATATYPES[each.dtype.name],
+                "shape": list(each.shape),
+                "data": each.ravel().tolist(),
+            }
+            for name, each in zip(names, outputs, strict=True)
+        ],
+    }
+    if said is not None:
+        answer["id"] = said
+    return Response(msgspec.json.encode(answer), media_type="application/json")

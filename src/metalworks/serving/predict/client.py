@@ -1,0 +1,180 @@
+"""The way from an HTTP process to a model's process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from metalworks_model_runner import frames, packing
+
+from metalworks.serving.sockets import connect
+
+_logger = logging.getLogger("uvicorn.error")
+
+ANSWER_BYTES = 2**29
+"""What a model may answer at a time: its process is not ours, and may say anything."""
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+")
+_WRONG = "its process answers what is no answer"
+
+
+class ModelFailedError(Exception):
+    """The model raised where arrays were asked; MLflow's own functions are to say what."""
+
+
+class LostError(Exception):
+    """The model's process ended under the question, and again under its repetition."""
+
+
+class DownError(Exception):
+    """The model's process ended, and none that answers took its place."""
+
+
+class _Protocol(asyncio.Protocol):
+    def __init__(self, link: Link) -> None:
+        self._link, self._buffer = link, frames.Buffer(ANSWER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        for number, kind, payload in self._buffer.feed(data):
+            self._link.arrived(number, kind, payload)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (as asyncio calls it)
+        self._link.lost()
+
+
+class Link:
+    """Asks one model's process; a process that ends is waited for, since somebody starts it again."""
+
+    RECONNECT_SECONDS = 0.1
+    TRIES = 2
+    """A question that ends two processes is the cause, and is not asked a third time."""
+
+    def __init__(self, path: Path, patience: float) -> None:
+        """Connect to the socket at `path` when first asked; a process that ended has `patience` seconds to return."""
+        self.path, self.patience = path, patience
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Lock = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[tuple[int, memoryview]]] = {}
+        self._given_up: dict[int, int] = {}
+        self._arrays_free = asyncio.Event()
+        self._arrays_free.set()
+        self._closed = False
+        self._gone_since: float | None = None
+
+    async def connect(self) -> asyncio.Transport:
+        """Return the connection, made anew if there is none; raise DownError when it cannot be."""
+        async with self._connecting:
+            while self._transport is None or self._transport.is_closing():
+                if self._closed:
+                    raise LostError("this version is not served any more")
+                try:
+                    connection = await connect(self.path)
+                    loop = asyncio.get_running_loop()
+                    transport, _ = await loop.create_unix_connection(lambda: _Protocol(self), sock=connection)
+                    self._transport, self._gone_since = transport, None
+                except OSError:
+                    now = time.monotonic()
+                    self._gone_since = self._gone_since or now
+                    if now - self._gone_since > self.patience:
+                        raise DownError("The model's process ended and does not come back") from None
+                    await asyncio.sleep(self.RECONNECT_SECONDS)
+            return self._transport
+
+    @property
+    def requests_given_up(self) -> int:
+        """Whole requests that the process works on, or has yet to, though nobody waits for them any more."""
+        return sum(kind == frames.RAW for kind in self._given_up.values())
+
+    def close(self) -> None:
+        """End the connection; nobody asks any more."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def lost(self) -> None:
+        """Tell those who wait that their process is gone."""
+        self._transport = None
+        waiting, self._waiting = self._waiting, {}
+        self._given_up.clear()
+        self._arrays_free.set()
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(ConnectionResetError())
+
+    def arrived(self, number: int, kind: int, payload: memoryview) -> None:
+        """Hand an answer to whoever waits for it."""
+        future = self._waiting.pop(number, None)
+        if future is None:
+            self._given_up.pop(number, None)
+            if frames.ARRAYS not in self._given_up.values():
+                self._arrays_free.set()
+        elif not future.done():
+            future.set_result((kind, payload))
+
+    async def _ask(self, kind: int, header: Any, buffers: Sequence[bytes | memoryview]) -> tuple[Any, memoryview]:
+        for _ in range(self.TRIES):
+            transport = self._transport
+            if transport is None or transport.is_closing():
+                transport = await self.connect()
+            number = next(self._numbers)
+            future: asyncio.Future[tuple[int, memoryview]] = asyncio.get_running_loop().create_future()
+            self._waiting[number] = future
+            transport.write(frames.frame(number, kind, header, buffers))
+            try:
+                answered, payload = await future
+            except ConnectionResetError:
+                _logger.warning("The model's process ended; what it was asked is asked again")
+                await asyncio.sleep(self.RECONNECT_SECONDS)  # one that is about to end may take connections yet
+                continue
+            except asyncio.CancelledError:
+                if number in self._waiting:  # the process does not know that, and answers
+                    self._given_up[number] = kind
+                    if kind == frames.ARRAYS:
+                        self._arrays_free.clear()
+                raise
+            finally:
+                self._waiting.pop(number, None)
+            try:
+                said, body = frames.body_of(payload)
+            except Exception as error:  # of the many that such bytes may cause
+                raise ModelFailedError(_WRONG) from error
+            if answered == frames.FAILED:
+                raise ModelFailedError(str(said))
+            if answered != kind:
+                raise ModelFailedError(_WRONG)
+            return said, body
+        raise LostError("The model's process ended twice under this request")
+
+    async def arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the model's outputs for these rows.
+
+        Raises ModelFailedError when the model raises, LostError when its process ends twice, DownError when it is gone.
+        """
+        # Rows behind others that the process works on for nobody would only be late, too; here they can be given up.
+        await self._arrays_free.wait()
+        about, buffers = packing.pack(arrays)
+        said, body = await self._ask(frames.ARRAYS, about, buffers)
+        try:
+            return packing.unpack(said, body)
+        except Exception as error:  # as above
+            raise ModelFailedError(_WRONG) from error
+
+    async def raw(self, body: bytes, about: str | Sequence[Any]) -> tuple[int, str, bytes]:
+        """Return status, media type and body as MLflow's scoring server answers this request.
+
+        `about` is its content type, or that and the numbers of the limits that it has to keep.
+
+        Raises ModelFailedError when even that raises, LostError when its process ends twice, DownError when it is gone.
+        """
+        said, answer = await self._ask(frames.RAW, about, [body])
+        match said:
+            case [int(status), str(media_type)] if 200 <= status < 600 and _MEDIA_TYPE.fullmatch(media_type):
+                return status, media_type, bytes(answer)
+        raise ModelFailedError(_WRONG)

@@ -1,0 +1,1 @@
+"""Requests and responses as bytes, decoded to arrays and encoded from them."""

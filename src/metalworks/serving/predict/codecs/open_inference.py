@@ -1,0 +1,156 @@
+"""Requests of the Open Inference Protocol as arrays: by the model's own columns, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from metalworks_model_runner.signature import NUMPY
+
+from metalworks.serving.arrays import Arrays
+from metalworks.serving.predict.codecs.mlflow_request import LARGEST, RefusedError, refuse_rows
+
+DATATYPES = {
+    "bool": "BOOL",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "object": "BYTES",
+}
+_NUMPY = {said: name for name, said in DATATYPES.items()}
+_SAID = 200
+"""Characters of what a caller sent that an error repeats."""
+
+
+class MalformedError(RefusedError):
+    """A body that is not of the protocol's form."""
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw
+    parameters: dict[str, Any] | None = None
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str | None = None
+    outputs: list[dict[str, Any]] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Wanted(msgspec.Struct):
+    """A tensor that a model takes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+_request = msgspec.json.Decoder(_Request)
+_FLAT: dict[str, Any] = {
+    "b": msgspec.json.Decoder(list[bool]),
+    "f": msgspec.json.Decoder(list[float]),
+    "O": msgspec.json.Decoder(list[str]),
+}
+"""Decoders of the usual form; whole numbers are looked at one by one, since 1.0 is none."""
+
+
+def wanted_of(facts: dict[str, Any]) -> list[Wanted]:
+    """Return the tensors that a model takes of which this is known."""
+    if tensor := facts["tensor"]:
+        return [Wanted("input", DATATYPES[tensor["dtype"]], tensor["shape"])]
+    return [Wanted(each["name"], DATATYPES[NUMPY[each["type"]]], [-1]) for each in facts["columns"]]
+
+
+def decode(facts: dict[str, Any], most: int, body: bytes) -> tuple[str | None, Arrays]:
+    """Return a request's id, and its tensors in the order of the model's columns; refuse what is not just these.
+
+    `most`: rows that it may have. Raises RefusedError.
+    """
+    try:
+        request = _request.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as wrong:  # half a surrogate pair, too
+        why = "it is nested too deeply" if isinstance(wrong, RecursionError) else str(wrong)
+        raise MalformedError(400, f"The body is no request of this protocol: {why}") from wrong
+    given = {each.name: each for each in request.inputs}
+    if len(given) < len(request.inputs):
+        raise RefusedError(400, "An input's name comes twice")
+    tensor = bool(facts["tensor"])
+    wanted = {each.name: each for each in wanted_of(facts)}
+    if tensor and len(given) == 1:
+        wanted = dict.fromkeys(given, wanted["input"])  # a tensor without a name has any
+    if missing := wanted.keys() - given.keys():
+        raise RefusedError(400, f"Inputs are missing: {', '.join(sorted(missing))}")
+    if unknown := given.keys() - wanted.keys():
+        raise RefusedError(400, f"The model has no inputs {', '.join(sorted(unknown))}"[:_SAID])
+    arrays = [_array(given[name], said, tensor) for name, said in wanted.items()]
+    if len({len(each) for each in arrays}) > 1:
+        raise RefusedError(400, "The inputs have different numbers of rows")
+    if not len(arrays[0]):
+        raise RefusedError(400, "There are no rows")
+    refuse_rows(len(arrays[0]), most)
+    if not tensor and len({each.datatype for each in wanted.values()}) == 1 and arrays[0].dtype.kind != "O":
+        arrays = [np.column_stack(arrays)]
+    return request.id, arrays
+
+
+def _array(given: _Tensor, wanted: Wanted, tensor: bool) -> np.ndarray:
+    """Return one tensor's values, of the very type that the model wants."""
+    where = f"Input {given.name[:_SAID]}"
+    if given.datatype != wanted.datatype:
+        raise RefusedError(400, f"{where}: its datatype is {wanted.datatype}, not {given.datatype[:_SAID]}")
+    sizes = given.shape[1:]
+    fits = sizes == wanted.shape[1:] if tensor else sizes in ([], [1])
+    if not given.shape or given.shape[0] < 0 or not fits:
+        raise RefusedError(400, f"{where}: its shape is {wanted.shape}, not {str(given.shape)[:_SAID]}")
+    dtype = np.dtype(_NUMPY[wanted.datatype])
+    values = _values(given.data, dtype, where)
+    count = int(np.prod(given.shape, dtype=object))
+    if len(values) != count:
+        raise RefusedError(400, f"{where}: it has {len(values)} values, not the {count} of its shape")
+    try:
+        array = np.array(values, dtype=dtype)
+    except (OverflowError, ValueError) as wrong:
+        raise RefusedError(400, f"{where}: {wrong}") from wrong
+    if dtype.kind == "f" and not bool((np.abs(array) < LARGEST).all()):
+        raise RefusedError(400, f"{where}: numbers must be finite and below {LARGEST:g}")
+    return array.reshape([given.shape[0], *sizes] if tensor else [given.shape[0]])
+
+
+def _values(data: msgspec.Raw, dtype: np.dtype[Any], where: str) -> list[Any]:
+    """Return a tensor's values, flat."""
+    if flat := _FLAT.get(dtype.kind):
+        try:
+            return flat.decode(data)  # type: ignore[no-any-return]
+        except (msgspec.DecodeError, ValueError):
+            pass  # in lists of lists, or wrong: one by one
+    try:
+        nested = msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as wrong:
+        raise MalformedError(400, f"{where}: its data cannot be read: {wrong}") from wrong
+    if not isinstance(nested, list):
+        raise MalformedError(400, f"{where}: its data is no list")
+    kinds: tuple[type, ...] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "O": (str,)}[dtype.kind]
+    values: list[Any] = []
+    pending: list[Any] = [nested]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending.extend(reversed(value))
+        elif not isinstance(value, kinds) or (dtype.kind != "b" and isinstance(value, bool)):
+            raise RefusedError(400, f"{where}: {str(value)[:40]!r} is no value of type {DATATYPES[dtype.name]}")
+        else:
+            values.append(value)
+    return values

@@ -1,0 +1,251 @@
+"""A version in service, as one HTTP process has it; and which version gets a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metalworks_model_runner import memory
+
+from metalworks.contracts import FACTS, VERDICT
+from metalworks.serving.arrays import Arrays
+from metalworks.serving.predict.batching import Batcher, QueueFullError
+from metalworks.serving.predict.client import Link
+from metalworks.serving.predict.codecs import mlflow_request, mlflow_response, open_inference
+from metalworks.serving.predict.codecs.mlflow_request import RefusedError
+from metalworks.serving.predict.decoding import INVOCATIONS, TENSORS, Elsewhere, light
+from metalworks.serving.predict.onnx import Feed, OnnxModel
+from metalworks.serving.settings import ROLES, Settings
+from metalworks.serving.telemetry.metrics import Series, Stats
+from metalworks.serving.telemetry.prediction_log import Source
+
+LOADING_SWITCH_SECONDS = 0.5e-3
+"""After so long the thread that loads a version lets those go on who answer requests."""
+INLINE_ROW_LIMIT_SECONDS = 2e-3
+"""Requests of so many rows that the model takes longer than this run in a thread."""
+
+
+class Version:
+    """One version of a model, ready to answer."""
+
+    def __init__(self, entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+        """Make ready the version that an entry of the route describes; raises what loading it raises."""
+        proof = Path(entry["proof"])
+        self.id: str = entry["id"]
+        self.card: dict[str, Any] = entry["card"]
+        self.number: str = self.card["version"]
+        self.environment: str = entry["environment"]
+        self.facts: dict[str, Any] = json.loads((proof / FACTS).read_text())
+        self.verdict: dict[str, Any] = json.loads((proof / VERDICT).read_text())
+        self.executor: str = self.verdict["executor"]
+        self.link = Link(Path(entry["socket"]), settings.return_timeout)
+        self.raw_waiting = 0
+        self._max_queue = settings.max_queue
+        self._stats = stats
+        self.decode: Callable[[bytes], Arrays | None] | None = None
+        self.write: Callable[[Arrays], bytes] | None = None
+        self.inline: Callable[[Arrays], Arrays] | None = None
+        self.inline_rows = 0
+        self.batcher: Batcher | None = None
+        self.elsewhere: Elsewhere | None = None
+        self._limits = settings.limits
+        self._thread: ThreadPoolExecutor | None = None
+        if self.executor == "mlflow":
+            return
+        known = {**self.facts, "nulls": self.verdict["nulls"]}
+        self.decode = mlflow_request.decoder(known, settings.limits)
+        self.elsewhere = Elsewhere(known, settings.limits)
+        self.write = mlflow_response.writer(self.facts["form"])
+        ask = self.link.arrays
+        if self.executor == "onnx":
+            file, feed = proof / self.verdict["file"], Feed(**self.verdict["feed"])
+            model = OnnxModel(file, feed, self.facts["output_types"], self.facts["output_shapes"])
+            if self.verdict["inline"]:
+                self.inline = model
+                self.inline_rows = max(1, int(INLINE_ROW_LIMIT_SECONDS / self.verdict["seconds_per_row"]))
+            pool = self._thread = ThreadPoolExecutor(1)
+            link = self.link  # not this version itself: a cycle would keep it in memory
+
+            async def ask(arrays: Any) -> Arrays:
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
+                except Exception:  # what the runtime refuses, the model itself may take
+                    return await link.arrays(arrays)
+
+            memory.trim()
+
+        self.batcher = Batcher(ask, settings.max_batch_rows, settings.max_queue, stats.batch, settings.request_timeout)
+
+    @property
+    def queue(self) -> int:
+        """Requests that wait for the model."""
+        return self.raw_waiting + self.link.requests_given_up + (self.batcher.waiting if self.batcher else 0)
+
+    async def arrays_of(self, body: bytes) -> Arrays | None:
+        """Return the rows of a request to /invocations; None where MLflow is to judge.
+
+        Raises RefusedError, and LostError.
+        """
+        assert self.decode is not None  # noqa: S101 (whoever asks has looked)
+        assert self.elsewhere is not None  # noqa: S101 (whoever decodes has one)
+        if light(body):
+            return self.decode(body)
+        arrays: Arrays | None = await self.elsewhere(INVOCATIONS, body)
+        return arrays
+
+    async def tensors_of(self, body: bytes) -> tuple[str | None, Arrays]:
+        """Return id and rows of a request of the Open Inference Protocol; raises RefusedError, and LostError."""
+        if self.elsewhere is None:
+            raise RefusedError(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
+        if light(body):
+            return open_inference.decode(self.facts, mlflow_request.most_rows(self.facts, self._limits), body)
+        found: tuple[str | None, Arrays] = await self.elsewhere(TENSORS, body)
+        return found
+
+    async def outputs(self, arrays: Arrays) -> Arrays:
+        """Return the model's outputs for these rows.
+
+        Raises QueueFullError, LostError, and ModelFailedError when the model raises.
+        """
+        if self.inline is not None and len(arrays[0]) <= self.inline_rows:
+            try:
+                return self.inline(arrays)
+            except Exception:  # as above
+                return await self.link.arrays(arrays)
+        assert self.batcher is not None  # noqa: S101 (whoever decodes has one)
+        return await self.batcher.put(arrays)
+
+    async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
+        """Return status, media type and body, as MLflow's scoring server would answer.
+
+        Raises QueueFullError, LostError, ModelFailedError.
+        """
+        if self.raw_waiting + self.link.requests_given_up >= self._max_queue:
+            raise QueueFullError
+        self.raw_waiting += 1
+        try:
+            limits = self._limits
+            about = [content_type, limits.rows, limits.columns, limits.cells, limits.depth]
+            return await self.link.raw(body, about)
+        finally:
+            self.raw_waiting -= 1
+
+    def close(self) -> None:
+        """Let go of the model's process and of threads."""
+        self.link.close()
+        if self.elsewhere is not None:
+            self.elsewhere.close()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+
+@dataclass
+class Arm:
+    """A version in a role, and what it has counted there."""
+
+    version: Version
+    role: str
+    series: Series
+    raw_series: Series
+    working: int = 0
+    """Requests under way."""
+
+    @property
+    def source(self) -> Source:
+        """What the prediction log says of it."""
+        return Source(self.role, self.version.number, self.version.facts)
+
+    @classmethod
+    def of(cls, version: Version, role: str, stats: Stats) -> Arm:
+        """Return the version in a role."""
+        series = stats.of(role, version.number, version.executor)
+        return cls(version, role, series, stats.of(role, version.number, "mlflow"))
+
+
+class Route:
+    """Who gets a request: the champion, or for a share the canary; and the shadow its copy."""
+
+    def __init__(self) -> None:
+        """Start with nobody."""
+        self.champion: Arm | None = None
+        self.canary: Arm | None = None
+        self.shadow: Arm | None = None
+        self.canary_share = 0.0
+        self.revision = 0
+        self.leaving: list[tuple[Arm, float]] = []
+        """Arms that get no more requests, and since when."""
+
+    def choose(self) -> Arm | None:
+        """Return who answers the next request."""
+        if self.canary is not None and random.random() < self.canary_share:  # noqa: S311 (no secret)
+            return self.canary
+        return self.champion
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Everybody who gets requests, or still works on one."""
+        return [arm for arm in (self.champion, self.canary, self.shadow) if arm] + [arm for arm, _ in self.leaving]
+
+    async def follow(self, wanted: dict[str, Any], settings: Settings, stats: Stats) -> None:
+        """Become what the supervisor's file says; versions that are known already are kept.
+
+        Raises what loading a version raises; the route is then as before.
+        """
+        loaded: dict[str, Version] = {}
+
+        def known() -> dict[str, Version]:
+            return {arm.version.id: arm.version for arm in self.arms} | loaded
+
+        # Once more where one that was here has left meanwhile.
+        while missing := [each for each in (wanted.get(role) for role in ROLES) if each and each["id"] not in known()]:
+            await asyncio.to_thread(_load, loaded, missing[0], settings, stats)
+        arms: dict[str, Arm | None] = {}
+        for role in ROLES:
+            entry, now = wanted.get(role), getattr(self, role)
+            if entry is None:
+                arms[role] = None
+            elif now is not None and now.version.id == entry["id"]:
+                arms[role] = now
+            else:
+                arms[role] = Arm.of(known()[entry["id"]], role, stats)
+        for role, arm in arms.items():
+            before = getattr(self, role)
+            if before is not None and before is not arm:
+                self.leaving.append((before, time.monotonic()))
+            setattr(self, role, arm)
+        self.canary_share = wanted.get("canary_share", 0.0)
+        self.revision = wanted["revision"]
+
+    def in_flight(self) -> dict[str, int]:
+        """Return how many requests each version works on, by its id; versions that are done leave."""
+        gone = [arm.version for arm, _ in self.leaving if not arm.working]
+        self.leaving = [(arm, since) for arm, since in self.leaving if arm.working]
+        staying = {arm.version.id for arm in self.arms}
+        for version in gone:
+            if version.id not in staying:
+                version.close()
+        counts: dict[str, int] = {}
+        for arm in self.arms:
+            counts[arm.version.id] = counts.get(arm.version.id, 0) + arm.working
+        return counts
+
+
+def _load(loaded: dict[str, Version], entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+    """Make a version ready, in a thread: to read a converted forest takes as long as thousands of requests.
+
+    A thread's result would stay referred to by what carried it over, and the version in memory for good.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(LOADING_SWITCH_SECONDS)
+    try:
+        loaded[entry["id"]] = Version(entry, settings, stats)
+    finally:
+        sys.setswitchinterval(usual)

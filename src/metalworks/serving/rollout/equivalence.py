@@ -1,0 +1,176 @@
+"""The equivalence check: choose the fastest allowed executor that predicts what MLflow predicts.
+
+`python -m metalworks.serving.rollout.equivalence FOLDER EXECUTORS` runs once per version, in the server's environment,
+on what the package metalworks_model_runner left there from the model's own environment. It is a process of its own, so
+that the memory it takes is given back when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from metalworks_model_runner import array_equality, evidence, samples
+
+from metalworks.contracts import FACTS, VERDICT
+from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
+from metalworks.serving.predict.onnx import Feed, OnnxModel
+
+INLINE_SECONDS = 200e-6
+"""What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
+
+
+def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """Return {executor, why, way, …} for the model whose proof is in `folder`; also written there.
+
+    executor: onnx (with file, feed and inline), native, pyfunc or mlflow. Raises ValueError when none is allowed.
+    """
+    facts = json.loads((folder / FACTS).read_text())
+    whys: list[str] = []
+    verdict: dict[str, Any] | None = None
+    if "onnx" in allowed:
+        verdict = _onnx(folder, facts, allowed, whys)
+    for name in ("native", "pyfunc"):
+        if verdict is None and name in allowed:
+            found = facts["executors"][name]
+            if found["ok"]:
+                verdict = {"executor": name, "way": found.get("way", name), "nulls": found.get("nulls", False)}
+                verdict["why"] = found["why"]
+            else:
+                whys.append(f"not {name}: {found['why']}")
+    if verdict is None:
+        if "mlflow" not in allowed:
+            raise ValueError(f"none of the allowed executors fits: {'; '.join(whys)}")
+        verdict = {
+            "executor": "mlflow",
+            "way": "mlflow",
+            "nulls": False,
+            "why": "request by request, by MLflow's own functions",
+        }
+    if verdict["executor"] != "mlflow":  # what those who serve make of the facts can be made, whoever wrote them
+        mlflow_request.decoder({**facts, "nulls": verdict["nulls"]})
+        mlflow_response.writer(facts["form"])
+    verdict["why"] = "; ".join([verdict["why"], *whys])
+    verdict["allowed"] = list(allowed)
+    new = folder / f"{VERDICT}.new"
+    new.write_text(json.dumps(verdict, indent=1))
+    new.replace(folder / VERDICT)
+    return verdict
+
+
+def _onnx(folder: Path, facts: dict[str, Any], allowed: tuple[str, ...], whys: list[str]) -> dict[str, Any] | None:
+    """Return the verdict for the first candidate that answers all samples as MLflow does."""
+    found = facts["onnx"]["candidates"]
+    if not found:
+        whys.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
+        return None
+    known = evidence.read(folder)
+    for candidate in found:
+        feed = Feed(candidate["double"], candidate["columns"])
+        try:
+            model = OnnxModel(folder / candidate["file"], feed, facts["output_types"], facts["output_shapes"])
+            equal, refused = _equal(model, known, ROWS)
+            one = _seconds(model, known["rows"])
+        except Exception as error:  # the runtime has errors of many types
+            why = _short(error)
+        else:
+            nulls, native = _takes_nulls(model, known), facts["executors"]["native"]
+            quick = "native" in allowed and native["ok"] and (native["nulls"] or not nulls)
+            rest = f"; the model itself answers what it refuses, as {refused} more of them" if refused else ""
+            return {
+                "executor": "onnx",
+                "way": native["way"] if quick else "pyfunc",  # of the model's process, for what the runtime refuses
+                "why": f"ONNX Runtime's answers are equal to MLflow's on {equal} rows{rest}",
+                "file": candidate["file"],
+                "feed": {"double": feed.double, "columns": feed.columns},
+                "nulls": nulls,
+                "inline": one <= INLINE_SECONDS,
+                "seconds_per_row": one,
+            }
+    whys.append(f"not onnx: {why}")
+    return None
+
+
+ROWS = (("rows", "expected", "rows of its kind"), ("edges", "edge_answers", "rows at its trees' thresholds"))
+NULLS = (("nulls", "null_answers", "rows with nulls"),)
+ENOUGH = 32
+"""Rows that must be answered to be compared."""
+
+
+def _equal(
+    model: OnnxModel, known: dict[str, list[np.ndarray]], groups: Iterable[tuple[str, str, str]]
+) -> tuple[int, int]:
+    """Return how many rows the model answers as MLflow does, and how many it refuses, as it does unknown categories.
+
+    Raises ValueError when it answers one otherwise, refuses one of the recorded example, or takes too few to tell.
+    """
+    equal = refused = 0
+    for group, answered, what in groups:
+        if not known.get(group):
+            continue
+        taken, why = _taken(model, known[group])
+        example = len(taken) - samples.ROWS if group == "rows" else 0
+        if not taken[:example].all() or np.sum(taken) < min(ENOUGH, len(taken)):
+            raise ValueError(f"the converted model refuses {what}: {why}")
+        rows, expected = [each[taken] for each in known[group]], [each[taken] for each in known[answered]]
+        for start, end in ((0, len(rows[0])), (0, 1), (1, 6)):
+            ours = model([each[start:end] for each in rows])
+            if why := array_equality.difference(ours, [each[start:end] for each in expected], expected):
+                raise ValueError(f"the converted model answers {what} otherwise than MLflow: {why}")
+        equal, refused = equal + len(rows[0]), refused + int(np.sum(~taken))
+    return equal, refused
+
+
+def _taken(model: OnnxModel, rows: list[np.ndarray]) -> tuple[np.ndarray, str]:
+    """Return which rows the model answers at all, and why it does not answer the others."""
+    try:
+        model(rows)
+    except Exception:  # the runtime has errors of many types
+        taken, why = np.zeros(len(rows[0]), dtype=bool), ""
+        for i in range(len(taken)):
+            try:
+                model([each[i : i + 1] for each in rows])
+                taken[i] = True
+            except Exception as error:
+                why = _short(error)
+        return taken, why
+    return np.ones(len(rows[0]), dtype=bool), ""
+
+
+def _takes_nulls(model: OnnxModel, known: dict[str, list[np.ndarray]]) -> bool:
+    try:
+        return _equal(model, known, NULLS)[0] > 0
+    except Exception:  # as above
+        return False
+
+
+def _short(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+
+
+def _seconds(model: OnnxModel, rows: list[np.ndarray]) -> float:
+    """Return the least time that one row took, of those that the model answers."""
+    first = int(np.argmax(_taken(model, rows)[0]))
+    one = [each[first : first + 1] for each in rows]
+    best = float("inf")
+    for _ in range(20):
+        began = time.perf_counter()
+        model(one)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+if __name__ == "__main__":
+    os.nice(10)  # requests come first
+    try:
+        judge(Path(sys.argv[1]), tuple(json.loads(sys.argv[2])))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(3)

@@ -1,0 +1,142 @@
+"""A model's process, as the supervisor has it started by the launcher: see the module launcher.
+
+What comes from there may be a model's own words: it has the launcher's user. It is taken as text and numbers, of a
+bounded length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metalworks.serving.rollout.launcher import LINE_BYTES, STOP_SECONDS
+from metalworks.serving.sockets import connect
+
+_logger = logging.getLogger("metalworks.serving")
+
+AGAIN_SECONDS = 0.1
+SAY_SECONDS = 5.0
+"""A launcher that is away for longer is said to be."""
+
+
+class LostError(Exception):
+    """The launcher ended, and the process with it."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    code: int
+    """As Python's module subprocess has it: negative, the signal."""
+    said: list[str]
+    """Its last lines on standard error, where those are for whoever started it."""
+
+
+async def _launcher(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a connection to the launcher, once there is one."""
+    loop = asyncio.get_running_loop()
+    say_at: float | None = loop.time() + SAY_SECONDS
+    while True:
+        try:
+            return await asyncio.open_unix_connection(sock=await connect(path), limit=LINE_BYTES)
+        except OSError as error:
+            if say_at is not None and loop.time() > say_at:
+                _logger.error("What starts models is not there, and is waited for: %s", error)
+                say_at = None
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+class Launched:
+    """A process that is running, or has ended."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Wait for its end."""
+        self._reader, self._writer = reader, writer
+        self._end: asyncio.Task[End] = asyncio.create_task(self._follow())
+        self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody may have waited
+
+    @classmethod
+    async def start(cls, launcher: Path, asked: dict[str, Any]) -> Launched:
+        """Have a process started; a launcher that is not there is waited for.
+
+        Raises OSError where the process cannot be started, and LostError where the launcher ends meanwhile.
+        """
+        reader, writer = await _launcher(launcher)
+        try:
+            writer.write(json.dumps(asked).encode() + b"\n")
+            answer = await _line(reader)
+            if "started" not in answer:
+                raise OSError(_text(answer.get("error", "no word of why")))
+        except BaseException:
+            writer.close()
+            raise
+        return cls(reader, writer)
+
+    async def _follow(self) -> End:
+        try:
+            answer = await _line(self._reader)
+            return End(int(answer["code"]), [_text(each) for each in answer["said"]])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LostError(f"what starts models says what it should not: {error!r}") from error
+        finally:
+            self._writer.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has."""
+        return self._end.done()
+
+    def tell(self, text: str) -> None:
+        """Write to its standard input."""
+        self._writer.write(text.encode())
+
+    async def wait(self) -> End:
+        """Return how it ended, once it has; raise LostError where the launcher did before."""
+        return await asyncio.shield(self._end)
+
+    def hang_up(self) -> None:
+        """Have it ended, without waiting for that."""
+        self._writer.close()
+        self._end.cancel()
+
+    async def stop(self) -> None:
+        """End it, and wait for that."""
+        with contextlib.suppress(OSError):
+            if self._writer.can_write_eof():
+                self._writer.write_eof()
+        with contextlib.suppress(LostError, TimeoutError):
+            # The launcher waits as long before it kills.
+            await asyncio.wait_for(self.wait(), STOP_SECONDS + 5)
+        self.hang_up()
+
+
+async def keep(launcher: Path, proofs: Callable[[], list[str]]) -> None:
+    """Have the launcher remove what was found out about versions that are none of those, as they are named then."""
+    _, writer = await _launcher(launcher)
+    writer.write(json.dumps({"do": "keep", "proofs": proofs()}).encode() + b"\n")
+    with contextlib.suppress(OSError):
+        await writer.drain()
+    writer.close()
+
+
+async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """Return a line's JSON; raise LostError where none comes any more, or another thing."""
+    try:
+        said = json.loads(await reader.readline())
+    except (OSError, ValueError, RecursionError) as error:  # too long, the end, no JSON
+        raise LostError("what starts models ended") from error
+    if not isinstance(said, dict):
+        raise LostError("what starts models says what it should not")
+    return said
+
+
+def _text(said: Any) -> str:
+    """Return what can be a line in the journal."""
+    return "".join(each if each.isprintable() else " " for each in str(said))

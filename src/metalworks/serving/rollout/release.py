@@ -1,0 +1,339 @@
+"""A version of a model on this host: proven, started, kept running, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metalworks.contracts import CARD, FACTS, VERDICT
+from metalworks.plain_files import read
+from metalworks.serving.rollout.adopt import adopt
+from metalworks.serving.rollout.launcher import PROOFS, RUNNER, SOCKET, runner_folder
+from metalworks.serving.rollout.model_process import Launched, LostError
+from metalworks.serving.settings import Settings
+
+_logger = logging.getLogger("metalworks.serving")
+
+CARD_BYTES = 2**20
+STUCK_SECONDS = 30.0
+"""A model may work on one thing for so long, however short its callers' patience is."""
+PROOFS_KEPT = 8
+LOST_MOST = 3
+"""So often a version is made ready again under which the launcher ended, which may be its own doing."""
+GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A version that is to be served, as whoever fetched it says."""
+
+    version: str
+    path: str
+    """Folder with model/ and model.json."""
+    python: str
+    """Interpreter of the version's environment."""
+    environment: str
+    """Digest of the lock that the environment was made from."""
+
+    @classmethod
+    def of(cls, said: dict[str, Any] | None) -> Wanted | None:
+        """Return what a file says; None where it says that there is none."""
+        return cls(said["version"], said["path"], said["python"], said["environment"]) if said else None
+
+    @property
+    def id(self) -> str:
+        """Name of the version's processes and files: another one for a model that was registered anew."""
+        # A model that is deleted and registered anew counts its versions from 1 again.
+        card = Path(self.path, CARD)
+        about = read(card, CARD_BYTES).decode() if card.exists() else ""
+        total = hashlib.sha256(f"{about}\0{self.path}\0{self.python}\0{self.environment}".encode())
+        return f"{self.version}-{total.hexdigest()[:8]}"
+
+
+class RefusedError(Exception):
+    """The version must not serve; the message says why, in one line."""
+
+
+@functools.cache
+def _provers() -> str:
+    """Return a name for the programs that prove, and the device: what others found is not to be relied on."""
+    total = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    own = [package / "rollout/equivalence.py", package / "predict/onnx.py"]
+    for file in [*sorted((runner_folder() / RUNNER).glob("*.py")), *own]:
+        total.update(file.read_bytes())
+    total.update(str(GPUS.is_dir()).encode())  # what was proven with one says nothing of serving without
+    return total.hexdigest()[:8]
+
+
+def tidy_proofs(settings: Settings, releases: Iterable[Release]) -> list[str]:
+    """Remove proofs that none of these versions is served from, but for the newest; return the names of what stays."""
+    releases = [*releases]
+    proofs = {path: path.stat().st_mtime for path in (settings.state / PROOFS).glob("*")}
+    others = sorted(proofs.keys() - {release.proof for release in releases}, key=lambda path: proofs[path])
+    for old in others[:-PROOFS_KEPT]:
+        shutil.rmtree(old)
+    return sorted({*(path.name for path in others[-PROOFS_KEPT:]), *(release.proof.name for release in releases)})
+
+
+class Release:
+    """One version, and its process."""
+
+    def __init__(self, wanted: Wanted, settings: Settings) -> None:
+        """Start with nothing done."""
+        self.wanted, self.settings = wanted, settings
+        self.id = wanted.id
+        self.ready = self.preparing = self._ended = False
+        self.refused, self.refused_at = "", 0.0
+        self.verdict: dict[str, Any] = {}
+        self.card: dict[str, Any] = {}
+        self._process: Launched | None = None
+        self._lost = 0
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is to be prepared."""
+        return not (self.ready or self.preparing or self.refused or self._ended)
+
+    @property
+    def executor(self) -> str:
+        """What answers, once that was decided."""
+        return str(self.verdict.get("executor", ""))
+
+    @property
+    def proof(self) -> Path:
+        """Folder with what is known of the version, and what it is served from."""
+        return self.settings.state / PROOFS / f"{self.id}-{_provers()}"
+
+    @property
+    def _socket(self) -> Path:
+        return self.settings.models_runtime / f"{self.id}.sock"
+
+    def forget(self) -> None:
+        """Let a refused version be tried again."""
+        self.refused, self.refused_at, self._lost = "", 0.0, 0
+
+    def summary(self) -> dict[str, Any]:
+        """Return what state.json says of it."""
+        why = self.verdict.get("why", "")
+        return {
+            "version": self.wanted.version,
+            "model": self.card.get("name", ""),
+            "executor": self.executor,
+            "why": why,
+        }
+
+    def entry(self) -> dict[str, Any]:
+        """Return what HTTP processes need to know."""
+        return {
+            "id": self.id,
+            "card": self.card,
+            "environment": self.wanted.environment,
+            "proof": str(self.proof),
+            "socket": str(self._socket),
+        }
+
+    async def prepare(self, *, hurry: bool) -> None:
+        """Prove the version, start its process, and ask it for its example; ready or refused in the end.
+
+        In a `hurry`, because nobody serves, with all processors; else it leaves one to those who answer requests.
+        """
+        if self.preparing:
+            return
+        self.preparing = True
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.settings.load_timeout):
+                self.card = json.loads(read(Path(self.wanted.path, CARD), CARD_BYTES))
+                if hurry:  # loading a model takes about as long as proving it
+                    self._process = await self._spawn()
+                await self._prove()
+                self._process = self._process or await self._spawn()
+                await self._start(self._process)
+            self.ready = True
+            took = time.monotonic() - began
+            why = self.verdict["why"]
+            _logger.info("Version %s is ready after %.1f s: %s (%s)", self.wanted.version, took, self.executor, why)
+        except LostError as lost:
+            self._lost += 1
+            _logger.error("Version %s is made ready anew: %s", self.wanted.version, lost)
+            if self._lost >= LOST_MOST:
+                self._refuse(f"{lost} under it {self._lost} times")
+        except TimeoutError:
+            self._refuse(f"it was not ready within {self.settings.load_timeout:g} s")
+        except RefusedError as refused:
+            self._refuse(str(refused))
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            self._refuse(f"its files cannot be read: {error}")
+        finally:
+            self.preparing = False
+            if not self.ready:
+                await self._stop()
+
+    def _refuse(self, why: str) -> None:
+        self.refused, self.refused_at = why, time.time()
+        _logger.error("Version %s is refused, and what serves goes on serving: %s", self.wanted.version, why)
+
+    async def _prove(self) -> None:
+        """Find out how the version is to be asked, or take that from the last time."""
+        proof = self.proof
+        if (proof / VERDICT).exists():
+            self.verdict = json.loads((proof / VERDICT).read_text())
+            if self.verdict.get("allowed") == list(self.settings.executors):
+                os.utime(proof)
+                return
+        if not (proof / FACTS).exists():
+            await self._found_out()
+            await asyncio.to_thread(adopt, self.settings.models_state, (PROOFS, proof.name), proof)
+        await self._judged(proof)
+        self.verdict = json.loads((proof / VERDICT).read_text())
+
+    async def _found_out(self) -> None:
+        """Have the model asked what is true of it, as its own user; raise RefusedError with why it cannot be."""
+        process = await self._launch({"do": "prove"})
+        try:
+            end = await process.wait()
+        finally:
+            process.hang_up()
+        _judge_end(end.code, end.said)
+
+    async def _judged(self, proof: Path) -> None:
+        """Decide how the model is to be asked, in a process of ours; raise RefusedError where it can be in no way."""
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "metalworks.serving.rollout.equivalence",
+                str(proof),
+                json.dumps(self.settings.executors),
+            ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            _, said = await process.communicate()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
+        assert process.returncode is not None  # noqa: S101 (it has ended)
+        _judge_end(process.returncode, said.decode(errors="replace").strip().splitlines()[-30:])
+
+    async def _launch(self, asked: dict[str, Any]) -> Launched:
+        model = str(Path(self.wanted.path, "model").resolve())  # MLflow follows no links
+        about = {"id": self.id, "proof": self.proof.name, "python": self.wanted.python, "model": model}
+        return await Launched.start(self.settings.models_runtime / SOCKET, about | asked)
+
+    async def _start(self, process: Launched) -> None:
+        """Let the model's process serve, and ask it for the example; then keep it running."""
+        if not await self._serves(process):
+            raise RefusedError("its process ended while it loaded the model; the journal has what it said")
+        facts = json.loads((self.proof / FACTS).read_text())
+        if facts["example"] is not None:
+            await self._ask_example(facts)
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _spawn(self) -> Launched:
+        """Start a process that loads the model, and then waits to be told how to serve it."""
+        options = ["--max-rows", str(self.settings.max_batch_rows)]
+        # Nobody waits for it any more then; but short times are no reason to take a busy process for one that hangs.
+        options += ["--stuck-after", str(max(STUCK_SECONDS, self.settings.request_timeout))]
+        options += ["--first-after", str(self.settings.load_timeout)]
+        return await self._launch({"do": "serve", "options": options})
+
+    async def _serves(self, process: Launched) -> bool:
+        """Tell a process by which way to ask the model; whether it then listens, or has ended."""
+        # For whole requests it asks MLflow, whatever the way for arrays is.
+        process.tell(f"{self.verdict['way']}\n")
+        while not process.ended and not self._socket.is_socket():
+            await asyncio.sleep(0.05)
+        if process.ended:
+            await process.wait()  # may have something else to say than that it ended
+        return not process.ended
+
+    async def _ask_example(self, facts: dict[str, Any]) -> None:
+        """Raise RefusedError unless the process answers the recorded example as the proof did."""
+        from metalworks_model_runner.json_equality import same
+
+        from metalworks.serving.rollout.example import ask
+
+        try:
+            answer = await ask(self._socket, json.dumps(facts["example"]).encode())
+        except (OSError, asyncio.IncompleteReadError, ValueError, RecursionError, struct.error) as error:
+            raise RefusedError(f"its process does not answer: {error}") from error
+        if not same(answer, facts["example_answer"]):
+            raise RefusedError("it answers its example otherwise than it did when it was proven: it is not repeatable")
+
+    async def _keep(self) -> None:
+        """Start the process again when it ends."""
+        wait = 0.1
+        while not self._ended:
+            if self._process is not None:
+                began = time.monotonic()
+                how = await _end_of(self._process)
+                wait = 0.1 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
+                _logger.error("The process of version %s ended with %s; it is started again", self.wanted.version, how)
+            if self._ended:
+                return
+            await asyncio.sleep(wait)
+            try:
+                self._process = await self._spawn()
+                await self._serves(self._process)
+            except OSError as error:  # too many processes, or no memory for one more: for now
+                _logger.error("It cannot be: %s", error)
+                wait, self._process = min(max(wait * 2, 0.1), 10.0), None
+            except LostError:  # the next one is waited for
+                self._process = None
+
+    async def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await process.stop()
+
+    async def end(self) -> None:
+        """End the version's process for good."""
+        self._ended, self.ready = True, False
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._stop()
+
+
+async def _end_of(process: Launched) -> str:
+    try:
+        return str((await process.wait()).code)
+    except LostError as lost:
+        return f"all others: {lost}"
+
+
+def _judge_end(code: int, lines: list[str]) -> None:
+    """Raise RefusedError with the last line of a program that failed."""
+    if not code:
+        return
+    for line in lines:
+        _logger.error("  %s", line)
+    end = lines[-1] if lines else "it said nothing"
+    if code < 0:
+        end = f"its process was ended by {_signal(-code)}; {end}"
+    raise RefusedError(end.removeprefix("ProofError: "))
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

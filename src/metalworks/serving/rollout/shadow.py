@@ -1,0 +1,123 @@
+"""A shadow: a version that gets a copy of the requests. Nobody waits for it, and nobody sees its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+
+from metalworks.serving.arrays import Arrays
+from metalworks.serving.predict.variants import Arm, Version
+from metalworks.serving.telemetry.metrics import Stats
+from metalworks.serving.telemetry.prediction_log import Log
+
+Decode = Callable[[Version], Awaitable[Arrays | None]]
+
+
+class Shadow:
+    """Asks the shadow version, and compares."""
+
+    MOST = 64
+    MOST_BYTES = 64 * 2**20
+    """Copies that may wait, and how long together; more are dropped, and counted."""
+
+    def __init__(self, stats: Stats, log: Log | None, timeout: float) -> None:
+        """Count in `stats`; write what the log's share takes to `log`; give a copy up after `timeout` seconds."""
+        self._stats, self._log, self._timeout = stats, log, timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
+
+    def _count(self, outcome: str) -> None:
+        self._stats.shadow[outcome] = self._stats.shadow.get(outcome, 0) + 1
+
+    def copy(
+        self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None = None
+    ) -> None:
+        """Take a copy of a request (body and content type), and of what the champion answered where it was decoded.
+
+        `decode` makes the version's inputs of a request in another protocol than MLflow's.
+        """
+        # MLflow's own functions take no request of another protocol.
+        size = len(request[0])
+        if (
+            len(self._tasks) >= self.MOST
+            or self._bytes + size > self.MOST_BYTES
+            or (decode is not None and arm.version.decode is None)
+        ):
+            self._count("dropped")
+            return
+        task = asyncio.get_running_loop().create_task(self._ask(arm, outputs, request, decode))
+        self._tasks.add(task)
+        self._bytes += size
+        task.add_done_callback(self._done(size))
+
+    def _done(self, size: int) -> Callable[[asyncio.Task[None]], None]:
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._bytes -= size
+
+        return done
+
+    async def _ask(self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None) -> None:
+        version = arm.version
+        body, content_type = request
+        began = time.perf_counter()
+        arm.working += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                mine: Arrays | None = None
+                if version.decode is not None and outputs is not None:
+                    mine = await (decode(version) if decode is not None else version.arrays_of(body))
+                if mine is not None and outputs is not None:
+                    theirs = await version.outputs(mine)
+                    difference = _difference(outputs, theirs)
+                    self._log_it(arm, mine, body, theirs, time.perf_counter() - began, difference)
+                else:
+                    status, _, answer = await version.raw(body, content_type.decode("latin-1"))
+                    difference = None
+                    if status != 200:
+                        raise ValueError(answer[:200])
+                    if self._log is not None and self._log.takes():
+                        self._log.add(arm.source, None, body, status, answer, time.perf_counter() - began)
+        except Exception:  # a shadow may fail in any way; that is what it is there to show
+            self._count("failed")
+            arm.series.observe(time.perf_counter() - began, 500)
+            return
+        finally:
+            arm.working -= 1
+        self._count("answered" if difference is None else "compared")
+        arm.series.observe(time.perf_counter() - began, 200)
+        if difference:
+            self._count("differing")
+            self._stats.shadow["largest"] = max(self._stats.shadow.get("largest", 0.0), difference)
+
+    def _log_it(
+        self, arm: Arm, arrays: Arrays, body: bytes, outputs: Arrays, seconds: float, difference: float
+    ) -> None:
+        if self._log is not None and self._log.takes():
+            answer = arm.version.write(outputs) if arm.version.write else b"null"
+            self._log.add(arm.source, arrays, body, 200, answer, seconds, difference)
+
+
+def _difference(ours: Arrays, theirs: Arrays) -> float:
+    """Return the largest difference between two answers: of numbers, or 1 for other values that are not the same."""
+    largest = 0.0
+    if len(ours) != len(theirs):
+        return 1.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return 1.0
+        if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                gap = np.nan_to_num(np.abs(a - b), nan=_MOST_DIFFERENT, posinf=_MOST_DIFFERENT)
+            alike = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities, too
+            largest = max(largest, float(np.where(alike, 0.0, gap).max(initial=0.0)))
+        elif not np.array_equal(a, b):
+            largest = max(largest, 1.0)
+    return largest
+
+
+_MOST_DIFFERENT = float(np.finfo(np.float64).max)

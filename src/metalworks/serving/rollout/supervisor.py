@@ -1,0 +1,401 @@
+"""The main process of an inference service: `metalworks-inference`.
+
+Binds the port, starts the HTTP processes, and follows the file that says which versions are wanted. A new version is
+proven and started beside the one that serves, then takes its place; one that fails is refused, and the old one serves
+on. Models run as another user, started by a launcher: see there. Knows no password, and imports the standard library
+alone: it is small and has little to fail by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from metalworks.plain_files import read
+from metalworks.serving.rollout.canary import Trial
+from metalworks.serving.rollout.launcher import SOCKET
+from metalworks.serving.rollout.model_process import keep
+from metalworks.serving.rollout.release import Release, Wanted, tidy_proofs
+from metalworks.serving.settings import PREFIX, ROLES, Settings, SettingsError
+
+_logger = logging.getLogger("metalworks.serving")
+
+LOOK_SECONDS = 0.2
+RETRY_SECONDS = 900.0
+"""After this long a refused version is tried once more: what was missing may be there now."""
+SILENT_SECONDS = 60.0
+"""So long nobody is let in while the first version is loaded: a gateway asks another host meanwhile."""
+FOLLOW_SECONDS = 30.0
+"""What HTTP processes have to follow a new route."""
+WANTED_BYTES = 2**20
+
+
+class Supervisor:
+    """The service: processes, versions, route."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start with no version and no process."""
+        self.settings = settings
+        self.socket = _bind(settings)
+        self.fronts: dict[int, asyncio.subprocess.Process] = {}
+        self.releases: dict[str, Release] = {}
+        self.wanted: dict[str, Wanted | None] = dict.fromkeys(ROLES)
+        self.serving: dict[str, Release | None] = dict.fromkeys(ROLES)
+        self.since: dict[str, float] = {}
+        self.verdict: dict[str, Any] | None = None
+        self._trial: Trial | None = None
+        self.revision = 0
+        self.ending = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._seen = 0
+        self._said = self._hindrance = ""
+        self._resuming = False
+        """Whether the version of before the restart is made ready: alone, for two may not fit into memory."""
+        self._replaced: dict[str, float] = {}
+
+    # -- Files
+
+    @property
+    def _last(self) -> Path:
+        """File with the version that served last: after a restart it serves again before anything else is tried."""
+        return self.settings.state / "serving.json"
+
+    def _read_wanted(self) -> None:
+        try:
+            changed = self.settings.wanted.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed == self._seen:
+            return
+        text = read(self.settings.wanted, WANTED_BYTES)
+        self._seen = changed
+        try:
+            said = json.loads(text)
+            self.wanted = {role: Wanted.of(said.get(role)) for role in ROLES}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            _logger.error("%s is not what it should be, and nothing changes: %r", self.settings.wanted, error)
+            return
+        if self.verdict and (self.wanted["canary"] is None or self.wanted["canary"].version != self.verdict["version"]):
+            self.verdict = None
+        champion = self.wanted["champion"]
+        promotes = self.verdict is not None and self.verdict["verdict"] == "promote"
+        if self.verdict and promotes and champion is not None and champion.version != self.verdict["champion"]:
+            self.verdict = None  # it is to be better than that one
+        for release in self.releases.values():
+            # What is asked for anew is tried anew.
+            if release.refused and release.wanted not in self.wanted.values():
+                release.forget()
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(content, indent=1) + "\n")
+        new.chmod(0o644)
+        new.replace(path)
+
+    def _say(self) -> None:
+        """Tell in state.json what is served, if that is another than before."""
+        now = {
+            "service": self.settings.service,
+            **{
+                role: release and {**release.summary(), "since": self.since.get(role, 0.0)}
+                for role, release in self.serving.items()
+            },
+            "preparing": sorted(release.wanted.version for release in self.releases.values() if release.preparing),
+            "refused": {
+                release.wanted.version: {"reason": release.refused, "at": release.refused_at}
+                for release in self.releases.values()
+                if release.refused and release.wanted in self.wanted.values()
+            },
+            "canary_verdict": self.verdict,
+        }
+        text = json.dumps(now)
+        if text != self._said:
+            self._write(self.settings.runtime / "state.json", now)
+            self._said = text
+
+    # -- Processes
+
+    async def _keep_launcher(self) -> None:
+        """Run a launcher where there is none for us, and another when it ends, until the service ends."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        environment["RUNTIME_DIRECTORY"] = str(self.settings.models_runtime)
+        environment["STATE_DIRECTORY"] = str(self.settings.models_state)
+        command = [sys.executable, "-m", "metalworks.serving.rollout.launcher", "--for", str(os.geteuid())]
+        while True:
+            process = None
+            try:
+                process = await asyncio.create_subprocess_exec(*command, env=environment)
+                _logger.error("What starts models ended with %s; it is started again", await process.wait())
+            except OSError as error:
+                _logger.error("What starts models cannot be started, and is tried again: %s", error)
+            except asyncio.CancelledError:
+                if process is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.terminate()
+                    await process.wait()
+                raise
+            await asyncio.sleep(1.0)
+
+    async def _keep_front(self, slot: int) -> None:
+        """Run an HTTP process, and another when it ends, until the service ends."""
+        while not self.ending.is_set():
+            began = time.monotonic()
+            shared = self.socket.fileno()
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "metalworks.serving.http.worker", str(slot), str(shared)),
+                    pass_fds=(shared,),
+                )
+            except OSError as error:  # too many processes, or no memory for one more: for now
+                _logger.error("HTTP process %s cannot be started, and is tried again: %s", slot, error)
+                await asyncio.sleep(1.0)
+                continue
+            self.fronts[slot] = process
+            if self.ending.is_set():  # while it was started: nobody else will end it
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+            code = await process.wait()
+            if self.ending.is_set():
+                return
+            _logger.error("HTTP process %s ended with %s; it is started again", slot, code)
+            for part in (self.settings.state / "spool").glob(f"*-{process.pid}.part"):
+                part.rename(part.with_suffix(".jsonl"))
+            await asyncio.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_report)
+
+    # -- Versions
+
+    def _release(self, wanted: Wanted) -> Release:
+        if wanted.id not in self.releases:
+            self.releases[wanted.id] = Release(wanted, self.settings)
+        return self.releases[wanted.id]
+
+    def _reconcile(self) -> None:
+        """Take a step from what is served towards what is wanted."""
+        changed = False
+        withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
+        for role in ROLES:
+            # One that is withdrawn is named until the follower has moved its alias.
+            wanted = None if role == "canary" and withdrawn else self.wanted[role]
+            if wanted is None:
+                # Without a champion named, the one that serves serves on.
+                if role != "champion" and self.serving[role] is not None:
+                    self._set(role, None)
+                    changed = True
+                continue
+            release = self._release(wanted)
+            if release.refused and time.time() - release.refused_at > RETRY_SECONDS:
+                release.forget()
+            if release.idle and not self._resuming:
+                self._spawn(release.prepare(hurry=self.serving["champion"] is None))
+            if release.ready and self.serving[role] is not release:
+                if role == "champion":
+                    self._remember(wanted)
+                self._set(role, release)
+                changed = True
+        if changed:
+            self._spawn(self._route())
+        else:
+            self._retire()  # never before the route says that it is gone
+
+    def _remember(self, wanted: Wanted) -> None:
+        try:
+            self._write(self._last, {"champion": dataclasses.asdict(wanted)})
+        except OSError as error:  # a full disk is no reason not to serve it
+            _logger.error("After a restart another version will serve first, %s: %s", self._last, error)
+
+    def _set(self, role: str, release: Release | None) -> None:
+        before = self.serving[role]
+        if before is not None:
+            self._replaced[before.id] = time.monotonic()
+        self.serving[role], self.since[role] = release, time.time()
+        name = f"version {release.wanted.version} ({release.executor})" if release else "nobody"
+        _logger.info("%s: %s", role.capitalize(), name)
+
+    async def _route(self) -> None:
+        """Write the route, and wait until every HTTP process follows it."""
+        self.revision += 1
+        revision = self.revision
+        canary = self.settings.canary
+        route: dict[str, Any] = {role: r.entry() if r else None for role, r in self.serving.items()}
+        if self.serving["canary"] is not None and canary is None:
+            route["canary"] = None  # nobody said for which share
+        route["canary_share"] = canary.percent / 100 if canary and self.serving["canary"] else 0.0
+        route["revision"] = revision
+        self._write(self.settings.runtime / "route.json", route)
+        deadline = time.monotonic() + FOLLOW_SECONDS
+        while time.monotonic() < deadline:
+            if revision != self.revision or all(each.get("routed", 0) >= revision for each in self._counts()):
+                return
+            await asyncio.sleep(LOOK_SECONDS / 4)
+        _logger.error("Not every HTTP process follows route %s", revision)
+
+    def _counts(self) -> list[dict[str, Any]]:
+        """Return what the HTTP processes count; nothing of one that has not begun."""
+        counts = []
+        for slot in range(self.settings.workers):
+            try:
+                counts.append(json.loads((self.settings.runtime / f"stats-{slot}.json").read_text()))
+            except (FileNotFoundError, json.JSONDecodeError):
+                counts.append({})
+        return counts
+
+    def _retire(self) -> None:
+        """End the processes of versions that nobody wants, once nobody waits for them and their time is up."""
+        if any(each.get("routed", 0) < self.revision for each in self._counts()):
+            return  # an HTTP process may still send requests to it
+        wanted = {each.id for each in self.wanted.values() if each} | {r.id for r in self.serving.values() if r}
+        for release in [*self.releases.values()]:
+            if release.id in wanted or release.preparing:
+                continue
+            since = self._replaced.get(release.id, 0.0)
+            if release.ready and since and time.monotonic() - since < self.settings.keep_previous:
+                continue
+            if any(each.get("in_flight", {}).get(release.id) for each in self._counts()):
+                continue
+            del self.releases[release.id]
+            self._spawn(release.end())
+            tidy = functools.partial(tidy_proofs, self.settings, self.releases.values())
+            self._spawn(keep(self.settings.models_runtime / SOCKET, tidy))
+
+    # -- The service
+
+    def _judge_canary(self) -> None:
+        release, canary = self.serving["canary"], self.settings.canary
+        if release is None or canary is None or self.verdict is not None or self.serving["champion"] is None:
+            self._trial = None
+            return
+        if release.wanted != self.wanted["canary"]:
+            return  # the next one is being made ready
+        versions = (self.serving["champion"].wanted.version, release.wanted.version)
+        if self._trial is None or self._trial.versions != versions:
+            self._trial = Trial(self.settings.runtime, *versions)
+        verdict = self._trial.verdict(canary)
+        if verdict is not None:
+            self.verdict = {"champion": versions[0], "version": versions[1], "at": time.time(), **verdict}
+            _logger.warning("Canary %s: %s, %s", release.wanted.version, verdict["verdict"], verdict["reason"])
+
+    async def _first(self) -> None:
+        """Put the version in service that served before the restart, if it is still there."""
+        try:
+            wanted = Wanted.of(json.loads(self._last.read_text())["champion"])
+            if wanted is None or wanted == self.wanted["champion"] or not Path(wanted.path).is_dir():
+                return
+            release = self._release(wanted)
+            await release.prepare(hurry=True)
+        except FileNotFoundError:
+            return
+        finally:
+            self._resuming = False
+        if release.ready and self.serving["champion"] is None:
+            self._set("champion", release)
+            await self._route()
+
+    async def run(self) -> None:
+        """Serve until told to end."""
+        for directory in (self.settings.runtime, self.settings.state):
+            directory.mkdir(parents=True, exist_ok=True)
+        for stale in self.settings.runtime.glob("*.json"):
+            stale.unlink()
+        spool = self.settings.state / "spool"
+        for part in spool.glob("*.part"):  # of processes that were killed
+            part.rename(part.with_suffix(".jsonl"))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ending.set)
+        launcher = loop.create_task(self._keep_launcher()) if self.settings.launcher_runtime is None else None
+        fronts = [loop.create_task(self._keep_front(slot)) for slot in range(self.settings.workers)]
+        self._read_wanted()
+        self._resuming = True
+        self._spawn(self._first())
+        await asyncio.sleep(0)
+        judged, began = 0.0, time.monotonic()
+        while not self.ending.is_set():
+            try:
+                self._read_wanted()
+                self._reconcile()
+                await asyncio.sleep(0)  # what was started is under way
+                self._open(began)
+                if time.monotonic() - judged > 1:
+                    judged = time.monotonic()
+                    self._judge_canary()
+                self._say()
+                self._hindrance = ""
+            except OSError as error:  # no room on the disk, no file that may be opened: what serves, serves on
+                if str(error) != self._hindrance:
+                    _logger.error("Nothing changes until this is mended: %s", error)
+                self._hindrance = str(error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ending.wait(), LOOK_SECONDS)
+        await self._end(fronts)
+        if launcher is not None:
+            launcher.cancel()
+            await asyncio.gather(launcher, return_exceptions=True)
+
+    def _open(self, since: float) -> None:
+        """Let requests in without a version, where none is to be waited for any longer."""
+        coming = any(release.preparing for release in self.releases.values())
+        if self.revision == 0 and (not coming or time.monotonic() - since > SILENT_SECONDS):
+            self._spawn(self._route())
+
+    async def _end(self, fronts: list[asyncio.Task[None]]) -> None:
+        """Let the HTTP processes answer what is under way, then end the models'."""
+        self.socket.close()
+        for process in self.fronts.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        await asyncio.gather(*fronts)
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*(release.end() for release in self.releases.values()))
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _logger.error("This is a mistake of the program", exc_info=error)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise SettingsError(f"port {settings.port} on {settings.host} cannot be had: {error.strerror}") from error
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+def main() -> int:
+    """Run the service that the environment describes; return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = Settings.read(os.environ)
+        supervisor = Supervisor(settings)
+    except SettingsError as error:
+        print(f"metalworks-inference: {error}", file=sys.stderr)
+        return 2
+    asyncio.run(supervisor.run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
