@@ -35,6 +35,7 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import ColSpec, Schema
 from prometheus_client.parser import text_string_to_metric_families
 
+from metalworks.contracts import DesiredVersion
 from metalworks.serving.http import app
 from metalworks.serving.http.invocations import Invocations
 from metalworks.serving.predict import variants
@@ -44,13 +45,13 @@ from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
 from metalworks.serving.predict.variants import Arm
 from metalworks.serving.rollout import canary
 from metalworks.serving.rollout.equivalence import judge
-from metalworks.serving.rollout.release import PROOFS_KEPT, Release, Wanted, tidy_proofs
+from metalworks.serving.rollout.release import PROOFS_KEPT, Release, tidy_proofs
 from metalworks.serving.rollout.shadow import Shadow, _difference
 from metalworks.serving.rollout.supervisor import Supervisor
 from metalworks.serving.settings import Canary, Settings, SettingsError
 from metalworks.serving.telemetry import latency, metrics
 from metalworks.serving.telemetry.metrics import Series, Stats
-from metalworks.serving.telemetry.prediction_log import Log
+from metalworks.serving.telemetry.prediction_log import Log, Source
 from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
@@ -542,7 +543,7 @@ def test_while_somebody_serves_one_step_of_a_release_follows_the_other(
     done: list[str] = []
     settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
     (tmp_path / "model.json").write_text("{}")
-    release = Release(Wanted("1", str(tmp_path), "python", ""), settings)
+    release = Release(DesiredVersion("1", str(tmp_path), "python", ""), settings)
     release.verdict = {"executor": "onnx", "why": ""}
 
     def step(name: str) -> Callable[..., Any]:
@@ -610,7 +611,7 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
 
 def test_proofs_that_versions_are_served_from_stay(tmp_path: Path) -> None:
     settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
-    release = Release(Wanted("1", str(tmp_path), "python", ""), settings)
+    release = Release(DesiredVersion("1", str(tmp_path), "python", ""), settings)
     others = [release.proof.with_name(f"{number}-x") for number in range(PROOFS_KEPT + 2)]
     for age, proof in enumerate([release.proof, *others]):
         proof.mkdir(parents=True)
@@ -789,10 +790,10 @@ def test_log_is_written_in_whole_segments(tmp_path: Path) -> None:
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
     facts = {"columns": DOUBLES}
-    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts=facts, number="4"))
-    log.add(arm.source, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
-    log.add(arm.source, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
-    log.add(arm.source, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
+    source = Source("champion", "4", facts)  # type: ignore[arg-type]
+    log.add(source, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
+    log.add(source, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
+    log.add(source, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
     log.close()
     assert not [*log.folder.glob("*.part")]
     (segment,) = log.folder.glob("*.jsonl")
@@ -821,8 +822,8 @@ def test_log_takes_its_share_and_drops_what_nobody_takes_away(tmp_path: Path, mo
     assert 350 < sum(log.takes() for _ in range(2000)) < 650
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log.SPOOL_BYTES", 10)
     (log.folder / "1-1.jsonl").write_bytes(b"x" * 11)
-    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
-    log.add(arm.source, None, b"x", 200, b"{}", 0.1)
+    source = Source("champion", "4", {"columns": None})  # type: ignore[arg-type]
+    log.add(source, None, b"x", 200, b"{}", 0.1)
     log.close()
     assert (counts.log, len([*log.folder.iterdir()])) == ({"dropped": 1}, 1)
 
@@ -833,9 +834,9 @@ def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", lambda *_: held.wait(30) and b"\n")
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
-    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
+    source = Source("champion", "4", {"columns": None})  # type: ignore[arg-type]
     for _ in range(10):
-        log.add(arm.source, None, b"x", 200, b"{}", 0.1)
+        log.add(source, None, b"x", 200, b"{}", 0.1)
     held.set()
     log.close()
     assert counts.log["dropped"] >= 7
@@ -855,10 +856,10 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", line)
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
-    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts={"columns": None}, number="4"))
+    source = Source("champion", "4", {"columns": None})  # type: ignore[arg-type]
     for _ in range(5):
-        log.add(arm.source, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
-        log.add(arm.source, None, b"x" * 4_000, 200, b"{}", 0.1)
+        log.add(source, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
+        log.add(source, None, b"x" * 4_000, 200, b"{}", 0.1)
     held.set()
     log.close()
     assert bodies == [b"", b"x" * 4_000, b""]  # of what was decoded, nobody writes the body
@@ -870,9 +871,9 @@ def test_request_that_cannot_be_written_ends_no_log(tmp_path: Path, caplog: pyte
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
     facts = {"columns": [{"name": "a", "type": "string", "required": True}]}
-    arm: Any = SimpleNamespace(role="champion", version=SimpleNamespace(facts=facts, number="4"))
+    source = Source("champion", "4", facts)  # type: ignore[arg-type]
     for text in ("\ud800", "\ud801", "a"):
-        log.add(arm.source, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
+        log.add(source, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
     log.close()
     assert counts.log == {"dropped": 2, "written": 1}
     (segment,) = log.folder.glob("*.jsonl")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-FILE_NAME = "model.json"
+from metalworks.contracts import CARD
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class ModelCard:
 
         Raises FileNotFoundError where there is none.
         """
-        return cls(**json.loads((version_dir / FILE_NAME).read_text()))
+        return cls(**json.loads((version_dir / CARD).read_text()))
 
     def write(self, version_dir: Path) -> None:
         """Write the card; a reader never sees half of it."""
-        new = version_dir / f"{FILE_NAME}.new"
+        new = version_dir / f"{CARD}.new"
         new.write_text(json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n")
-        new.replace(version_dir / FILE_NAME)
+        new.replace(version_dir / CARD)
 
     def has_files_of(self, other: ModelCard) -> bool:
         """Tell whether both name the same registered files.

@@ -10,14 +10,13 @@ import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 
+from metalworks.contracts import CARD, DESIRED_STATE, ROLES, DesiredVersion, FollowerStatus, RoleStatus, RoleWord
 from metalworks.errors import FetchError, RegistryError, Stopped
 from metalworks.model_sync import report
-from metalworks.model_sync.card import FILE_NAME as CARD
 from metalworks.model_sync.card import ModelCard
 from metalworks.model_sync.config import Config, Service
 from metalworks.model_sync.environments import Environments
@@ -29,11 +28,8 @@ from metalworks.model_sync.programs import Programs
 from metalworks.model_sync.registry import Model, Registry
 from metalworks.model_sync.versions import Versions
 
-WANTED = "wanted.json"
-ROLES = ("champion", "shadow", "canary")
 FIRST_RETRY, LAST_RETRY = 60.0, 900.0
 END_SECONDS = 3.0
-Entry = dict[str, str]
 logger = logging.getLogger("metalworks.model_sync")
 
 
@@ -80,21 +76,24 @@ class Follower:
         )
         self.resolver = Resolver(programs, config.uv, config.python, mlflow, build_packages=built)
         self.report = report.Report(service, config.host, self.root)
-        self.wanted: dict[str, Entry | None] = {}
-        self._read_wanted()
+        self.desired: dict[str, DesiredVersion | None] = {}
+        self._read_desired_state()
         self.named = Named()
         self.refused: dict[str, Refusal] = {}
         self._installer = ThreadPoolExecutor(len(ROLES), thread_name_prefix=service.name)
-        self._coming: dict[str, tuple[ModelCard, Future[Entry]]] = {}
+        self._coming: dict[str, tuple[ModelCard, Future[DesiredVersion]]] = {}
         """What is installed beside the rounds, by role."""
         self._untidy = False
         self.away = ""
         self.polled = 0.0
         self.judged = 0.0
 
-    def _read_wanted(self) -> None:
-        stored = read_json(self.root / WANTED)
-        self.wanted = {role: stored.get(role) for role in ROLES}
+    def _read_desired_state(self) -> None:
+        stored = read_json(self.root / DESIRED_STATE)
+        try:
+            self.desired = {role: DesiredVersion.parse(stored.get(role)) for role in ROLES}
+        except (KeyError, TypeError):  # of another release, or damaged: written anew
+            self.desired = dict.fromkeys(ROLES)
 
     def round(self) -> None:
         """Do what there is to do; a registry that does not answer changes nothing."""
@@ -110,8 +109,8 @@ class Follower:
             logger.warning("%s: MLflow answers again", self.service.name)
         if self._judge(cards):
             return  # the aliases have moved: the next round sees where
-        self._read_wanted()
-        entries: dict[str, Entry | None] = {}
+        self._read_desired_state()
+        entries: dict[str, DesiredVersion | None] = {}
         self.refused = {role: refusal for role, refusal in self.refused.items() if refusal.card == cards.get(role)}
         for role in ROLES:
             wanted = cards.get(role)
@@ -121,9 +120,9 @@ class Follower:
                 del self._coming[role]
         # What is served is served on while the new version comes, and when that or its alias is no good. A shadow or a
         # canary that nobody asks for any more is not, nor one that would be compared with itself.
-        entries["champion"] = champion = entries["champion"] or self.wanted["champion"]
+        entries["champion"] = champion = entries["champion"] or self.desired["champion"]
         entries |= {role: None for role in ROLES[1:] if entries[role] == champion}
-        if entries != self.wanted or not (self.root / WANTED).exists():
+        if entries != self.desired or not (self.root / DESIRED_STATE).exists():
             self._want(entries)
         if self._untidy and not self._coming:
             self._tidy()
@@ -171,9 +170,9 @@ class Follower:
         self.named = Named(fingerprint, cards, settled)
         return cards
 
-    def _entry(self, role: str, card: ModelCard) -> Entry | None:
+    def _entry(self, role: str, card: ModelCard) -> DesiredVersion | None:
         """Return the version as it stands here, brought here unless it is; None until then, or when it cannot be."""
-        for known in self.wanted.values():  # the canary that becomes champion is here already
+        for known in self.desired.values():  # the canary that becomes champion is here already
             if known and self._stands(known, card):
                 return known
         refusal = self.refused.get(role)
@@ -197,14 +196,14 @@ class Follower:
             logger.info("%s: version %s of model %s is here", self.service.name, card.version, card.name)
         return entry
 
-    def _here(self, card: ModelCard) -> Entry | None:
+    def _here(self, card: ModelCard) -> DesiredVersion | None:
         """Return a version all of which is here, as one that is gone back to: that waits for nobody's installation."""
         folder = self.versions.find(card)
         lock = self.resolver.find_lock(folder) if folder else None
         python = self.environments.find(lock) if lock else None
         return _entry_of(card, folder, lock, python) if folder and lock and python else None
 
-    def _brought(self, role: str, card: ModelCard) -> Entry | None:
+    def _brought(self, role: str, card: ModelCard) -> DesiredVersion | None:
         """Return a version once it is brought here; None until then.
 
         The aliases are followed meanwhile: an installation may take minutes, and begins after another service's.
@@ -217,19 +216,19 @@ class Follower:
         del self._coming[role]
         return future.result()
 
-    def _installed(self, card: ModelCard) -> Entry:
+    def _installed(self, card: ModelCard) -> DesiredVersion:
         with self.programs.turn:
             folder = self.versions.place(card)
             lock = self.resolver.ensure_lock(folder)
             return _entry_of(card, folder, lock, self.environments.ensure(lock))
 
-    def _stands(self, entry: Entry, card: ModelCard) -> bool:
+    def _stands(self, entry: DesiredVersion, card: ModelCard) -> bool:
         """Tell whether an entry is this version's, and all of it still here."""
         try:
-            stored = ModelCard.read(Path(entry["path"]))
+            stored = ModelCard.read(Path(entry.path))
         except (OSError, ValueError, TypeError):
             return False
-        return stored.has_files_of(card) and Path(entry["python"]).exists()
+        return stored.has_files_of(card) and Path(entry.python).exists()
 
     def _asked_again(self, refusal: Refusal) -> bool:
         """Tell whether somebody touched the file that asks for another attempt since the last one failed."""
@@ -238,15 +237,15 @@ class Follower:
         except OSError:
             return False
 
-    def _want(self, entries: dict[str, Entry | None]) -> None:
+    def _want(self, entries: dict[str, DesiredVersion | None]) -> None:
         """Tell the server; what nobody needs any more is removed soon."""
-        write_json(self.root / WANTED, entries)
+        write_json(self.root / DESIRED_STATE, {role: entry and asdict(entry) for role, entry in entries.items()})
         for role in ROLES:
-            old, new = self.wanted[role], entries[role]
+            old, new = self.desired[role], entries[role]
             if old != new:
-                names = [entry["version"] if entry else "none" for entry in (old, new)]
+                names = [entry.version if entry else "none" for entry in (old, new)]
                 logger.info("%s: %s is version %s, was %s", self.service.name, role, names[1], names[0])
-        self.wanted, self._untidy = entries, True
+        self.desired, self._untidy = entries, True
 
     def _tidy(self) -> None:
         """Remove what nobody needs any more; never beside an installation: its files are nobody's yet."""
@@ -261,7 +260,7 @@ class Follower:
     def _remove(self) -> None:
         state = read_json(self.config.state_file(self.service))
         served = {str(state[role]["version"]) for role in ROLES if state.get(role)}
-        folders = [Path(entry["path"]) for entry in self.wanted.values() if entry]
+        folders = [Path(entry.path) for entry in self.desired.values() if entry]
         for folder in folders:
             if (folder / CARD).exists():
                 (folder / CARD).touch()  # its age says when it was last wanted
@@ -321,10 +320,10 @@ class Follower:
 
     def _write_status(self, cards: dict[str, ModelCard]) -> None:
         """Say what is done, for those who wait for it."""
-        roles: dict[str, Any] = {}
+        roles: dict[str, RoleStatus] = {}
         for role, alias in self.service.aliases().items():
-            refusal, entry, card = self.refused.get(role), self.wanted[role], cards.get(role)
-            word = "missing"
+            refusal, entry, card = self.refused.get(role), self.desired[role], cards.get(role)
+            word: RoleWord = "missing"
             if card is not None:
                 here = entry is not None and self._stands(entry, card)
                 coming = self._coming.get(role, (None,))[0] == card
@@ -332,13 +331,13 @@ class Follower:
             roles[role] = {"alias": alias, "version": card.version if card else None, "is": word}
             if card and refusal and refusal.card == card and word != "installing":
                 roles[role] |= {"is": "refused", "reason": refusal.reason, "at": refusal.at, "again": refusal.again}
-        status = {"polled": self.polled, "mlflow": self.away or "answers", "roles": roles}
+        status: FollowerStatus = {"polled": self.polled, "mlflow": self.away or "answers", "roles": roles}
         write_json(self.config.status_file(self.service), status, mode=0o644)
 
 
-def _entry_of(card: ModelCard, folder: Path, lock: Path, python: Path) -> Entry:
+def _entry_of(card: ModelCard, folder: Path, lock: Path, python: Path) -> DesiredVersion:
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
-    return {"version": card.version, "path": str(folder), "python": str(python), "environment": digest}
+    return DesiredVersion(card.version, str(folder), str(python), digest)
 
 
 def _follow(follower: Follower, stop: threading.Event, seconds: float) -> None:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from metalworks.contracts import CARD
 from metalworks.errors import FetchError
-from metalworks.model_sync.card import FILE_NAME, ModelCard
+from metalworks.model_sync.card import ModelCard
 from metalworks.model_sync.programs import Programs
 
 _PARTIAL = ".partial"
@@ -65,7 +66,7 @@ class Versions:
         """
         folders = {folder: card.version for folder, card in self._stored()}
         stays = {folder for folder in folders if folder in set(keep) or folders[folder] in set(served)}
-        newest = sorted(folders.keys() - stays, key=lambda folder: -(folder / FILE_NAME).stat().st_mtime_ns)
+        newest = sorted(folders.keys() - stays, key=lambda folder: -(folder / CARD).stat().st_mtime_ns)
         stays |= set(newest[:more])
         for folder in self.root.iterdir():
             if folder.is_dir() and folder not in stays:
@@ -75,7 +76,7 @@ class Versions:
     def _stored(self) -> list[tuple[Path, ModelCard]]:
         """Return the folders that are whole, with their cards."""
         found = []
-        for file in self.root.glob(f"*/{FILE_NAME}"):
+        for file in self.root.glob(f"*/{CARD}"):
             if not file.parent.name.endswith(_PARTIAL):
                 try:
                     found.append((file.parent, ModelCard.read(file.parent)))

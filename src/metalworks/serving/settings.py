@@ -12,8 +12,6 @@ from metalworks_model_runner.limits import Limits
 
 LIMITS = Limits()
 PREFIX = "METALWORKS_INFERENCE_"
-ROLES = ("champion", "shadow", "canary")
-"""What a version can be in service as."""
 EXECUTORS = ("onnx", "native", "pyfunc", "mlflow")
 MODELS = "models"
 

@@ -15,6 +15,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from metalworks.contracts import STATE
 from metalworks.serving.http import openinference, schema
 from metalworks.serving.http.invocations import CODES, PATH, Invocations, error
 from metalworks.serving.http.schema import Version, Working
@@ -177,7 +178,7 @@ async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
 
 def _refused_versions(settings: Settings) -> set[str]:
     """Return the versions that do not serve though they are to: refused here, or by whoever fetches them."""
-    found = set(_read(settings.runtime / "state.json").get("refused", ()))
+    found = set(_read(settings.runtime / STATE).get("refused", ()))
     if settings.fetched is not None:
         roles = _read(settings.fetched).get("roles", {}).values()
         found |= {each["version"] for each in roles if each["is"] == "refused"}

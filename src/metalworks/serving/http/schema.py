@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from metalworks_model_runner.facts import ColumnFacts
 from pydantic import BaseModel, Field
 
+from metalworks.contracts import Facts
 from metalworks.serving.predict.variants import Version as Served
 
 JSON, CSV, PARQUET, TEXT = "application/json", "text/csv", "application/vnd.apache.parquet", "text/plain"
@@ -73,12 +75,12 @@ def _refused(description: str, media_type: str = JSON) -> dict[str, Any]:
     return {"description": description, "content": {media_type: content}}
 
 
-def _column(column: dict[str, Any]) -> dict[str, Any]:
+def _column(column: ColumnFacts) -> dict[str, Any]:
     said = dict(_JSON_TYPES.get(column["type"], {}))
     return said if column["required"] or "type" not in said else {**said, "type": [said["type"], "null"]}
 
 
-def _forms(facts: dict[str, Any]) -> dict[str, Any]:
+def _forms(facts: Facts | dict[str, Any]) -> dict[str, Any]:
     """Return MLflow's four forms of a request, with the model's columns where it has any."""
     columns, tensor = facts["columns"], facts["tensor"]
     record: dict[str, Any] = {"type": "object"}
@@ -118,7 +120,7 @@ def _strict(value: Any) -> Any:
 
 def invocations(served: Served | None) -> dict[str, Any]:
     """Return the operation POST /invocations, as OpenAPI has it, for the model in service."""
-    facts = served.facts if served else {"columns": None, "tensor": None, "example": None}
+    facts: Facts | dict[str, Any] = served.facts if served else {"columns": None, "tensor": None, "example": None}
     forms = _forms(facts)
     payload: dict[str, Any] = {
         "schema": {

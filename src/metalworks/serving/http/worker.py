@@ -21,6 +21,7 @@ import msgspec
 import uvicorn
 from metalworks_model_runner import memory
 
+from metalworks.contracts import ROUTE, stats_file
 from metalworks.serving.http.app import create_app
 from metalworks.serving.http.corked import CorkedProtocol
 from metalworks.serving.predict.variants import Route
@@ -28,7 +29,6 @@ from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats, write_stats
 from metalworks.serving.telemetry.prediction_log import Log
 
-ROUTE = "route.json"
 LOOK_SECONDS, PUBLISH_SECONDS, RETRY_SECONDS = 0.05, 0.5, 2.0
 _logger = logging.getLogger("uvicorn.error")
 
@@ -51,7 +51,7 @@ class Front:
     def __init__(self, settings: Settings, slot: int, shared: int) -> None:
         """Go on counting where the slot's last process ended."""
         self.settings, self._shared = settings, shared
-        self.file = settings.runtime / f"stats-{slot}.json"
+        self.file = settings.runtime / stats_file(slot)
         self.stats = self._counted()
         self.route = Route()
         self.log = Log(settings.state / "spool", settings.log_share, self.stats) if settings.log_share else None

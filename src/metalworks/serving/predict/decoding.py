@@ -20,6 +20,7 @@ from metalworks_model_runner import memory
 from metalworks_model_runner.cost import scan_json
 from metalworks_model_runner.limits import Limits, TooMuchError
 
+from metalworks.contracts import Facts
 from metalworks.serving.predict.client import LostError
 from metalworks.serving.predict.codecs import mlflow_request, open_inference
 from metalworks.serving.predict.codecs.mlflow_request import RefusedError
@@ -40,7 +41,7 @@ def light(body: bytes) -> bool:
 class Elsewhere:
     """Asks the process of one version, one thing after the other."""
 
-    def __init__(self, facts: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, facts: Facts, limits: Limits) -> None:
         """Decode for a model of which this is known."""
         self._known = (facts, limits)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
@@ -91,7 +92,7 @@ def _put(value: Any, stream: IO[bytes] | None) -> None:
     stream.flush()  # type: ignore[union-attr]
 
 
-def decode(facts: dict[str, Any], limits: Limits, protocol: str, body: bytes) -> Any:
+def decode(facts: Facts, limits: Limits, protocol: str, body: bytes) -> Any:
     """Return arrays (None where MLflow is to judge), of the other protocol the request's id and arrays."""
     try:
         scan_json(body, limits)

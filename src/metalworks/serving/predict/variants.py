@@ -15,7 +15,7 @@ from typing import Any
 
 from metalworks_model_runner import memory
 
-from metalworks.contracts import FACTS, VERDICT
+from metalworks.contracts import FACTS, ROLES, VERDICT, Card, EquivalenceVerdict, Facts, RouteEntry, RouteFile
 from metalworks.serving.arrays import Arrays
 from metalworks.serving.predict.batching import Batcher, QueueFullError
 from metalworks.serving.predict.client import Link
@@ -23,7 +23,7 @@ from metalworks.serving.predict.codecs import mlflow_request, mlflow_response, o
 from metalworks.serving.predict.codecs.mlflow_request import RefusedError
 from metalworks.serving.predict.decoding import INVOCATIONS, TENSORS, Elsewhere, light
 from metalworks.serving.predict.onnx import Feed, OnnxModel
-from metalworks.serving.settings import ROLES, Settings
+from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Series, Stats
 from metalworks.serving.telemetry.prediction_log import Source
 
@@ -36,15 +36,15 @@ INLINE_ROW_LIMIT_SECONDS = 2e-3
 class Version:
     """One version of a model, ready to answer."""
 
-    def __init__(self, entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+    def __init__(self, entry: RouteEntry, settings: Settings, stats: Stats) -> None:
         """Make ready the version that an entry of the route describes; raises what loading it raises."""
         proof = Path(entry["proof"])
         self.id: str = entry["id"]
-        self.card: dict[str, Any] = entry["card"]
+        self.card: Card = entry["card"]
         self.number: str = self.card["version"]
         self.environment: str = entry["environment"]
-        self.facts: dict[str, Any] = json.loads((proof / FACTS).read_text())
-        self.verdict: dict[str, Any] = json.loads((proof / VERDICT).read_text())
+        self.facts: Facts = json.loads((proof / FACTS).read_text())
+        self.verdict: EquivalenceVerdict = json.loads((proof / VERDICT).read_text())
         self.executor: str = self.verdict["executor"]
         self.link = Link(Path(entry["socket"]), settings.return_timeout)
         self.raw_waiting = 0
@@ -60,7 +60,7 @@ class Version:
         self._thread: ThreadPoolExecutor | None = None
         if self.executor == "mlflow":
             return
-        known = {**self.facts, "nulls": self.verdict["nulls"]}
+        known: Facts = self.facts | {"nulls": self.verdict["nulls"]}
         self.decode = mlflow_request.decoder(known, settings.limits)
         self.elsewhere = Elsewhere(known, settings.limits)
         self.write = mlflow_response.writer(self.facts["form"])
@@ -194,7 +194,7 @@ class Route:
         """Everybody who gets requests, or still works on one."""
         return [arm for arm in (self.champion, self.canary, self.shadow) if arm] + [arm for arm, _ in self.leaving]
 
-    async def follow(self, wanted: dict[str, Any], settings: Settings, stats: Stats) -> None:
+    async def follow(self, wanted: RouteFile, settings: Settings, stats: Stats) -> None:
         """Become what the supervisor's file says; versions that are known already are kept.
 
         Raises what loading a version raises; the route is then as before.
@@ -205,11 +205,16 @@ class Route:
             return {arm.version.id: arm.version for arm in self.arms} | loaded
 
         # Once more where one that was here has left meanwhile.
-        while missing := [each for each in (wanted.get(role) for role in ROLES) if each and each["id"] not in known()]:
+        entries: dict[str, RouteEntry | None] = {
+            "champion": wanted.get("champion"),
+            "shadow": wanted.get("shadow"),
+            "canary": wanted.get("canary"),
+        }
+        while missing := [each for each in entries.values() if each and each["id"] not in known()]:
             await asyncio.to_thread(_load, loaded, missing[0], settings, stats)
         arms: dict[str, Arm | None] = {}
         for role in ROLES:
-            entry, now = wanted.get(role), getattr(self, role)
+            entry, now = entries[role], getattr(self, role)
             if entry is None:
                 arms[role] = None
             elif now is not None and now.version.id == entry["id"]:
@@ -238,7 +243,7 @@ class Route:
         return counts
 
 
-def _load(loaded: dict[str, Version], entry: dict[str, Any], settings: Settings, stats: Stats) -> None:
+def _load(loaded: dict[str, Version], entry: RouteEntry, settings: Settings, stats: Stats) -> None:
     """Make a version ready, in a thread: to read a converted forest takes as long as thousands of requests.
 
     A thread's result would stay referred to by what carried it over, and the version in memory for good.

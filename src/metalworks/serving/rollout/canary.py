@@ -10,8 +10,8 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from metalworks.contracts import CanaryVerdict, StatsFile, stats_file
 from metalworks.serving.settings import Canary
 from metalworks.serving.telemetry.latency import BUCKETS, STEP, quantile
 
@@ -56,7 +56,7 @@ class Trial:
         champion, canary = self.versions
         return _counts(self._runtime, "champion", champion), _counts(self._runtime, "canary", canary)
 
-    def verdict(self, rules: Canary, seconds: float | None = None) -> dict[str, Any] | None:
+    def verdict(self, rules: Canary, seconds: float | None = None) -> CanaryVerdict | None:
         """Return {verdict: promote or withdraw, reason}; None while it is too early to say.
 
         `seconds` is how long the trial has lasted, by the clock unless given.
@@ -96,8 +96,9 @@ class Trial:
 def _counts(runtime: Path, role: str, version: str) -> _Counts:
     """Return what all processes counted of a version in a role."""
     failed, wrong, buckets = 0, 0, [0] * BUCKETS
-    for file in runtime.glob("stats-*.json"):
-        for series in json.loads(file.read_text())["series"]:
+    for file in runtime.glob(stats_file("*")):
+        stats: StatsFile = json.loads(file.read_text())
+        for series in stats["series"]:
             if (series["role"], series["version"]) != (role, version):
                 continue
             for status, n in series["statuses"].items():

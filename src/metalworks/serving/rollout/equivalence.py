@@ -13,12 +13,11 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from metalworks_model_runner import array_equality, evidence, samples
 
-from metalworks.contracts import FACTS, VERDICT
+from metalworks.contracts import FACTS, VERDICT, EquivalenceVerdict, Facts
 from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
 from metalworks.serving.predict.onnx import Feed, OnnxModel
 
@@ -26,14 +25,14 @@ INLINE_SECONDS = 200e-6
 """What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
 
 
-def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
+def judge(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
     """Return {executor, why, way, …} for the model whose proof is in `folder`; also written there.
 
     executor: onnx (with file, feed and inline), native, pyfunc or mlflow. Raises ValueError when none is allowed.
     """
-    facts = json.loads((folder / FACTS).read_text())
+    facts: Facts = json.loads((folder / FACTS).read_text())
     whys: list[str] = []
-    verdict: dict[str, Any] | None = None
+    verdict: EquivalenceVerdict | None = None
     if "onnx" in allowed:
         verdict = _onnx(folder, facts, allowed, whys)
     for name in ("native", "pyfunc"):
@@ -54,7 +53,7 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
             "why": "request by request, by MLflow's own functions",
         }
     if verdict["executor"] != "mlflow":  # what those who serve make of the facts can be made, whoever wrote them
-        mlflow_request.decoder({**facts, "nulls": verdict["nulls"]})
+        mlflow_request.decoder(facts | {"nulls": verdict["nulls"]})
         mlflow_response.writer(facts["form"])
     verdict["why"] = "; ".join([verdict["why"], *whys])
     verdict["allowed"] = list(allowed)
@@ -64,7 +63,7 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
     return verdict
 
 
-def _onnx(folder: Path, facts: dict[str, Any], allowed: tuple[str, ...], whys: list[str]) -> dict[str, Any] | None:
+def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], whys: list[str]) -> EquivalenceVerdict | None:
     """Return the verdict for the first candidate that answers all samples as MLflow does."""
     found = facts["onnx"]["candidates"]
     if not found:

@@ -23,8 +23,8 @@ import sys
 import sysconfig
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
+from metalworks.contracts import LaunchReply, LaunchRequest
 from metalworks.serving.sockets import peer_uid
 
 _logger = logging.getLogger("metalworks.serving")
@@ -61,17 +61,17 @@ class Launcher:
         self._connections: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
 
-    def _command(self, asked: dict[str, Any]) -> list[str]:
+    def _command(self, asked: LaunchRequest) -> list[str]:
         command = [asked["python"], "-m", RUNNER, asked["do"], "--model", asked["model"]]
         proof = str(self.proofs / asked["proof"])
         if asked["do"] == "prove":
             return [*command, "--into", proof]
         return [*command, "--proof", proof, "--socket", str(self._socket(asked)), *asked["options"]]
 
-    def _socket(self, asked: dict[str, Any]) -> Path:
+    def _socket(self, asked: LaunchRequest) -> Path:
         return self.runtime / f"{asked['id']}.sock"
 
-    def _environment(self, asked: dict[str, Any]) -> dict[str, str]:
+    def _environment(self, asked: LaunchRequest) -> dict[str, str]:
         own = {"PYTHONPATH": str(runner_folder()), "PYTHONDONTWRITEBYTECODE": "1", "DO_NOT_TRACK": "true"}
         if asked["do"] == "prove":
             # Libraries would take a thread per core, from those who answer requests meanwhile.
@@ -92,7 +92,7 @@ class Launcher:
             if (uid := peer_uid(writer.get_extra_info("socket"))) != self._uid:
                 _logger.error("User %s may not ask here", uid)
                 return
-            asked = json.loads(await reader.readline())
+            asked: LaunchRequest = json.loads(await reader.readline())
             if asked["do"] == "keep":
                 await asyncio.to_thread(self._keep, asked["proofs"])
                 return
@@ -104,7 +104,7 @@ class Launcher:
             self._connections.discard(task)
             writer.close()
 
-    async def _run(self, asked: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _run(self, asked: LaunchRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         proving = asked["do"] == "prove"
         if proving:
             self._proving.add(asked["proof"])
@@ -179,7 +179,7 @@ class Launcher:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _say(writer: asyncio.StreamWriter, what: dict[str, Any]) -> None:
+def _say(writer: asyncio.StreamWriter, what: LaunchReply) -> None:
     with contextlib.suppress(OSError):
         writer.write(json.dumps(what).encode() + b"\n")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metalworks.contracts import LaunchRequest
 from metalworks.serving.rollout.launcher import LINE_BYTES, STOP_SECONDS
 from metalworks.serving.sockets import connect
 
@@ -63,7 +64,7 @@ class Launched:
         self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody may have waited
 
     @classmethod
-    async def start(cls, launcher: Path, asked: dict[str, Any]) -> Launched:
+    async def start(cls, launcher: Path, asked: LaunchRequest) -> Launched:
         """Have a process started; a launcher that is not there is waited for.
 
         Raises OSError where the process cannot be started, and LostError where the launcher ends meanwhile.

@@ -14,11 +14,20 @@ import struct
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from metalworks.contracts import CARD, FACTS, VERDICT
+from metalworks.contracts import (
+    CARD,
+    FACTS,
+    VERDICT,
+    Card,
+    DesiredVersion,
+    EquivalenceVerdict,
+    Facts,
+    LaunchRequest,
+    RouteEntry,
+    ServingState,
+)
 from metalworks.plain_files import read
 from metalworks.serving.rollout.adopt import adopt
 from metalworks.serving.rollout.launcher import PROOFS, RUNNER, SOCKET, runner_folder
@@ -36,31 +45,13 @@ LOST_MOST = 3
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A version that is to be served, as whoever fetched it says."""
-
-    version: str
-    path: str
-    """Folder with model/ and model.json."""
-    python: str
-    """Interpreter of the version's environment."""
-    environment: str
-    """Digest of the lock that the environment was made from."""
-
-    @classmethod
-    def of(cls, said: dict[str, Any] | None) -> Wanted | None:
-        """Return what a file says; None where it says that there is none."""
-        return cls(said["version"], said["path"], said["python"], said["environment"]) if said else None
-
-    @property
-    def id(self) -> str:
-        """Name of the version's processes and files: another one for a model that was registered anew."""
-        # A model that is deleted and registered anew counts its versions from 1 again.
-        card = Path(self.path, CARD)
-        about = read(card, CARD_BYTES).decode() if card.exists() else ""
-        total = hashlib.sha256(f"{about}\0{self.path}\0{self.python}\0{self.environment}".encode())
-        return f"{self.version}-{total.hexdigest()[:8]}"
+def release_id(desired: DesiredVersion) -> str:
+    """Return the name of a version's processes and files, which differs for a model that was registered again."""
+    # A model that is deleted and registered again counts its versions from 1 again.
+    card = Path(desired.path, CARD)
+    about = read(card, CARD_BYTES).decode() if card.exists() else ""
+    total = hashlib.sha256(f"{about}\0{desired.path}\0{desired.python}\0{desired.environment}".encode())
+    return f"{desired.version}-{total.hexdigest()[:8]}"
 
 
 class RefusedError(Exception):
@@ -92,14 +83,14 @@ def tidy_proofs(settings: Settings, releases: Iterable[Release]) -> list[str]:
 class Release:
     """One version, and its process."""
 
-    def __init__(self, wanted: Wanted, settings: Settings) -> None:
+    def __init__(self, desired: DesiredVersion, settings: Settings) -> None:
         """Start with nothing done."""
-        self.wanted, self.settings = wanted, settings
-        self.id = wanted.id
+        self.desired, self.settings = desired, settings
+        self.id = release_id(desired)
         self.ready = self.preparing = self._ended = False
         self.refused, self.refused_at = "", 0.0
-        self.verdict: dict[str, Any] = {}
-        self.card: dict[str, Any] = {}
+        self.verdict: EquivalenceVerdict | None = None
+        self.card: Card | None = None
         self._process: Launched | None = None
         self._lost = 0
         self._keeper: asyncio.Task[None] | None = None
@@ -112,7 +103,7 @@ class Release:
     @property
     def executor(self) -> str:
         """What answers, once that was decided."""
-        return str(self.verdict.get("executor", ""))
+        return self.verdict["executor"] if self.verdict else ""
 
     @property
     def proof(self) -> Path:
@@ -127,22 +118,28 @@ class Release:
         """Let a refused version be tried again."""
         self.refused, self.refused_at, self._lost = "", 0.0, 0
 
-    def summary(self) -> dict[str, Any]:
-        """Return what state.json says of it."""
-        why = self.verdict.get("why", "")
+    @property
+    def reason(self) -> str:
+        """Why this executor."""
+        return self.verdict.get("why", "") if self.verdict else ""
+
+    def summarize(self, since: float) -> ServingState:
+        """Return its entry in state.json."""
         return {
-            "version": self.wanted.version,
-            "model": self.card.get("name", ""),
+            "version": self.desired.version,
+            "model": self.card.get("name", "") if self.card else "",
             "executor": self.executor,
-            "why": why,
+            "why": self.reason,
+            "since": since,
         }
 
-    def entry(self) -> dict[str, Any]:
-        """Return what HTTP processes need to know."""
+    def describe_route(self) -> RouteEntry:
+        """Return its entry in route.json."""
+        assert self.card is not None  # noqa: S101 (it is ready)
         return {
             "id": self.id,
             "card": self.card,
-            "environment": self.wanted.environment,
+            "environment": self.desired.environment,
             "proof": str(self.proof),
             "socket": str(self._socket),
         }
@@ -158,7 +155,7 @@ class Release:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.load_timeout):
-                self.card = json.loads(read(Path(self.wanted.path, CARD), CARD_BYTES))
+                self.card = json.loads(read(Path(self.desired.path, CARD), CARD_BYTES))
                 if hurry:  # loading a model takes about as long as proving it
                     self._process = await self._spawn()
                 await self._prove()
@@ -166,11 +163,11 @@ class Release:
                 await self._start(self._process)
             self.ready = True
             took = time.monotonic() - began
-            why = self.verdict["why"]
-            _logger.info("Version %s is ready after %.1f s: %s (%s)", self.wanted.version, took, self.executor, why)
+            message = "Version %s is ready after %.1f s: %s (%s)"
+            _logger.info(message, self.desired.version, took, self.executor, self.reason)
         except LostError as lost:
             self._lost += 1
-            _logger.error("Version %s is made ready anew: %s", self.wanted.version, lost)
+            _logger.error("Version %s is made ready anew: %s", self.desired.version, lost)
             if self._lost >= LOST_MOST:
                 self._refuse(f"{lost} under it {self._lost} times")
         except TimeoutError:
@@ -186,14 +183,14 @@ class Release:
 
     def _refuse(self, why: str) -> None:
         self.refused, self.refused_at = why, time.time()
-        _logger.error("Version %s is refused, and what serves goes on serving: %s", self.wanted.version, why)
+        _logger.error("Version %s is refused, and what serves goes on serving: %s", self.desired.version, why)
 
     async def _prove(self) -> None:
         """Find out how the version is to be asked, or take that from the last time."""
         proof = self.proof
         if (proof / VERDICT).exists():
             self.verdict = json.loads((proof / VERDICT).read_text())
-            if self.verdict.get("allowed") == list(self.settings.executors):
+            if self.verdict is not None and self.verdict.get("allowed") == list(self.settings.executors):
                 os.utime(proof)
                 return
         if not (proof / FACTS).exists():
@@ -233,16 +230,22 @@ class Release:
         assert process.returncode is not None  # noqa: S101 (it has ended)
         _judge_end(process.returncode, said.decode(errors="replace").strip().splitlines()[-30:])
 
-    async def _launch(self, asked: dict[str, Any]) -> Launched:
-        model = str(Path(self.wanted.path, "model").resolve())  # MLflow follows no links
-        about = {"id": self.id, "proof": self.proof.name, "python": self.wanted.python, "model": model}
-        return await Launched.start(self.settings.models_runtime / SOCKET, about | asked)
+    async def _launch(self, request: LaunchRequest) -> Launched:
+        model = str(Path(self.desired.path, "model").resolve())  # MLflow follows no links
+        version: LaunchRequest = {
+            **request,
+            "id": self.id,
+            "proof": self.proof.name,
+            "python": self.desired.python,
+            "model": model,
+        }
+        return await Launched.start(self.settings.models_runtime / SOCKET, version)
 
     async def _start(self, process: Launched) -> None:
         """Let the model's process serve, and ask it for the example; then keep it running."""
         if not await self._serves(process):
             raise RefusedError("its process ended while it loaded the model; the journal has what it said")
-        facts = json.loads((self.proof / FACTS).read_text())
+        facts: Facts = json.loads((self.proof / FACTS).read_text())
         if facts["example"] is not None:
             await self._ask_example(facts)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
@@ -258,6 +261,7 @@ class Release:
     async def _serves(self, process: Launched) -> bool:
         """Tell a process by which way to ask the model; whether it then listens, or has ended."""
         # For whole requests it asks MLflow, whatever the way for arrays is.
+        assert self.verdict is not None  # noqa: S101 (the equivalence check came first)
         process.tell(f"{self.verdict['way']}\n")
         while not process.ended and not self._socket.is_socket():
             await asyncio.sleep(0.05)
@@ -265,7 +269,7 @@ class Release:
             await process.wait()  # may have something else to say than that it ended
         return not process.ended
 
-    async def _ask_example(self, facts: dict[str, Any]) -> None:
+    async def _ask_example(self, facts: Facts) -> None:
         """Raise RefusedError unless the process answers the recorded example as the proof did."""
         from metalworks_model_runner.json_equality import same
 
@@ -286,7 +290,7 @@ class Release:
                 began = time.monotonic()
                 how = await _end_of(self._process)
                 wait = 0.1 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
-                _logger.error("The process of version %s ended with %s; it is started again", self.wanted.version, how)
+                _logger.error("The process of version %s ended with %s; it is started again", self.desired.version, how)
             if self._ended:
                 return
             await asyncio.sleep(wait)

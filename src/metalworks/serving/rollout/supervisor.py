@@ -19,15 +19,28 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metalworks.contracts import (
+    ROLES,
+    ROUTE,
+    SERVING,
+    STATE,
+    CanaryVerdict,
+    DesiredVersion,
+    RouteFile,
+    StateFile,
+    StatsFile,
+    stats_file,
+)
 from metalworks.plain_files import read
 from metalworks.serving.rollout.canary import Trial
 from metalworks.serving.rollout.launcher import SOCKET
 from metalworks.serving.rollout.model_process import keep
-from metalworks.serving.rollout.release import Release, Wanted, tidy_proofs
-from metalworks.serving.settings import PREFIX, ROLES, Settings, SettingsError
+from metalworks.serving.rollout.release import Release, release_id, tidy_proofs
+from metalworks.serving.settings import PREFIX, Settings, SettingsError
 
 _logger = logging.getLogger("metalworks.serving")
 
@@ -50,10 +63,10 @@ class Supervisor:
         self.socket = _bind(settings)
         self.fronts: dict[int, asyncio.subprocess.Process] = {}
         self.releases: dict[str, Release] = {}
-        self.wanted: dict[str, Wanted | None] = dict.fromkeys(ROLES)
+        self.desired: dict[str, DesiredVersion | None] = dict.fromkeys(ROLES)
         self.serving: dict[str, Release | None] = dict.fromkeys(ROLES)
         self.since: dict[str, float] = {}
-        self.verdict: dict[str, Any] | None = None
+        self.verdict: CanaryVerdict | None = None
         self._trial: Trial | None = None
         self.revision = 0
         self.ending = asyncio.Event()
@@ -69,9 +82,9 @@ class Supervisor:
     @property
     def _last(self) -> Path:
         """File with the version that served last: after a restart it serves again before anything else is tried."""
-        return self.settings.state / "serving.json"
+        return self.settings.state / SERVING
 
-    def _read_wanted(self) -> None:
+    def _read_desired_state(self) -> None:
         try:
             changed = self.settings.wanted.stat().st_mtime_ns
         except FileNotFoundError:
@@ -81,23 +94,23 @@ class Supervisor:
         text = read(self.settings.wanted, WANTED_BYTES)
         self._seen = changed
         try:
-            said = json.loads(text)
-            self.wanted = {role: Wanted.of(said.get(role)) for role in ROLES}
+            entries = json.loads(text)
+            self.desired = {role: DesiredVersion.parse(entries.get(role)) for role in ROLES}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            _logger.error("%s is not what it should be, and nothing changes: %r", self.settings.wanted, error)
+            _logger.error("%s is malformed, so nothing changes: %r", self.settings.wanted, error)
             return
-        if self.verdict and (self.wanted["canary"] is None or self.wanted["canary"].version != self.verdict["version"]):
+        champion, canary = self.desired["champion"], self.desired["canary"]
+        if self.verdict and (canary is None or canary.version != self.verdict["version"]):
             self.verdict = None
-        champion = self.wanted["champion"]
         promotes = self.verdict is not None and self.verdict["verdict"] == "promote"
         if self.verdict and promotes and champion is not None and champion.version != self.verdict["champion"]:
             self.verdict = None  # it is to be better than that one
         for release in self.releases.values():
             # What is asked for anew is tried anew.
-            if release.refused and release.wanted not in self.wanted.values():
+            if release.refused and release.desired not in self.desired.values():
                 release.forget()
 
-    def _write(self, path: Path, content: dict[str, Any]) -> None:
+    def _write(self, path: Path, content: Mapping[str, object]) -> None:
         new = path.with_suffix(".new")
         new.write_text(json.dumps(content, indent=1) + "\n")
         new.chmod(0o644)
@@ -105,23 +118,25 @@ class Supervisor:
 
     def _say(self) -> None:
         """Tell in state.json what is served, if that is another than before."""
-        now = {
+        serving = {
+            role: each.summarize(self.since.get(role, 0.0)) if each else None for role, each in self.serving.items()
+        }
+        now: StateFile = {
             "service": self.settings.service,
-            **{
-                role: release and {**release.summary(), "since": self.since.get(role, 0.0)}
-                for role, release in self.serving.items()
-            },
-            "preparing": sorted(release.wanted.version for release in self.releases.values() if release.preparing),
+            "champion": serving["champion"],
+            "shadow": serving["shadow"],
+            "canary": serving["canary"],
+            "preparing": sorted(release.desired.version for release in self.releases.values() if release.preparing),
             "refused": {
-                release.wanted.version: {"reason": release.refused, "at": release.refused_at}
+                release.desired.version: {"reason": release.refused, "at": release.refused_at}
                 for release in self.releases.values()
-                if release.refused and release.wanted in self.wanted.values()
+                if release.refused and release.desired in self.desired.values()
             },
             "canary_verdict": self.verdict,
         }
         text = json.dumps(now)
         if text != self._said:
-            self._write(self.settings.runtime / "state.json", now)
+            self._write(self.settings.runtime / STATE, now)
             self._said = text
 
     # -- Processes
@@ -181,10 +196,11 @@ class Supervisor:
 
     # -- Versions
 
-    def _release(self, wanted: Wanted) -> Release:
-        if wanted.id not in self.releases:
-            self.releases[wanted.id] = Release(wanted, self.settings)
-        return self.releases[wanted.id]
+    def _release(self, desired: DesiredVersion) -> Release:
+        name = release_id(desired)
+        if name not in self.releases:
+            self.releases[name] = Release(desired, self.settings)
+        return self.releases[name]
 
     def _reconcile(self) -> None:
         """Take a step from what is served towards what is wanted."""
@@ -192,21 +208,21 @@ class Supervisor:
         withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
         for role in ROLES:
             # One that is withdrawn is named until the follower has moved its alias.
-            wanted = None if role == "canary" and withdrawn else self.wanted[role]
-            if wanted is None:
+            desired = None if role == "canary" and withdrawn else self.desired[role]
+            if desired is None:
                 # Without a champion named, the one that serves serves on.
                 if role != "champion" and self.serving[role] is not None:
                     self._set(role, None)
                     changed = True
                 continue
-            release = self._release(wanted)
+            release = self._release(desired)
             if release.refused and time.time() - release.refused_at > RETRY_SECONDS:
                 release.forget()
             if release.idle and not self._resuming:
                 self._spawn(release.prepare(hurry=self.serving["champion"] is None))
             if release.ready and self.serving[role] is not release:
                 if role == "champion":
-                    self._remember(wanted)
+                    self._remember(desired)
                 self._set(role, release)
                 changed = True
         if changed:
@@ -214,9 +230,9 @@ class Supervisor:
         else:
             self._retire()  # never before the route says that it is gone
 
-    def _remember(self, wanted: Wanted) -> None:
+    def _remember(self, desired: DesiredVersion) -> None:
         try:
-            self._write(self._last, {"champion": dataclasses.asdict(wanted)})
+            self._write(self._last, {"champion": dataclasses.asdict(desired)})
         except OSError as error:  # a full disk is no reason not to serve it
             _logger.error("After a restart another version will serve first, %s: %s", self._last, error)
 
@@ -225,7 +241,7 @@ class Supervisor:
         if before is not None:
             self._replaced[before.id] = time.monotonic()
         self.serving[role], self.since[role] = release, time.time()
-        name = f"version {release.wanted.version} ({release.executor})" if release else "nobody"
+        name = f"version {release.desired.version} ({release.executor})" if release else "nobody"
         _logger.info("%s: %s", role.capitalize(), name)
 
     async def _route(self) -> None:
@@ -233,12 +249,15 @@ class Supervisor:
         self.revision += 1
         revision = self.revision
         canary = self.settings.canary
-        route: dict[str, Any] = {role: r.entry() if r else None for role, r in self.serving.items()}
-        if self.serving["canary"] is not None and canary is None:
-            route["canary"] = None  # nobody said for which share
-        route["canary_share"] = canary.percent / 100 if canary and self.serving["canary"] else 0.0
-        route["revision"] = revision
-        self._write(self.settings.runtime / "route.json", route)
+        entries = {role: each.describe_route() if each else None for role, each in self.serving.items()}
+        route: RouteFile = {
+            "champion": entries["champion"],
+            "shadow": entries["shadow"],
+            "canary": entries["canary"] if canary else None,  # without settings it has no share
+            "canary_share": canary.percent / 100 if canary and self.serving["canary"] else 0.0,
+            "revision": revision,
+        }
+        self._write(self.settings.runtime / ROUTE, route)
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline:
             if revision != self.revision or all(each.get("routed", 0) >= revision for each in self._counts()):
@@ -246,12 +265,12 @@ class Supervisor:
             await asyncio.sleep(LOOK_SECONDS / 4)
         _logger.error("Not every HTTP process follows route %s", revision)
 
-    def _counts(self) -> list[dict[str, Any]]:
+    def _counts(self) -> list[StatsFile]:
         """Return what the HTTP processes count; nothing of one that has not begun."""
-        counts = []
+        counts: list[StatsFile] = []
         for slot in range(self.settings.workers):
             try:
-                counts.append(json.loads((self.settings.runtime / f"stats-{slot}.json").read_text()))
+                counts.append(json.loads((self.settings.runtime / stats_file(slot)).read_text()))
             except (FileNotFoundError, json.JSONDecodeError):
                 counts.append({})
         return counts
@@ -260,9 +279,10 @@ class Supervisor:
         """End the processes of versions that nobody wants, once nobody waits for them and their time is up."""
         if any(each.get("routed", 0) < self.revision for each in self._counts()):
             return  # an HTTP process may still send requests to it
-        wanted = {each.id for each in self.wanted.values() if each} | {r.id for r in self.serving.values() if r}
+        needed = {release_id(each) for each in self.desired.values() if each}
+        needed |= {each.id for each in self.serving.values() if each}
         for release in [*self.releases.values()]:
-            if release.id in wanted or release.preparing:
+            if release.id in needed or release.preparing:
                 continue
             since = self._replaced.get(release.id, 0.0)
             if release.ready and since and time.monotonic() - since < self.settings.keep_previous:
@@ -281,23 +301,23 @@ class Supervisor:
         if release is None or canary is None or self.verdict is not None or self.serving["champion"] is None:
             self._trial = None
             return
-        if release.wanted != self.wanted["canary"]:
+        if release.desired != self.desired["canary"]:
             return  # the next one is being made ready
-        versions = (self.serving["champion"].wanted.version, release.wanted.version)
+        versions = (self.serving["champion"].desired.version, release.desired.version)
         if self._trial is None or self._trial.versions != versions:
             self._trial = Trial(self.settings.runtime, *versions)
         verdict = self._trial.verdict(canary)
         if verdict is not None:
-            self.verdict = {"champion": versions[0], "version": versions[1], "at": time.time(), **verdict}
-            _logger.warning("Canary %s: %s, %s", release.wanted.version, verdict["verdict"], verdict["reason"])
+            self.verdict = {**verdict, "champion": versions[0], "version": versions[1], "at": time.time()}
+            _logger.warning("Canary %s: %s, %s", release.desired.version, verdict["verdict"], verdict["reason"])
 
     async def _first(self) -> None:
         """Put the version in service that served before the restart, if it is still there."""
         try:
-            wanted = Wanted.of(json.loads(self._last.read_text())["champion"])
-            if wanted is None or wanted == self.wanted["champion"] or not Path(wanted.path).is_dir():
+            desired = DesiredVersion.parse(json.loads(self._last.read_text())["champion"])
+            if desired is None or desired == self.desired["champion"] or not Path(desired.path).is_dir():
                 return
-            release = self._release(wanted)
+            release = self._release(desired)
             await release.prepare(hurry=True)
         except FileNotFoundError:
             return
@@ -321,14 +341,14 @@ class Supervisor:
             loop.add_signal_handler(number, self.ending.set)
         launcher = loop.create_task(self._keep_launcher()) if self.settings.launcher_runtime is None else None
         fronts = [loop.create_task(self._keep_front(slot)) for slot in range(self.settings.workers)]
-        self._read_wanted()
+        self._read_desired_state()
         self._resuming = True
         self._spawn(self._first())
         await asyncio.sleep(0)
         judged, began = 0.0, time.monotonic()
         while not self.ending.is_set():
             try:
-                self._read_wanted()
+                self._read_desired_state()
                 self._reconcile()
                 await asyncio.sleep(0)  # what was started is under way
                 self._open(began)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from metalworks.contracts import stats_file
 from metalworks.serving.telemetry.latency import BUCKETS, PER_DOUBLING, bound, bucket_of
 
 SIZES = tuple(2**i for i in range(15))
@@ -88,7 +89,7 @@ class Stats(msgspec.Struct):
 
 def read_stats(folder: Path) -> Iterator[Stats]:
     """Yield what every process of the service left."""
-    for file in sorted(folder.glob("stats-*.json")):
+    for file in sorted(folder.glob(stats_file("*"))):
         yield msgspec.json.decode(file.read_bytes(), type=Stats)
 
 

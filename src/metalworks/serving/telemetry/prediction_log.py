@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metalworks.contracts import Facts, LogLine
 from metalworks.serving.arrays import Arrays
 from metalworks.serving.telemetry.metrics import Stats
 
@@ -36,7 +37,7 @@ class Source(NamedTuple):
 
     role: str
     version: str
-    facts: dict[str, Any]
+    facts: Facts
 
 
 class Log:
@@ -179,7 +180,7 @@ def _line(
         predictions = answer.decode(errors="replace")
     if isinstance(predictions, dict) and "predictions" in predictions:
         predictions = predictions["predictions"]
-    line = {
+    line: LogLine = {
         "time": when,
         "request": uuid.uuid4().hex,
         "role": source.role,

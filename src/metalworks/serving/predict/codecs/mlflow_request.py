@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from metalworks_model_runner.facts import ColumnFacts
 from metalworks_model_runner.limits import Limits
 from metalworks_model_runner.signature import NUMPY
 
+from metalworks.contracts import Facts
 from metalworks.serving.arrays import Arrays
 
 LIMITS = Limits()
@@ -58,7 +60,7 @@ class Columns:
     the order of the signature.
     """
 
-    columns: Sequence[dict[str, Any]]
+    columns: Sequence[ColumnFacts]
     nulls: bool
     names: list[str] = field(init=False)
 
@@ -218,9 +220,10 @@ class Tensor:
         return [array]
 
 
-def most_rows(facts: dict[str, Any], limits: Limits) -> int:
+def most_rows(facts: Facts, limits: Limits) -> int:
     """Return how many rows a request to a model of which this is known may have."""
-    width = len(facts["columns"]) if facts["columns"] else math.prod(facts["tensor"]["shape"][1:])
+    columns, tensor = facts["columns"], facts["tensor"]
+    width = len(columns) if columns else math.prod(tensor["shape"][1:]) if tensor else 1
     return min(limits.rows, limits.cells // max(width, 1))
 
 
@@ -231,15 +234,17 @@ def refuse_rows(count: int, most: int) -> None:
         raise RefusedError(413, f"The request has {count} rows, more than this service takes: {limit}")
 
 
-def decoder(facts: dict[str, Any], limits: Limits = LIMITS) -> Callable[[bytes], Arrays | None]:
+def decoder(facts: Facts, limits: Limits = LIMITS) -> Callable[[bytes], Arrays | None]:
     """Return what makes arrays of the bodies of requests to a model of which this is known.
 
     It raises RefusedError where these would be more rows than a request may have.
     """
-    if facts["columns"]:
-        arrays_of = Columns(facts["columns"], bool(facts.get("nulls"))).arrays_of
+    if columns := facts["columns"]:
+        arrays_of = Columns(columns, bool(facts.get("nulls"))).arrays_of
+    elif tensor := facts["tensor"]:
+        arrays_of = Tensor(tensor["dtype"], tensor["shape"]).arrays_of
     else:
-        arrays_of = Tensor(facts["tensor"]["dtype"], facts["tensor"]["shape"]).arrays_of
+        raise ValueError("the model has neither plain columns nor one tensor")
     most = most_rows(facts, limits)
 
     def decode(body: bytes) -> Arrays | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
+from metalworks_model_runner.facts import FormFacts
 
 _encode = msgspec.json.Encoder().encode
 _START, _END = b'{"predictions": ', b"}"
@@ -28,7 +28,7 @@ def _list(outputs: Sequence[np.ndarray]) -> bytes:
     return b"".join((_START, _values(outputs[0]), _END))
 
 
-def writer(form: dict[str, Any]) -> Callable[[Sequence[np.ndarray]], bytes]:
+def writer(form: FormFacts) -> Callable[[Sequence[np.ndarray]], bytes]:
     """Return what writes outputs (one array each, of one entry per row) in a model's form of answer.
 
     `form`: kind is list, records (with the outputs' names) or dict (likewise).

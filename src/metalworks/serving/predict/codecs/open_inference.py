@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from metalworks_model_runner.signature import NUMPY
 
+from metalworks.contracts import Facts
 from metalworks.serving.arrays import Arrays
 from metalworks.serving.predict.codecs.mlflow_request import LARGEST, RefusedError, refuse_rows
 
@@ -67,14 +68,14 @@ _FLAT: dict[str, Any] = {
 """Decoders of the usual form; whole numbers are looked at one by one, since 1.0 is none."""
 
 
-def wanted_of(facts: dict[str, Any]) -> list[Wanted]:
+def wanted_of(facts: Facts) -> list[Wanted]:
     """Return the tensors that a model takes of which this is known."""
     if tensor := facts["tensor"]:
         return [Wanted("input", DATATYPES[tensor["dtype"]], tensor["shape"])]
-    return [Wanted(each["name"], DATATYPES[NUMPY[each["type"]]], [-1]) for each in facts["columns"]]
+    return [Wanted(each["name"], DATATYPES[NUMPY[each["type"]]], [-1]) for each in facts["columns"] or ()]
 
 
-def decode(facts: dict[str, Any], most: int, body: bytes) -> tuple[str | None, Arrays]:
+def decode(facts: Facts, most: int, body: bytes) -> tuple[str | None, Arrays]:
     """Return a request's id, and its tensors in the order of the model's columns; refuse what is not just these.
 
     `most`: rows that it may have. Raises RefusedError.

@@ -1,0 +1,87 @@
+"""facts.json: what is known of a model once its own environment has loaded it. Imports the standard library alone.
+
+The model runner writes the file, the server reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+
+class ColumnFacts(TypedDict):
+    """A column of the model's signature."""
+
+    name: str
+    type: str
+    """MLflow's name of the type."""
+    required: bool
+
+
+class TensorFacts(TypedDict):
+    """The one unnamed tensor that a model takes."""
+
+    dtype: str
+    """numpy's name."""
+    shape: list[int]
+    """The first size is -1: the rows."""
+
+
+class FormFacts(TypedDict):
+    """How MLflow writes the model's predictions."""
+
+    kind: str
+    """list, records (one object per row) or dict (one list per output)."""
+    names: list[str]
+    """Names of the outputs; none for a list."""
+
+
+class ExecutorFacts(TypedDict):
+    """Whether an executor gives MLflow's predictions."""
+
+    ok: bool
+    why: str
+    way: NotRequired[str]
+    """The function that the model's process is to call."""
+    nulls: NotRequired[bool]
+    """Whether it treats NaN as MLflow does."""
+
+
+class OnnxCandidate(TypedDict):
+    """A converted model, yet to be compared with MLflow's predictions."""
+
+    file: str
+    double: bool
+    columns: bool
+
+
+class OnnxFacts(TypedDict):
+    """The converted models, or why there is none."""
+
+    candidates: list[OnnxCandidate]
+    why: str
+
+
+class Facts(TypedDict):
+    """facts.json."""
+
+    mlflow: str
+    """Version of MLflow in the model's environment."""
+    flavors: list[str]
+    columns: list[ColumnFacts] | None
+    tensor: TensorFacts | None
+    """With neither columns nor tensor, MLflow decodes every request."""
+    params: bool
+    schema: Any
+    output: Any
+    example: Any
+    """The recorded example as a request, null if there is none."""
+    example_answer: Any
+    """The model's response to it."""
+    executors: dict[str, ExecutorFacts]
+    onnx: OnnxFacts
+    level: NotRequired[str]
+    form: NotRequired[FormFacts]
+    output_types: NotRequired[list[str]]
+    output_shapes: NotRequired[list[list[int]]]
+    nulls: NotRequired[bool]
+    """Not in the file: the server adds what verdict.json says, for the codecs."""
