@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import httpx
 from fastapi.testclient import TestClient
 from metalworks_model_runner.model import Model
-from metalworks_model_runner.server import Server
+from metalworks_model_runner.server import ModelServer
 
 from metalworks.serving.http.app import create_app
 from metalworks.serving.predict.variants import Route
-from metalworks.serving.rollout.equivalence import judge
+from metalworks.serving.rollout.equivalence import check_equivalence
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats
 from scripts.inference import serve_model
@@ -177,7 +177,7 @@ class Service:
         return [pid for pid in own if of in commands[pid]]
 
 
-LAUNCHER, FRONT = "metalworks.serving.rollout.launcher", "metalworks.serving.http.worker"
+LAUNCHER, WORKER = "metalworks.serving.rollout.launcher", "metalworks.serving.http.worker"
 RUNNER = "metalworks_model_runner serve"
 
 
@@ -232,10 +232,10 @@ def assembled(
     proof: Path, model: Model, executor: str, base_url: str = "http://testserver", **settings: Any
 ) -> Iterator[Assembled]:
     """Serve a proven model by one executor: the application, and the model's server in a thread."""
-    verdict = judge(proof, (executor,))
+    verdict = check_equivalence(proof, (executor,))
     with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as run:  # short enough for a socket's path
         path = Path(run) / f"{executor}.sock"
-        server = Server(model, verdict["way"], settings.get("max_batch_rows", 1024))
+        server = ModelServer(model, verdict["way"], settings.get("max_batch_rows", 1024))
         threading.Thread(target=server.listen, args=(path,), daemon=True).start()
         wait_for(path.exists, "the model's server listens")
         given = Settings(service="model", wanted=proof, runtime=Path(run), state=proof, **settings)

@@ -14,7 +14,7 @@ import yaml
 
 from metalworks import cli
 from metalworks.deploy import check, command, definition, server, store
-from metalworks.deploy.server import Known, Server
+from metalworks.deploy.server import Known, PrefectServer
 from metalworks.errors import CommandError
 from metalworks.flow_run.environment import metadata
 
@@ -43,7 +43,7 @@ class Site:
         self.folder = folder
         self.project = folder / "clone"
         self.objects: dict[str, bytes] = {}
-        self.known = Server(PREFECT, {"cpu": {"default"}, "idle": {"default"}}, {"cpu"})
+        self.known = PrefectServer(PREFECT, {"cpu": {"default"}, "idle": {"default"}}, {"cpu"})
         self.given = folder / "given.yaml"
         self.deleted: list[str] = []
 
@@ -57,7 +57,7 @@ class Site:
         self.git("commit", "-qm", "more")
         self.git("push", "-q", "origin", "main")
 
-    def look(self, pools: Any) -> Server:
+    def look(self, pools: Any) -> PrefectServer:
         if self.given.exists():
             for item in yaml.safe_load(self.given.read_text())["deployments"]:
                 pool = item["work_pool"]
@@ -199,7 +199,7 @@ def of_the_file(old: str, new: str) -> Spoil:
         (of_the_file("name: cpu", "name: nowhere"), "no work pool nowhere (of nightly, by-hand); there are cpu, idle"),
         (of_the_file("name: cpu", "name: idle"), "no worker of the pool idle"),
         (of_the_file("name: cpu", "work_queue_name: q, name: cpu"), "has no queue q, but default"),
-        (of_the_file("0 6 * * *", "0 66 * * *"), "nightly: its schedule"),
+        (of_the_file("0 6 * * *", "0 66 * * *"), "nightly: invalid schedule"),
         (of_the_file("flows.py:learn", "flows.py:lern"), "'lern' not found"),
         (of_the_file("month: May", "moth: May"), "by-hand: the flow has no parameter moth, only month"),
         (of_the_file("name: by-hand", "name: nightly"), "two deployments are called learn/nightly"),

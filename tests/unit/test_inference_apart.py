@@ -30,17 +30,16 @@ from metalworks.model_sync.files import read_json
 from metalworks.plain_files import NotPlainError
 from metalworks.prediction_log.ship import ship
 from metalworks.prediction_log.spool import Spool
-from metalworks.serving.predict.client import Link, ModelFailedError
-from metalworks.serving.predict.client import LostError as LinkLostError
+from metalworks.serving.predict.client import ModelClient, ModelFailedError, ModelLostError
 from metalworks.serving.predict.onnx import Feed, OnnxModel
 from metalworks.serving.rollout import adopt as adopts
 from metalworks.serving.rollout.adopt import adopt
-from metalworks.serving.rollout.equivalence import judge
-from metalworks.serving.rollout.launcher import PROOFS, SOCKET
-from metalworks.serving.rollout.model_process import Launched, LostError
+from metalworks.serving.rollout.equivalence import check_equivalence
+from metalworks.serving.rollout.launcher import EVIDENCE, SOCKET
+from metalworks.serving.rollout.model_process import LauncherLostError, ModelProcess
 from metalworks.serving.sockets import connect
 from tests.unit.inference_models import FRAME, save_constant, save_odd, save_spy
-from tests.unit.inference_service import FRONT, JSON, LAUNCHER, RUNNER, Service, service, wait_for
+from tests.unit.inference_service import JSON, LAUNCHER, RUNNER, WORKER, Service, service, wait_for
 from tests.unit.repository import ROOT, read_yaml
 
 SERVER, MODELS, TLS = 65101, 65102, 65103
@@ -102,7 +101,7 @@ def test_a_file_that_grows_meanwhile_is_read_to_its_limit(tmp_path: Path) -> Non
 
 def evidence(root: Path, **facts: Any) -> Path:
     """Leave what the models' user is to leave."""
-    folder = root / PROOFS / "1"
+    folder = root / EVIDENCE / "1"
     folder.mkdir(parents=True)
     said = {"onnx": {"candidates": [{"file": "model.onnx"}]}, "executors": {"native": {"ok": True}}} | facts
     (folder / FACTS).write_text(json.dumps(said))
@@ -114,7 +113,7 @@ def evidence(root: Path, **facts: Any) -> Path:
 def test_what_a_proof_left_is_copied_whole(tmp_path: Path) -> None:
     folder = evidence(tmp_path / "theirs")
     (folder / "more").write_text("nobody asked for")
-    adopt(tmp_path / "theirs", (PROOFS, "1"), tmp_path / "ours" / "1")
+    adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
     assert {file.name for file in (tmp_path / "ours" / "1").iterdir()} == {FACTS, SAMPLES, "model.onnx"}
     assert [file.name for file in (tmp_path / "ours").iterdir()] == ["1"]
 
@@ -124,22 +123,22 @@ def test_what_a_proof_left_is_copied_whole(tmp_path: Path) -> None:
 def test_what_a_proof_left_is_plain_files_or_nothing(tmp_path: Path, secret: Path, name: str, what: str) -> None:
     planted(evidence(tmp_path / "theirs") / name, secret, what)
     with pytest.raises(OSError):
-        adopt(tmp_path / "theirs", (PROOFS, "1"), tmp_path / "ours" / "1")
+        adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
     assert [*(tmp_path / "ours").iterdir()] == []
 
 
-@pytest.mark.parametrize("step", ["1", PROOFS])
+@pytest.mark.parametrize("step", ["1", EVIDENCE])
 def test_no_step_of_the_way_to_a_proof_is_a_link(tmp_path: Path, step: str) -> None:
     evidence(tmp_path / "elsewhere")
     theirs = tmp_path / "theirs"
-    (theirs / PROOFS).mkdir(parents=True)
-    if step == PROOFS:
-        (theirs / PROOFS).rmdir()
-        (theirs / PROOFS).symlink_to(tmp_path / "elsewhere" / PROOFS)
+    (theirs / EVIDENCE).mkdir(parents=True)
+    if step == EVIDENCE:
+        (theirs / EVIDENCE).rmdir()
+        (theirs / EVIDENCE).symlink_to(tmp_path / "elsewhere" / EVIDENCE)
     else:
-        (theirs / PROOFS / "1").symlink_to(tmp_path / "elsewhere" / PROOFS / "1")
+        (theirs / EVIDENCE / "1").symlink_to(tmp_path / "elsewhere" / EVIDENCE / "1")
     with pytest.raises(OSError):
-        adopt(theirs, (PROOFS, "1"), tmp_path / "ours" / "1")
+        adopt(theirs, (EVIDENCE, "1"), tmp_path / "ours" / "1")
 
 
 @pytest.mark.parametrize(
@@ -155,14 +154,14 @@ def test_no_step_of_the_way_to_a_proof_is_a_link(tmp_path: Path, step: str) -> N
 def test_facts_that_are_none_are_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
     evidence(tmp_path / "theirs", **facts)
     with pytest.raises(ValueError, match=FACTS):
-        adopt(tmp_path / "theirs", (PROOFS, "1"), tmp_path / "ours" / "1")
+        adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
     assert [*(tmp_path / "ours").iterdir()] == []
 
 
 def test_facts_that_are_nested_too_deeply_are_refused(tmp_path: Path) -> None:
     (evidence(tmp_path / "theirs") / FACTS).write_text("[" * 10**6)
     with pytest.raises(ValueError, match="nested"):
-        adopt(tmp_path / "theirs", (PROOFS, "1"), tmp_path / "ours" / "1")
+        adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
 
 
 def test_a_file_of_a_proof_that_grows_ends_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +176,7 @@ def test_a_file_of_a_proof_that_grows_ends_the_copy(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(plain_files, "open_in", grows)
     with pytest.raises(NotPlainError):
-        adopt(tmp_path / "theirs", (PROOFS, "1"), tmp_path / "ours" / "1")
+        adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
 
 
 @pytest.mark.parametrize(
@@ -195,11 +194,11 @@ def test_facts_that_nobody_can_serve_by_are_refused_before_somebody_does(tmp_pat
     whole = {"columns": [{"name": "a", "type": "double"}], "tensor": None, "form": {"kind": "list", "names": []}}
     whole |= {"executors": {"native": {"ok": True, "why": ""}}, "onnx": {"candidates": [], "why": ""}}
     (tmp_path / FACTS).write_text(json.dumps(whole))
-    assert judge(tmp_path, ("native",))["executor"] == "native"
+    assert check_equivalence(tmp_path, ("native",))["executor"] == "native"
     (tmp_path / VERDICT).unlink()
     (tmp_path / FACTS).write_text(json.dumps(whole | facts))
     with pytest.raises((KeyError, TypeError, ValueError)):
-        judge(tmp_path, ("native",))
+        check_equivalence(tmp_path, ("native",))
     assert not (tmp_path / VERDICT).exists()
 
 
@@ -325,12 +324,12 @@ def asked(near: Path, answer: bytes, *, rows: bool) -> Any:
 
     async def run() -> Any:
         server = await asyncio.start_unix_server(serve, str(near / "s"))
-        link = Link(near / "s", patience=5)
+        client = ModelClient(near / "s", patience=5)
         try:
             async with asyncio.timeout(20):
-                return await (link.arrays([np.ones(1)]) if rows else link.raw(b"{}", JSON))
+                return await (client.arrays([np.ones(1)]) if rows else client.raw(b"{}", JSON))
         finally:
-            link.close()
+            client.close()
             server.close()
 
     return asyncio.run(run())
@@ -365,7 +364,7 @@ def test_rows_that_are_none_are_not_handed_on(near: Path, about: Any) -> None:
 
 
 def test_an_answer_longer_than_any_ends_the_connection(near: Path) -> None:
-    with pytest.raises(LinkLostError):
+    with pytest.raises(ModelLostError):
         asked(near, frames.PREFIX.pack(2**30, 1, frames.RAW), rows=False)
 
 
@@ -421,18 +420,18 @@ def program(folder: Path, text: str) -> dict[str, Any]:
 
 def test_the_launcher_tells_how_a_process_ended(near: Path, launcher: subprocess.Popen[bytes]) -> None:
     async def run(text: str) -> Any:
-        process = await Launched.start(near / "run" / SOCKET, program(near, text))
+        process = await ModelProcess.start(near / "run" / SOCKET, program(near, text))
         process.tell("go on\n")
         return await process.wait()
 
     end = asyncio.run(run("read line; echo first >&2; printf 'it \\033[2J said %s' \"$line\" >&2; exit 3"))
-    assert (end.code, end.said) == (3, ["first", "it  [2J said go on"])
+    assert (end.code, end.last_lines) == (3, ["first", "it  [2J said go on"])
     assert asyncio.run(run("kill -9 $$")).code == -9
     long = asyncio.run(run("yes a long line of many of them | head -n 100000 >&2"))
-    assert (long.code, len(long.said)) == (0, 30)
+    assert (long.code, len(long.last_lines)) == (0, 30)
     with pytest.raises(OSError, match="/nowhere"):
         (near / "python").unlink()
-        asyncio.run(Launched.start(near / "run" / SOCKET, program(near, "") | {"python": "/nowhere"}))
+        asyncio.run(ModelProcess.start(near / "run" / SOCKET, program(near, "") | {"python": "/nowhere"}))
 
 
 def test_the_launcher_does_not_hang_up_first(near: Path, launcher: subprocess.Popen[bytes]) -> None:
@@ -464,7 +463,7 @@ def test_a_process_ends_with_the_connection_and_with_all_that_it_started(
 ) -> None:
     async def run() -> list[int]:
         text = f"sleep 600 & echo $! $$ >{near}/pids.new; mv {near}/pids.new {near}/pids; wait"
-        process = await Launched.start(near / "run" / SOCKET, program(near, text))
+        process = await ModelProcess.start(near / "run" / SOCKET, program(near, text))
         while not (near / "pids").exists():
             await asyncio.sleep(0.05)
         process.hang_up()
@@ -477,7 +476,7 @@ def test_a_process_ends_with_the_connection_and_with_all_that_it_started(
 
 def test_a_launcher_that_is_to_end_waits_for_the_service(near: Path, launcher: subprocess.Popen[bytes]) -> None:
     async def run() -> None:
-        process = await Launched.start(near / "run" / SOCKET, program(near, "exec sleep 600"))
+        process = await ModelProcess.start(near / "run" / SOCKET, program(near, "exec sleep 600"))
         launcher.terminate()
         await asyncio.sleep(1)
         assert launcher.poll() is None
@@ -490,9 +489,9 @@ def test_a_launcher_that_is_to_end_waits_for_the_service(near: Path, launcher: s
 
 def test_who_asked_a_launcher_that_is_gone_is_told(near: Path, launcher: subprocess.Popen[bytes]) -> None:
     async def run() -> None:
-        process = await Launched.start(near / "run" / SOCKET, program(near, "exec cat"))
+        process = await ModelProcess.start(near / "run" / SOCKET, program(near, "exec cat"))
         launcher.kill()
-        with pytest.raises(LostError):
+        with pytest.raises(LauncherLostError):
             await process.wait()
 
     asyncio.run(run())
@@ -502,8 +501,8 @@ def test_who_asked_a_launcher_that_is_gone_is_told(near: Path, launcher: subproc
 def test_the_launcher_answers_one_user_alone(near: Path) -> None:
     process = _launcher(near, SERVER)
     try:
-        with pytest.raises(LostError):  # not even root
-            asyncio.run(Launched.start(near / "run" / SOCKET, program(near, "exit 0")))
+        with pytest.raises(LauncherLostError):  # not even root
+            asyncio.run(ModelProcess.start(near / "run" / SOCKET, program(near, "exit 0")))
     finally:
         process.kill()
         process.wait()
@@ -560,7 +559,7 @@ def test_a_model_that_ends_what_started_it_is_refused(models: Path, tmp_path: Pa
     with service(tmp_path, models / "constant", return_timeout=120) as running:
         running.serves("1")
         running.want(running.version("2", models / "kills"))
-        assert running.refuses("2") == "what starts models ended under it 3 times"
+        assert running.refuses("2") == "the launcher ended under it 3 times"
         assert running.post(JSON, BODY).json == {"predictions": [1.0]}
         assert running.post("text/csv", FRAME[:1].to_csv(index=False)).json == {"predictions": [1.0]}
 
@@ -624,11 +623,13 @@ def test_a_model_reaches_nothing_of_the_service_that_serves_it(models: Path) -> 
         assert running.post(JSON, BODY).status == 200  # it is in the log
         spool = folder / "state" / "spool"
         wait_for(lambda: [*spool.iterdir()], "a segment is begun")
-        (front,), (runner,) = running.processes(FRONT), _children(running.launcher.pid)
-        assert (_user(front), _user(runner)) == (SERVER, MODELS)
+        (worker,), (runner,) = running.processes(WORKER), _children(running.launcher.pid)
+        assert (_user(worker), _user(runner)) == (SERVER, MODELS)
         readings = [key, *(path for path in (folder / "run").iterdir()), *(folder / "state").rglob("*")]
-        readings += [Path(f"/proc/{pid}/{name}") for pid in (front, running.process.pid) for name in ("environ", "mem")]
-        (proof,) = (folder / "state" / PROOFS).iterdir()
+        readings += [
+            Path(f"/proc/{pid}/{name}") for pid in (worker, running.process.pid) for name in ("environ", "mem")
+        ]
+        (proof,) = (folder / "state" / EVIDENCE).iterdir()
         writings = [spool, folder / "run", folder / "state", proof, folder, folder / "versions" / "1"]
         (folder / "models-state" / "targets.json").write_text(
             json.dumps(
@@ -636,7 +637,7 @@ def test_a_model_reaches_nothing_of_the_service_that_serves_it(models: Path) -> 
                     "read": [str(path) for path in readings if not path.is_dir()],
                     "list": [str(path) for path in (folder / "run", folder / "state", spool)],
                     "write": [str(path / "planted") for path in writings],
-                    "signal": [front, running.process.pid],
+                    "signal": [worker, running.process.pid],
                     "ask": str(folder / "models-run" / SOCKET),
                 }
             )

@@ -20,13 +20,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from metalworks_model_runner.cost import judge, scan_json
+from metalworks_model_runner.cost import check_cost, scan_json
 from metalworks_model_runner.limits import Limits, TooMuchError
 
 from metalworks.serving.predict import decoding
 from metalworks.serving.predict.codecs import mlflow_request, open_inference
-from metalworks.serving.predict.codecs.mlflow_request import RefusedError
-from metalworks.serving.predict.decoding import Elsewhere, light
+from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
+from metalworks.serving.predict.decoding import DecodingProcess, light
 from tests.unit.inference_models import FRAME, save
 from tests.unit.inference_payloads import Request
 from tests.unit.inference_service import CSV, DIGEST, JSON, PARQUET, TOKEN, Answer, Service, service, wait_for
@@ -126,7 +126,7 @@ def test_what_it_would_cost_is_known_before_it_is_decoded(bomb: str) -> None:
     content_type, made, option = BOMBS[bomb]
     sent = made()
     with pytest.raises(TooMuchError, match=f"max_{option}"):
-        judge(sent, content_type, Limits())
+        check_cost(sent, content_type, Limits())
 
 
 FRAMES = {
@@ -148,23 +148,23 @@ def test_what_has_just_as_much_as_it_may_is_taken(frame: pd.DataFrame) -> None:
         (CSV, frame.to_csv(index=False).encode()),
         (PARQUET, of_parquet(pa.Table.from_pandas(frame))),
     ]:
-        judge(sent, content_type, limits)
+        check_cost(sent, content_type, limits)
         with pytest.raises(TooMuchError, match="max_rows"):
-            judge(sent, content_type, less)
+            check_cost(sent, content_type, less)
 
 
 def test_wide_tensors_have_no_columns() -> None:
-    judge(body(instances=[[0.5] * 150_000]), JSON, Limits())
-    judge(body(inputs=[[[0.5] * 224] * 224] * 3), JSON, Limits())
+    check_cost(body(instances=[[0.5] * 150_000]), JSON, Limits())
+    check_cost(body(inputs=[[[0.5] * 224] * 224] * 3), JSON, Limits())
 
 
 def test_junk_is_left_to_those_who_say_what_is_wrong() -> None:
     for content_type, sent in [(CSV, b""), (CSV, b'"'), (PARQUET, b"junk"), (PARQUET, b""), ("text/plain", b"x")]:
-        judge(sent, content_type, Limits())
-        judge(sent, JSON, Limits())
+        check_cost(sent, content_type, Limits())
+        check_cost(sent, JSON, Limits())
     for sent in (b"", b"{", b"\xff\xfe", b"[1,"):
         with pytest.raises(ValueError, match=r"\w"):
-            judge(sent + b" " * 2000, JSON, Limits())
+            check_cost(sent + b" " * 2000, JSON, Limits())
     assert scan_json(b"[]", Limits()) == 1
 
 
@@ -226,7 +226,7 @@ HALF = "\ud800"
     ],
 )
 def test_what_is_no_request_is_refused_and_said_why(sent: bytes) -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         open_inference.decode(FACTS, 10, sent)
     assert refused.value.status == 400
     assert len(refused.value.message) < 1000
@@ -240,15 +240,15 @@ def test_the_last_of_two_of_a_name_counts() -> None:
 
 def test_more_rows_than_there_may_be_are_refused_also_of_small_requests() -> None:
     known = mlflow_request.decoder(FACTS, Limits(rows=4, cells=9))
-    with pytest.raises(RefusedError, match="max_rows, and max_cells for all columns: for this model 3"):
+    with pytest.raises(RequestRefusedError, match="max_rows, and max_cells for all columns: for this model 3"):
         known(split_of(b"[1, 2, 3]", 4))
     assert known(split_of(b"[1, 2, 3]", 3)) is not None
-    with pytest.raises(RefusedError, match="has 1 rows"):
+    with pytest.raises(RequestRefusedError, match="has 1 rows"):
         open_inference.decode(FACTS, 0, infer())
 
 
 def test_columns_that_callers_invent_are_not_kept() -> None:
-    known = mlflow_request.Columns(FACTS["columns"], False)  # type: ignore[arg-type]
+    known = mlflow_request.TableDecoder(FACTS["columns"], False)  # type: ignore[arg-type]
     names = [*FRAME.columns, *map(str, range(1000))]
     assert known.arrays_of(split_of(b"[1, 2, 3]", 1, json.dumps(names).encode())) is None
     assert known._orders == {}
@@ -268,7 +268,7 @@ def test_whatever_is_light_is_decoded_within_50_ms() -> None:
         seconds = []
         for _ in range(3):
             began = time.thread_time()
-            with contextlib.suppress(RefusedError):
+            with contextlib.suppress(RequestRefusedError):
                 known(sent) if b"datatype" not in sent else open_inference.decode(FACTS, 10, sent)
             seconds.append(time.thread_time() - began)
         assert min(seconds) < 0.05, sent[:80]
@@ -276,12 +276,12 @@ def test_whatever_is_light_is_decoded_within_50_ms() -> None:
     assert not light(b" " * (decoding.LOOK_BYTES + 1))
 
 
-async def _ask(decode: Elsewhere, *asked: tuple[str, bytes]) -> list[Any]:
+async def _ask(decode: DecodingProcess, *asked: tuple[str, bytes]) -> list[Any]:
     found: list[Any] = []
     for protocol, sent in asked:
         try:
             found.append(await decode(protocol, sent))
-        except RefusedError as refusal:
+        except RequestRefusedError as refusal:
             found.append(refusal)
     return found
 
@@ -289,7 +289,7 @@ async def _ask(decode: Elsewhere, *asked: tuple[str, bytes]) -> list[Any]:
 def test_another_process_decodes_as_this_one_does_and_ends_when_there_is_nothing_to_do() -> None:
     import asyncio
 
-    decode = Elsewhere(FACTS, Limits())
+    decode = DecodingProcess(FACTS, Limits())
     good, bad = split_of(b"[1, 2, 3]", 4), b"{}"
     asked = [(decoding.INVOCATIONS, good), (decoding.INVOCATIONS, bad), (decoding.TENSORS, infer())]
     asked += [(decoding.TENSORS, bad), (decoding.INVOCATIONS, split_of(b"[]", 3_000_000))]

@@ -187,13 +187,13 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """What installations wait for; it is set, and who clears it holds up those that begin then."""
-    event, install = threading.Event(), Follower._installed
+    event, install = threading.Event(), Follower._install
 
     def slowly(self: Follower, card: ModelCard) -> dict[str, str]:
         assert event.wait(60)
         return install(self, card)
 
-    monkeypatch.setattr(Follower, "_installed", slowly)
+    monkeypatch.setattr(Follower, "_install", slowly)
     event.set()
     return event
 
@@ -342,7 +342,7 @@ def test_what_is_found_bad_while_it_is_installed_is_refused(
         raise FetchError("requirements.txt is missing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Follower, "_here", refuse)
+        patch.setattr(Follower, "_find", refuse)
         host.follower.round()
     go.set()
     assert host.status()["roles"]["champion"]["is"] == "refused"

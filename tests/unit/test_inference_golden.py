@@ -16,11 +16,11 @@ from typing import Any
 import mlflow
 import pytest
 from fastapi.testclient import TestClient
+from metalworks_model_runner.inspection import inspect_model
 from metalworks_model_runner.model import Model
-from metalworks_model_runner.proof import prove
 from mlflow.pyfunc import scoring_server
 
-from metalworks.serving.rollout.equivalence import judge
+from metalworks.serving.rollout.equivalence import check_equivalence
 from tests.unit.inference_models import MODELS, TORCH, save
 from tests.unit.inference_payloads import Request, requests_to
 from tests.unit.inference_service import JSON, Answer, Service, assembled, invocations, service
@@ -54,7 +54,7 @@ class Lab:
         return save(name, self.folder / name / "model")
 
     def _proof(self, name: str) -> Path:
-        prove(self.saved(name), self.folder / name / "proof")
+        inspect_model(self.saved(name), self.folder / name / "proof")
         return self.folder / name / "proof"
 
     def _golden(self, name: str) -> dict[str, Answer]:
@@ -142,10 +142,12 @@ def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_serves_is_the_quickest_that_is_proven_equal(lab: Lab, name: str) -> None:
     wanted = MODELS[name].executors.split()
-    assert judge(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))["executor"] == [*wanted, "mlflow"][0]
+    assert (
+        check_equivalence(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))["executor"] == [*wanted, "mlflow"][0]
+    )
     for executor in {"onnx", "native", "pyfunc"} - set(wanted):
         with pytest.raises(ValueError, match=f"not {executor}: "):
-            judge(lab.proof(name), (executor,))
+            check_equivalence(lab.proof(name), (executor,))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from metalworks_model_runner import frames, packing
 
-from metalworks.serving.predict.client import DownError, Link
+from metalworks.serving.predict.client import ModelClient, ModelDownError
 from metalworks.serving.rollout.release import runner_folder
 
 ROWS = [np.ones(3)]
@@ -57,18 +57,18 @@ class Process:
         self._writer.close()
 
 
-def between(tmp_path: Path, talk: Callable[[Link, Process], Awaitable[None]]) -> None:
+def between(tmp_path: Path, talk: Callable[[ModelClient, Process], Awaitable[None]]) -> None:
     """Run a conversation."""
 
     async def run() -> None:
         process = Process()
         server = await asyncio.start_unix_server(process.serve, str(tmp_path / "s"))
-        link = Link(tmp_path / "s", patience=30)
+        client = ModelClient(tmp_path / "s", patience=30)
         try:
             async with asyncio.timeout(20):
-                await talk(link, process)
+                await talk(client, process)
         finally:
-            link.close()
+            client.close()
             server.close()
 
     asyncio.run(run())
@@ -84,17 +84,17 @@ async def given_up(asking: Awaitable[object], process: Process) -> None:
 
 
 def test_rows_are_not_sent_behind_others_that_nobody_waits_for(tmp_path: Path) -> None:
-    async def talk(link: Link, process: Process) -> None:
-        await given_up(link.arrays(ROWS), process)
-        late = asyncio.ensure_future(link.arrays(ROWS))
-        other = asyncio.ensure_future(link.raw(b"{}", "application/json"))  # has a thread of its own there
+    async def talk(client: ModelClient, process: Process) -> None:
+        await given_up(client.arrays(ROWS), process)
+        late = asyncio.ensure_future(client.arrays(ROWS))
+        other = asyncio.ensure_future(client.raw(b"{}", "application/json"))  # has a thread of its own there
         await process.came(2)
         assert [kind for _, kind in process.asked] == [frames.ARRAYS, frames.RAW]
         late.cancel()  # and leaves nothing behind
         process.answer()
         process.answer()
         assert (await other)[0] == 200
-        again = asyncio.ensure_future(link.arrays(ROWS))
+        again = asyncio.ensure_future(client.arrays(ROWS))
         await process.came(1)
         process.answer()
         assert (await again)[0].tolist() == ROWS[0].tolist()
@@ -103,13 +103,13 @@ def test_rows_are_not_sent_behind_others_that_nobody_waits_for(tmp_path: Path) -
 
 
 def test_requests_that_were_given_up_count_until_they_are_answered(tmp_path: Path) -> None:
-    async def talk(link: Link, process: Process) -> None:
-        await given_up(link.raw(b"{}", "application/json"), process)
-        assert link.requests_given_up == 1
+    async def talk(client: ModelClient, process: Process) -> None:
+        await given_up(client.raw(b"{}", "application/json"), process)
+        assert client.requests_given_up == 1
         process.answer()
-        asked = asyncio.ensure_future(link.raw(b"{}", "application/json"))
+        asked = asyncio.ensure_future(client.raw(b"{}", "application/json"))
         await process.came(1)
-        assert link.requests_given_up == 0
+        assert client.requests_given_up == 0
         process.answer()
         assert await asked == (200, "text/plain", b"yes")
 
@@ -117,9 +117,9 @@ def test_requests_that_were_given_up_count_until_they_are_answered(tmp_path: Pat
 
 
 def test_what_was_given_up_ends_with_its_process(tmp_path: Path) -> None:
-    async def talk(link: Link, process: Process) -> None:
-        await given_up(link.arrays(ROWS), process)
-        late = asyncio.ensure_future(link.arrays(ROWS))
+    async def talk(client: ModelClient, process: Process) -> None:
+        await given_up(client.arrays(ROWS), process)
+        late = asyncio.ensure_future(client.arrays(ROWS))
         process.die()
         await process.came(1)
         process.answer()
@@ -130,21 +130,21 @@ def test_what_was_given_up_ends_with_its_process(tmp_path: Path) -> None:
 
 def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path) -> None:
     async def ask() -> None:
-        link = Link(tmp_path / "nobody", patience=1)
-        asked = [link.raw(b"{}", "application/json"), link.arrays(ROWS), link.arrays(ROWS)]
+        client = ModelClient(tmp_path / "nobody", patience=1)
+        asked = [client.raw(b"{}", "application/json"), client.arrays(ROWS), client.arrays(ROWS)]
         found = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(each) for each in found] == [DownError] * 3
+        assert [type(each) for each in found] == [ModelDownError] * 3
         began = time.monotonic()
-        with pytest.raises(DownError):  # who comes later does not wait as long once more
-            await link.arrays(ROWS)
-        assert time.monotonic() - began < link.patience
+        with pytest.raises(ModelDownError):  # who comes later does not wait as long once more
+            await client.arrays(ROWS)
+        assert time.monotonic() - began < client.patience
         process = Process()
         server = await asyncio.start_unix_server(process.serve, str(tmp_path / "nobody"))
-        asked = asyncio.ensure_future(link.arrays(ROWS))
+        asked = asyncio.ensure_future(client.arrays(ROWS))
         await process.came(1)
         process.answer()
         assert (await asked)[0].tolist() == ROWS[0].tolist()
-        link.close()
+        client.close()
         server.close()
 
     asyncio.run(ask())
@@ -160,7 +160,7 @@ def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str, answered: b
     first = 60 if answered else 1.5
     program = f"""
 import ctypes, sys, time
-from metalworks_model_runner.server import Server
+from metalworks_model_runner.server import ModelServer
 server = Server.__new__(Server)
 server._since = {{}}
 server._answered = {answered}

@@ -25,9 +25,9 @@ import pandas as pd
 import pytest
 import threadpoolctl
 from metalworks_model_runner import evidence, frames, packing, samples, threads
+from metalworks_model_runner.inspection import InspectionError, inspect_model
 from metalworks_model_runner.json_equality import same
 from metalworks_model_runner.model import UnfitError, outputs_of
-from metalworks_model_runner.proof import ProofError, prove
 from metalworks_model_runner.signature import describe
 from mlflow.models import infer_signature
 from mlflow.models.utils import _enforce_schema
@@ -42,16 +42,16 @@ from metalworks.serving.predict import variants
 from metalworks.serving.predict.batching import Batcher, QueueFullError
 from metalworks.serving.predict.client import ModelFailedError
 from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
-from metalworks.serving.predict.variants import Arm
+from metalworks.serving.predict.variants import Variant
 from metalworks.serving.rollout import canary
-from metalworks.serving.rollout.equivalence import judge
-from metalworks.serving.rollout.release import PROOFS_KEPT, Release, tidy_proofs
+from metalworks.serving.rollout.equivalence import check_equivalence
+from metalworks.serving.rollout.release import EVIDENCE_KEPT, Release, remove_old_evidence
 from metalworks.serving.rollout.shadow import Shadow, _difference
 from metalworks.serving.rollout.supervisor import Supervisor
-from metalworks.serving.settings import Canary, Settings, SettingsError
+from metalworks.serving.settings import CanaryRules, Settings, SettingsError
 from metalworks.serving.telemetry import latency, metrics
 from metalworks.serving.telemetry.metrics import Series, Stats
-from metalworks.serving.telemetry.prediction_log import Log, Source
+from metalworks.serving.telemetry.prediction_log import Log, PredictionSource
 from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
@@ -68,7 +68,7 @@ def body(**fields: Any) -> bytes:
 
 def test_columns_of_one_type_are_one_matrix_in_the_models_order() -> None:
     (matrix,) = (
-        mlflow_request.Columns(DOUBLES, False).arrays_of(
+        mlflow_request.TableDecoder(DOUBLES, False).arrays_of(
             body(dataframe_split={"columns": ["b", "x", "a"], "data": [[1, 9, 2.5]]})
         )
         or []
@@ -78,7 +78,7 @@ def test_columns_of_one_type_are_one_matrix_in_the_models_order() -> None:
 
 def test_columns_of_many_types_are_arrays_of_these() -> None:
     record = {"boolean": True, "integer": 1, "long": 2**40, "float": 0.5, "double": 1, "string": "ü"}
-    given = mlflow_request.Columns(MIXED, False).arrays_of(body(dataframe_records=[record, record]))
+    given = mlflow_request.TableDecoder(MIXED, False).arrays_of(body(dataframe_records=[record, record]))
     assert given is not None
     assert [each.tolist()[0] for each in given] == [True, 1, 2**40, 0.5, 1.0, "ü"]
     assert [each.dtype.name for each in given] == ["bool", "int32", "int64", "float32", "float64", "object"]
@@ -95,20 +95,20 @@ def test_columns_of_many_types_are_arrays_of_these() -> None:
     ],
 )
 def test_what_needs_judgement_is_left_to_mlflow(form: str, text: str) -> None:
-    assert mlflow_request.Columns(DOUBLES, False).arrays_of((form % text).encode()) is None
-    assert mlflow_request.Columns(DOUBLES, False).arrays_of((form % "2").encode()) is not None
+    assert mlflow_request.TableDecoder(DOUBLES, False).arrays_of((form % text).encode()) is None
+    assert mlflow_request.TableDecoder(DOUBLES, False).arrays_of((form % "2").encode()) is not None
 
 
 def test_null_is_nan_where_the_model_was_seen_to_take_it() -> None:
-    given = mlflow_request.Columns(DOUBLES, True).arrays_of(body(dataframe_records=[{"a": None, "b": 1}]))
+    given = mlflow_request.TableDecoder(DOUBLES, True).arrays_of(body(dataframe_records=[{"a": None, "b": 1}]))
     assert given is not None
     assert np.array_equal(given[0], [[math.nan, 1.0]], equal_nan=True)
     text = '{"dataframe_records": [{"a": null, "b": 1e39}]}'
-    assert mlflow_request.Columns(DOUBLES, True).arrays_of(text.encode()) is None
+    assert mlflow_request.TableDecoder(DOUBLES, True).arrays_of(text.encode()) is None
 
 
 def test_tensor_has_the_shape_of_the_signature() -> None:
-    decode = mlflow_request.Tensor("float32", [-1, 2, 2]).arrays_of
+    decode = mlflow_request.TensorDecoder("float32", [-1, 2, 2]).arrays_of
     (tensor,) = decode(body(instances=[[[1, 2], [3, 4]]])) or []
     assert (tensor.shape, tensor.dtype) == ((1, 2, 2), np.float32)
     for wrong in ([[[1, 2]]], [[1, 2], [3, 4]], [], [[[1, 2], [3]]], 5, None, [[[1, 2], [3, "x"]]]):
@@ -156,7 +156,7 @@ def test_random_requests_are_decoded_as_mlflow_does_or_not_at_all() -> None:
         else:
             content = [{name: row.get(name, 7) for name in order} for row in table]
         text = body(**{form: content})
-        ours = mlflow_request.Columns(describe(schema)["columns"], False).arrays_of(text)
+        ours = mlflow_request.TableDecoder(describe(schema)["columns"], False).arrays_of(text)
         if ours is None:
             continue
         decoded += 1
@@ -476,15 +476,15 @@ def test_threads_of_this_machines_own_library_are_set() -> None:
 
 @pytest.mark.parametrize("inline", [True, False])
 def test_what_the_runtime_refuses_the_model_itself_is_asked(inline: bool, tmp_path: Path) -> None:
-    prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
-    verdict = {**judge(tmp_path / "proof", ("onnx",)), "inline": inline}
+    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
+    verdict = {**check_equivalence(tmp_path / "proof", ("onnx",)), "inline": inline}
     (tmp_path / "proof" / "verdict.json").write_text(json.dumps(verdict))
     card = {"name": "model", "version": "1", "alias": "champion"}
     entry = {"id": "1", "card": card, "environment": "", "proof": str(tmp_path / "proof"), "socket": "/nowhere"}
     settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
 
     async def run() -> None:
-        version = variants.Version(entry, settings, Stats())
+        version = variants.LoadedVersion(entry, settings, Stats())
         assert (version.inline is not None) is inline
         assert len((await version.outputs([FRAME.to_numpy()]))[0]) == len(FRAME)
         asked = []
@@ -493,7 +493,7 @@ def test_what_the_runtime_refuses_the_model_itself_is_asked(inline: bool, tmp_pa
             asked.append(arrays[0].shape)
             return [np.array([7.0])]
 
-        version.link.arrays = model  # type: ignore[method-assign]
+        version.client.arrays = model  # type: ignore[method-assign]
         assert (await version.outputs([np.zeros((1, 99))]))[0].tolist() == [7.0]
         assert asked == [(1, 99)]
         version.close()
@@ -525,17 +525,21 @@ def test_version_that_leaves_while_another_is_read_is_not_given_requests(monkeyp
         entries: dict[str, Any] = {role: {"id": each} for role, each in wanted.items()}
         return route.follow({**entries, "revision": revision}, None, Stats())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(variants, "Version", Fake)
+    monkeypatch.setattr(variants, "LoadedVersion", Fake)
     route = variants.Route()
     asyncio.run(run())
-    assert {arm.version.id: arm.version.closed for arm in route.arms} == {"next": False, "read": False, "left": False}
+    assert {variant.version.id: variant.version.closed for variant in route.variants} == {
+        "next": False,
+        "read": False,
+        "left": False,
+    }
 
 
 # -- Releases
 
 
 @pytest.mark.parametrize(
-    ("hurry", "order"), [(True, ["spawn", "prove", "start"]), (False, ["prove", "spawn", "start"])]
+    ("hurry", "order"), [(True, ["spawn", "choose_executor", "start"]), (False, ["choose_executor", "spawn", "start"])]
 )
 def test_while_somebody_serves_one_step_of_a_release_follows_the_other(
     hurry: bool, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -553,7 +557,7 @@ def test_while_somebody_serves_one_step_of_a_release_follows_the_other(
 
         return run
 
-    for name in ("spawn", "prove", "start"):
+    for name in ("spawn", "choose_executor", "start"):
         monkeypatch.setattr(release, f"_{name}", step(name))
     asyncio.run(release.prepare(hurry=hurry))
     assert release.ready
@@ -612,12 +616,12 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
 def test_proofs_that_versions_are_served_from_stay(tmp_path: Path) -> None:
     settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
     release = Release(DesiredVersion("1", str(tmp_path), "python", ""), settings)
-    others = [release.proof.with_name(f"{number}-x") for number in range(PROOFS_KEPT + 2)]
-    for age, proof in enumerate([release.proof, *others]):
+    others = [release.evidence.with_name(f"{number}-x") for number in range(EVIDENCE_KEPT + 2)]
+    for age, proof in enumerate([release.evidence, *others]):
         proof.mkdir(parents=True)
         os.utime(proof, (age, age))
-    tidy_proofs(settings, [release])
-    assert set(release.proof.parent.iterdir()) == {release.proof, *others[2:]}
+    remove_old_evidence(settings, [release])
+    assert set(release.evidence.parent.iterdir()) == {release.evidence, *others[2:]}
 
 
 def test_version_is_not_ended_before_every_process_has_left_it(tmp_path: Path) -> None:
@@ -656,7 +660,7 @@ def test_versions_are_refused_by_who_serves_and_by_who_fetches(tmp_path: Path) -
 
 # -- Canary
 
-RULES = Canary(percent=10, min_requests=100, min_seconds=60, max_error_rate_increase=0.01, max_latency_ratio=1.5)
+RULES = CanaryRules(percent=10, min_requests=100, min_seconds=60, max_error_rate_increase=0.01, max_latency_ratio=1.5)
 
 
 @pytest.mark.parametrize(
@@ -773,10 +777,10 @@ def test_what_is_not_compared_is_not_counted_as_compared() -> None:
         shadow = Shadow(counts, None, 10)
         version: Any = Answers()
         series = counts.of("shadow", "2", "mlflow")
-        arm = Arm(version, "shadow", series, series)
-        shadow.copy(arm, None, (b"a\n1\n", b"text/csv"))
-        shadow.copy(arm, None, (b"", b""))
-        shadow.copy(arm, [np.array([1.0])], (b"", b""), lambda _: None)  # over /v2, which MLflow does not take
+        variant = Variant(version, "shadow", series, series)
+        shadow.copy(variant, None, (b"a\n1\n", b"text/csv"))
+        shadow.copy(variant, None, (b"", b""))
+        shadow.copy(variant, [np.array([1.0])], (b"", b""), lambda _: None)  # over /v2, which MLflow does not take
         await asyncio.gather(*shadow._tasks)
         return counts.shadow
 
@@ -790,7 +794,7 @@ def test_log_is_written_in_whole_segments(tmp_path: Path) -> None:
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
     facts = {"columns": DOUBLES}
-    source = Source("champion", "4", facts)  # type: ignore[arg-type]
+    source = PredictionSource("champion", "4", facts)  # type: ignore[arg-type]
     log.add(source, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
     log.add(source, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
     log.add(source, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
@@ -822,7 +826,7 @@ def test_log_takes_its_share_and_drops_what_nobody_takes_away(tmp_path: Path, mo
     assert 350 < sum(log.takes() for _ in range(2000)) < 650
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log.SPOOL_BYTES", 10)
     (log.folder / "1-1.jsonl").write_bytes(b"x" * 11)
-    source = Source("champion", "4", {"columns": None})  # type: ignore[arg-type]
+    source = PredictionSource("champion", "4", {"columns": None})  # type: ignore[arg-type]
     log.add(source, None, b"x", 200, b"{}", 0.1)
     log.close()
     assert (counts.log, len([*log.folder.iterdir()])) == ({"dropped": 1}, 1)
@@ -834,7 +838,7 @@ def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", lambda *_: held.wait(30) and b"\n")
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
-    source = Source("champion", "4", {"columns": None})  # type: ignore[arg-type]
+    source = PredictionSource("champion", "4", {"columns": None})  # type: ignore[arg-type]
     for _ in range(10):
         log.add(source, None, b"x", 200, b"{}", 0.1)
     held.set()
@@ -850,13 +854,13 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
 
     def line(*of: Any) -> bytes:
         assert held.wait(30)
-        bodies.append(of[5])
+        bodies.append(of[3])
         return b"\n"
 
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", line)
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
-    source = Source("champion", "4", {"columns": None})  # type: ignore[arg-type]
+    source = PredictionSource("champion", "4", {"columns": None})  # type: ignore[arg-type]
     for _ in range(5):
         log.add(source, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
         log.add(source, None, b"x" * 4_000, 200, b"{}", 0.1)
@@ -871,7 +875,7 @@ def test_request_that_cannot_be_written_ends_no_log(tmp_path: Path, caplog: pyte
     counts = Stats()
     log = Log(tmp_path / "spool", 1.0, counts)
     facts = {"columns": [{"name": "a", "type": "string", "required": True}]}
-    source = Source("champion", "4", facts)  # type: ignore[arg-type]
+    source = PredictionSource("champion", "4", facts)  # type: ignore[arg-type]
     for text in ("\ud800", "\ud801", "a"):
         log.add(source, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
     log.close()
@@ -910,7 +914,7 @@ def test_settings_come_from_the_environment() -> None:
         tokens_sha256=frozenset({"ab"}),
         log_share=0.5,
         executors=("native", "mlflow"),
-        canary=Canary(percent=5),
+        canary=CanaryRules(percent=5),
         request_timeout=1.5,
         runtime=Path("/else"),
     )
@@ -974,9 +978,9 @@ def set_constant(graph: Any) -> None:
 
 @pytest.mark.parametrize(("name", "change"), [("ridge", None), ("forest", set_leaf), ("forest", round_thresholds)])
 def test_converted_model_that_answers_otherwise_is_not_used(tmp_path: Path, name: str, change: Any) -> None:
-    prove(save(name, tmp_path / "model"), tmp_path / "proof")
+    inspect_model(save(name, tmp_path / "model"), tmp_path / "proof")
     allowed = ("onnx", "native", "pyfunc", "mlflow")
-    assert judge(tmp_path / "proof", allowed)["executor"] == "onnx"
+    assert check_equivalence(tmp_path / "proof", allowed)["executor"] == "onnx"
     for file in (tmp_path / "proof").glob("*.onnx"):
         model = onnx.load(file)
         if change is None:
@@ -985,51 +989,51 @@ def test_converted_model_that_answers_otherwise_is_not_used(tmp_path: Path, name
         else:
             change(model.graph)
         onnx.save(model, file)
-    said = judge(tmp_path / "proof", allowed)
+    said = check_equivalence(tmp_path / "proof", allowed)
     assert said["executor"] == "native"
     assert "otherwise than MLflow" in said["why"]
 
 
 def test_converted_model_may_refuse_what_the_model_itself_answers(tmp_path: Path) -> None:
-    prove(save("gaps", tmp_path / "model"), tmp_path / "proof")
-    said = judge(tmp_path / "proof", ("onnx",))
+    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
+    said = check_equivalence(tmp_path / "proof", ("onnx",))
     assert "equal to MLflow's on " in said["why"]
     assert "; the model itself answers what it refuses, as " in said["why"]
     assert said["nulls"]
     assert said["feed"]["double"]
     assert said["way"] == "pyfunc"
-    assert judge(tmp_path / "proof", ("onnx", "native"))["way"] == "frame"
+    assert check_equivalence(tmp_path / "proof", ("onnx", "native"))["way"] == "frame"
 
 
 def test_converted_model_that_refuses_the_recorded_example_is_not_used(tmp_path: Path) -> None:
-    prove(save("gaps", tmp_path / "model"), tmp_path / "proof")
+    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
     for file in (tmp_path / "proof").glob("*.onnx"):
         model = onnx.load(file)
         (words,) = (node for node in model.graph.node if node.op_type == "OneHotEncoder")
         categories = next(each for each in words.attribute if each.name == "cats_strings")
         categories.strings[:] = [b"?" if each == b"JFK" else each for each in categories.strings]
         onnx.save(model, file)
-    said = judge(tmp_path / "proof", ("onnx", "native"))
+    said = check_equivalence(tmp_path / "proof", ("onnx", "native"))
     assert said["executor"] == "native"
     assert "the converted model refuses rows of its kind: " in said["why"]
 
 
 def test_model_whose_first_row_is_refused_is_timed_by_another(tmp_path: Path) -> None:
     """Without an example the first row is a random one."""
-    prove(save("gaps", tmp_path / "model"), tmp_path / "proof")
+    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
     known = evidence.read(tmp_path / "proof")
     first = next(each for each in known["rows"] if each.dtype == object).tolist().index("an unknown value")
     for group in ("rows", "expected"):
         known[group] = [np.roll(each, -first, axis=0)[: samples.ROWS] for each in known[group]]
     evidence.write(tmp_path / "proof", known)
-    assert judge(tmp_path / "proof", ("onnx",))["executor"] == "onnx"
+    assert check_equivalence(tmp_path / "proof", ("onnx",))["executor"] == "onnx"
 
 
 def test_converted_model_that_is_none_is_not_used(tmp_path: Path) -> None:
-    prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
+    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
     for file in (tmp_path / "proof").glob("*.onnx"):
         file.write_bytes(b"junk")
-    assert judge(tmp_path / "proof", ("onnx", "mlflow"))["executor"] == "mlflow"
+    assert check_equivalence(tmp_path / "proof", ("onnx", "mlflow"))["executor"] == "mlflow"
 
 
 class Raises(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -1044,8 +1048,8 @@ def test_model_that_does_not_answer_its_example_is_refused(tmp_path: Path) -> No
     (tmp_path / "model" / "serving_input_example.json").write_text(
         json.dumps({"dataframe_split": FRAME.to_dict("split")})
     )
-    with pytest.raises(ProofError, match=r"^it does not answer its own example: .*unexpected error"):
-        prove(tmp_path / "model", tmp_path / "proof")
+    with pytest.raises(InspectionError, match=r"^it does not answer its own example: .*unexpected error"):
+        inspect_model(tmp_path / "model", tmp_path / "proof")
 
 
 @pytest.mark.parametrize("change", [0.0, 1e-9, 0.01])
@@ -1064,10 +1068,10 @@ def test_model_that_answers_its_example_otherwise_than_when_it_was_made_is_refus
         metadata={"metalworks.example_predictions": (model.predict(FRAME[:2]) * (1 + change)).tolist()},
     )
     if change < 1e-6:
-        assert prove(tmp_path / "model", tmp_path / "proof")["executors"]["native"]["ok"]
+        assert inspect_model(tmp_path / "model", tmp_path / "proof")["executors"]["native"]["ok"]
     else:
-        with pytest.raises(ProofError, match=r"it answers its example with .* when it was made"):
-            prove(tmp_path / "model", tmp_path / "proof")
+        with pytest.raises(InspectionError, match=r"it answers its example with .* when it was made"):
+            inspect_model(tmp_path / "model", tmp_path / "proof")
 
 
 @pytest.mark.parametrize("inline_rows", [0, 1000])
@@ -1075,8 +1079,8 @@ def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows:
     """Without the garbage collector, which is told to leave what is loaded alone."""
     from metalworks.serving.predict.variants import Route
 
-    prove(save("ridge", tmp_path / "model"), tmp_path / "proof")
-    judge(tmp_path / "proof", ("onnx",))
+    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
+    check_equivalence(tmp_path / "proof", ("onnx",))
     card = {"name": "model", "version": "1", "alias": "champion"}
     entry = {"id": "1", "card": card, "environment": "", "proof": str(tmp_path / "proof"), "socket": "/nowhere"}
     settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
@@ -1118,6 +1122,7 @@ def test_a_check_is_answered_and_leaves_no_trace_in_log_and_shadow(tmp_path: Pat
 
     version = SimpleNamespace(
         number="1",
+        facts={},
         decode=lambda body: outputs,
         inline=(lambda arrays: outputs) if inline else None,
         inline_rows=1,
@@ -1126,7 +1131,7 @@ def test_a_check_is_answered_and_leaves_no_trace_in_log_and_shadow(tmp_path: Pat
     )
     series = counts.of("champion", "1", "onnx")
     route: Any = SimpleNamespace(
-        choose=lambda: Arm(version, "champion", series, series),  # type: ignore[arg-type]
+        choose=lambda: Variant(version, "champion", series, series),  # type: ignore[arg-type]
         shadow=object(),
     )
     shadow: Any = SimpleNamespace(copy=lambda *given: copied.append(given))

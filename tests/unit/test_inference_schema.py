@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
+from metalworks_model_runner.inspection import inspect_model
 from metalworks_model_runner.model import Model
-from metalworks_model_runner.proof import prove
 from schemathesis.checks import ignored_auth, negative_data_rejection
 from schemathesis.config import SchemathesisConfig
 
@@ -239,7 +239,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """Serve a model without processes."""
     folder = tmp_path_factory.mktemp("alone")
     save("ridge", folder / "model")
-    prove(folder / "model", folder / "proof")
+    inspect_model(folder / "model", folder / "proof")
     tokens = frozenset({DIGEST})
     with assembled(folder / "proof", Model(folder / "model"), "onnx", tokens_sha256=tokens) as ours:
         yield ours.client
@@ -370,7 +370,7 @@ def test_open_inference_protocol_knows_no_other_model(client: TestClient) -> Non
 def test_errors_of_either_protocol_are_counted_by_kind(tmp_path: Path) -> None:
     """As many as there were requests without a prediction; what asks for none is no error."""
     save("ridge", tmp_path / "model")
-    prove(tmp_path / "model", tmp_path / "proof")
+    inspect_model(tmp_path / "model", tmp_path / "proof")
     with assembled(tmp_path / "proof", Model(tmp_path / "model"), "onnx", max_body_bytes=10_000) as served:
 
         def kinds(*asked: tuple[str, Any]) -> dict[str, int]:

@@ -17,7 +17,7 @@ import pytest
 
 from scripts.inference import constant_load
 from tests.unit.inference_models import FRAME, save_constant, save_odd
-from tests.unit.inference_service import FRONT, JSON, RUNNER, Service, service, wait_for
+from tests.unit.inference_service import JSON, RUNNER, WORKER, Service, service, wait_for
 
 PER_SECOND = 200
 BODY = json.dumps({"dataframe_split": FRAME[:1].to_dict("split")})
@@ -167,7 +167,7 @@ def test_version_whose_interpreter_is_missing_is_refused(one: Service, models: P
 
 def test_files_that_are_broken_or_gone_end_nothing(one: Service, models: Path) -> None:
     (one.folder / "wanted.json").write_text("{")
-    wait_for(lambda: "is not what it should be" in one.log, "it says so")
+    wait_for(lambda: "is malformed, so nothing changes" in one.log, "it is logged")
     entry = one.version("3", models / "2")
     (one.folder / "versions" / "3" / "model.json").write_text("{")
     one.want(entry)
@@ -195,13 +195,13 @@ def test_model_process_that_is_killed_costs_nobody_anything(one: Service, models
 
 def test_http_process_that_is_killed_comes_back_and_counts_on(one: Service) -> None:
     one.post(JSON, BODY)
-    killed, other = sorted(one.processes(FRONT))
+    killed, other = sorted(one.processes(WORKER))
     spool = one.folder / "state" / "spool"
     before = sum(sum(each["statuses"].values()) for counts in one.counts() for each in counts["series"])
     parts = [*spool.glob(f"*-{killed}.part")]
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: len(one.processes(FRONT)) == 2 and killed not in one.processes(FRONT), "it is started again")
-    assert other in one.processes(FRONT)
+    wait_for(lambda: len(one.processes(WORKER)) == 2 and killed not in one.processes(WORKER), "it is started again")
+    assert other in one.processes(WORKER)
     wait_for(lambda: one.routes("1"), "the new one has the route")
     for _ in range(20):
         assert one.post(JSON, BODY).status == 200
@@ -215,12 +215,12 @@ def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) ->
         (one.folder / "state" / "serving.new").mkdir()
         one.want(one.version("2", models / "2"))
         one.serves("2")
-        assert "After a restart another version will serve first" in one.log
+        assert "after a restart the version before will serve first" in one.log
         (one.folder / "state" / "serving.new").rmdir()
         (one.folder / "run" / "state.new").mkdir()
         one.want(one.version("1", models / "1"))
         wait_for(lambda: one.routes("1"), "version 1 answers")
-        wait_for(lambda: "Nothing changes until this is mended" in one.log, "it is said")
+        wait_for(lambda: "Versions cannot change until this is fixed" in one.log, "it is said")
         (one.folder / "run" / "state.new").rmdir()
         one.serves("1")
     assert asking.predictions() == {(1.0, 2.0, 1.0)}
@@ -228,12 +228,12 @@ def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) ->
 
 def test_counts_that_cannot_be_written_end_nothing(one: Service, models: Path) -> None:
     """Each HTTP process says so once, and follows the route all the while."""
-    said = one.log.count("The counts cannot be written")
+    said = one.log.count("Cannot write the counts")
     blocks = [one.folder / "run" / f"stats-{slot}.new" for slot in range(2)]
     with load(one) as asking:
         for block in blocks:
             wait_for(lambda at=block: _made(at), "no process writes at this very moment")  # type: ignore[misc]
-        wait_for(lambda: one.log.count("The counts cannot be written") == said + 2, "both say so")
+        wait_for(lambda: one.log.count("Cannot write the counts") == said + 2, "both say so")
         one.want(one.version("2", models / "2"))
         wait_for(lambda: {json.loads(each.body)["predictions"][0] for each in asking.answers[-20:]} == {2.0}, "of 2")
         assert one.get("/metrics").status == 200
@@ -241,7 +241,7 @@ def test_counts_that_cannot_be_written_end_nothing(one: Service, models: Path) -
         for block in blocks:
             block.rmdir()
         one.serves("2")
-    assert one.log.count("The counts cannot be written") == said + 2
+    assert one.log.count("Cannot write the counts") == said + 2
     assert asking.predictions() == {(1.0, 2.0)}
 
 
@@ -282,10 +282,10 @@ def test_process_that_cannot_follow_the_route_tries_again(one: Service) -> None:
     (proof,) = (one.folder / "state" / "proofs").glob("1-*")
     aside = one.folder / "aside"
     proof.rename(aside)
-    os.kill(one.processes(FRONT)[0], signal.SIGKILL)
-    wait_for(lambda: "cannot be followed yet" in one.log, "it is said")
+    os.kill(one.processes(WORKER)[0], signal.SIGKILL)
+    wait_for(lambda: "Cannot follow the new route yet" in one.log, "it is said")
     aside.rename(proof)
-    wait_for(lambda: one.routes("1") and len(one.processes(FRONT)) == 2, "it follows")
+    wait_for(lambda: one.routes("1") and len(one.processes(WORKER)) == 2, "it follows")
     assert one.post(JSON, BODY).json == ONE
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from metalworks.serving.rollout.equivalence import judge
+from metalworks.serving.rollout.equivalence import check_equivalence
 from tests.unit.inference_models import TORCH
 from tests.unit.inference_service import assembled, invocations, service
 from tests.unit.test_inference_golden import Lab, differences, lab, requests
@@ -29,7 +29,7 @@ def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
 
 @pytest.mark.parametrize("name", TORCH)
 def test_network_itself_is_asked(lab: Lab, name: str) -> None:
-    said = judge(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))
+    said = check_equivalence(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))
     assert (said["executor"], said["way"]) in {("native", "arrays"), ("native", "cuda")}
 
 

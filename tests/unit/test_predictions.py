@@ -22,7 +22,7 @@ import pytest
 from metalworks.model_sync import log_shipping as watches
 from metalworks.model_sync import main
 from metalworks.model_sync.config import Config, Service
-from metalworks.model_sync.log_shipping import Watch
+from metalworks.model_sync.log_shipping import LogShipping
 from metalworks.prediction_log import spool as spools
 from metalworks.prediction_log import table
 from metalworks.prediction_log.ship import ASIDE, ShipError, kinds, ship
@@ -486,7 +486,7 @@ def test_a_store_that_is_away_is_told_of_once(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(watches, "RETRY_SECONDS", 0.0)
     segment(folder, 1)
-    watch, service = Watch(config, threading.Event()), config.services[0]
+    watch, service = LogShipping(config, threading.Event()), config.services[0]
     watch.look(service)
     watch.look(service)
     assert len(caplog.messages) == 1
@@ -499,7 +499,7 @@ def test_a_store_that_is_away_is_told_of_once(
 
 
 def test_nothing_is_started_for_nothing(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(config, threading.Event())
+    watch = LogShipping(config, threading.Event())
     monkeypatch.setattr(watch.programs, "run", lambda *_, **__: pytest.fail("it was started"))
     watch.look(Service("delay", "flight-delay"))
 
@@ -509,7 +509,7 @@ def test_what_is_set_aside_is_told_and_counted_for_the_metrics(
 ) -> None:
     segment(folder, 1)
     said = {"returncode": 0, "stderr": "", "stdout": '{"files": 1, "rows": 1, "set_aside": 3}'}
-    watch = Watch(config, threading.Event())
+    watch = LogShipping(config, threading.Event())
     monkeypatch.setattr(watch.programs, "run", lambda *_, **__: type("Done", (), said))
     watch.look(config.services[0])
     watch.look(config.services[0])

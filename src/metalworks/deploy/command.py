@@ -13,7 +13,7 @@ from typing import Any
 
 from metalworks.deploy import check, definition, server, source, store
 from metalworks.deploy.definition import Definition, Deployment
-from metalworks.deploy.server import Known, Server
+from metalworks.deploy.server import Known, PrefectServer
 from metalworks.deploy.source import Source
 from metalworks.deploy.store import Store, Upload
 from metalworks.errors import CommandError, FlowRunError
@@ -151,7 +151,7 @@ class Deploy:
             self.problems.append(f"{definition.FILE}: two deployments are called {slug}")
         return [item for item in items if not self.names or item.name in self.names or item.slug in self.names]
 
-    def _server(self, asked: Definition, wanted: list[Deployment]) -> Server | None:
+    def _server(self, asked: Definition, wanted: list[Deployment]) -> PrefectServer | None:
         """Return what the server knows; None: it does not answer."""
         _tell("Prefect: versions, work pools and workers.")
         try:
@@ -198,7 +198,7 @@ class Deploy:
             pass  # is among the problems, for the environment
         return None
 
-    def _change(self, item: Deployment, version: str, variables: dict[str, str], known: Server) -> Change:
+    def _change(self, item: Deployment, version: str, variables: dict[str, str], known: PrefectServer) -> Change:
         """Return what becomes of a deployment."""
         there = known.deployments.get(item.slug)
         if there is None:
@@ -208,7 +208,7 @@ class Deploy:
             return Change(item, UNCHANGED, [])
         return Change(item, UPDATED, details or ["its definition"])
 
-    def _left(self, asked: Definition, known: Server, code: Upload) -> list[Known]:
+    def _left(self, asked: Definition, known: PrefectServer, code: Upload) -> list[Known]:
         """Return deployments of this project that its file no longer names."""
         named = {item.slug for item in asked.deployments}
         above = f"s3://{code.bucket}/{asked.project}/"
@@ -329,8 +329,8 @@ def _incomplete(item: Deployment) -> list[str]:
         try:
             _validate(schedule)
         except (ValidationError, ValueError, KeyError) as error:
-            said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            lacking.append(f"{item.name}: its schedule {schedule} is none: {said}")
+            message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            lacking.append(f"{item.name}: invalid schedule {schedule}: {message}")
     return lacking
 
 

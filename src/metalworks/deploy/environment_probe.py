@@ -326,10 +326,10 @@ def load_apart(entrypoint: str, code: str, roots: Sequence[str], variables: dict
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
+        output = pipe.read()
     _, status = os.waitpid(child, 0)
-    if said:
-        return dict(json.loads(said))
+    if output:
+        return dict(json.loads(output))
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
         return {"error": f"its import takes more than {LOAD_SECONDS} s", "where": None, "missing": None}
     return {"error": f"its import ended Python (status {status})", "where": None, "missing": None}

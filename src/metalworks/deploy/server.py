@@ -43,7 +43,7 @@ class Known:
 
 
 @dataclass
-class Server:
+class PrefectServer:
     """The server's answers."""
 
     version: str
@@ -80,14 +80,14 @@ def asked(question: Callable[[Any], T]) -> T:
         raise CommandError(f"Prefect's server does not answer: {error}") from error
 
 
-def look(pools: Iterable[str]) -> Server:
+def look(pools: Iterable[str]) -> PrefectServer:
     """Return what the server knows; of these pools also their queues and workers."""
 
-    def questions(connection: Any) -> Server:
+    def questions(connection: Any) -> PrefectServer:
         from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 
         known = {pool.name for pool in _all(connection.read_work_pools)}
-        server = Server(connection.api_version(), {name: set() for name in known}, set())
+        server = PrefectServer(connection.api_version(), {name: set() for name in known}, set())
         working = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
         for name in sorted(known & set(pools)):
             server.pools[name] = {queue.name for queue in connection.read_work_queues(work_pool_name=name)}

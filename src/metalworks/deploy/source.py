@@ -126,8 +126,10 @@ def _unpushed(project: Path, commit: str, branch: str, remote: str) -> list[str]
         return ["the repository has no remote to push to: `git remote add origin URL`, and push"]
     fetched = git("fetch", "--quiet", "--prune", remote, folder=project)
     if fetched.returncode:
-        said = re.sub(r"://[^\s/@]*@", "://", fetched.stderr.decode(errors="replace")).splitlines()
-        return [f"whether it is pushed is not known, `git fetch {remote}` fails: {said[-1] if said else 'no message'}"]
+        lines = re.sub(r"://[^\s/@]*@", "://", fetched.stderr.decode(errors="replace")).splitlines()
+        return [
+            f"whether it is pushed is not known, `git fetch {remote}` fails: {lines[-1] if lines else 'no message'}"
+        ]
     refs = f"refs/remotes/{remote}"
     if _line("for-each-ref", "--count=1", f"--contains={commit}", refs, folder=project):
         return []

@@ -62,12 +62,12 @@ def main() -> None:
     silent and none lost.
     """
     api = Api(os.environ)
-    front = Api({**os.environ, "METALWORKS_PREFECT_SOCKET": ""})
+    gateway = Api({**os.environ, "METALWORKS_PREFECT_SOCKET": ""})
     judge_from = time.monotonic() + SILENT_SECONDS
     away = False
     while True:
         try:
-            front.ask("GET", "/health")
+            gateway.ask("GET", "/health")
             if time.monotonic() >= judge_from:
                 for line in look(api):
                     print(line, flush=True)

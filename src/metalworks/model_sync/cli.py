@@ -75,8 +75,8 @@ def _wait(config: Config, service: Service, timeout: float, installed: bool) -> 
     from metalworks.model_sync.wait import wait
 
     outcome = wait(config, service, timeout, installed=installed)
-    if outcome.said:
-        print(json.dumps(outcome.said))
+    if outcome.result:
+        print(json.dumps(outcome.result))
     return _complain(outcome.complaint) if outcome.complaint else outcome.code
 
 

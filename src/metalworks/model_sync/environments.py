@@ -45,8 +45,8 @@ class Environments:
             for step in ([self.uv, "venv", "--quiet", "--python", self.python, str(folder)], install):
                 done = self.programs.run(step, cwd=self.root)
                 if done.returncode:
-                    said = done.stderr.strip() or f"uv ended with {done.returncode}"
-                    raise FetchError(f"the model's environment cannot be installed: {said}")
+                    error = done.stderr.strip() or f"uv ended with {done.returncode}"
+                    raise FetchError(f"the model's environment cannot be installed: {error}")
             # By another interpreter than the environment's: that one would run what packages put into its start. It
             # ends with 1 where a package has a file that is no Python, which harms nobody.
             self.programs.run([self.python, "-I", "-m", "compileall", "-q", str(folder / "lib")], cwd=self.root)

@@ -23,10 +23,10 @@ from metalworks.model_sync.environments import Environments
 from metalworks.model_sync.files import read_json, write_json
 from metalworks.model_sync.lock import FILE_NAME as LOCK
 from metalworks.model_sync.lock import Resolver
-from metalworks.model_sync.log_shipping import Watch
+from metalworks.model_sync.log_shipping import LogShipping
 from metalworks.model_sync.programs import Programs
-from metalworks.model_sync.registry import Model, Registry
-from metalworks.model_sync.versions import Versions
+from metalworks.model_sync.registry import RegisteredModel, Registry
+from metalworks.model_sync.versions import VersionStore
 
 FIRST_RETRY, LAST_RETRY = 60.0, 900.0
 END_SECONDS = 3.0
@@ -69,13 +69,13 @@ class Follower:
         self.programs = programs
         self.root = config.folder(service)
         (self.root / "versions").mkdir(parents=True, exist_ok=True)
-        self.versions = Versions(self.root / "versions", programs)
+        self.versions = VersionStore(self.root / "versions", programs)
         built = config.build_packages
         self.environments = Environments(
             self.root / "environments", programs, config.uv, config.python, build_packages=built
         )
         self.resolver = Resolver(programs, config.uv, config.python, mlflow, build_packages=built)
-        self.report = report.Report(service, config.host, self.root)
+        self.report = report.VersionTags(service, config.host, self.root)
         self.desired: dict[str, DesiredVersion | None] = {}
         self._read_desired_state()
         self.named = Named()
@@ -86,7 +86,7 @@ class Follower:
         self._untidy = False
         self.away = ""
         self.polled = 0.0
-        self.judged = 0.0
+        self.settle_after = 0.0
 
     def _read_desired_state(self) -> None:
         stored = read_json(self.root / DESIRED_STATE)
@@ -102,12 +102,12 @@ class Follower:
             self.polled = time.time()
             cards = self._cards(model)
         except RegistryError as error:
-            self._is_away(str(error))
+            self._registry_is_down(str(error))
             return
         if self.away:
             self.away = ""
             logger.warning("%s: MLflow answers again", self.service.name)
-        if self._judge(cards):
+        if self._apply_verdict(cards):
             return  # the aliases have moved: the next round sees where
         self._read_desired_state()
         entries: dict[str, DesiredVersion | None] = {}
@@ -123,14 +123,14 @@ class Follower:
         entries["champion"] = champion = entries["champion"] or self.desired["champion"]
         entries |= {role: None for role in ROLES[1:] if entries[role] == champion}
         if entries != self.desired or not (self.root / DESIRED_STATE).exists():
-            self._want(entries)
+            self._write_desired_state(entries)
         if self._untidy and not self._coming:
             self._tidy()
         state = read_json(self.config.state_file(self.service))
         self.report.tell(self.registry, report.wanted_tags(state, self._reasons()))
         self._write_status(cards)
 
-    def _cards(self, model: Model | None) -> dict[str, ModelCard]:
+    def _cards(self, model: RegisteredModel | None) -> dict[str, ModelCard]:
         """Return role → the version that is wanted in it; asked for again only when an alias has moved.
 
         A canary that was settled is asked for each time: its tag may be emptied.
@@ -173,13 +173,13 @@ class Follower:
     def _entry(self, role: str, card: ModelCard) -> DesiredVersion | None:
         """Return the version as it stands here, brought here unless it is; None until then, or when it cannot be."""
         for known in self.desired.values():  # the canary that becomes champion is here already
-            if known and self._stands(known, card):
+            if known and self._is_complete(known, card):
                 return known
         refusal = self.refused.get(role)
-        if refusal and time.time() < refusal.again and not self._asked_again(refusal):
+        if refusal and time.time() < refusal.again and not self._is_retry_wanted(refusal):
             return None
         try:
-            entry = self._here(card) or self._brought(role, card)
+            entry = self._find(card) or self._bring(role, card)
         except (Stopped, RegistryError):
             raise
         except Exception as error:  # a model's files may be anything
@@ -196,33 +196,33 @@ class Follower:
             logger.info("%s: version %s of model %s is here", self.service.name, card.version, card.name)
         return entry
 
-    def _here(self, card: ModelCard) -> DesiredVersion | None:
+    def _find(self, card: ModelCard) -> DesiredVersion | None:
         """Return a version all of which is here, as one that is gone back to: that waits for nobody's installation."""
         folder = self.versions.find(card)
         lock = self.resolver.find_lock(folder) if folder else None
         python = self.environments.find(lock) if lock else None
         return _entry_of(card, folder, lock, python) if folder and lock and python else None
 
-    def _brought(self, role: str, card: ModelCard) -> DesiredVersion | None:
+    def _bring(self, role: str, card: ModelCard) -> DesiredVersion | None:
         """Return a version once it is brought here; None until then.
 
         The aliases are followed meanwhile: an installation may take minutes, and begins after another service's.
         """
         if role not in self._coming:
-            self._coming[role] = (card, self._installer.submit(self._installed, card))
+            self._coming[role] = (card, self._installer.submit(self._install, card))
         coming, future = self._coming[role]
         if coming != card or not future.done():
             return None
         del self._coming[role]
         return future.result()
 
-    def _installed(self, card: ModelCard) -> DesiredVersion:
+    def _install(self, card: ModelCard) -> DesiredVersion:
         with self.programs.turn:
             folder = self.versions.place(card)
             lock = self.resolver.ensure_lock(folder)
             return _entry_of(card, folder, lock, self.environments.ensure(lock))
 
-    def _stands(self, entry: DesiredVersion, card: ModelCard) -> bool:
+    def _is_complete(self, entry: DesiredVersion, card: ModelCard) -> bool:
         """Tell whether an entry is this version's, and all of it still here."""
         try:
             stored = ModelCard.read(Path(entry.path))
@@ -230,14 +230,14 @@ class Follower:
             return False
         return stored.has_files_of(card) and Path(entry.python).exists()
 
-    def _asked_again(self, refusal: Refusal) -> bool:
+    def _is_retry_wanted(self, refusal: Refusal) -> bool:
         """Tell whether somebody touched the file that asks for another attempt since the last one failed."""
         try:
             return self.config.retry_file.stat().st_mtime > refusal.at
         except OSError:
             return False
 
-    def _want(self, entries: dict[str, DesiredVersion | None]) -> None:
+    def _write_desired_state(self, entries: dict[str, DesiredVersion | None]) -> None:
         """Tell the server; what nobody needs any more is removed soon."""
         write_json(self.root / DESIRED_STATE, {role: entry and asdict(entry) for role, entry in entries.items()})
         for role in ROLES:
@@ -267,7 +267,7 @@ class Follower:
         stay = self.versions.tidy(folders, served, self.config.keep)
         self.environments.tidy([folder / LOCK for folder in stay], self.config.keep)
 
-    def _judge(self, cards: dict[str, ModelCard]) -> bool:
+    def _apply_verdict(self, cards: dict[str, ModelCard]) -> bool:
         """Do what the server says of a canary; tell whether an alias was moved.
 
         Where several hosts serve, the first to judge decides: the alias then names what it names for all.
@@ -279,7 +279,7 @@ class Follower:
             return False
         if became == "promoted" and str(verdict.get("champion")) != champion.version:
             return False  # it was compared with another than is wanted by now
-        if time.monotonic() < self.judged:
+        if time.monotonic() < self.settle_after:
             return False
         service, reason, now = self.service, report.short(str(verdict.get("reason", ""))), report.when(time.time())
         note = f"{became} by {self.config.host} at {now}: {reason}"
@@ -293,7 +293,7 @@ class Follower:
                 self._park(champion, f"served when version {canary.version} was withdrawn")
             self.registry.point(service.model, alias, to)
         except RegistryError as error:
-            self.judged = time.monotonic() + report.RETRY_SECONDS
+            self.settle_after = time.monotonic() + report.RETRY_SECONDS
             logger.error("%s: canary version %s cannot be %s: %s", service.name, canary.version, became, error)
             return False
         level = logging.INFO if became == "promoted" else logging.ERROR
@@ -311,7 +311,7 @@ class Follower:
     def _reasons(self) -> dict[str, str]:
         return {refusal.card.version: refusal.reason for refusal in self.refused.values()}
 
-    def _is_away(self, reason: str) -> None:
+    def _registry_is_down(self, reason: str) -> None:
         """Say once that nothing is known of the registry; what serves, serves on."""
         if not self.away:
             logger.warning("%s: %s. What is served is served on", self.service.name, reason)
@@ -325,7 +325,7 @@ class Follower:
             refusal, entry, card = self.refused.get(role), self.desired[role], cards.get(role)
             word: RoleWord = "missing"
             if card is not None:
-                here = entry is not None and self._stands(entry, card)
+                here = entry is not None and self._is_complete(entry, card)
                 coming = self._coming.get(role, (None,))[0] == card
                 word = "here" if here else "installing" if coming else "waiting"
             roles[role] = {"alias": alias, "version": card.version if card else None, "is": word}
@@ -375,7 +375,7 @@ def follow(config: Config) -> int:
             for each in followers
         ]
         if config.bucket:
-            threads.append(threading.Thread(target=Watch(config, stop).run, name="prediction log"))
+            threads.append(threading.Thread(target=LogShipping(config, stop).run, name="prediction log"))
         for thread in threads:
             thread.daemon = True
             thread.start()

@@ -53,11 +53,11 @@ class Resolver:
         if fitting:
             shutil.copyfile(fitting[0], new)
         else:
-            said = self._compile(version_dir, [*own, *converters], new, known)
-            if said and converters:  # they must not decide whether a model is served
-                said = self._compile(version_dir, own, new, known)
-            if said:
-                raise FetchError(f"no environment holds what the model recorded: {said}")
+            error = self._compile(version_dir, [*own, *converters], new, known)
+            if error and converters:  # they must not decide whether a model is served
+                error = self._compile(version_dir, own, new, known)
+            if error:
+                raise FetchError(f"no environment holds what the model recorded: {error}")
             text = new.read_text()
             _check_age(pins(text).get("mlflow", "0"))
             new.write_text(header + text)

@@ -21,7 +21,7 @@ SET_ASIDE = ".set-aside"
 logger = logging.getLogger("metalworks.prediction_log")
 
 
-class Watch:
+class LogShipping:
     """Looks at the spools of a host's services."""
 
     def __init__(self, config: Config, stop: threading.Event) -> None:
@@ -68,10 +68,10 @@ class Watch:
             logger.warning("%s: the prediction log is sent again", name)
         self._complaints[name] = complaint
 
-    def _count(self, service: Service, said: str) -> None:
+    def _count(self, service: Service, output: str) -> None:
         """Say what could not be written, and count it for the service, which is asked for the metrics."""
         try:
-            lines = int(json.loads(said)["set_aside"])
+            lines = int(json.loads(output)["set_aside"])
         except (ValueError, TypeError, KeyError):  # it failed
             return
         if lines:

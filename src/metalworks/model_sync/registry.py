@@ -23,7 +23,7 @@ _NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class RegisteredModel:
     """A registered model: which version each alias names."""
 
     created: int
@@ -58,14 +58,14 @@ class Registry:
         login = f"{user}:{password}" if user else ""
         return cls(url, login=login, ca=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
 
-    def model(self, name: str) -> Model | None:
+    def model(self, name: str) -> RegisteredModel | None:
         """Return what the model's aliases name; None while there is no such model."""
         answer = self._ask("GET", "registered-models/get", name=name)
         if answer is None:
             return None
         model = answer["registered_model"]
         aliases = {each["alias"]: str(each["version"]) for each in model.get("aliases", [])}
-        return Model(int(model["creation_timestamp"]), aliases)
+        return RegisteredModel(int(model["creation_timestamp"]), aliases)
 
     def version(self, name: str, number: str, alias: str) -> tuple[ModelCard, dict[str, str]] | None:
         """Return the card of a version and its tags; None where it is gone by now."""
@@ -116,8 +116,8 @@ class Registry:
             return answer
         if status == 404 and answer.get("error_code") == _NOT_FOUND:
             return None
-        said = " ".join(str(answer.get("message") or text.decode(errors="replace")).split())[:300]
-        raise RegistryError(f"MLflow at {self._name()} answers {path} with {status}: {said}")
+        message = " ".join(str(answer.get("message") or text.decode(errors="replace")).split())[:300]
+        raise RegistryError(f"MLflow at {self._name()} answers {path} with {status}: {message}")
 
     def _exchange(self, method: str, target: str, body: str | None) -> tuple[int, bytes]:
         """Ask once, or twice where the server has closed the connection that was kept: nothing was said on it."""

@@ -50,7 +50,7 @@ def wanted_tags(state: Mapping[str, Any], refused: Mapping[str, str]) -> dict[st
     return tags
 
 
-class Report:
+class VersionTags:
     """The tags of one service on this host; what was told survives a restart."""
 
     def __init__(self, service: Service, host: str, folder: Path) -> None:

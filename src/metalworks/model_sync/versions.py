@@ -16,7 +16,7 @@ from metalworks.model_sync.programs import Programs
 _PARTIAL = ".partial"
 
 
-class Versions:
+class VersionStore:
     """A folder with one folder per version: model/ (MLflow's files), model.json and, once locked, requirements.lock."""
 
     def __init__(self, root: Path, programs: Programs) -> None:

@@ -18,7 +18,7 @@ class Outcome:
     """How it ended: the program's exit code, its line of JSON, and what is wrong."""
 
     code: int
-    said: dict[str, Any]
+    result: dict[str, Any]
     complaint: str = ""
 
 
@@ -40,7 +40,7 @@ def wait(config: Config, service: Service, timeout: float, *, installed: bool = 
 
 def _look(config: Config, service: Service, began: float, asked: bool, installed: bool) -> tuple[Outcome | None, str]:
     """Return how it ended, or what is waited for."""
-    said = {"service": service.name, "model": service.model, "alias": service.alias}
+    result = {"service": service.name, "model": service.model, "alias": service.alias}
     follower = "journalctl -u model-follower"
     server = f"journalctl -u inference-{service.name} -u models-{service.name}"
     status = read_json(config.status_file(service))
@@ -54,17 +54,17 @@ def _look(config: Config, service: Service, began: float, asked: bool, installed
     champion = status["roles"]["champion"]
     version, word = champion["version"], champion["is"]
     if word == "missing":
-        return Outcome(3, {**said, "missing": True, "serving": serving.get("version")}), ""
+        return Outcome(3, {**result, "missing": True, "serving": serving.get("version")}), ""
     if word == "refused" and (not asked or champion["at"] >= began):
-        return Outcome(1, said, f"version {version} of {service.model} is refused: {champion['reason']}\n"
+        return Outcome(1, result, f"version {version} of {service.model} is refused: {champion['reason']}\n"
                        f"More: `{follower}`. Version {serving.get('version') or 'none'} is served."), ""  # fmt: skip
     if word != "here":
         return None, f"version {version} is being installed (see `{follower}`)"
     if installed:
-        return Outcome(0, {**said, "missing": False, "version": version, "installed": True}), ""
+        return Outcome(0, {**result, "missing": False, "version": version, "installed": True}), ""
     if refusal := (state.get("refused") or {}).get(version):
-        return Outcome(1, said, f"version {version} of {service.model} is refused: {refusal['reason']}\n"
+        return Outcome(1, result, f"version {version} of {service.model} is refused: {refusal['reason']}\n"
                        f"More: `{server}`. Version {serving.get('version') or 'none'} is served."), ""  # fmt: skip
     if str(serving.get("version")) == version:
-        return Outcome(0, {**said, "missing": False, **serving}), ""
+        return Outcome(0, {**result, "missing": False, **serving}), ""
     return None, f"version {version} is being loaded and tried (see `{server}`)"

@@ -132,21 +132,21 @@ def _file(lines: Sequence[_Line], kinds: Mapping[str, str] | None) -> File:
 
 def _read(line: bytes, host: str, tables: bool = True) -> tuple[datetime, int, dict[str, Sequence[Any]]]:
     """Return time, number of rows and columns of a request; with `tables`, also those that MLflow read itself."""
-    said = _text(json.loads(line))
-    when = datetime.fromtimestamp(said["time"], UTC)
-    answered = _predictions(said["predictions"]) if said["status"] == 200 else {}
-    inputs, raw = said["inputs"], said["raw"]
-    count = said["rows"] if inputs else max([1, *map(len, answered.values())])
+    entry = _text(json.loads(line))
+    when = datetime.fromtimestamp(entry["time"], UTC)
+    answered = _predictions(entry["predictions"]) if entry["status"] == 200 else {}
+    inputs, raw = entry["inputs"], entry["raw"]
+    count = entry["rows"] if inputs else max([1, *map(len, answered.values())])
     if tables and not inputs and raw is not None and answered and (inputs := _rows_of(raw, count)):
         raw = None
     columns: dict[str, Sequence[Any]] = {f"input_{name}": column for name, column in (inputs or {}).items()}
     if any(len(column) != count for column in columns.values()):
         raise ValueError
     if any(len(column) != count for column in answered.values()):  # one answer to all rows
-        answered = {"prediction": [json.dumps(said["predictions"]), *[None] * (count - 1)]}
+        answered = {"prediction": [json.dumps(entry["predictions"]), *[None] * (count - 1)]}
     columns |= answered
-    same = {"time": when, "request": said["request"], "host": host, "role": said["role"], "version": said["version"]}
-    same |= {"status": said["status"], "seconds": said["seconds"], "difference": said["difference"]}
+    same = {"time": when, "request": entry["request"], "host": host, "role": entry["role"], "version": entry["version"]}
+    same |= {"status": entry["status"], "seconds": entry["seconds"], "difference": entry["difference"]}
     columns |= {name: [value] * count for name, value in same.items()}
     # As long as a request: once is enough.
     columns |= {"row": range(count), "raw": [raw, *[None] * (count - 1)]}

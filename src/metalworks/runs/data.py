@@ -38,7 +38,7 @@ def dvc_program() -> str | None:
     return str(beside) if beside.exists() else shutil.which("dvc")
 
 
-class Versions:
+class DataCheckout:
     """The data that a run used, in a clone of its code."""
 
     def __init__(self, old: Recorded, clone: Path, project: Path) -> None:

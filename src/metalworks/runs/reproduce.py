@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from metalworks.errors import CommandError
 from metalworks.runs import code, environment, record, scores
-from metalworks.runs.data import Versions
+from metalworks.runs.data import DataCheckout
 from metalworks.runs.find import HELP, connect, experiments, find, search
 from metalworks.runs.record import Recorded
 from metalworks.runs.scores import match
@@ -121,7 +121,7 @@ class Reproduction:
         self.keep = arguments.directory is not None
         self.scores: list[str] = arguments.score or sorted(old.metrics)
         self.tolerance: float = arguments.tolerance
-        self.data = Versions(old, self.clone, self.project)
+        self.data = DataCheckout(old, self.clone, self.project)
         self.missing: list[str] = []
 
     def run(self) -> bool:

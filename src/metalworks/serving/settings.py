@@ -21,7 +21,7 @@ class SettingsError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Canary:
+class CanaryRules:
     """When a version that gets a share of the requests takes all of them, or none."""
 
     percent: float
@@ -97,7 +97,7 @@ class Settings:
     """Seconds that a model's process which ended has to come back; after that another host is better asked."""
     executors: tuple[str, ...] = EXECUTORS
     """Ways to ask a model that may be used, as JSON list: the first that is proven equal is."""
-    canary: Canary | None = None
+    canary: CanaryRules | None = None
     """How a canary is judged, as JSON object."""
     log_share: float = 0
     """Share of the requests that are written to the prediction log, 0 to 1."""
@@ -158,14 +158,14 @@ class Settings:
 
 
 def _strings(text: str) -> list[str]:
-    said = json.loads(text)
-    if not isinstance(said, list) or not all(isinstance(each, str) for each in said):
+    values = json.loads(text)
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
         raise ValueError("a JSON list of strings")
-    return said
+    return values
 
 
-def _canary(text: str) -> Canary | None:
-    return Canary(**json.loads(text)) if text else None
+def _canary(text: str) -> CanaryRules | None:
+    return CanaryRules(**json.loads(text)) if text else None
 
 
 _READ: dict[str, Callable[[str], Any]] = {

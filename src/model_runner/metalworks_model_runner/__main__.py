@@ -70,22 +70,22 @@ def main() -> int:
     os.environ["_MLFLOW_IS_IN_SERVING_ENVIRONMENT"] = "true"
     try:
         if arguments.command == "prove":
-            from metalworks_model_runner.proof import prove as prove_model
+            from metalworks_model_runner.inspection import inspect_model
 
-            prove_model(arguments.model, arguments.into)
+            inspect_model(arguments.model, arguments.into)
             return 0
         from metalworks_model_runner import evidence, memory
         from metalworks_model_runner.model import Model
-        from metalworks_model_runner.server import Server, end_with
+        from metalworks_model_runner.server import ModelServer, end_with
 
         model = Model(arguments.model)
         memory.trim()
         polite.end()
-        way = sys.stdin.readline().strip()
-        if not way:
+        executor = sys.stdin.readline().strip()
+        if not executor:
             return 0
-        rows = evidence.read(arguments.proof).get("rows", []) if way != "mlflow" else []
-        server = Server(model, way, arguments.max_rows, rows)
+        rows = evidence.read(arguments.proof).get("rows", []) if executor != "mlflow" else []
+        server = ModelServer(model, executor, arguments.max_rows, rows)
         end_with(sys.stdin.fileno())
     except Exception as error:  # a model's own code may raise anything
         traceback.print_exc()

@@ -25,22 +25,22 @@ def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
         return _as_it_is(model, into)
     columns = not _is_matrix(model)
     found: list[dict[str, Any]] = []
-    why = ""
+    reason = ""
     for double in (False, True):
         file = into / f"model-{'double' if double else 'single'}.onnx"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 converted = _convert(model, double)
-        except Exception as error:  # whatever a converter raises, it is why there is no such file
-            why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except Exception as error:  # whatever a converter raises, that is the reason why there is no such file
+            reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         file.write_bytes(converted.SerializeToString())
         found.insert(0, {"file": file.name, "double": double, "columns": columns})
         # Trees compare in single precision, both here and there, and ONNX has no others.
         if any(node.op_type.startswith("TreeEnsemble") for node in converted.graph.node):
             break
-    return found, "" if found else why
+    return found, "" if found else reason
 
 
 def _as_it_is(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:

@@ -24,7 +24,7 @@ BYTES_PER_CELL = 128
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
-def judge(body: bytes, content_type: str, limits: Limits) -> None:
+def check_cost(body: bytes, content_type: str, limits: Limits) -> None:
     """Raise TooMuchError for a body that MLflow's functions are not to read.
 
     Raises ValueError or RecursionError for JSON that is none.
@@ -55,15 +55,15 @@ def _judge_json(body: bytes, limits: Limits) -> None:
     if not encoding.startswith("utf-8"):
         body = body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
     values = scan_json(body, limits)
-    said = json.loads(body)
-    if not isinstance(said, dict):
+    value = json.loads(body)
+    if not isinstance(value, dict):
         return
     for form in _FORMS:
-        if form in said:
-            _judge_table(form, said[form], limits)
+        if form in value:
+            _check_table(form, value[form], limits)
             # Of these MLflow makes arrays, of the columns or of all.
             if form in ("instances", "inputs") and values * len(body) > TEXT_PER_CELL * limits.cells:
-                limits.check_texts(max((_room(each) for each in _arrays(said[form])), default=0))
+                limits.check_texts(max((_room(each) for each in _arrays(value[form])), default=0))
 
 
 def scan_json(body: bytes, limits: Limits) -> int:
@@ -86,16 +86,16 @@ def scan_json(body: bytes, limits: Limits) -> int:
     return commas + 1
 
 
-def _judge_table(form: str, said: Any, limits: Limits) -> None:
+def _check_table(form: str, value: Any, limits: Limits) -> None:
     """Look at what a table becomes: shorter rows are filled up, and every name is a column of all rows."""
     named = True
     if form == "dataframe_split":
-        if not isinstance(said, dict):
+        if not isinstance(value, dict):
             return
-        rows, columns, _ = _size(said.get("data"))
-        rows, columns = max(rows, _length(said.get("index"))), max(columns, _length(said.get("columns")))
+        rows, columns, _ = _size(value.get("data"))
+        rows, columns = max(rows, _length(value.get("index"))), max(columns, _length(value.get("columns")))
     else:
-        rows, columns, named = _size(said)
+        rows, columns, named = _size(value)
         named = named or form == "dataframe_records"
     limits.check(rows=rows, columns=columns if named else 0, cells=rows * max(columns, 1))
 
@@ -120,17 +120,17 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, list | dict) else 0
 
 
-def _arrays(said: Any) -> Iterable[Any]:
+def _arrays(value: Any) -> Iterable[Any]:
     """Return what becomes an array each."""
-    if isinstance(said, dict):
-        return said.values()
-    if isinstance(said, list) and any(isinstance(each, dict) for each in said):
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
         columns: dict[str, list[Any]] = {}
-        for each in said:
+        for each in value:
             for name, value in each.items() if isinstance(each, dict) else ():
                 columns.setdefault(name, []).append(value)
         return columns.values()
-    return [said]
+    return [value]
 
 
 def _room(values: Any) -> int:

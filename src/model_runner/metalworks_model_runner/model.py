@@ -1,4 +1,4 @@
-"""A loaded model, and the ways to ask it."""
+"""A loaded model, and the functions that predict with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PyFuncModel, load_model, scoring_server
 
 from metalworks_model_runner import memory
-from metalworks_model_runner.cost import judge
+from metalworks_model_runner.cost import check_cost
 from metalworks_model_runner.limits import Limits, TooMuchError
 from metalworks_model_runner.signature import describe
 
@@ -62,17 +62,17 @@ class Model:
         content_type, numbers = given[0], given[1:]
         try:
             if numbers:
-                self._judge(body, content_type, Limits(*numbers))
+                self._check(body, content_type, Limits(*numbers))
             result = scoring_server.invocations(body, content_type, self.pyfunc, self.schema)
         except TooMuchError as error:
-            said = {"error_code": "MAX_READ_SIZE_EXCEEDED", "message": str(error)}
-            return 413, "application/json", json.dumps(said).encode()
+            problem = {"error_code": "MAX_READ_SIZE_EXCEEDED", "message": str(error)}
+            return 413, "application/json", json.dumps(problem).encode()
         except MlflowException as error:
             return error.get_http_status_code(), "application/json", error.serialize_as_json().encode()
         except (ValueError, RecursionError) as error:
             # what MLflow does not expect of a parser, as numbers with thousands of digits
-            why = "It is nested too deeply." if isinstance(error, RecursionError) else str(error)
-            refusal = MlflowException(f"Invalid input. {why}", error_code=BAD_REQUEST)
+            reason = "It is nested too deeply." if isinstance(error, RecursionError) else str(error)
+            refusal = MlflowException(f"Invalid input. {reason}", error_code=BAD_REQUEST)
             return 400, "application/json", refusal.serialize_as_json().encode()
         finally:
             if len(body) > RELEASE_BYTES:
@@ -80,9 +80,9 @@ class Model:
         return result.status, result.mimetype, result.response.encode()
 
     @staticmethod
-    def _judge(body: bytes, content_type: str, limits: Limits) -> None:
+    def _check(body: bytes, content_type: str, limits: Limits) -> None:
         try:
-            judge(body, content_type, limits)
+            check_cost(body, content_type, limits)
         except (ValueError, RecursionError):
             # MLflow says it better, and sends the body back with it, several times as long.
             if len(body) > ECHO_BYTES:
@@ -106,8 +106,8 @@ class Model:
         """Return the ways past MLflow that this flavour knows, quickest first, by name."""
         for flavor in ("sklearn", "xgboost", "lightgbm", "pytorch", "onnx"):
             if flavor in self.flavors:
-                ways: dict[str, Callable[[Arrays], Any]] = getattr(_Native(self), flavor)()
-                return ways
+                functions: dict[str, Callable[[Arrays], Any]] = getattr(_Native(self), flavor)()
+                return functions
         return {}
 
 

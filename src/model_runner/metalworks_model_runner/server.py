@@ -42,18 +42,18 @@ class _Peer:
                 return
 
 
-class Server:
+class ModelServer:
     """The loop of the process."""
 
-    def __init__(self, model: Model, way: str, max_rows: int, rows: Arrays = ()) -> None:
-        """Serve `model`, arrays by `way`: `pyfunc`, or the name of a native one; at most `max_rows` at a time.
+    def __init__(self, model: Model, executor: str, max_rows: int, rows: Arrays = ()) -> None:
+        """Serve `model`, arrays by `executor`: `pyfunc`, or the name of a native one; at most `max_rows` at a time.
 
         `rows` are some to try how many threads are best.
         """
         self.model, self.max_rows = model, max_rows
         by_pyfunc: Callable[[Arrays], Any] = model.by_pyfunc
         # Of a way that is not there any more, such as a GPU that broke, MLflow's own takes the place.
-        self.ask = by_pyfunc if way in ("pyfunc", "mlflow") else model.native().get(way, by_pyfunc)
+        self.ask = by_pyfunc if executor in ("pyfunc", "mlflow") else model.native().get(executor, by_pyfunc)
         self._pool = ThreadPoolExecutor(THREADS)
         self._selector = selectors.DefaultSelector()
         self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []

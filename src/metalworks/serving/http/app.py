@@ -19,7 +19,7 @@ from metalworks.contracts import STATE
 from metalworks.serving.http import openinference, schema
 from metalworks.serving.http.invocations import CODES, PATH, Invocations, error
 from metalworks.serving.http.schema import Version, Working
-from metalworks.serving.predict.variants import Arm, Route
+from metalworks.serving.predict.variants import Route, Variant
 from metalworks.serving.rollout.shadow import Shadow
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats, add_up, read_stats, render_metrics
@@ -64,27 +64,27 @@ def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the schema for the model in service now."""
-    said = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=app.servers)
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=app.servers)
     champion = app.state.route.champion
     if champion:
         card = champion.version.card
-        said["info"]["description"] = f"Model {card['name']}, version {card['version']}"
+        document["info"]["description"] = f"Model {card['name']}, version {card['version']}"
     operation = schema.invocations(champion.version if champion else None)
     if app.state.settings.tokens_sha256:
-        ping = said["paths"]["/version"]["get"]
+        ping = document["paths"]["/version"]["get"]
         operation |= {"security": ping["security"]}
         operation["responses"]["401"] = ping["responses"]["401"]
-    for path in said["paths"].values():
+    for path in document["paths"].values():
         for each in path.values():
             each["responses"].pop("422", None)  # FastAPI's own; such requests are answered with 400
-    schemas = said["components"]["schemas"]
+    schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     # Decoded by the route itself, so FastAPI does not know it.
     asked = openinference.InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= {**asked.pop("$defs"), "InferenceRequest": asked}
-    said["paths"] = {PATH: {"post": operation}, **said["paths"]}
-    return said
+    document["paths"] = {PATH: {"post": operation}, **document["paths"]}
+    return document
 
 
 def _settings(request: Request) -> Settings:
@@ -92,8 +92,8 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
-def _champion(request: Request) -> Arm:
-    champion: Arm | None = request.app.state.route.champion
+def _champion(request: Request) -> Variant:
+    champion: Variant | None = request.app.state.route.champion
     if champion is None:
         raise HTTPException(503, "The model is not loaded yet", {"Retry-After": "5"})
     return champion
@@ -116,7 +116,7 @@ async def _invalid(request: Request, refusal: Exception) -> Response:
 
 
 _Configured = Annotated[Settings, Depends(_settings)]
-_Champion = Annotated[Arm, Depends(_champion)]
+_Champion = Annotated[Variant, Depends(_champion)]
 
 
 @_open.get("/health", include_in_schema=False)
@@ -161,15 +161,17 @@ async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
     """Return the counts of all processes of this service on this host, for Prometheus."""
     state = request.app.state
     state.publish()
-    arms: list[Arm] = [arm for arm in (state.route.champion, state.route.canary, state.route.shadow) if arm]
+    variants: list[Variant] = [
+        variant for variant in (state.route.champion, state.route.canary, state.route.shadow) if variant
+    ]
     info = [
         {
-            "role": arm.role,
-            "model": arm.version.card["name"],
-            "version": arm.version.number,
-            "executor": arm.version.executor,
+            "role": variant.role,
+            "model": variant.version.card["name"],
+            "version": variant.version.number,
+            "executor": variant.version.executor,
         }
-        for arm in arms
+        for variant in variants
     ]
     counts = add_up(read_stats(settings.runtime))
     text = render_metrics(counts, info, len(_refused_versions(settings)), _set_aside(settings))
@@ -195,7 +197,7 @@ def _set_aside(settings: Settings) -> int:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    return said
+    return content

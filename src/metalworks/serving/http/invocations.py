@@ -11,10 +11,10 @@ from typing import Any
 
 from metalworks.serving.arrays import Arrays
 from metalworks.serving.predict.batching import QueueFullError
-from metalworks.serving.predict.client import DownError, LostError, ModelFailedError
-from metalworks.serving.predict.codecs.mlflow_request import RefusedError
+from metalworks.serving.predict.client import ModelDownError, ModelFailedError, ModelLostError
+from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
 from metalworks.serving.predict.decoding import LIGHT_BYTES
-from metalworks.serving.predict.variants import Arm, Route
+from metalworks.serving.predict.variants import Route, Variant
 from metalworks.serving.rollout.shadow import Decode, Shadow
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats
@@ -120,22 +120,22 @@ class Invocations:
             await self.app(scope, _again(body, receive), self._counting(send) if infers else send)
             return
         began = time.perf_counter()
-        arm = self.route.choose()
-        if arm is None:
+        variant = self.route.choose()
+        if variant is None:
             self.stats.error("no_model")
             await _send(send, 503, JSON, _NO_MODEL, (b"retry-after", b"5"))
             return
-        version = arm.version
+        version = variant.version
         arrays: Arrays | None = None
         if version.decode is not None and content_type in _DECODED:
             try:
                 arrays = (
                     version.decode(body)
                     if len(body) <= LIGHT_BYTES
-                    else await self.decoded(arm, version.arrays_of(body))
+                    else await self.decoded(variant, version.arrays_of(body))
                 )
-            except RefusedError as refusal:
-                arm.series.observe(time.perf_counter() - began, refusal.status)
+            except RequestRefusedError as refusal:
+                variant.series.observe(time.perf_counter() - began, refusal.status)
                 self.stats.error(_kind(refusal.status))
                 await _send(send, refusal.status, JSON, error(CODES[refusal.status], refusal.message))
                 return
@@ -149,13 +149,13 @@ class Invocations:
                 arrays = outputs = None
         if outputs is not None:
             seconds = time.perf_counter() - began
-            arm.series.observe(seconds, 200)
+            variant.series.observe(seconds, 200)
             await send({"type": "http.response.start", "status": 200, "headers": _headers(answer)})
             await send({"type": "http.response.body", "body": answer})
             if not check and (self.route.shadow is not None or self.log is not None):
-                self.copy(arm, (arrays, outputs), (body, content_type), (200, answer, seconds))
+                self.copy(variant, (arrays, outputs), (body, content_type), (200, answer, seconds))
             return
-        await self._slowly(arm, arrays, body, content_type, began, send, check)
+        await self._slowly(variant, arrays, body, content_type, began, send, check)
 
     async def _long(
         self, scope: Scope, first: bytes, receive: Receive, send: Send, content_type: bytes, check: bool
@@ -192,18 +192,18 @@ class Invocations:
         finally:
             self.held -= held
 
-    async def decoded(self, arm: Arm, work: Coroutine[Any, Any, Any]) -> Any:
-        """Return what a long request is decoded to; raises RefusedError, also where there is no time or process."""
-        arm.working += 1
+    async def decoded(self, variant: Variant, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return a decoded long request; raise RequestRefusedError if it is malformed, or decoding takes too long."""
+        variant.working += 1
         try:
             async with asyncio.timeout(self.settings.request_timeout):
                 return await work
         except TimeoutError:
-            raise RefusedError(504, "Request processing time exceeded limit") from None
-        except LostError as lost:
-            raise RefusedError(500, str(lost)) from lost
+            raise RequestRefusedError(504, "Request processing time exceeded limit") from None
+        except ModelLostError as lost:
+            raise RequestRefusedError(500, str(lost)) from lost
         finally:
-            arm.working -= 1
+            variant.working -= 1
 
     def _known(self, authorization: bytes) -> bool:
         kind, _, token = authorization.partition(b" ")
@@ -211,16 +211,23 @@ class Invocations:
         return kind.lower() == b"bearer" and hashlib.sha256(token.strip()).hexdigest() in self.digests
 
     async def _slowly(
-        self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: bytes, began: float, send: Send, check: bool
+        self,
+        variant: Variant,
+        arrays: Arrays | None,
+        body: bytes,
+        content_type: bytes,
+        began: float,
+        send: Send,
+        check: bool,
     ) -> None:
-        arm.working += 1
+        variant.working += 1
         try:
-            answer, outputs = await self.ask(arm, arrays, body, content_type.decode("latin-1"))
+            answer, outputs = await self.ask(variant, arrays, body, content_type.decode("latin-1"))
         finally:
-            arm.working -= 1
+            variant.working -= 1
         status, media_type, text = answer
         seconds = time.perf_counter() - began
-        (arm.series if outputs is not None else arm.raw_series).observe(seconds, status)
+        (variant.series if outputs is not None else variant.raw_series).observe(seconds, status)
         if status >= 400:
             self.stats.error(_kind(status))
         more = ((b"retry-after", b"1"),) if status == 503 else ()
@@ -228,7 +235,7 @@ class Invocations:
         if check:
             return
         decoded = arrays if outputs is not None else None
-        self.copy(arm, (decoded, outputs), (body, content_type), (status, text, seconds))
+        self.copy(variant, (decoded, outputs), (body, content_type), (status, text, seconds))
 
     def _counting(self, send: Send) -> Send:
         """Return what hands on the answer of another protocol, whoever made it, and counts it if it is an error."""
@@ -243,7 +250,7 @@ class Invocations:
 
     def copy(
         self,
-        arm: Arm,
+        variant: Variant,
         values: tuple[Arrays | None, Arrays | None],
         request: tuple[bytes, bytes],
         answer: tuple[int, bytes, float],
@@ -259,32 +266,32 @@ class Invocations:
         if self.route.shadow is not None and status == 200:
             self.shadow.copy(self.route.shadow, outputs, request, decode)
         if self.log is not None and self.log.takes():
-            self.log.add(arm.source, arrays, request[0], status, text, seconds)
+            self.log.add(variant.source, arrays, request[0], status, text, seconds)
 
     async def ask(
-        self, arm: Arm, arrays: Arrays | None, body: bytes, content_type: str
+        self, variant: Variant, arrays: Arrays | None, body: bytes, content_type: str
     ) -> tuple[Answer, Arrays | None]:
         """Return the answer to a request, and the outputs it was made of where MLflow did not answer itself."""
 
         async def work() -> tuple[Answer, Arrays | None]:
             if arrays is not None:
                 try:
-                    outputs = await arm.version.outputs(arrays)
-                    return (200, JSON, arm.version.write(outputs)), outputs  # type: ignore[misc]
+                    outputs = await variant.version.outputs(arrays)
+                    return (200, JSON, variant.version.write(outputs)), outputs  # type: ignore[misc]
                 except ModelFailedError:
                     pass  # alone, and by MLflow's own functions, it says why
-            return await arm.version.raw(body, content_type), None
+            return await variant.version.raw(body, content_type), None
 
         try:
             return await self._in_time(work())
         except ModelFailedError as failed:
             return (500, JSON, error("INTERNAL_ERROR", f"The model raised {failed}")), None
 
-    async def ask_arrays(self, arm: Arm, arrays: Arrays) -> tuple[Answer, Arrays | None]:
+    async def ask_arrays(self, variant: Variant, arrays: Arrays) -> tuple[Answer, Arrays | None]:
         """Return the outputs for rows that came in another protocol, or the error to answer with."""
 
         async def work() -> tuple[Answer, Arrays | None]:
-            return (200, JSON, b""), await arm.version.outputs(arrays)
+            return (200, JSON, b""), await variant.version.outputs(arrays)
 
         try:
             return await self._in_time(work())
@@ -300,9 +307,9 @@ class Invocations:
             return (503, JSON, _FULL), None
         except TimeoutError:
             return (504, JSON, _LATE), None
-        except LostError:
+        except ModelLostError:
             return (500, JSON, _LOST), None
-        except DownError:
+        except ModelDownError:
             return (502, JSON, _DOWN), None
 
 

@@ -15,9 +15,9 @@ from metalworks.serving.arrays import Arrays
 from metalworks.serving.http import schema
 from metalworks.serving.http.invocations import Invocations, error
 from metalworks.serving.predict.codecs import open_inference
-from metalworks.serving.predict.codecs.mlflow_request import RefusedError
+from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
 from metalworks.serving.predict.codecs.open_inference import DATATYPES
-from metalworks.serving.predict.variants import Arm, Version
+from metalworks.serving.predict.variants import LoadedVersion, Variant
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
@@ -99,19 +99,19 @@ _INFER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _arm(request: Request, model: str, version: str | None) -> Arm:
+def _variant(request: Request, model: str, version: str | None) -> Variant:
     route = request.app.state.route
-    champion: Arm | None = route.champion
+    champion: Variant | None = route.champion
     if champion is None:
         raise HTTPException(503, "The model is not loaded yet", {"Retry-After": "5"})
     service = request.app.state.settings.service
     if model not in (service, champion.version.card["name"]):
         raise HTTPException(404, f"Model {model} is not served here; {service} is")
     if version is None:
-        arm: Arm = route.choose() or champion
-        return arm
+        variant: Variant = route.choose() or champion
+        return variant
     if version != champion.version.number:
-        raise HTTPException(404, f"Version {version} is not served; version {champion.version.number} is")
+        raise HTTPException(404, f"LoadedVersion {version} is not served; version {champion.version.number} is")
     return champion
 
 
@@ -133,7 +133,7 @@ async def live() -> Live:
 @open_router.get("/health/ready", responses=schema.NOT_LOADED)
 async def ready(request: Request) -> Ready:
     """Answer 200 when the model is loaded."""
-    _arm(request, request.app.state.settings.service, None)
+    _variant(request, request.app.state.settings.service, None)
     return Ready()
 
 
@@ -141,7 +141,7 @@ async def ready(request: Request) -> Ready:
 @router.get("/models/{model}/versions/{version}/ready", responses=_REFUSED)
 async def model_ready(request: Request, model: _Model, version: str | None = None) -> Ready:
     """Answer 200 when this model, in this version, is served."""
-    _arm(request, model, version)
+    _variant(request, model, version)
     return Ready()
 
 
@@ -149,7 +149,7 @@ async def model_ready(request: Request, model: _Model, version: str | None = Non
 @router.get("/models/{model}/versions/{version}", responses=_REFUSED)
 async def model_metadata(request: Request, model: _Model, version: str | None = None) -> ModelMetadata:
     """Say what the model takes and answers."""
-    served = _arm(request, model, version).version
+    served = _variant(request, model, version).version
     return ModelMetadata(
         name=request.app.state.settings.service,
         versions=[served.number],
@@ -159,23 +159,23 @@ async def model_metadata(request: Request, model: _Model, version: str | None = 
     )
 
 
-def inputs_of(served: Version) -> list[TensorMetadata]:
+def inputs_of(served: LoadedVersion) -> list[TensorMetadata]:
     """Return the tensors that a model takes; none where requests are left to MLflow."""
     if served.decode is None:
         return []
     return [
         TensorMetadata(name=each.name, datatype=each.datatype, shape=each.shape)
-        for each in open_inference.wanted_of(served.facts)
+        for each in open_inference.expected_tensors(served.facts)
     ]
 
 
-def _outputs_of(served: Version) -> list[TensorMetadata]:
+def _outputs_of(served: LoadedVersion) -> list[TensorMetadata]:
     if served.decode is None:
         return []
     types = served.facts["output_types"]
     names = served.facts["form"]["names"] or ["predictions"]
-    said = ["BYTES" if each == "text" else DATATYPES[np.dtype(each).name] for each in types]
-    return [TensorMetadata(name=n, datatype=d, shape=[-1]) for n, d in zip(names, said, strict=True)]
+    datatypes = ["BYTES" if each == "text" else DATATYPES[np.dtype(each).name] for each in types]
+    return [TensorMetadata(name=n, datatype=d, shape=[-1]) for n, d in zip(names, datatypes, strict=True)]
 
 
 _BODY = {
@@ -190,26 +190,26 @@ _BODY = {
 @router.post("/models/{model}/versions/{version}/infer", responses=_INFER, openapi_extra=_BODY)
 async def infer(request: Request, model: _Model, version: str | None = None) -> Response:
     """Predict."""
-    arm = _arm(request, model, version)
-    served = arm.version
+    variant = _variant(request, model, version)
+    served = variant.version
     entry: Invocations = request.app.state.entry
     began = time.perf_counter()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(400, "The body is to be JSON, with the header Content-Type: application/json")
     body = await request.body()
     try:
-        said, arrays = await entry.decoded(arm, served.tensors_of(body))
-    except RefusedError as refusal:
+        request_id, arrays = await entry.decoded(variant, served.tensors_of(body))
+    except RequestRefusedError as refusal:
         if not isinstance(refusal, open_inference.MalformedError):
-            arm.series.observe(time.perf_counter() - began, refusal.status)
+            variant.series.observe(time.perf_counter() - began, refusal.status)
         raise HTTPException(refusal.status, refusal.message) from refusal
-    arm.working += 1
+    variant.working += 1
     try:
-        (status, media_type, text), outputs = await entry.ask_arrays(arm, arrays)
+        (status, media_type, text), outputs = await entry.ask_arrays(variant, arrays)
     finally:
-        arm.working -= 1
+        variant.working -= 1
     seconds = time.perf_counter() - began
-    arm.series.observe(seconds, status)
+    variant.series.observe(seconds, status)
     if outputs is None:
         headers = {"Retry-After": "1"} if status == 503 else {}
         refused = json.loads(text)
@@ -217,10 +217,10 @@ async def infer(request: Request, model: _Model, version: str | None = None) -> 
         return Response(text, status, headers, media_type)
     written = served.write(outputs) if served.write else b""
 
-    async def again(other: Version) -> Arrays:
+    async def again(other: LoadedVersion) -> Arrays:
         return (await other.tensors_of(body))[1]
 
-    entry.copy(arm, (arrays, outputs), (body if entry.route.shadow else b"", b""), (200, written, seconds), again)
+    entry.copy(variant, (arrays, outputs), (body if entry.route.shadow else b"", b""), (200, written, seconds), again)
     names = served.facts["form"]["names"] or ["predictions"]
     answer = {
         "model_name": request.app.state.settings.service,
@@ -235,6 +235,6 @@ async def infer(request: Request, model: _Model, version: str | None = None) -> 
             for name, each in zip(names, outputs, strict=True)
         ],
     }
-    if said is not None:
-        answer["id"] = said
+    if request_id is not None:
+        answer["id"] = request_id
     return Response(msgspec.json.encode(answer), media_type="application/json")

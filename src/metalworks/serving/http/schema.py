@@ -9,7 +9,7 @@ from metalworks_model_runner.facts import ColumnFacts
 from pydantic import BaseModel, Field
 
 from metalworks.contracts import Facts
-from metalworks.serving.predict.variants import Version as Served
+from metalworks.serving.predict.variants import LoadedVersion
 
 JSON, CSV, PARQUET, TEXT = "application/json", "text/csv", "application/vnd.apache.parquet", "text/plain"
 
@@ -76,8 +76,12 @@ def _refused(description: str, media_type: str = JSON) -> dict[str, Any]:
 
 
 def _column(column: ColumnFacts) -> dict[str, Any]:
-    said = dict(_JSON_TYPES.get(column["type"], {}))
-    return said if column["required"] or "type" not in said else {**said, "type": [said["type"], "null"]}
+    described = dict(_JSON_TYPES.get(column["type"], {}))
+    return (
+        described
+        if column["required"] or "type" not in described
+        else {**described, "type": [described["type"], "null"]}
+    )
 
 
 def _forms(facts: Facts | dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _forms(facts: Facts | dict[str, Any]) -> dict[str, Any]:
         properties = {each["name"]: _column(each) for each in columns}
         record = {"type": "object", "properties": properties, "required": required}
         names["examples"] = [[each["name"] for each in columns]]
-        lists = {name: {"type": "array", "items": said} for name, said in properties.items()}
+        lists = {name: {"type": "array", "items": described} for name, described in properties.items()}
         table["properties"] = lists
     elif tensor:
         table = {"type": "array", "description": f"A tensor of shape {tensor['shape']} of {tensor['dtype']}."}
@@ -118,7 +122,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def invocations(served: Served | None) -> dict[str, Any]:
+def invocations(served: LoadedVersion | None) -> dict[str, Any]:
     """Return the operation POST /invocations, as OpenAPI has it, for the model in service."""
     facts: Facts | dict[str, Any] = served.facts if served else {"columns": None, "tensor": None, "example": None}
     forms = _forms(facts)

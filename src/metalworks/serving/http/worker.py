@@ -1,6 +1,6 @@
-"""One HTTP process: `python -m metalworks.serving.http.worker SLOT SOCKET`, started by the supervisor.
+"""A worker process: `python -m metalworks.serving.http.worker SLOT SOCKET`, started by the supervisor.
 
-It follows the file route.json, and leaves what it counts in stats-SLOT.json, both in the service's runtime folder.
+It follows route.json and writes its counts to stats-SLOT.json, both in the service's runtime folder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ LOOK_SECONDS, PUBLISH_SECONDS, RETRY_SECONDS = 0.05, 0.5, 2.0
 _logger = logging.getLogger("uvicorn.error")
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, after whose end the process has more to do: uvicorn itself raises the signal once more."""
+class HttpServer(uvicorn.Server):
+    """uvicorn's server, except that it does not raise the signal again: the process has work to do after serving."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,23 +45,23 @@ class Server(uvicorn.Server):
         yield
 
 
-class Front:
+class WorkerProcess:
     """A process's route, counts and server."""
 
     def __init__(self, settings: Settings, slot: int, shared: int) -> None:
         """Go on counting where the slot's last process ended."""
         self.settings, self._shared = settings, shared
         self.file = settings.runtime / stats_file(slot)
-        self.stats = self._counted()
+        self.stats = self._read_stats()
         self.route = Route()
         self.log = Log(settings.state / "spool", settings.log_share, self.stats) if settings.log_share else None
         self.entry = create_app(settings, self.route, self.stats, self.log)
         self.entry.app.state.publish = self.publish  # type: ignore[attr-defined]
-        self._seen, self._follows, self._tried_at = 0, True, 0.0
-        self._hindrance = ""
+        self._seen, self._is_following, self._tried_at = 0, True, 0.0
+        self._last_error = ""
         self._parent = os.getppid()
 
-    def _counted(self) -> Stats:
+    def _read_stats(self) -> Stats:
         try:
             known = msgspec.json.decode(self.file.read_bytes(), type=Stats)
         except FileNotFoundError:
@@ -70,37 +70,37 @@ class Front:
         return known
 
     def publish(self) -> None:
-        """Leave the counts for the supervisor, and for whoever is asked for metrics; where they cannot be, go on."""
+        """Write the counts for the supervisor and the other processes; if that fails, go on serving."""
         self.stats.in_flight = self.route.in_flight()
-        self.stats.queue = sum(arm.version.queue for arm in self.route.arms)
+        self.stats.queue = sum(variant.version.queue for variant in self.route.variants)
         try:
             write_stats(self.stats, self.file)
         except OSError as error:  # no room, or no file that may be opened: the next time there may be
-            if str(error) != self._hindrance:
-                _logger.error("The counts cannot be written, and that is tried again: %s", error)
-            self._hindrance = str(error)
+            if str(error) != self._last_error:
+                _logger.error("Cannot write the counts; trying again: %s", error)
+            self._last_error = str(error)
         else:
-            self._hindrance = ""
+            self._last_error = ""
 
-    async def look(self) -> None:
+    async def follow_route(self) -> None:
         """Follow the route, if it is another than before."""
         path = self.settings.runtime / ROUTE
         try:
             changed = path.stat().st_mtime_ns
         except FileNotFoundError:
             return
-        if changed == self._seen and (self._follows or time.monotonic() - self._tried_at < RETRY_SECONDS):
+        if changed == self._seen and (self._is_following or time.monotonic() - self._tried_at < RETRY_SECONDS):
             return
         first, self._seen, self._tried_at = changed != self._seen, changed, time.monotonic()
         try:
             await self.route.follow(json.loads(path.read_text()), self.settings, self.stats)
         except Exception as error:
             # The supervisor waits for the revision in vain, and says so; what is served goes on.
-            self._follows = False
+            self._is_following = False
             if first:
-                _logger.exception("The route cannot be followed yet: %s", error)
+                _logger.exception("Cannot follow the new route yet; the old one stays: %s", error)
             return
-        self._follows = True
+        self._is_following = True
         self.stats.routed = self.route.revision
         self.publish()
 
@@ -108,7 +108,7 @@ class Front:
         """Look and publish until the server ends; end it when the supervisor is gone."""
         published = 0.0
         while not server.should_exit:
-            await self.look()
+            await self.follow_route()
             if time.monotonic() - published > PUBLISH_SECONDS:
                 self.publish()
                 published = time.monotonic()
@@ -135,11 +135,11 @@ class Front:
             ssl_certfile=settings.certificate or None,
             ssl_keyfile=settings.key or None,
         )
-        server = Server(config)
+        server = HttpServer(config)
         self.publish()  # that no route is followed yet, whatever the slot's last process did
         # Nobody is let in before there is something to say: whoever asks meanwhile tries another host, or again.
         while not self._seen:
-            await self.look()
+            await self.follow_route()
             if os.getppid() != self._parent:
                 return
             await asyncio.sleep(LOOK_SECONDS)
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 async def _main(slot: int, shared: int) -> None:
-    await Front(Settings.read(os.environ), slot, shared).run()
+    await WorkerProcess(Settings.read(os.environ), slot, shared).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The way from an HTTP process to a model's process."""
+"""The client of a model's process, for the worker processes."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ class ModelFailedError(Exception):
     """The model raised where arrays were asked; MLflow's own functions are to say what."""
 
 
-class LostError(Exception):
+class ModelLostError(Exception):
     """The model's process ended under the question, and again under its repetition."""
 
 
-class DownError(Exception):
+class ModelDownError(Exception):
     """The model's process ended, and none that answers took its place."""
 
 
 class _Protocol(asyncio.Protocol):
-    def __init__(self, link: Link) -> None:
-        self._link, self._buffer = link, frames.Buffer(ANSWER_BYTES)
+    def __init__(self, client: ModelClient) -> None:
+        self._client, self._buffer = client, frames.Buffer(ANSWER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         for number, kind, payload in self._buffer.feed(data):
-            self._link.arrived(number, kind, payload)
+            self._client.arrived(number, kind, payload)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (as asyncio calls it)
-        self._link.lost()
+        self._client.lost()
 
 
-class Link:
+class ModelClient:
     """Asks one model's process; a process that ends is waited for, since somebody starts it again."""
 
     RECONNECT_SECONDS = 0.1
@@ -69,11 +69,11 @@ class Link:
         self._gone_since: float | None = None
 
     async def connect(self) -> asyncio.Transport:
-        """Return the connection, made anew if there is none; raise DownError when it cannot be."""
+        """Return the connection, made anew if there is none; raise ModelDownError when it cannot be."""
         async with self._connecting:
             while self._transport is None or self._transport.is_closing():
                 if self._closed:
-                    raise LostError("this version is not served any more")
+                    raise ModelLostError("this version is not served any more")
                 try:
                     connection = await connect(self.path)
                     loop = asyncio.get_running_loop()
@@ -83,7 +83,7 @@ class Link:
                     now = time.monotonic()
                     self._gone_since = self._gone_since or now
                     if now - self._gone_since > self.patience:
-                        raise DownError("The model's process ended and does not come back") from None
+                        raise ModelDownError("The model's process ended and does not come back") from None
                     await asyncio.sleep(self.RECONNECT_SECONDS)
             return self._transport
 
@@ -142,27 +142,28 @@ class Link:
             finally:
                 self._waiting.pop(number, None)
             try:
-                said, body = frames.body_of(payload)
+                header, body = frames.body_of(payload)
             except Exception as error:  # of the many that such bytes may cause
                 raise ModelFailedError(_WRONG) from error
             if answered == frames.FAILED:
-                raise ModelFailedError(str(said))
+                raise ModelFailedError(str(header))
             if answered != kind:
                 raise ModelFailedError(_WRONG)
-            return said, body
-        raise LostError("The model's process ended twice under this request")
+            return header, body
+        raise ModelLostError("The model's process ended twice under this request")
 
     async def arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the model's outputs for these rows.
 
-        Raises ModelFailedError when the model raises, LostError when its process ends twice, DownError when it is gone.
+        Raises ModelFailedError if the model raises, ModelLostError if its process ends twice, and ModelDownError if no
+        process takes its place.
         """
         # Rows behind others that the process works on for nobody would only be late, too; here they can be given up.
         await self._arrays_free.wait()
         about, buffers = packing.pack(arrays)
-        said, body = await self._ask(frames.ARRAYS, about, buffers)
+        header, body = await self._ask(frames.ARRAYS, about, buffers)
         try:
-            return packing.unpack(said, body)
+            return packing.unpack(header, body)
         except Exception as error:  # as above
             raise ModelFailedError(_WRONG) from error
 
@@ -171,10 +172,11 @@ class Link:
 
         `about` is its content type, or that and the numbers of the limits that it has to keep.
 
-        Raises ModelFailedError when even that raises, LostError when its process ends twice, DownError when it is gone.
+        Raises ModelFailedError if even that raises, ModelLostError if its process ends twice, and ModelDownError if no
+        process takes its place.
         """
-        said, answer = await self._ask(frames.RAW, about, [body])
-        match said:
+        header, answer = await self._ask(frames.RAW, about, [body])
+        match header:
             case [int(status), str(media_type)] if 200 <= status < 600 and _MEDIA_TYPE.fullmatch(media_type):
                 return status, media_type, bytes(answer)
         raise ModelFailedError(_WRONG)

@@ -21,9 +21,9 @@ from metalworks_model_runner.cost import scan_json
 from metalworks_model_runner.limits import Limits, TooMuchError
 
 from metalworks.contracts import Facts
-from metalworks.serving.predict.client import LostError
+from metalworks.serving.predict.client import ModelLostError
 from metalworks.serving.predict.codecs import mlflow_request, open_inference
-from metalworks.serving.predict.codecs.mlflow_request import RefusedError
+from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
 
 INVOCATIONS, TENSORS = "invocations", "tensors"
 IDLE_SECONDS = 30
@@ -38,7 +38,7 @@ def light(body: bytes) -> bool:
     return len(body) <= LOOK_BYTES and sum(map(body.count, (b",", b"[", b"{"))) <= LIGHT_MARKS
 
 
-class Elsewhere:
+class DecodingProcess:
     """Asks the process of one version, one thing after the other."""
 
     def __init__(self, facts: Facts, limits: Limits) -> None:
@@ -48,9 +48,9 @@ class Elsewhere:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def __call__(self, protocol: str, body: bytes) -> Any:
-        """Return what `decode` returns; raises RefusedError, and LostError when the process ends twice."""
+        """Return what `decode` returns; raises RequestRefusedError, and ModelLostError when the process ends twice."""
         result = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, protocol, body)
-        if isinstance(result, RefusedError):
+        if isinstance(result, RequestRefusedError):
             raise result
         return result
 
@@ -67,7 +67,7 @@ class Elsewhere:
                 return pickle.load(process.stdout)  # type: ignore[arg-type]  # noqa: S301 (from our own process)
             except (OSError, EOFError, pickle.UnpicklingError):
                 self._end()
-        raise LostError("The process that decodes large requests ended twice")
+        raise ModelLostError("The process that decodes large requests ended twice")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -97,7 +97,7 @@ def decode(facts: Facts, limits: Limits, protocol: str, body: bytes) -> Any:
     try:
         scan_json(body, limits)
     except TooMuchError as error:
-        raise RefusedError(413, str(error)) from error
+        raise RequestRefusedError(413, str(error)) from error
     if protocol == INVOCATIONS:
         return mlflow_request.decoder(facts, limits)(body)
     return open_inference.decode(facts, mlflow_request.most_rows(facts, limits), body)
@@ -118,7 +118,7 @@ def main() -> None:
         result: Any
         try:
             result = decode(facts, limits, protocol, body)
-        except RefusedError as refusal:
+        except RequestRefusedError as refusal:
             result = refusal
         _put(result, sink)
         del result, body

@@ -18,14 +18,14 @@ from metalworks_model_runner import memory
 from metalworks.contracts import FACTS, ROLES, VERDICT, Card, EquivalenceVerdict, Facts, RouteEntry, RouteFile
 from metalworks.serving.arrays import Arrays
 from metalworks.serving.predict.batching import Batcher, QueueFullError
-from metalworks.serving.predict.client import Link
+from metalworks.serving.predict.client import ModelClient
 from metalworks.serving.predict.codecs import mlflow_request, mlflow_response, open_inference
-from metalworks.serving.predict.codecs.mlflow_request import RefusedError
-from metalworks.serving.predict.decoding import INVOCATIONS, TENSORS, Elsewhere, light
+from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
+from metalworks.serving.predict.decoding import INVOCATIONS, TENSORS, DecodingProcess, light
 from metalworks.serving.predict.onnx import Feed, OnnxModel
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Series, Stats
-from metalworks.serving.telemetry.prediction_log import Source
+from metalworks.serving.telemetry.prediction_log import PredictionSource
 
 LOADING_SWITCH_SECONDS = 0.5e-3
 """After so long the thread that loads a version lets those go on who answer requests."""
@@ -33,7 +33,7 @@ INLINE_ROW_LIMIT_SECONDS = 2e-3
 """Requests of so many rows that the model takes longer than this run in a thread."""
 
 
-class Version:
+class LoadedVersion:
     """One version of a model, ready to answer."""
 
     def __init__(self, entry: RouteEntry, settings: Settings, stats: Stats) -> None:
@@ -46,7 +46,7 @@ class Version:
         self.facts: Facts = json.loads((proof / FACTS).read_text())
         self.verdict: EquivalenceVerdict = json.loads((proof / VERDICT).read_text())
         self.executor: str = self.verdict["executor"]
-        self.link = Link(Path(entry["socket"]), settings.return_timeout)
+        self.client = ModelClient(Path(entry["socket"]), settings.return_timeout)
         self.raw_waiting = 0
         self._max_queue = settings.max_queue
         self._stats = stats
@@ -55,16 +55,16 @@ class Version:
         self.inline: Callable[[Arrays], Arrays] | None = None
         self.inline_rows = 0
         self.batcher: Batcher | None = None
-        self.elsewhere: Elsewhere | None = None
+        self.decoding: DecodingProcess | None = None
         self._limits = settings.limits
         self._thread: ThreadPoolExecutor | None = None
         if self.executor == "mlflow":
             return
         known: Facts = self.facts | {"nulls": self.verdict["nulls"]}
         self.decode = mlflow_request.decoder(known, settings.limits)
-        self.elsewhere = Elsewhere(known, settings.limits)
+        self.decoding = DecodingProcess(known, settings.limits)
         self.write = mlflow_response.writer(self.facts["form"])
-        ask = self.link.arrays
+        ask = self.client.arrays
         if self.executor == "onnx":
             file, feed = proof / self.verdict["file"], Feed(**self.verdict["feed"])
             model = OnnxModel(file, feed, self.facts["output_types"], self.facts["output_shapes"])
@@ -72,13 +72,13 @@ class Version:
                 self.inline = model
                 self.inline_rows = max(1, int(INLINE_ROW_LIMIT_SECONDS / self.verdict["seconds_per_row"]))
             pool = self._thread = ThreadPoolExecutor(1)
-            link = self.link  # not this version itself: a cycle would keep it in memory
+            client = self.client  # not this version itself: a cycle would keep it in memory
 
             async def ask(arrays: Any) -> Arrays:
                 try:
                     return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
                 except Exception:  # what the runtime refuses, the model itself may take
-                    return await link.arrays(arrays)
+                    return await client.arrays(arrays)
 
             memory.trim()
 
@@ -87,71 +87,74 @@ class Version:
     @property
     def queue(self) -> int:
         """Requests that wait for the model."""
-        return self.raw_waiting + self.link.requests_given_up + (self.batcher.waiting if self.batcher else 0)
+        return self.raw_waiting + self.client.requests_given_up + (self.batcher.waiting if self.batcher else 0)
 
     async def arrays_of(self, body: bytes) -> Arrays | None:
         """Return the rows of a request to /invocations; None where MLflow is to judge.
 
-        Raises RefusedError, and LostError.
+        Raises RequestRefusedError, and ModelLostError.
         """
         assert self.decode is not None  # noqa: S101 (whoever asks has looked)
-        assert self.elsewhere is not None  # noqa: S101 (whoever decodes has one)
+        assert self.decoding is not None  # noqa: S101 (whoever decodes has one)
         if light(body):
             return self.decode(body)
-        arrays: Arrays | None = await self.elsewhere(INVOCATIONS, body)
+        arrays: Arrays | None = await self.decoding(INVOCATIONS, body)
         return arrays
 
     async def tensors_of(self, body: bytes) -> tuple[str | None, Arrays]:
-        """Return id and rows of a request of the Open Inference Protocol; raises RefusedError, and LostError."""
-        if self.elsewhere is None:
-            raise RefusedError(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
+        """Return the id and the rows of a request of the Open Inference Protocol.
+
+        Raises RequestRefusedError and ModelLostError.
+        """
+        if self.decoding is None:
+            raise RequestRefusedError(400, "This model takes MLflow's scoring protocol alone: POST /invocations")
         if light(body):
             return open_inference.decode(self.facts, mlflow_request.most_rows(self.facts, self._limits), body)
-        found: tuple[str | None, Arrays] = await self.elsewhere(TENSORS, body)
+        found: tuple[str | None, Arrays] = await self.decoding(TENSORS, body)
         return found
 
     async def outputs(self, arrays: Arrays) -> Arrays:
         """Return the model's outputs for these rows.
 
-        Raises QueueFullError, LostError, and ModelFailedError when the model raises.
+        Raises QueueFullError, ModelLostError, and ModelFailedError when the model raises.
         """
         if self.inline is not None and len(arrays[0]) <= self.inline_rows:
             try:
                 return self.inline(arrays)
             except Exception:  # as above
-                return await self.link.arrays(arrays)
+                return await self.client.arrays(arrays)
         assert self.batcher is not None  # noqa: S101 (whoever decodes has one)
         return await self.batcher.put(arrays)
 
     async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         """Return status, media type and body, as MLflow's scoring server would answer.
 
-        Raises QueueFullError, LostError, ModelFailedError.
+        Raises QueueFullError, ModelLostError, ModelFailedError.
         """
-        if self.raw_waiting + self.link.requests_given_up >= self._max_queue:
+        if self.raw_waiting + self.client.requests_given_up >= self._max_queue:
             raise QueueFullError
         self.raw_waiting += 1
         try:
             limits = self._limits
             about = [content_type, limits.rows, limits.columns, limits.cells, limits.depth]
-            return await self.link.raw(body, about)
+            return await self.client.raw(body, about)
         finally:
             self.raw_waiting -= 1
 
     def close(self) -> None:
         """Let go of the model's process and of threads."""
-        self.link.close()
-        if self.elsewhere is not None:
-            self.elsewhere.close()
+        self.client.close()
+        if self.decoding is not None:
+            self.decoding.close()
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
 
 @dataclass
-class Arm:
+class Variant:
     """A version in a role, and what it has counted there."""
 
-    version: Version
+    version: LoadedVersion
     role: str
     series: Series
     raw_series: Series
@@ -159,12 +162,12 @@ class Arm:
     """Requests under way."""
 
     @property
-    def source(self) -> Source:
+    def source(self) -> PredictionSource:
         """What the prediction log says of it."""
-        return Source(self.role, self.version.number, self.version.facts)
+        return PredictionSource(self.role, self.version.number, self.version.facts)
 
     @classmethod
-    def of(cls, version: Version, role: str, stats: Stats) -> Arm:
+    def of(cls, version: LoadedVersion, role: str, stats: Stats) -> Variant:
         """Return the version in a role."""
         series = stats.of(role, version.number, version.executor)
         return cls(version, role, series, stats.of(role, version.number, "mlflow"))
@@ -175,34 +178,36 @@ class Route:
 
     def __init__(self) -> None:
         """Start with nobody."""
-        self.champion: Arm | None = None
-        self.canary: Arm | None = None
-        self.shadow: Arm | None = None
+        self.champion: Variant | None = None
+        self.canary: Variant | None = None
+        self.shadow: Variant | None = None
         self.canary_share = 0.0
         self.revision = 0
-        self.leaving: list[tuple[Arm, float]] = []
+        self.leaving: list[tuple[Variant, float]] = []
         """Arms that get no more requests, and since when."""
 
-    def choose(self) -> Arm | None:
+    def choose(self) -> Variant | None:
         """Return who answers the next request."""
         if self.canary is not None and random.random() < self.canary_share:  # noqa: S311 (no secret)
             return self.canary
         return self.champion
 
     @property
-    def arms(self) -> list[Arm]:
+    def variants(self) -> list[Variant]:
         """Everybody who gets requests, or still works on one."""
-        return [arm for arm in (self.champion, self.canary, self.shadow) if arm] + [arm for arm, _ in self.leaving]
+        return [variant for variant in (self.champion, self.canary, self.shadow) if variant] + [
+            variant for variant, _ in self.leaving
+        ]
 
     async def follow(self, wanted: RouteFile, settings: Settings, stats: Stats) -> None:
         """Become what the supervisor's file says; versions that are known already are kept.
 
         Raises what loading a version raises; the route is then as before.
         """
-        loaded: dict[str, Version] = {}
+        loaded: dict[str, LoadedVersion] = {}
 
-        def known() -> dict[str, Version]:
-            return {arm.version.id: arm.version for arm in self.arms} | loaded
+        def known() -> dict[str, LoadedVersion]:
+            return {variant.version.id: variant.version for variant in self.variants} | loaded
 
         # Once more where one that was here has left meanwhile.
         entries: dict[str, RouteEntry | None] = {
@@ -212,38 +217,38 @@ class Route:
         }
         while missing := [each for each in entries.values() if each and each["id"] not in known()]:
             await asyncio.to_thread(_load, loaded, missing[0], settings, stats)
-        arms: dict[str, Arm | None] = {}
+        variants: dict[str, Variant | None] = {}
         for role in ROLES:
             entry, now = entries[role], getattr(self, role)
             if entry is None:
-                arms[role] = None
+                variants[role] = None
             elif now is not None and now.version.id == entry["id"]:
-                arms[role] = now
+                variants[role] = now
             else:
-                arms[role] = Arm.of(known()[entry["id"]], role, stats)
-        for role, arm in arms.items():
+                variants[role] = Variant.of(known()[entry["id"]], role, stats)
+        for role, variant in variants.items():
             before = getattr(self, role)
-            if before is not None and before is not arm:
+            if before is not None and before is not variant:
                 self.leaving.append((before, time.monotonic()))
-            setattr(self, role, arm)
+            setattr(self, role, variant)
         self.canary_share = wanted.get("canary_share", 0.0)
         self.revision = wanted["revision"]
 
     def in_flight(self) -> dict[str, int]:
         """Return how many requests each version works on, by its id; versions that are done leave."""
-        gone = [arm.version for arm, _ in self.leaving if not arm.working]
-        self.leaving = [(arm, since) for arm, since in self.leaving if arm.working]
-        staying = {arm.version.id for arm in self.arms}
+        gone = [variant.version for variant, _ in self.leaving if not variant.working]
+        self.leaving = [(variant, since) for variant, since in self.leaving if variant.working]
+        staying = {variant.version.id for variant in self.variants}
         for version in gone:
             if version.id not in staying:
                 version.close()
         counts: dict[str, int] = {}
-        for arm in self.arms:
-            counts[arm.version.id] = counts.get(arm.version.id, 0) + arm.working
+        for variant in self.variants:
+            counts[variant.version.id] = counts.get(variant.version.id, 0) + variant.working
         return counts
 
 
-def _load(loaded: dict[str, Version], entry: RouteEntry, settings: Settings, stats: Stats) -> None:
+def _load(loaded: dict[str, LoadedVersion], entry: RouteEntry, settings: Settings, stats: Stats) -> None:
     """Make a version ready, in a thread: to read a converted forest takes as long as thousands of requests.
 
     A thread's result would stay referred to by what carried it over, and the version in memory for good.
@@ -251,6 +256,6 @@ def _load(loaded: dict[str, Version], entry: RouteEntry, settings: Settings, sta
     usual = sys.getswitchinterval()
     sys.setswitchinterval(LOADING_SWITCH_SECONDS)
     try:
-        loaded[entry["id"]] = Version(entry, settings, stats)
+        loaded[entry["id"]] = LoadedVersion(entry, settings, stats)
     finally:
         sys.setswitchinterval(usual)

@@ -20,8 +20,8 @@ FACTS_BYTES, SAMPLES_BYTES, ONNX_BYTES = 64 * 2**20, 2**30, 2**31
 CANDIDATES = ("model.onnx", "model-single.onnx", "model-double.onnx")
 
 
-def adopt(root: Path, way: tuple[str, ...], into: Path) -> None:
-    """Copy the proof that is found by a way of folders from `root`, whole or not at all.
+def adopt(root: Path, path: tuple[str, ...], into: Path) -> None:
+    """Copy the folder of evidence that `path` leads to from `root`, whole or not at all.
 
     Raises OSError or ValueError where it is not what it should be.
     """
@@ -30,7 +30,7 @@ def adopt(root: Path, way: tuple[str, ...], into: Path) -> None:
     shutil.rmtree(into, ignore_errors=True)  # without facts
     new.mkdir(parents=True)
     try:
-        with plain_files.folder(root, *way) as source:
+        with plain_files.folder(root, *path) as source:
             with plain_files.open_in(source, FACTS, FACTS_BYTES) as stream:
                 text = plain_files.content(stream, FACTS_BYTES)
             for name, most in _others(json.loads(text)).items():

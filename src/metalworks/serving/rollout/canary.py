@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metalworks.contracts import CanaryVerdict, StatsFile, stats_file
-from metalworks.serving.settings import Canary
+from metalworks.serving.settings import CanaryRules
 from metalworks.serving.telemetry.latency import BUCKETS, STEP, quantile
 
 MIN_FOR_ERRORS = 20
@@ -56,7 +56,7 @@ class Trial:
         champion, canary = self.versions
         return _counts(self._runtime, "champion", champion), _counts(self._runtime, "canary", canary)
 
-    def verdict(self, rules: Canary, seconds: float | None = None) -> CanaryVerdict | None:
+    def verdict(self, rules: CanaryRules, seconds: float | None = None) -> CanaryVerdict | None:
         """Return {verdict: promote or withdraw, reason}; None while it is too early to say.
 
         `seconds` is how long the trial has lasted, by the clock unless given.

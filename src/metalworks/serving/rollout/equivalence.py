@@ -25,16 +25,16 @@ INLINE_SECONDS = 200e-6
 """What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
 
 
-def judge(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
-    """Return {executor, why, way, …} for the model whose proof is in `folder`; also written there.
+def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
+    """Return the verdict on the model that was inspected into `folder`; write it there, too.
 
     executor: onnx (with file, feed and inline), native, pyfunc or mlflow. Raises ValueError when none is allowed.
     """
     facts: Facts = json.loads((folder / FACTS).read_text())
-    whys: list[str] = []
+    reasons: list[str] = []
     verdict: EquivalenceVerdict | None = None
     if "onnx" in allowed:
-        verdict = _onnx(folder, facts, allowed, whys)
+        verdict = _onnx(folder, facts, allowed, reasons)
     for name in ("native", "pyfunc"):
         if verdict is None and name in allowed:
             found = facts["executors"][name]
@@ -42,10 +42,10 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
                 verdict = {"executor": name, "way": found.get("way", name), "nulls": found.get("nulls", False)}
                 verdict["why"] = found["why"]
             else:
-                whys.append(f"not {name}: {found['why']}")
+                reasons.append(f"not {name}: {found['why']}")
     if verdict is None:
         if "mlflow" not in allowed:
-            raise ValueError(f"none of the allowed executors fits: {'; '.join(whys)}")
+            raise ValueError(f"none of the allowed executors fits: {'; '.join(reasons)}")
         verdict = {
             "executor": "mlflow",
             "way": "mlflow",
@@ -55,7 +55,7 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
     if verdict["executor"] != "mlflow":  # what those who serve make of the facts can be made, whoever wrote them
         mlflow_request.decoder(facts | {"nulls": verdict["nulls"]})
         mlflow_response.writer(facts["form"])
-    verdict["why"] = "; ".join([verdict["why"], *whys])
+    verdict["why"] = "; ".join([verdict["why"], *reasons])
     verdict["allowed"] = list(allowed)
     new = folder / f"{VERDICT}.new"
     new.write_text(json.dumps(verdict, indent=1))
@@ -63,11 +63,11 @@ def judge(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
     return verdict
 
 
-def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], whys: list[str]) -> EquivalenceVerdict | None:
+def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], reasons: list[str]) -> EquivalenceVerdict | None:
     """Return the verdict for the first candidate that answers all samples as MLflow does."""
     found = facts["onnx"]["candidates"]
     if not found:
-        whys.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
+        reasons.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
         return None
     known = evidence.read(folder)
     for candidate in found:
@@ -77,7 +77,7 @@ def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], whys: list[str])
             equal, refused = _equal(model, known, ROWS)
             one = _seconds(model, known["rows"])
         except Exception as error:  # the runtime has errors of many types
-            why = _short(error)
+            reason = _short(error)
         else:
             nulls, native = _takes_nulls(model, known), facts["executors"]["native"]
             quick = "native" in allowed and native["ok"] and (native["nulls"] or not nulls)
@@ -92,7 +92,7 @@ def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], whys: list[str])
                 "inline": one <= INLINE_SECONDS,
                 "seconds_per_row": one,
             }
-    whys.append(f"not onnx: {why}")
+    reasons.append(f"not onnx: {reason}")
     return None
 
 
@@ -113,15 +113,15 @@ def _equal(
     for group, answered, what in groups:
         if not known.get(group):
             continue
-        taken, why = _taken(model, known[group])
+        taken, reason = _taken(model, known[group])
         example = len(taken) - samples.ROWS if group == "rows" else 0
         if not taken[:example].all() or np.sum(taken) < min(ENOUGH, len(taken)):
-            raise ValueError(f"the converted model refuses {what}: {why}")
+            raise ValueError(f"the converted model refuses {what}: {reason}")
         rows, expected = [each[taken] for each in known[group]], [each[taken] for each in known[answered]]
         for start, end in ((0, len(rows[0])), (0, 1), (1, 6)):
             ours = model([each[start:end] for each in rows])
-            if why := array_equality.difference(ours, [each[start:end] for each in expected], expected):
-                raise ValueError(f"the converted model answers {what} otherwise than MLflow: {why}")
+            if reason := array_equality.difference(ours, [each[start:end] for each in expected], expected):
+                raise ValueError(f"the converted model answers {what} otherwise than MLflow: {reason}")
         equal, refused = equal + len(rows[0]), refused + int(np.sum(~taken))
     return equal, refused
 
@@ -131,14 +131,14 @@ def _taken(model: OnnxModel, rows: list[np.ndarray]) -> tuple[np.ndarray, str]:
     try:
         model(rows)
     except Exception:  # the runtime has errors of many types
-        taken, why = np.zeros(len(rows[0]), dtype=bool), ""
+        taken, reason = np.zeros(len(rows[0]), dtype=bool), ""
         for i in range(len(taken)):
             try:
                 model([each[i : i + 1] for each in rows])
                 taken[i] = True
             except Exception as error:
-                why = _short(error)
-        return taken, why
+                reason = _short(error)
+        return taken, reason
     return np.ones(len(rows[0]), dtype=bool), ""
 
 
@@ -150,8 +150,8 @@ def _takes_nulls(model: OnnxModel, known: dict[str, list[np.ndarray]]) -> bool:
 
 
 def _short(error: Exception) -> str:
-    said = " ".join(str(error).split())[:200]
-    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+    message = " ".join(str(error).split())[:200]
+    return message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
 
 
 def _seconds(model: OnnxModel, rows: list[np.ndarray]) -> float:
@@ -169,7 +169,7 @@ def _seconds(model: OnnxModel, rows: list[np.ndarray]) -> float:
 if __name__ == "__main__":
     os.nice(10)  # requests come first
     try:
-        judge(Path(sys.argv[1]), tuple(json.loads(sys.argv[2])))
+        check_equivalence(Path(sys.argv[1]), tuple(json.loads(sys.argv[2])))
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(3)

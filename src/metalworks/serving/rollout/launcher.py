@@ -1,10 +1,12 @@
-"""Starts and ends the processes of a service's models: `metalworks-models`, in a unit and as a user of its own.
+"""Starts and ends the processes of a service's models: `metalworks-models`, a unit with a user of its own.
 
-A model is code that people register. Its processes are another user's than those that speak HTTP, which have the key,
-the tokens and the log. They are asked for on the socket launcher.sock in this unit's runtime folder. A connection is a
-process: a line of JSON says which, what follows is the process's standard input, and lines of JSON answer that it was
-started and how it ended. Who closes the connection ends the process, so none outlives the service that it was for.
-Knows no password, and imports the standard library alone.
+A model is code that people register, so its processes run as another user than the processes that speak HTTP, which
+hold the certificate's key, the tokens and the prediction log. The supervisor asks for a process on launcher.sock in
+this unit's runtime folder. One connection is one process: the first line (contracts.LaunchRequest) says which, the rest
+is the process's standard input, and the launcher answers with lines (contracts.LaunchReply) when the process has
+started and when it has ended. Closing the connection ends the process, so no process outlives its service.
+
+The launcher knows no password and imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from metalworks.serving.sockets import peer_uid
 _logger = logging.getLogger("metalworks.serving")
 
 RUNNER = "metalworks_model_runner"
-SOCKET, PROOFS = "launcher.sock", "proofs"
+SOCKET, EVIDENCE = "launcher.sock", "proofs"
 STOP_SECONDS = 10.0
 LINE_BYTES = 2**20
 SAID_LINES, SAID_BYTES = 30, 16 * 2**10
@@ -53,34 +55,34 @@ class Launcher:
     """Answers the supervisor."""
 
     def __init__(self, runtime: Path, state: Path, uid: int) -> None:
-        """Have sockets in `runtime` and what models leave in `state`; only the user `uid` may ask."""
-        self.runtime, self.proofs, self._uid = runtime, state / PROOFS, uid
+        """Put sockets into `runtime` and evidence into `state`; only the user `uid` may ask."""
+        self.runtime, self.evidence, self._uid = runtime, state / EVIDENCE, uid
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By what a process is named after: it would take the files of one that is about to end."""
         self._proving: set[str] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
 
-    def _command(self, asked: LaunchRequest) -> list[str]:
-        command = [asked["python"], "-m", RUNNER, asked["do"], "--model", asked["model"]]
-        proof = str(self.proofs / asked["proof"])
-        if asked["do"] == "prove":
-            return [*command, "--into", proof]
-        return [*command, "--proof", proof, "--socket", str(self._socket(asked)), *asked["options"]]
+    def _command(self, request: LaunchRequest) -> list[str]:
+        command = [request["python"], "-m", RUNNER, request["do"], "--model", request["model"]]
+        folder = str(self.evidence / request["proof"])
+        if request["do"] == "prove":
+            return [*command, "--into", folder]
+        return [*command, "--proof", folder, "--socket", str(self._socket(request)), *request["options"]]
 
-    def _socket(self, asked: LaunchRequest) -> Path:
-        return self.runtime / f"{asked['id']}.sock"
+    def _socket(self, request: LaunchRequest) -> Path:
+        return self.runtime / f"{request['id']}.sock"
 
-    def _environment(self, asked: LaunchRequest) -> dict[str, str]:
+    def _environment(self, request: LaunchRequest) -> dict[str, str]:
         own = {"PYTHONPATH": str(runner_folder()), "PYTHONDONTWRITEBYTECODE": "1", "DO_NOT_TRACK": "true"}
-        if asked["do"] == "prove":
+        if request["do"] == "prove":
             # Libraries would take a thread per core, from those who answer requests meanwhile.
             own |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **own}
 
     def _keep(self, names: list[str]) -> None:
-        """Remove what was found out about versions that are none of these."""
-        for folder in self.proofs.glob("*"):
+        """Remove the evidence of versions other than these."""
+        for folder in self.evidence.glob("*"):
             if folder.name not in names and folder.name not in self._proving:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -90,43 +92,43 @@ class Launcher:
         self._connections.add(task)
         try:
             if (uid := peer_uid(writer.get_extra_info("socket"))) != self._uid:
-                _logger.error("User %s may not ask here", uid)
+                _logger.error("User %s may not start processes here", uid)
                 return
-            asked: LaunchRequest = json.loads(await reader.readline())
-            if asked["do"] == "keep":
-                await asyncio.to_thread(self._keep, asked["proofs"])
+            request: LaunchRequest = json.loads(await reader.readline())
+            if request["do"] == "keep":
+                await asyncio.to_thread(self._keep, request["proofs"])
                 return
-            async with self._turns[f"{asked['do']} {asked['id']}"]:
-                await self._run(asked, reader, writer)
-        except (OSError, ValueError, KeyError) as error:  # it has hung up, or it is none of ours
-            _logger.error("What was asked for cannot be: %r", error)
+            async with self._turns[f"{request['do']} {request['id']}"]:
+                await self._run(request, reader, writer)
+        except (OSError, ValueError, KeyError) as error:  # it has hung up, or its request is malformed
+            _logger.error("Cannot do what was asked: %r", error)
         finally:
             self._connections.discard(task)
             writer.close()
 
-    async def _run(self, asked: LaunchRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        proving = asked["do"] == "prove"
+    async def _run(self, request: LaunchRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        proving = request["do"] == "prove"
         if proving:
-            self._proving.add(asked["proof"])
-            shutil.rmtree(self.proofs / asked["proof"], ignore_errors=True)
+            self._proving.add(request["proof"])
+            shutil.rmtree(self.evidence / request["proof"], ignore_errors=True)
         else:
-            self._socket(asked).unlink(missing_ok=True)
+            self._socket(request).unlink(missing_ok=True)
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command(asked),
-                env=self._environment(asked),
+                *self._command(request),
+                env=self._environment(request),
                 stdin=pipe,
                 stderr=pipe if proving else None,
                 start_new_session=True,
             )
         except OSError as error:  # no such interpreter, too many processes, no memory for one more
-            self._proving.discard(asked["proof"] if proving else "")
-            _say(writer, {"error": str(error)})
+            self._proving.discard(request["proof"] if proving else "")
+            _send(writer, {"error": str(error)})
             return
-        _say(writer, {"started": process.pid})
+        _send(writer, {"started": process.pid})
         told = asyncio.create_task(self._tell(process, reader))
-        said = asyncio.create_task(_last_lines(process.stderr))
+        output = asyncio.create_task(_last_lines(process.stderr))
         # asyncio's own way would also wait for what it started, and what that has open.
         while process.returncode is None:
             await asyncio.sleep(LOOK_SECONDS / 4)
@@ -134,20 +136,20 @@ class Launcher:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         if proving:
-            self._proving.discard(asked["proof"])
+            self._proving.discard(request["proof"])
         else:
-            self._socket(asked).unlink(missing_ok=True)
+            self._socket(request).unlink(missing_ok=True)
         try:
-            lines = await asyncio.wait_for(said, 1.0)
+            lines = await asyncio.wait_for(output, 1.0)
         except TimeoutError:
             lines = []
-        _say(writer, {"code": process.returncode, "said": lines})
+        _send(writer, {"code": process.returncode, "said": lines})
         # Who writes where nobody listens any more loses what is still to be read.
         while await reader.read(LINE_BYTES):
             pass
 
     async def _tell(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> None:
-        """Hand on what comes until nothing more does, then end the process."""
+        """Pass input on to the process; when the connection is closed, end the process."""
         assert process.stdin is not None  # noqa: S101 (it was made with one)
         with contextlib.suppress(OSError):
             while data := await reader.read(LINE_BYTES):
@@ -158,9 +160,9 @@ class Launcher:
             process.kill()
 
     async def run(self) -> None:
-        """Answer until told to end, and then as long as the service has processes here."""
+        """Serve until told to end, and then for as long as the service has processes here."""
         path, new = self.runtime / SOCKET, self.runtime / f"{SOCKET}.new"
-        for folder in (self.runtime, self.proofs):
+        for folder in (self.runtime, self.evidence):
             folder.mkdir(parents=True, exist_ok=True)
         for stale in self.runtime.glob("*.sock*"):
             stale.unlink()
@@ -179,7 +181,7 @@ class Launcher:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _say(writer: asyncio.StreamWriter, what: LaunchReply) -> None:
+def _send(writer: asyncio.StreamWriter, what: LaunchReply) -> None:
     with contextlib.suppress(OSError):
         writer.write(json.dumps(what).encode() + b"\n")
 

@@ -1,6 +1,6 @@
-"""A model's process, as the supervisor has it started by the launcher: see the module launcher.
+"""The supervisor's end of a model's process; the launcher starts the process, see there.
 
-What comes from there may be a model's own words: it has the launcher's user. It is taken as text and numbers, of a
+The launcher's replies may come from a model, which runs as the same user. So they are read as text and numbers of
 bounded length.
 """
 
@@ -23,10 +23,10 @@ _logger = logging.getLogger("metalworks.serving")
 
 AGAIN_SECONDS = 0.1
 SAY_SECONDS = 5.0
-"""A launcher that is away for longer is said to be."""
+"""After this long without a launcher, an error is logged."""
 
 
-class LostError(Exception):
+class LauncherLostError(Exception):
     """The launcher ended, and the process with it."""
 
 
@@ -36,7 +36,7 @@ class End:
 
     code: int
     """As Python's module subprocess has it: negative, the signal."""
-    said: list[str]
+    last_lines: list[str]
     """Its last lines on standard error, where those are for whoever started it."""
 
 
@@ -49,13 +49,13 @@ async def _launcher(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWri
             return await asyncio.open_unix_connection(sock=await connect(path), limit=LINE_BYTES)
         except OSError as error:
             if say_at is not None and loop.time() > say_at:
-                _logger.error("What starts models is not there, and is waited for: %s", error)
+                _logger.error("The launcher does not answer; still trying: %s", error)
                 say_at = None
         await asyncio.sleep(AGAIN_SECONDS)
 
 
-class Launched:
-    """A process that is running, or has ended."""
+class ModelProcess:
+    """A model's process, running or ended."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Wait for its end."""
@@ -64,17 +64,17 @@ class Launched:
         self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody may have waited
 
     @classmethod
-    async def start(cls, launcher: Path, asked: LaunchRequest) -> Launched:
+    async def start(cls, launcher: Path, request: LaunchRequest) -> ModelProcess:
         """Have a process started; a launcher that is not there is waited for.
 
-        Raises OSError where the process cannot be started, and LostError where the launcher ends meanwhile.
+        Raises OSError where the process cannot be started, and LauncherLostError where the launcher ends meanwhile.
         """
         reader, writer = await _launcher(launcher)
         try:
-            writer.write(json.dumps(asked).encode() + b"\n")
+            writer.write(json.dumps(request).encode() + b"\n")
             answer = await _line(reader)
             if "started" not in answer:
-                raise OSError(_text(answer.get("error", "no word of why")))
+                raise OSError(_text(answer.get("error", "it gave no reason")))
         except BaseException:
             writer.close()
             raise
@@ -85,7 +85,7 @@ class Launched:
             answer = await _line(self._reader)
             return End(int(answer["code"]), [_text(each) for each in answer["said"]])
         except (ValueError, KeyError, TypeError) as error:
-            raise LostError(f"what starts models says what it should not: {error!r}") from error
+            raise LauncherLostError(f"the launcher sent a malformed reply: {error!r}") from error
         finally:
             self._writer.close()
 
@@ -99,7 +99,7 @@ class Launched:
         self._writer.write(text.encode())
 
     async def wait(self) -> End:
-        """Return how it ended, once it has; raise LostError where the launcher did before."""
+        """Return how it ended, once it has; raise LauncherLostError where the launcher did before."""
         return await asyncio.shield(self._end)
 
     def hang_up(self) -> None:
@@ -112,14 +112,14 @@ class Launched:
         with contextlib.suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
-        with contextlib.suppress(LostError, TimeoutError):
+        with contextlib.suppress(LauncherLostError, TimeoutError):
             # The launcher waits as long before it kills.
             await asyncio.wait_for(self.wait(), STOP_SECONDS + 5)
         self.hang_up()
 
 
 async def keep(launcher: Path, proofs: Callable[[], list[str]]) -> None:
-    """Have the launcher remove what was found out about versions that are none of those, as they are named then."""
+    """Have the launcher remove all evidence but the folders that `proofs` names by then."""
     _, writer = await _launcher(launcher)
     writer.write(json.dumps({"do": "keep", "proofs": proofs()}).encode() + b"\n")
     with contextlib.suppress(OSError):
@@ -128,16 +128,16 @@ async def keep(launcher: Path, proofs: Callable[[], list[str]]) -> None:
 
 
 async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """Return a line's JSON; raise LostError where none comes any more, or another thing."""
+    """Return a line's JSON; raise LauncherLostError where none comes any more, or another thing."""
     try:
-        said = json.loads(await reader.readline())
+        reply = json.loads(await reader.readline())
     except (OSError, ValueError, RecursionError) as error:  # too long, the end, no JSON
-        raise LostError("what starts models ended") from error
-    if not isinstance(said, dict):
-        raise LostError("what starts models says what it should not")
-    return said
+        raise LauncherLostError("the launcher ended") from error
+    if not isinstance(reply, dict):
+        raise LauncherLostError("the launcher sent a malformed reply")
+    return reply
 
 
-def _text(said: Any) -> str:
+def _text(value: Any) -> str:
     """Return what can be a line in the journal."""
-    return "".join(each if each.isprintable() else " " for each in str(said))
+    return "".join(each if each.isprintable() else " " for each in str(value))

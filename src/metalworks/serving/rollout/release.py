@@ -30,8 +30,8 @@ from metalworks.contracts import (
 )
 from metalworks.plain_files import read
 from metalworks.serving.rollout.adopt import adopt
-from metalworks.serving.rollout.launcher import PROOFS, RUNNER, SOCKET, runner_folder
-from metalworks.serving.rollout.model_process import Launched, LostError
+from metalworks.serving.rollout.launcher import EVIDENCE, RUNNER, SOCKET, runner_folder
+from metalworks.serving.rollout.model_process import LauncherLostError, ModelProcess
 from metalworks.serving.settings import Settings
 
 _logger = logging.getLogger("metalworks.serving")
@@ -39,7 +39,7 @@ _logger = logging.getLogger("metalworks.serving")
 CARD_BYTES = 2**20
 STUCK_SECONDS = 30.0
 """A model may work on one thing for so long, however short its callers' patience is."""
-PROOFS_KEPT = 8
+EVIDENCE_KEPT = 8
 LOST_MOST = 3
 """So often a version is made ready again under which the launcher ended, which may be its own doing."""
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -54,12 +54,12 @@ def release_id(desired: DesiredVersion) -> str:
     return f"{desired.version}-{total.hexdigest()[:8]}"
 
 
-class RefusedError(Exception):
+class VersionRefusedError(Exception):
     """The version must not serve; the message says why, in one line."""
 
 
 @functools.cache
-def _provers() -> str:
+def _checks_digest() -> str:
     """Return a name for the programs that prove, and the device: what others found is not to be relied on."""
     total = hashlib.sha256()
     package = Path(__file__).parent.parent
@@ -70,14 +70,14 @@ def _provers() -> str:
     return total.hexdigest()[:8]
 
 
-def tidy_proofs(settings: Settings, releases: Iterable[Release]) -> list[str]:
+def remove_old_evidence(settings: Settings, releases: Iterable[Release]) -> list[str]:
     """Remove proofs that none of these versions is served from, but for the newest; return the names of what stays."""
     releases = [*releases]
-    proofs = {path: path.stat().st_mtime for path in (settings.state / PROOFS).glob("*")}
-    others = sorted(proofs.keys() - {release.proof for release in releases}, key=lambda path: proofs[path])
-    for old in others[:-PROOFS_KEPT]:
+    folders = {path: path.stat().st_mtime for path in (settings.state / EVIDENCE).glob("*")}
+    others = sorted(folders.keys() - {release.evidence for release in releases}, key=lambda path: folders[path])
+    for old in others[:-EVIDENCE_KEPT]:
         shutil.rmtree(old)
-    return sorted({*(path.name for path in others[-PROOFS_KEPT:]), *(release.proof.name for release in releases)})
+    return sorted({*(path.name for path in others[-EVIDENCE_KEPT:]), *(release.evidence.name for release in releases)})
 
 
 class Release:
@@ -91,7 +91,7 @@ class Release:
         self.refused, self.refused_at = "", 0.0
         self.verdict: EquivalenceVerdict | None = None
         self.card: Card | None = None
-        self._process: Launched | None = None
+        self._process: ModelProcess | None = None
         self._lost = 0
         self._keeper: asyncio.Task[None] | None = None
 
@@ -106,9 +106,9 @@ class Release:
         return self.verdict["executor"] if self.verdict else ""
 
     @property
-    def proof(self) -> Path:
+    def evidence(self) -> Path:
         """Folder with what is known of the version, and what it is served from."""
-        return self.settings.state / PROOFS / f"{self.id}-{_provers()}"
+        return self.settings.state / EVIDENCE / f"{self.id}-{_checks_digest()}"
 
     @property
     def _socket(self) -> Path:
@@ -140,7 +140,7 @@ class Release:
             "id": self.id,
             "card": self.card,
             "environment": self.desired.environment,
-            "proof": str(self.proof),
+            "proof": str(self.evidence),
             "socket": str(self._socket),
         }
 
@@ -158,21 +158,21 @@ class Release:
                 self.card = json.loads(read(Path(self.desired.path, CARD), CARD_BYTES))
                 if hurry:  # loading a model takes about as long as proving it
                     self._process = await self._spawn()
-                await self._prove()
+                await self._choose_executor()
                 self._process = self._process or await self._spawn()
                 await self._start(self._process)
             self.ready = True
             took = time.monotonic() - began
             message = "Version %s is ready after %.1f s: %s (%s)"
             _logger.info(message, self.desired.version, took, self.executor, self.reason)
-        except LostError as lost:
+        except LauncherLostError as lost:
             self._lost += 1
             _logger.error("Version %s is made ready anew: %s", self.desired.version, lost)
             if self._lost >= LOST_MOST:
                 self._refuse(f"{lost} under it {self._lost} times")
         except TimeoutError:
             self._refuse(f"it was not ready within {self.settings.load_timeout:g} s")
-        except RefusedError as refused:
+        except VersionRefusedError as refused:
             self._refuse(str(refused))
         except (OSError, ValueError, KeyError, RecursionError) as error:
             self._refuse(f"its files cannot be read: {error}")
@@ -181,76 +181,76 @@ class Release:
             if not self.ready:
                 await self._stop()
 
-    def _refuse(self, why: str) -> None:
-        self.refused, self.refused_at = why, time.time()
-        _logger.error("Version %s is refused, and what serves goes on serving: %s", self.desired.version, why)
+    def _refuse(self, reason: str) -> None:
+        self.refused, self.refused_at = reason, time.time()
+        _logger.error("Version %s is refused, and what serves goes on serving: %s", self.desired.version, reason)
 
-    async def _prove(self) -> None:
+    async def _choose_executor(self) -> None:
         """Find out how the version is to be asked, or take that from the last time."""
-        proof = self.proof
-        if (proof / VERDICT).exists():
-            self.verdict = json.loads((proof / VERDICT).read_text())
+        evidence = self.evidence
+        if (evidence / VERDICT).exists():
+            self.verdict = json.loads((evidence / VERDICT).read_text())
             if self.verdict is not None and self.verdict.get("allowed") == list(self.settings.executors):
-                os.utime(proof)
+                os.utime(evidence)
                 return
-        if not (proof / FACTS).exists():
-            await self._found_out()
-            await asyncio.to_thread(adopt, self.settings.models_state, (PROOFS, proof.name), proof)
-        await self._judged(proof)
-        self.verdict = json.loads((proof / VERDICT).read_text())
+        if not (evidence / FACTS).exists():
+            await self._inspect()
+            await asyncio.to_thread(adopt, self.settings.models_state, (EVIDENCE, evidence.name), evidence)
+        await self._check_equivalence(evidence)
+        self.verdict = json.loads((evidence / VERDICT).read_text())
 
-    async def _found_out(self) -> None:
-        """Have the model asked what is true of it, as its own user; raise RefusedError with why it cannot be."""
+    async def _inspect(self) -> None:
+        """Have the model inspected as its own user; raise VersionRefusedError with the reason if that fails."""
         process = await self._launch({"do": "prove"})
         try:
             end = await process.wait()
         finally:
             process.hang_up()
-        _judge_end(end.code, end.said)
+        _require_success(end.code, end.last_lines)
 
-    async def _judged(self, proof: Path) -> None:
-        """Decide how the model is to be asked, in a process of ours; raise RefusedError where it can be in no way."""
+    async def _check_equivalence(self, evidence: Path) -> None:
+        """Choose the executor in a process of its own; raise VersionRefusedError if none fits."""
         process = await asyncio.create_subprocess_exec(
             *(
                 sys.executable,
                 "-m",
                 "metalworks.serving.rollout.equivalence",
-                str(proof),
+                str(evidence),
                 json.dumps(self.settings.executors),
             ),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            _, said = await process.communicate()
+            _, errors = await process.communicate()
         except asyncio.CancelledError:
             process.kill()
             await process.wait()
             raise
         assert process.returncode is not None  # noqa: S101 (it has ended)
-        _judge_end(process.returncode, said.decode(errors="replace").strip().splitlines()[-30:])
+        _require_success(process.returncode, errors.decode(errors="replace").strip().splitlines()[-30:])
 
-    async def _launch(self, request: LaunchRequest) -> Launched:
+    async def _launch(self, request: LaunchRequest) -> ModelProcess:
         model = str(Path(self.desired.path, "model").resolve())  # MLflow follows no links
         version: LaunchRequest = {
             **request,
             "id": self.id,
-            "proof": self.proof.name,
+            "proof": self.evidence.name,
             "python": self.desired.python,
             "model": model,
         }
-        return await Launched.start(self.settings.models_runtime / SOCKET, version)
+        return await ModelProcess.start(self.settings.models_runtime / SOCKET, version)
 
-    async def _start(self, process: Launched) -> None:
+    async def _start(self, process: ModelProcess) -> None:
         """Let the model's process serve, and ask it for the example; then keep it running."""
         if not await self._serves(process):
-            raise RefusedError("its process ended while it loaded the model; the journal has what it said")
-        facts: Facts = json.loads((self.proof / FACTS).read_text())
+            raise VersionRefusedError("its process ended while it loaded the model; the journal has what it said")
+        facts: Facts = json.loads((self.evidence / FACTS).read_text())
         if facts["example"] is not None:
             await self._ask_example(facts)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    async def _spawn(self) -> Launched:
+    async def _spawn(self) -> ModelProcess:
         """Start a process that loads the model, and then waits to be told how to serve it."""
         options = ["--max-rows", str(self.settings.max_batch_rows)]
         # Nobody waits for it any more then; but short times are no reason to take a busy process for one that hangs.
@@ -258,7 +258,7 @@ class Release:
         options += ["--first-after", str(self.settings.load_timeout)]
         return await self._launch({"do": "serve", "options": options})
 
-    async def _serves(self, process: Launched) -> bool:
+    async def _serves(self, process: ModelProcess) -> bool:
         """Tell a process by which way to ask the model; whether it then listens, or has ended."""
         # For whole requests it asks MLflow, whatever the way for arrays is.
         assert self.verdict is not None  # noqa: S101 (the equivalence check came first)
@@ -270,7 +270,7 @@ class Release:
         return not process.ended
 
     async def _ask_example(self, facts: Facts) -> None:
-        """Raise RefusedError unless the process answers the recorded example as the proof did."""
+        """Raise VersionRefusedError unless the process answers the recorded example as it did when it was inspected."""
         from metalworks_model_runner.json_equality import same
 
         from metalworks.serving.rollout.example import ask
@@ -278,9 +278,11 @@ class Release:
         try:
             answer = await ask(self._socket, json.dumps(facts["example"]).encode())
         except (OSError, asyncio.IncompleteReadError, ValueError, RecursionError, struct.error) as error:
-            raise RefusedError(f"its process does not answer: {error}") from error
+            raise VersionRefusedError(f"its process does not answer: {error}") from error
         if not same(answer, facts["example_answer"]):
-            raise RefusedError("it answers its example otherwise than it did when it was proven: it is not repeatable")
+            raise VersionRefusedError(
+                "it answers its example otherwise than it did when it was proven: it is not repeatable"
+            )
 
     async def _keep(self) -> None:
         """Start the process again when it ends."""
@@ -300,7 +302,7 @@ class Release:
             except OSError as error:  # too many processes, or no memory for one more: for now
                 _logger.error("It cannot be: %s", error)
                 wait, self._process = min(max(wait * 2, 0.1), 10.0), None
-            except LostError:  # the next one is waited for
+            except LauncherLostError:  # the next one is waited for
                 self._process = None
 
     async def _stop(self) -> None:
@@ -317,15 +319,15 @@ class Release:
         await self._stop()
 
 
-async def _end_of(process: Launched) -> str:
+async def _end_of(process: ModelProcess) -> str:
     try:
         return str((await process.wait()).code)
-    except LostError as lost:
+    except LauncherLostError as lost:
         return f"all others: {lost}"
 
 
-def _judge_end(code: int, lines: list[str]) -> None:
-    """Raise RefusedError with the last line of a program that failed."""
+def _require_success(code: int, lines: list[str]) -> None:
+    """Raise VersionRefusedError with the last line of a program that failed."""
     if not code:
         return
     for line in lines:
@@ -333,7 +335,7 @@ def _judge_end(code: int, lines: list[str]) -> None:
     end = lines[-1] if lines else "it said nothing"
     if code < 0:
         end = f"its process was ended by {_signal(-code)}; {end}"
-    raise RefusedError(end.removeprefix("ProofError: "))
+    raise VersionRefusedError(end.removeprefix("InspectionError: "))
 
 
 def _signal(number: int) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from metalworks.serving.arrays import Arrays
-from metalworks.serving.predict.variants import Arm, Version
+from metalworks.serving.predict.variants import LoadedVersion, Variant
 from metalworks.serving.telemetry.metrics import Stats
 from metalworks.serving.telemetry.prediction_log import Log
 
-Decode = Callable[[Version], Awaitable[Arrays | None]]
+Decode = Callable[[LoadedVersion], Awaitable[Arrays | None]]
 
 
 class Shadow:
@@ -33,7 +33,7 @@ class Shadow:
         self._stats.shadow[outcome] = self._stats.shadow.get(outcome, 0) + 1
 
     def copy(
-        self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None = None
+        self, variant: Variant, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None = None
     ) -> None:
         """Take a copy of a request (body and content type), and of what the champion answered where it was decoded.
 
@@ -44,11 +44,11 @@ class Shadow:
         if (
             len(self._tasks) >= self.MOST
             or self._bytes + size > self.MOST_BYTES
-            or (decode is not None and arm.version.decode is None)
+            or (decode is not None and variant.version.decode is None)
         ):
             self._count("dropped")
             return
-        task = asyncio.get_running_loop().create_task(self._ask(arm, outputs, request, decode))
+        task = asyncio.get_running_loop().create_task(self._ask(variant, outputs, request, decode))
         self._tasks.add(task)
         self._bytes += size
         task.add_done_callback(self._done(size))
@@ -60,11 +60,13 @@ class Shadow:
 
         return done
 
-    async def _ask(self, arm: Arm, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None) -> None:
-        version = arm.version
+    async def _ask(
+        self, variant: Variant, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None
+    ) -> None:
+        version = variant.version
         body, content_type = request
         began = time.perf_counter()
-        arm.working += 1
+        variant.working += 1
         try:
             async with asyncio.timeout(self._timeout):
                 mine: Arrays | None = None
@@ -73,32 +75,32 @@ class Shadow:
                 if mine is not None and outputs is not None:
                     theirs = await version.outputs(mine)
                     difference = _difference(outputs, theirs)
-                    self._log_it(arm, mine, body, theirs, time.perf_counter() - began, difference)
+                    self._log_it(variant, mine, body, theirs, time.perf_counter() - began, difference)
                 else:
                     status, _, answer = await version.raw(body, content_type.decode("latin-1"))
                     difference = None
                     if status != 200:
                         raise ValueError(answer[:200])
                     if self._log is not None and self._log.takes():
-                        self._log.add(arm.source, None, body, status, answer, time.perf_counter() - began)
+                        self._log.add(variant.source, None, body, status, answer, time.perf_counter() - began)
         except Exception:  # a shadow may fail in any way; that is what it is there to show
             self._count("failed")
-            arm.series.observe(time.perf_counter() - began, 500)
+            variant.series.observe(time.perf_counter() - began, 500)
             return
         finally:
-            arm.working -= 1
+            variant.working -= 1
         self._count("answered" if difference is None else "compared")
-        arm.series.observe(time.perf_counter() - began, 200)
+        variant.series.observe(time.perf_counter() - began, 200)
         if difference:
             self._count("differing")
             self._stats.shadow["largest"] = max(self._stats.shadow.get("largest", 0.0), difference)
 
     def _log_it(
-        self, arm: Arm, arrays: Arrays, body: bytes, outputs: Arrays, seconds: float, difference: float
+        self, variant: Variant, arrays: Arrays, body: bytes, outputs: Arrays, seconds: float, difference: float
     ) -> None:
         if self._log is not None and self._log.takes():
-            answer = arm.version.write(outputs) if arm.version.write else b"null"
-            self._log.add(arm.source, arrays, body, 200, answer, seconds, difference)
+            answer = variant.version.write(outputs) if variant.version.write else b"null"
+            self._log.add(variant.source, arrays, body, 200, answer, seconds, difference)
 
 
 def _difference(ours: Arrays, theirs: Arrays) -> float:

@@ -1,9 +1,11 @@
 """The main process of an inference service: `metalworks-inference`.
 
-Binds the port, starts the HTTP processes, and follows the file that says which versions are wanted. A new version is
-proven and started beside the one that serves, then takes its place; one that fails is refused, and the old one serves
-on. Models run as another user, started by a launcher: see there. Knows no password, and imports the standard library
-alone: it is small and has little to fail by.
+Binds the port, starts the worker processes, and follows the desired state that the model follower writes. A new version
+is inspected, compared with MLflow and started beside the one that serves, then takes its place; a version that fails is
+refused, and the old one goes on serving. Models run as another user: see the launcher.
+
+The supervisor knows no password and imports the standard library alone, so that it stays small and there is little in
+it that can fail.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ from metalworks.plain_files import read
 from metalworks.serving.rollout.canary import Trial
 from metalworks.serving.rollout.launcher import SOCKET
 from metalworks.serving.rollout.model_process import keep
-from metalworks.serving.rollout.release import Release, release_id, tidy_proofs
+from metalworks.serving.rollout.release import Release, release_id, remove_old_evidence
 from metalworks.serving.settings import PREFIX, Settings, SettingsError
 
 _logger = logging.getLogger("metalworks.serving")
 
 LOOK_SECONDS = 0.2
 RETRY_SECONDS = 900.0
-"""After this long a refused version is tried once more: what was missing may be there now."""
+"""A refused version is tried again after this long: what was missing may be there now."""
 SILENT_SECONDS = 60.0
 """So long nobody is let in while the first version is loaded: a gateway asks another host meanwhile."""
 FOLLOW_SECONDS = 30.0
-"""What HTTP processes have to follow a new route."""
-WANTED_BYTES = 2**20
+"""How long worker processes may take to follow a new route."""
+DESIRED_STATE_BYTES = 2**20
 
 
 class Supervisor:
@@ -61,7 +63,7 @@ class Supervisor:
         """Start with no version and no process."""
         self.settings = settings
         self.socket = _bind(settings)
-        self.fronts: dict[int, asyncio.subprocess.Process] = {}
+        self.workers: dict[int, asyncio.subprocess.Process] = {}
         self.releases: dict[str, Release] = {}
         self.desired: dict[str, DesiredVersion | None] = dict.fromkeys(ROLES)
         self.serving: dict[str, Release | None] = dict.fromkeys(ROLES)
@@ -72,7 +74,7 @@ class Supervisor:
         self.ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._seen = 0
-        self._said = self._hindrance = ""
+        self._published = self._last_error = ""
         self._resuming = False
         """Whether the version of before the restart is made ready: alone, for two may not fit into memory."""
         self._replaced: dict[str, float] = {}
@@ -91,7 +93,7 @@ class Supervisor:
             return
         if changed == self._seen:
             return
-        text = read(self.settings.wanted, WANTED_BYTES)
+        text = read(self.settings.wanted, DESIRED_STATE_BYTES)
         self._seen = changed
         try:
             entries = json.loads(text)
@@ -116,8 +118,8 @@ class Supervisor:
         new.chmod(0o644)
         new.replace(path)
 
-    def _say(self) -> None:
-        """Tell in state.json what is served, if that is another than before."""
+    def _publish_state(self) -> None:
+        """Write state.json if it has changed."""
         serving = {
             role: each.summarize(self.since.get(role, 0.0)) if each else None for role, each in self.serving.items()
         }
@@ -135,14 +137,14 @@ class Supervisor:
             "canary_verdict": self.verdict,
         }
         text = json.dumps(now)
-        if text != self._said:
+        if text != self._published:
             self._write(self.settings.runtime / STATE, now)
-            self._said = text
+            self._published = text
 
     # -- Processes
 
     async def _keep_launcher(self) -> None:
-        """Run a launcher where there is none for us, and another when it ends, until the service ends."""
+        """Run a launcher of our own, and start it again whenever it ends, until the service ends."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         environment["RUNTIME_DIRECTORY"] = str(self.settings.models_runtime)
         environment["STATE_DIRECTORY"] = str(self.settings.models_state)
@@ -151,9 +153,9 @@ class Supervisor:
             process = None
             try:
                 process = await asyncio.create_subprocess_exec(*command, env=environment)
-                _logger.error("What starts models ended with %s; it is started again", await process.wait())
+                _logger.error("The launcher ended with %s; starting it again", await process.wait())
             except OSError as error:
-                _logger.error("What starts models cannot be started, and is tried again: %s", error)
+                _logger.error("Cannot start the launcher; trying again: %s", error)
             except asyncio.CancelledError:
                 if process is not None:
                     with contextlib.suppress(ProcessLookupError):
@@ -162,8 +164,8 @@ class Supervisor:
                 raise
             await asyncio.sleep(1.0)
 
-    async def _keep_front(self, slot: int) -> None:
-        """Run an HTTP process, and another when it ends, until the service ends."""
+    async def _keep_worker(self, slot: int) -> None:
+        """Run a worker process, and start another whenever it ends, until the service ends."""
         while not self.ending.is_set():
             began = time.monotonic()
             shared = self.socket.fileno()
@@ -173,17 +175,17 @@ class Supervisor:
                     pass_fds=(shared,),
                 )
             except OSError as error:  # too many processes, or no memory for one more: for now
-                _logger.error("HTTP process %s cannot be started, and is tried again: %s", slot, error)
+                _logger.error("Cannot start worker process %s; trying again: %s", slot, error)
                 await asyncio.sleep(1.0)
                 continue
-            self.fronts[slot] = process
+            self.workers[slot] = process
             if self.ending.is_set():  # while it was started: nobody else will end it
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
             code = await process.wait()
             if self.ending.is_set():
                 return
-            _logger.error("HTTP process %s ended with %s; it is started again", slot, code)
+            _logger.error("Worker process %s ended with %s; starting it again", slot, code)
             for part in (self.settings.state / "spool").glob(f"*-{process.pid}.part"):
                 part.rename(part.with_suffix(".jsonl"))
             await asyncio.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
@@ -203,7 +205,7 @@ class Supervisor:
         return self.releases[name]
 
     def _reconcile(self) -> None:
-        """Take a step from what is served towards what is wanted."""
+        """Take a step from what is served towards the desired state."""
         changed = False
         withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
         for role in ROLES:
@@ -234,7 +236,7 @@ class Supervisor:
         try:
             self._write(self._last, {"champion": dataclasses.asdict(desired)})
         except OSError as error:  # a full disk is no reason not to serve it
-            _logger.error("After a restart another version will serve first, %s: %s", self._last, error)
+            _logger.error("Cannot write %s; after a restart the version before will serve first: %s", self._last, error)
 
     def _set(self, role: str, release: Release | None) -> None:
         before = self.serving[role]
@@ -245,7 +247,7 @@ class Supervisor:
         _logger.info("%s: %s", role.capitalize(), name)
 
     async def _route(self) -> None:
-        """Write the route, and wait until every HTTP process follows it."""
+        """Write the route, and wait until every worker process follows it."""
         self.revision += 1
         revision = self.revision
         canary = self.settings.canary
@@ -263,10 +265,10 @@ class Supervisor:
             if revision != self.revision or all(each.get("routed", 0) >= revision for each in self._counts()):
                 return
             await asyncio.sleep(LOOK_SECONDS / 4)
-        _logger.error("Not every HTTP process follows route %s", revision)
+        _logger.error("Not every worker process follows route %s", revision)
 
     def _counts(self) -> list[StatsFile]:
-        """Return what the HTTP processes count; nothing of one that has not begun."""
+        """Return the counts of the worker processes; empty for one that has not started."""
         counts: list[StatsFile] = []
         for slot in range(self.settings.workers):
             try:
@@ -276,7 +278,7 @@ class Supervisor:
         return counts
 
     def _retire(self) -> None:
-        """End the processes of versions that nobody wants, once nobody waits for them and their time is up."""
+        """End versions that are not needed any more, once no request waits for them and their time is up."""
         if any(each.get("routed", 0) < self.revision for each in self._counts()):
             return  # an HTTP process may still send requests to it
         needed = {release_id(each) for each in self.desired.values() if each}
@@ -291,12 +293,12 @@ class Supervisor:
                 continue
             del self.releases[release.id]
             self._spawn(release.end())
-            tidy = functools.partial(tidy_proofs, self.settings, self.releases.values())
+            tidy = functools.partial(remove_old_evidence, self.settings, self.releases.values())
             self._spawn(keep(self.settings.models_runtime / SOCKET, tidy))
 
     # -- The service
 
-    def _judge_canary(self) -> None:
+    def _compare_canary(self) -> None:
         release, canary = self.serving["canary"], self.settings.canary
         if release is None or canary is None or self.verdict is not None or self.serving["champion"] is None:
             self._trial = None
@@ -340,30 +342,30 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ending.set)
         launcher = loop.create_task(self._keep_launcher()) if self.settings.launcher_runtime is None else None
-        fronts = [loop.create_task(self._keep_front(slot)) for slot in range(self.settings.workers)]
+        workers = [loop.create_task(self._keep_worker(slot)) for slot in range(self.settings.workers)]
         self._read_desired_state()
         self._resuming = True
         self._spawn(self._first())
         await asyncio.sleep(0)
-        judged, began = 0.0, time.monotonic()
+        compared_at, began = 0.0, time.monotonic()
         while not self.ending.is_set():
             try:
                 self._read_desired_state()
                 self._reconcile()
                 await asyncio.sleep(0)  # what was started is under way
                 self._open(began)
-                if time.monotonic() - judged > 1:
-                    judged = time.monotonic()
-                    self._judge_canary()
-                self._say()
-                self._hindrance = ""
+                if time.monotonic() - compared_at > 1:
+                    compared_at = time.monotonic()
+                    self._compare_canary()
+                self._publish_state()
+                self._last_error = ""
             except OSError as error:  # no room on the disk, no file that may be opened: what serves, serves on
-                if str(error) != self._hindrance:
-                    _logger.error("Nothing changes until this is mended: %s", error)
-                self._hindrance = str(error)
+                if str(error) != self._last_error:
+                    _logger.error("Versions cannot change until this is fixed: %s", error)
+                self._last_error = str(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), LOOK_SECONDS)
-        await self._end(fronts)
+        await self._end(workers)
         if launcher is not None:
             launcher.cancel()
             await asyncio.gather(launcher, return_exceptions=True)
@@ -374,13 +376,13 @@ class Supervisor:
         if self.revision == 0 and (not coming or time.monotonic() - since > SILENT_SECONDS):
             self._spawn(self._route())
 
-    async def _end(self, fronts: list[asyncio.Task[None]]) -> None:
-        """Let the HTTP processes answer what is under way, then end the models'."""
+    async def _end(self, workers: list[asyncio.Task[None]]) -> None:
+        """Let the worker processes answer open requests, then end the models' processes."""
         self.socket.close()
-        for process in self.fronts.values():
+        for process in self.workers.values():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        await asyncio.gather(*fronts)
+        await asyncio.gather(*workers)
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*(release.end() for release in self.releases.values()))
@@ -388,7 +390,7 @@ class Supervisor:
 
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        _logger.error("This is a mistake of the program", exc_info=error)
+        _logger.error("Internal error", exc_info=error)
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -398,7 +400,7 @@ def _bind(settings: Settings) -> socket.socket:
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
-        raise SettingsError(f"port {settings.port} on {settings.host} cannot be had: {error.strerror}") from error
+        raise SettingsError(f"cannot bind port {settings.port} on {settings.host}: {error.strerror}") from error
     listener.listen(2048)
     listener.setblocking(False)
     return listener

@@ -32,7 +32,7 @@ LONGEST_BODY = 64 * 2**10
 _logger = logging.getLogger("uvicorn.error")
 
 
-class Source(NamedTuple):
+class PredictionSource(NamedTuple):
     """What predicted."""
 
     role: str
@@ -61,7 +61,7 @@ class Log:
 
     def add(
         self,
-        source: Source,
+        source: PredictionSource,
         arrays: Arrays | None,
         body: bytes,
         status: int,
@@ -160,7 +160,7 @@ class _Segment:
 
 def _line(
     when: float,
-    source: Source,
+    source: PredictionSource,
     arrays: Arrays | None,
     body: bytes,
     status: int,

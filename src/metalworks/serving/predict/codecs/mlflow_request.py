@@ -30,7 +30,7 @@ MORE_COLUMNS = 256
 """Columns beyond the model's own that are skipped here; what has more of them is not worth a decoder of its own."""
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """A request that is not answered: status, and why."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -45,7 +45,7 @@ class _Split(msgspec.Struct, forbid_unknown_fields=True):
     index: list[int | float | str] | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True):
+class _ScoringRequest(msgspec.Struct, forbid_unknown_fields=True):
     dataframe_split: _Split | msgspec.UnsetType = msgspec.UNSET
     dataframe_records: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     instances: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -53,7 +53,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass
-class Columns:
+class TableDecoder:
     """Decodes tables of named columns.
 
     `arrays_of` gives one matrix (rows x columns) where all columns are numbers of one type, else one array each, in
@@ -74,7 +74,7 @@ class Columns:
         self._dtypes = [np.dtype(NUMPY[each["type"]]) for each in self.columns]
         one = {each["type"] for each in self.columns}
         self._matrix = self._dtypes[0] if len(one) == 1 and one != {"string"} else None
-        self._request = msgspec.json.Decoder(_Request)
+        self._request = msgspec.json.Decoder(_ScoringRequest)
         self._quick = self._quick_decoder(types[0]) if self._matrix is not None else None
         self._orders: dict[tuple[str, ...], tuple[Any, list[int]] | None] = {}
         fields = [(f"c{i}", t) for i, t in enumerate(types)]
@@ -109,7 +109,7 @@ class Columns:
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
             return None
 
-    def _any_form(self, request: _Request) -> Arrays | None:
+    def _any_form(self, request: _ScoringRequest) -> Arrays | None:
         given = [name for name in request.__struct_fields__ if getattr(request, name) is not msgspec.UNSET]
         if len(given) != 1:
             return None
@@ -188,7 +188,7 @@ def _array(values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 @dataclass
-class Tensor:
+class TensorDecoder:
     """Decodes `instances` and `inputs` of models that take one tensor without a name."""
 
     dtype: str
@@ -200,7 +200,7 @@ class Tensor:
         kind: Any = float if np.dtype(self.dtype).kind == "f" else int
         for _ in self.shape:
             kind = list[kind]
-        self._request = msgspec.json.Decoder(_Request)
+        self._request = msgspec.json.Decoder(_ScoringRequest)
         self._values = msgspec.json.Decoder(kind)
 
     def arrays_of(self, body: bytes) -> Arrays | None:
@@ -231,18 +231,18 @@ def refuse_rows(count: int, most: int) -> None:
     """Refuse more rows than a request may have."""
     if count > most:
         limit = f"its options max_rows, and max_cells for all columns: for this model {most}"
-        raise RefusedError(413, f"The request has {count} rows, more than this service takes: {limit}")
+        raise RequestRefusedError(413, f"The request has {count} rows, more than this service takes: {limit}")
 
 
 def decoder(facts: Facts, limits: Limits = LIMITS) -> Callable[[bytes], Arrays | None]:
     """Return what makes arrays of the bodies of requests to a model of which this is known.
 
-    It raises RefusedError where these would be more rows than a request may have.
+    It raises RequestRefusedError where these would be more rows than a request may have.
     """
     if columns := facts["columns"]:
-        arrays_of = Columns(columns, bool(facts.get("nulls"))).arrays_of
+        arrays_of = TableDecoder(columns, bool(facts.get("nulls"))).arrays_of
     elif tensor := facts["tensor"]:
-        arrays_of = Tensor(tensor["dtype"], tensor["shape"]).arrays_of
+        arrays_of = TensorDecoder(tensor["dtype"], tensor["shape"]).arrays_of
     else:
         raise ValueError("the model has neither plain columns nor one tensor")
     most = most_rows(facts, limits)

@@ -10,7 +10,7 @@ from metalworks_model_runner.signature import NUMPY
 
 from metalworks.contracts import Facts
 from metalworks.serving.arrays import Arrays
-from metalworks.serving.predict.codecs.mlflow_request import LARGEST, RefusedError, refuse_rows
+from metalworks.serving.predict.codecs.mlflow_request import LARGEST, RequestRefusedError, refuse_rows
 
 DATATYPES = {
     "bool": "BOOL",
@@ -27,12 +27,12 @@ DATATYPES = {
     "float64": "FP64",
     "object": "BYTES",
 }
-_NUMPY = {said: name for name, said in DATATYPES.items()}
-_SAID = 200
+_NUMPY = {datatype: name for name, datatype in DATATYPES.items()}
+_QUOTED = 200
 """Characters of what a caller sent that an error repeats."""
 
 
-class MalformedError(RefusedError):
+class MalformedError(RequestRefusedError):
     """A body that is not of the protocol's form."""
 
 
@@ -44,14 +44,14 @@ class _Tensor(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class _Request(msgspec.Struct):
+class _InferRequest(msgspec.Struct):
     inputs: list[_Tensor]
     id: str | None = None
     outputs: list[dict[str, Any]] | None = None
     parameters: dict[str, Any] | None = None
 
 
-class Wanted(msgspec.Struct):
+class TensorSpec(msgspec.Struct):
     """A tensor that a model takes."""
 
     name: str
@@ -59,7 +59,7 @@ class Wanted(msgspec.Struct):
     shape: list[int]
 
 
-_request = msgspec.json.Decoder(_Request)
+_request = msgspec.json.Decoder(_InferRequest)
 _FLAT: dict[str, Any] = {
     "b": msgspec.json.Decoder(list[bool]),
     "f": msgspec.json.Decoder(list[float]),
@@ -68,65 +68,65 @@ _FLAT: dict[str, Any] = {
 """Decoders of the usual form; whole numbers are looked at one by one, since 1.0 is none."""
 
 
-def wanted_of(facts: Facts) -> list[Wanted]:
+def expected_tensors(facts: Facts) -> list[TensorSpec]:
     """Return the tensors that a model takes of which this is known."""
     if tensor := facts["tensor"]:
-        return [Wanted("input", DATATYPES[tensor["dtype"]], tensor["shape"])]
-    return [Wanted(each["name"], DATATYPES[NUMPY[each["type"]]], [-1]) for each in facts["columns"] or ()]
+        return [TensorSpec("input", DATATYPES[tensor["dtype"]], tensor["shape"])]
+    return [TensorSpec(each["name"], DATATYPES[NUMPY[each["type"]]], [-1]) for each in facts["columns"] or ()]
 
 
 def decode(facts: Facts, most: int, body: bytes) -> tuple[str | None, Arrays]:
     """Return a request's id, and its tensors in the order of the model's columns; refuse what is not just these.
 
-    `most`: rows that it may have. Raises RefusedError.
+    `most`: rows that it may have. Raises RequestRefusedError.
     """
     try:
         request = _request.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as wrong:  # half a surrogate pair, too
-        why = "it is nested too deeply" if isinstance(wrong, RecursionError) else str(wrong)
-        raise MalformedError(400, f"The body is no request of this protocol: {why}") from wrong
+        reason = "it is nested too deeply" if isinstance(wrong, RecursionError) else str(wrong)
+        raise MalformedError(400, f"The body is no request of this protocol: {reason}") from wrong
     given = {each.name: each for each in request.inputs}
     if len(given) < len(request.inputs):
-        raise RefusedError(400, "An input's name comes twice")
+        raise RequestRefusedError(400, "An input's name comes twice")
     tensor = bool(facts["tensor"])
-    wanted = {each.name: each for each in wanted_of(facts)}
+    wanted = {each.name: each for each in expected_tensors(facts)}
     if tensor and len(given) == 1:
         wanted = dict.fromkeys(given, wanted["input"])  # a tensor without a name has any
     if missing := wanted.keys() - given.keys():
-        raise RefusedError(400, f"Inputs are missing: {', '.join(sorted(missing))}")
+        raise RequestRefusedError(400, f"Inputs are missing: {', '.join(sorted(missing))}")
     if unknown := given.keys() - wanted.keys():
-        raise RefusedError(400, f"The model has no inputs {', '.join(sorted(unknown))}"[:_SAID])
-    arrays = [_array(given[name], said, tensor) for name, said in wanted.items()]
+        raise RequestRefusedError(400, f"The model has no inputs {', '.join(sorted(unknown))}"[:_QUOTED])
+    arrays = [_array(given[name], spec, tensor) for name, spec in wanted.items()]
     if len({len(each) for each in arrays}) > 1:
-        raise RefusedError(400, "The inputs have different numbers of rows")
+        raise RequestRefusedError(400, "The inputs have different numbers of rows")
     if not len(arrays[0]):
-        raise RefusedError(400, "There are no rows")
+        raise RequestRefusedError(400, "There are no rows")
     refuse_rows(len(arrays[0]), most)
     if not tensor and len({each.datatype for each in wanted.values()}) == 1 and arrays[0].dtype.kind != "O":
         arrays = [np.column_stack(arrays)]
     return request.id, arrays
 
 
-def _array(given: _Tensor, wanted: Wanted, tensor: bool) -> np.ndarray:
+def _array(given: _Tensor, wanted: TensorSpec, tensor: bool) -> np.ndarray:
     """Return one tensor's values, of the very type that the model wants."""
-    where = f"Input {given.name[:_SAID]}"
+    where = f"Input {given.name[:_QUOTED]}"
     if given.datatype != wanted.datatype:
-        raise RefusedError(400, f"{where}: its datatype is {wanted.datatype}, not {given.datatype[:_SAID]}")
+        raise RequestRefusedError(400, f"{where}: its datatype is {wanted.datatype}, not {given.datatype[:_QUOTED]}")
     sizes = given.shape[1:]
     fits = sizes == wanted.shape[1:] if tensor else sizes in ([], [1])
     if not given.shape or given.shape[0] < 0 or not fits:
-        raise RefusedError(400, f"{where}: its shape is {wanted.shape}, not {str(given.shape)[:_SAID]}")
+        raise RequestRefusedError(400, f"{where}: its shape is {wanted.shape}, not {str(given.shape)[:_QUOTED]}")
     dtype = np.dtype(_NUMPY[wanted.datatype])
     values = _values(given.data, dtype, where)
     count = int(np.prod(given.shape, dtype=object))
     if len(values) != count:
-        raise RefusedError(400, f"{where}: it has {len(values)} values, not the {count} of its shape")
+        raise RequestRefusedError(400, f"{where}: it has {len(values)} values, not the {count} of its shape")
     try:
         array = np.array(values, dtype=dtype)
     except (OverflowError, ValueError) as wrong:
-        raise RefusedError(400, f"{where}: {wrong}") from wrong
+        raise RequestRefusedError(400, f"{where}: {wrong}") from wrong
     if dtype.kind == "f" and not bool((np.abs(array) < LARGEST).all()):
-        raise RefusedError(400, f"{where}: numbers must be finite and below {LARGEST:g}")
+        raise RequestRefusedError(400, f"{where}: numbers must be finite and below {LARGEST:g}")
     return array.reshape([given.shape[0], *sizes] if tensor else [given.shape[0]])
 
 
@@ -151,7 +151,7 @@ def _values(data: msgspec.Raw, dtype: np.dtype[Any], where: str) -> list[Any]:
         if isinstance(value, list):
             pending.extend(reversed(value))
         elif not isinstance(value, kinds) or (dtype.kind != "b" and isinstance(value, bool)):
-            raise RefusedError(400, f"{where}: {str(value)[:40]!r} is no value of type {DATATYPES[dtype.name]}")
+            raise RequestRefusedError(400, f"{where}: {str(value)[:40]!r} is no value of type {DATATYPES[dtype.name]}")
         else:
             values.append(value)
     return values

@@ -1,7 +1,7 @@
-"""What is true of a model, found by asking it: made once per version, in its own environment.
+"""Inspects a model, once per version, in the model's own environment.
 
-Leaves in a folder: `facts.json`, written last; `samples.bin` (rows, and what MLflow answers them); candidates for
-ONNX Runtime. Who serves the model compares with these, and serves only what is equal.
+Writes to a folder: `samples.bin` with sample rows and MLflow's predictions for them, converted models for ONNX Runtime,
+and `facts.json` last. The server's equivalence check compares its executors with these predictions.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ EXPECTED = "metalworks.example_predictions"
 """Key of a model's own metadata: what it answered to its example when it was made."""
 
 
-class ProofError(Exception):
+class InspectionError(Exception):
     """The model must not be served; the message says why."""
 
 
-def prove(folder: Path, into: Path) -> dict[str, Any]:
+def inspect_model(folder: Path, into: Path) -> dict[str, Any]:
     """Ask the model in `folder`, and write facts, samples and candidates to `into`.
 
-    Raises ProofError when it does not answer its own example; whatever loading it raises comes through.
+    Raises InspectionError when it does not answer its own example; whatever loading it raises comes through.
     """
     into.mkdir(parents=True, exist_ok=True)
     model = Model(folder)
@@ -51,10 +51,10 @@ def prove(folder: Path, into: Path) -> dict[str, Any]:
         "onnx": {"candidates": [], "why": ""},
     }
     example = _example(model, facts)
-    why = _samples(model, facts, example, into)
-    if why:
-        facts["executors"] = {name: {"ok": False, "why": why} for name in ("native", "pyfunc")}
-        facts["onnx"]["why"] = why
+    reason = _samples(model, facts, example, into)
+    if reason:
+        facts["executors"] = {name: {"ok": False, "why": reason} for name in ("native", "pyfunc")}
+        facts["onnx"]["why"] = reason
     (into / f"{FACTS}.new").write_text(json.dumps(facts, indent=1))
     (into / f"{FACTS}.new").replace(into / FACTS)
     return facts
@@ -72,14 +72,14 @@ def _example(model: Model, facts: dict[str, Any]) -> Any:
     body = file.read_bytes()
     status, _, answer = model.answer(body, "application/json")
     if status != 200:
-        said = json.loads(answer).get("message", "") if answer.startswith(b"{") else answer.decode()
-        raise ProofError(f"it does not answer its own example: {' '.join(said.split())[:400]}")
+        message = json.loads(answer).get("message", "") if answer.startswith(b"{") else answer.decode()
+        raise InspectionError(f"it does not answer its own example: {' '.join(message.split())[:400]}")
     facts["example"], facts["example_answer"] = json.loads(body), json.loads(answer)
     recorded = (model.pyfunc.metadata.metadata or {}).get(EXPECTED)
     if recorded is not None:
         ours = facts["example_answer"].get("predictions")
         if not same(ours, recorded):
-            raise ProofError(
+            raise InspectionError(
                 f"it answers its example with {_short(ours)}, and answered {_short(recorded)} when it was made: "
                 "its environment here is not the recorded one, or its files changed"
             )
@@ -115,7 +115,7 @@ def _grouped(model: Model, arrays: list[np.ndarray]) -> Arrays:
 
 
 def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> str:
-    """Compare the ways to ask the model on rows of its kind; return why there is only MLflow's own, or nothing."""
+    """Compare the executors on sample rows; return why only MLflow itself can answer, or nothing."""
     if model.pyfunc.metadata._is_signature_from_type_hint():
         return "its signature comes from type hints"
     if not facts["columns"] and not facts["tensor"]:
@@ -138,8 +138,8 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
     edges: Arrays = []
     edge_answers: Outputs = []
     if level == samples.WIDE:
-        found, why = convert.candidates(model, into)
-        facts["onnx"] = {"candidates": found, "why": why}
+        found, reason = convert.candidates(model, into)
+        facts["onnx"] = {"candidates": found, "why": reason}
         if edge_rows := _edges(into, found, rows):
             edges, edge_answers = edge_rows, outputs_of(model.by_pyfunc(edge_rows), len(edge_rows[0]))[1]
     else:
@@ -152,8 +152,8 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
 
 
 def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, Form, Outputs] | str:
-    """Return how far from the example rows may go, such rows, and what MLflow answers them; or why there are none."""
-    why = "it has no example, and random rows are not what it wants"
+    """Return a level of sample rows, the rows, and MLflow's predictions; or why there are no such rows."""
+    reason = "it has no example, and random rows are not what it wants"
     for level in samples.LEVELS:
         columns = samples.rows(model.signature, known, level)
         if columns is None:
@@ -162,14 +162,14 @@ def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, For
         try:
             answered = model.by_pyfunc(rows)
         except Exception as error:  # what a model raises; its example it answered
-            why = f"it answers no rows made for its signature: {' '.join(str(error).split())[:200]}"
+            reason = f"it answers no rows made for its signature: {' '.join(str(error).split())[:200]}"
             continue
         try:
             form, expected = outputs_of(answered, len(rows[0]))
         except UnfitError as error:
             return str(error)
         return level, rows, form, expected
-    return why
+    return reason
 
 
 def _parts(rows: Arrays) -> list[list[np.ndarray]]:
@@ -214,24 +214,24 @@ def _null_answers(model: Model, nulls: Arrays) -> Outputs | None:
 def _native(
     model: Model, rows: Arrays, wanted: tuple[Form, Outputs], nulls: Arrays, null_answers: Outputs | None
 ) -> dict[str, Any]:
-    """Return the first way past MLflow that answers as MLflow does, or why none does."""
+    """Return the first native function that predicts what MLflow predicts, or why none does."""
     try:
-        ways = model.native()
+        functions = model.native()
     except Exception as error:  # a library that is not there, or another version of it
         return {"ok": False, "why": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    whys = [] if ways else [f"none is known for {', '.join(sorted(set(model.flavors) - {'python_function'}))}"]
-    for name, ask in ways.items():
+    reasons = [] if functions else [f"none is known for {', '.join(sorted(set(model.flavors) - {'python_function'}))}"]
+    for name, ask in functions.items():
         try:
             form, ours = outputs_of(ask(rows), len(rows[0]))
             fits = form == wanted[0] and not array_equality.difference(ours, wanted[1]) and _apart(ask, rows, wanted[1])
         except Exception as error:  # the library's way of refusing
-            whys.append(f"{name}: {' '.join(str(error).split())[:200]}")
+            reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
             continue
         if fits:
             same = null_answers is not None and _apart(ask, nulls, null_answers)
             return {"ok": True, "way": name, "nulls": same, "why": f"equal to MLflow's answers on {len(rows[0])} rows"}
-        whys.append(f"{name}: it answers otherwise than through MLflow")
-    return {"ok": False, "why": "; ".join(whys)}
+        reasons.append(f"{name}: it answers otherwise than through MLflow")
+    return {"ok": False, "why": "; ".join(reasons)}
 
 
 def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
