@@ -22,6 +22,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
 
+from tests.unit.repository import ROOT, load
+
 # The classes below are not there where a model is loaded.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 REQUIREMENTS = ["scikit-learn"]  # what is recorded plays no part here; inferring it would take seconds
@@ -117,9 +119,15 @@ def _sklearn(model: Any, frame: Any, path: Path, example: bool = True, **more: A
     )
 
 
-def _pyfunc(model: Any, frame: pd.DataFrame, path: Path, signature: ModelSignature | None = None) -> None:
+def _pyfunc(
+    model: Any, frame: pd.DataFrame, path: Path, signature: ModelSignature | None = None, **options: Any
+) -> None:
     mlflow.pyfunc.save_model(
-        path, python_model=model, signature=signature or infer_signature(frame), pip_requirements=REQUIREMENTS
+        path,
+        python_model=model,
+        signature=signature or infer_signature(frame),
+        pip_requirements=REQUIREMENTS,
+        **options,
     )
 
 
@@ -396,68 +404,11 @@ def save_odd(path: Path, what: str) -> None:
         (path / "serving_input_example.json").write_text(json.dumps({"dataframe_split": FRAME[:2].to_dict("split")}))
 
 
-class Spy(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Answers, and when told to tries what its folder's targets.json says, and leaves in report.json what it could."""
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        if model_input.iloc[0, 0] == -1.0:
-            self._try_all()
-        return [1.0] * len(model_input)
-
-    @staticmethod
-    def _try_all() -> None:
-        import ctypes
-        import json
-        import os
-        import socket
-        from pathlib import Path
-
-        home = Path(os.environ["HOME"])
-        targets = json.loads((home / "targets.json").read_text())
-        report = {}
-
-        def attempt(what: str, how: Callable[[], object]) -> None:
-            try:
-                how()
-            except OSError as error:
-                report[what] = str(error)
-            else:
-                report[what] = "done"
-
-        def read(path: str) -> None:
-            with Path(path).open("rb") as stream:
-                stream.read(1)
-
-        def trace(pid: int) -> None:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.ptrace(16, pid, 0, 0):  # PTRACE_ATTACH
-                raise OSError(ctypes.get_errno(), "ptrace")
-            os.waitpid(pid, 0)
-            libc.ptrace(17, pid, 0, 0)  # PTRACE_DETACH
-
-        def ask(path: str) -> None:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(path)
-                connection.sendall(b'{"do": "keep", "proofs": []}\n')
-                connection.shutdown(socket.SHUT_WR)
-                if not connection.recv(1):  # hung up
-                    raise OSError("no answer")
-
-        attempt("own file", lambda: (home / "tried").write_text("yes"))
-        for path in targets["read"]:
-            attempt(f"read {path}", lambda path=path: read(path))  # type: ignore[misc]
-        for path in targets["list"]:
-            attempt(f"list {path}", lambda path=path: [*Path(path).iterdir()])  # type: ignore[misc]
-        for path in targets["write"]:
-            attempt(f"write {path}", lambda path=path: Path(path).write_text("x"))  # type: ignore[misc]
-            attempt(f"link {path}", lambda path=path: Path(path).symlink_to("/etc/passwd"))  # type: ignore[misc]
-        for pid in targets["signal"]:
-            attempt(f"signal {pid}", lambda pid=pid: os.kill(pid, 0))  # type: ignore[misc]
-            attempt(f"trace {pid}", lambda pid=pid: trace(pid))  # type: ignore[misc]
-        attempt("ask the launcher", lambda: ask(targets["ask"]))
-        (home / "report.json").write_text(json.dumps(report))
+SPY = "molecule/cluster/files/spy.py"
+spy = sys.modules["spy"] = load(SPY)
+"""By this name the model's file finds its class again, in the folder that is saved with it."""
 
 
 def save_spy(path: Path) -> None:
     """Save a model that tries to reach what is not its own."""
-    _pyfunc(Spy(), FRAME, path)
+    _pyfunc(spy.Spy(), FRAME, path, code_paths=[str(ROOT / SPY)])

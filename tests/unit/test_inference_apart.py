@@ -636,7 +636,7 @@ def test_a_model_reaches_nothing_of_the_service_that_serves_it(models: Path) -> 
                 {
                     "read": [str(path) for path in readings if not path.is_dir()],
                     "list": [str(path) for path in (folder / "run", folder / "state", spool)],
-                    "write": [str(path / "planted") for path in writings],
+                    "write": [str(path) for path in writings],
                     "signal": [worker, running.process.pid],
                     "ask": str(folder / "models-run" / SOCKET),
                 }

@@ -16,6 +16,7 @@ from typing import Any
 import mlflow
 import mlflow.sklearn
 import numpy as np
+import spy  # its folder is on PYTHONPATH
 from mlflow import MlflowClient
 
 MODEL = "flight-delay"
@@ -29,82 +30,24 @@ class Late(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return np.full(len(model_input), 7.0)
 
 
-class Spy(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Tries what no model may, where it is loaded, and leaves in report.json of its home what it could."""
-
-    READ = (
-        "/etc/metalworks/tls/host.key", "/etc/metalworks/inference-delay.env", "/etc/metalworks/model-follower.env",
-        "/run/inference-delay/state.json", "/run/inference-delay/route.json", "/run/inference-delay/stats-0.json",
-        "/var/lib/inference-delay/serving.json", "/etc/shadow",
-    )  # fmt: skip
-    FOLDERS = (
-        "/run/inference-delay", "/var/lib/inference-delay", "/var/lib/inference-delay/spool",
-        "/var/lib/inference-delay/proofs", "/var/lib/model-follower/delay", "/var/lib/model-follower/delay/versions",
-        "/run/model-follower", "/etc/metalworks", "/opt/metalworks/inference/current/bin",
-    )  # fmt: skip
-    READABLE = FOLDERS[4:]
-
-    def load_context(self, context: Any) -> None:
-        """Try all of it."""
-        import ctypes
-        import json
-        import os
-        import socket
-        from pathlib import Path
-
-        report = {}
-
-        def attempt(what: str, how: Any) -> None:
-            try:
-                how()
-            except OSError as error:
-                report[what] = str(error)
-            else:
-                report[what] = "done"
-
-        def ask(path: str) -> None:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(path)
-                connection.sendall(b'{"do": "keep", "proofs": ["none"]}\n')
-                connection.shutdown(socket.SHUT_WR)
-                if not connection.recv(1):
-                    raise OSError("no answer")
-
-        def trace(pid: int) -> None:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.ptrace(0x4206, pid, 0, 0):  # PTRACE_SEIZE, which stops nothing and ends with this process
-                raise OSError(ctypes.get_errno(), "ptrace")
-
-        home = Path(os.environ["HOME"])
-        attempt("own file", lambda: (home / "tried").write_text("yes"))
-        for path in self.READ:
-            attempt(f"read {path}", Path(path).read_bytes)
-        for path in self.FOLDERS:
-            if path not in self.READABLE:
-                attempt(f"list {path}", lambda path=path: [*Path(path).iterdir()])
-            attempt(f"write {path}", lambda path=path: Path(path, "planted").write_text("x"))
-            attempt(f"link {path}", lambda path=path: Path(path, "planted.new").symlink_to("/etc/passwd"))
-        others = 0
-        for pid in range(1, int(Path("/proc/sys/kernel/pid_max").read_text())):
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                continue
-            except PermissionError:
-                others += 1
-                attempt(f"trace {pid}", lambda pid=pid: trace(pid))
-                continue
-            try:
-                if Path(f"/proc/{pid}").stat().st_uid != os.getuid():
-                    report[f"signal {pid}"] = "done"
-            except FileNotFoundError:  # it has ended: those of others are not seen, and not signalled either
-                continue
-        report["processes of others"] = str(others)
-        attempt("ask the launcher", lambda: ask("/run/models-delay/launcher.sock"))
-        (home / "report.json").write_text(json.dumps(report))
-
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        return np.full(len(model_input), 8.0)
+READ = (
+    "/etc/metalworks/tls/host.key", "/etc/metalworks/inference-delay.env", "/etc/metalworks/model-follower.env",
+    "/run/inference-delay/state.json", "/run/inference-delay/route.json", "/run/inference-delay/stats-0.json",
+    "/var/lib/inference-delay/serving.json", "/etc/shadow",
+)  # fmt: skip
+FOLDERS = (
+    "/run/inference-delay", "/var/lib/inference-delay", "/var/lib/inference-delay/spool",
+    "/var/lib/inference-delay/proofs", "/var/lib/model-follower/delay", "/var/lib/model-follower/delay/versions",
+    "/run/model-follower", "/etc/metalworks", "/opt/metalworks/inference/current/bin",
+)  # fmt: skip
+READABLE = FOLDERS[4:]
+TARGETS = {
+    "read": READ,
+    "list": [path for path in FOLDERS if path not in READABLE],
+    "write": FOLDERS,
+    "signal": None,
+    "ask": "/run/models-delay/launcher.sock",
+}
 
 
 def register(kinds: list[str]) -> dict[str, str]:
@@ -131,7 +74,9 @@ def register(kinds: list[str]) -> dict[str, str]:
         with mlflow.start_run(run_name=kind):
             if kind in ("late", "spy"):
                 del options["metadata"]
-                logged = mlflow.pyfunc.log_model(python_model={"late": Late, "spy": Spy}[kind](), **options)
+                custom = Late() if kind == "late" else spy.Spy(TARGETS)
+                code = {} if kind == "late" else {"code_paths": [spy.__file__]}
+                logged = mlflow.pyfunc.log_model(python_model=custom, **code, **options)
             else:
                 logged = mlflow.sklearn.log_model(model, skops_trusted_types=trusted(), **options)
         numbers[kind] = mlflow.register_model(logged.model_uri, MODEL).version

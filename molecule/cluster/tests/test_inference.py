@@ -32,9 +32,12 @@ share two processors with six others."""
 
 def versions(*arguments: str) -> str:
     """Run the developer's script about versions, in the example project."""
-    script = (FILES / "versions.py").read_text()
-    quoted = " ".join(arguments)
-    return done("dev-1", "ml1", f"cd ~/flights && .venv/bin/python - {quoted} <<'END'\n{script}\nEND\n")
+    script, spy = ((FILES / name).read_text() for name in ("versions.py", "spy.py"))
+    folder, quoted = "~/.cache/spy", " ".join(arguments)
+    file = f"mkdir -p {folder}\ncat >{folder}/spy.py <<'END'\n{spy}\nEND\n"
+    path = f"PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}}"
+    run = f"cd ~/flights && {path} .venv/bin/python - {quoted} <<'END'\n{script}\nEND\n"
+    return done("dev-1", "ml1", file + run)
 
 
 def tags(version: str) -> dict[str, str]:
