@@ -193,7 +193,7 @@ def test_half_an_environment_is_removed_and_built_anew(
 ) -> None:
     lock = resolver.ensure_lock(version_dir(tmp_path / "1", "scaler"))
     (wheels / "scaler-1.0-py3-none-any.whl").rename(tmp_path / "away.whl")
-    with pytest.raises(FetchError, match=r"(?s)environment cannot be installed: .*scaler"):
+    with pytest.raises(FetchError, match=r"(?s)cannot install the model's environment: .*scaler"):
         environments.ensure(lock)
     assert list(environments.root.iterdir()) == []
     (tmp_path / "away.whl").rename(wheels / "scaler-1.0-py3-none-any.whl")

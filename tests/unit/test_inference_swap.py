@@ -136,7 +136,7 @@ REASONS = {
     "broken": r"No such file|does not exist|Could not find",
     "fails": "it does not answer its own example: ",
     "other": r"it answers its example with .*5\.0.*, and answered .*7\.0.* when it was made",
-    "random": "not repeatable",
+    "random": "not deterministic",
     "dies": "its process was ended by SIGKILL|its process ended while it loaded",
 }
 

@@ -474,7 +474,7 @@ def test_the_command_says_what_is_wrong(
     assert main([*command, "weather"]) == 1
     assert main([*command, "delay"]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "metalworks-model: there is no service weather on this host; there is: delay"
+    assert said[0] == "metalworks-model: no service weather on this host, only: delay"
     assert said[1].startswith("metalworks-model: s3://predictions/delay/date=2025-11-25/gpu-1-17")
     assert "http://127.0.0.1:1" in said[1]
     assert sorted(file.suffix for file in folder.iterdir()) == [".batch", ".jsonl"]
@@ -490,12 +490,15 @@ def test_a_store_that_is_away_is_told_of_once(
     watch.look(service)
     watch.look(service)
     assert len(caplog.messages) == 1
-    assert "delay: the prediction log is kept here for now: metalworks-model: s3://predictions/" in caplog.messages[0]
+    assert (
+        "delay: cannot send the prediction log, keeping it here: metalworks-model: cannot write s3://predictions/"
+        in caplog.messages[0]
+    )
     done: Callable[..., Any] = lambda *_, **__: type("Done", (), {"returncode": 0, "stderr": "", "stdout": ""})  # noqa: E731
     monkeypatch.setattr(watch.programs, "run", done)
     watch.look(service)
     watch.look(service)
-    assert caplog.messages[1:] == ["delay: the prediction log is sent again"]
+    assert caplog.messages[1:] == ["delay: sending the prediction log again"]
 
 
 def test_nothing_is_started_for_nothing(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

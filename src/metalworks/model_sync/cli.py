@@ -32,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = Config.read(arguments.config)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return _complain(f"{arguments.config} cannot be read: {error}")
+        return _complain(f"cannot read {arguments.config}: {error}")
     if arguments.command == "follow":
         return _follow(config)
     service = next((each for each in config.services if each.name == arguments.service), None)
     if service is None:
         names = ", ".join(each.name for each in config.services) or "none"
-        return _complain(f"there is no service {arguments.service} on this host; there is: {names}")
+        return _complain(f"no service {arguments.service} on this host, only: {names}")
     if arguments.command == "ship":
         return _ship(config, service)
     return _wait(config, service, arguments.timeout, arguments.installed)
@@ -61,7 +61,7 @@ def _ship(config: Config, service: Service) -> int:
     from metalworks.prediction_log.spool import Spool
 
     if not config.bucket:
-        return _complain("the prediction log has no bucket to go to")
+        return _complain("no bucket is configured for the prediction log")
     try:
         spool, models = Spool(config.spool(service)), config.folder(service)
         done = ship(spool, service.name, config.host, models, bucket(config.bucket))

@@ -46,7 +46,7 @@ class Environments:
                 done = self.programs.run(step, cwd=self.root)
                 if done.returncode:
                     error = done.stderr.strip() or f"uv ended with {done.returncode}"
-                    raise FetchError(f"the model's environment cannot be installed: {error}")
+                    raise FetchError(f"cannot install the model's environment: {error}")
             # By another interpreter than the environment's: that one would run what packages put into its start. It
             # ends with 1 where a package has a file that is no Python, which harms nobody.
             self.programs.run([self.python, "-I", "-m", "compileall", "-q", str(folder / "lib")], cwd=self.root)

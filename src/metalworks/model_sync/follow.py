@@ -314,7 +314,7 @@ class Follower:
     def _registry_is_down(self, reason: str) -> None:
         """Say once that nothing is known of the registry; what serves, serves on."""
         if not self.away:
-            logger.warning("%s: %s. What is served is served on", self.service.name, reason)
+            logger.warning("%s: %s. The versions in service stay", self.service.name, reason)
         self.away = reason
         self._write_status(self.named.cards)
 
@@ -348,7 +348,7 @@ def _follow(follower: Follower, stop: threading.Event, seconds: float) -> None:
         except Stopped:
             return
         except Exception:
-            logger.exception("%s: this should not happen", follower.service.name)
+            logger.exception("%s: internal error", follower.service.name)
         stop.wait(seconds)
 
 
@@ -365,7 +365,7 @@ def follow(config: Config) -> int:
         try:
             fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.error("another follower works in %s", config.home)
+            logger.error("another follower is running in %s", config.home)
             return 1
         followers = [
             Follower(config, service, Registry.from_environment(), programs, mlflow) for service in config.services

@@ -57,7 +57,7 @@ class Resolver:
             if error and converters:  # they must not decide whether a model is served
                 error = self._compile(version_dir, own, new, known)
             if error:
-                raise FetchError(f"no environment holds what the model recorded: {error}")
+                raise FetchError(f"no environment satisfies the model's requirements: {error}")
             text = new.read_text()
             _check_age(pins(text).get("mlflow", "0"))
             new.write_text(header + text)

@@ -42,7 +42,7 @@ class LogShipping:
                 except Stopped:
                     return
                 except Exception:
-                    logger.exception("%s: this should not happen", service.name)
+                    logger.exception("%s: internal error", service.name)
 
     def look(self, service: Service) -> None:
         """Send what is due; a store that does not answer is told of once, and asked again later."""
@@ -56,16 +56,20 @@ class LogShipping:
         try:
             done = self.programs.run(command, cwd=self.config.folder(service), secrets=True)
             self._count(service, done.stdout)
-            complaint = (done.stderr.strip().splitlines() or ["it ended for no reason"])[-1] if done.returncode else ""
+            complaint = (
+                (done.stderr.strip().splitlines() or ["it ended without an error message"])[-1]
+                if done.returncode
+                else ""
+            )
         except FetchError as error:
             complaint = str(error)
         known = self._complaints.get(name, "")
         if complaint:
             self._again[name] = time.monotonic() + RETRY_SECONDS
             if not known:
-                logger.warning("%s: the prediction log is kept here for now: %s", name, complaint)
+                logger.warning("%s: cannot send the prediction log, keeping it here: %s", name, complaint)
         elif known:
-            logger.warning("%s: the prediction log is sent again", name)
+            logger.warning("%s: sending the prediction log again", name)
         self._complaints[name] = complaint
 
     def _count(self, service: Service, output: str) -> None:

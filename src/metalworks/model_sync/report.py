@@ -77,7 +77,7 @@ class VersionTags:
             except RegistryError as error:
                 self.not_before = time.monotonic() + RETRY_SECONDS
                 if str(error) != self.complaint:
-                    logger.warning("%s: MLflow could not be told: %s", self.service.name, error)
+                    logger.warning("%s: cannot tag versions in MLflow: %s", self.service.name, error)
                 self.complaint = str(error)
                 return
         self.complaint = ""

@@ -47,7 +47,7 @@ class VersionStore:
         if done.returncode:
             shutil.rmtree(partial)
             words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-            raise FetchError(f"the files of model {card.name} version {card.version} cannot be fetched: {words}")
+            raise FetchError(f"cannot fetch the files of model {card.name} version {card.version}: {words}")
         card.write(partial)
         _settle(partial)  # the rename must not survive a power cut that the files do not
         if folder.exists():  # without a card: nobody's

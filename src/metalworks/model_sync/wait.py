@@ -33,7 +33,7 @@ def wait(config: Config, service: Service, timeout: float, *, installed: bool = 
         if outcome is not None:
             return outcome
         if time.time() - began > timeout:
-            complaint = f"{service.name} does not serve what {service.alias} of {service.model} names: {waits_for}"
+            complaint = f"{service.name} does not serve alias {service.alias} of {service.model} yet: {waits_for}"
             return Outcome(1, {}, complaint)
         time.sleep(LOOK_SECONDS)
 

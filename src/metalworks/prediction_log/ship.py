@@ -103,6 +103,6 @@ def bucket(name: str) -> Put:
         try:
             client.put_object(Bucket=name, Key=key, Body=content, ContentType="application/vnd.apache.parquet")
         except (BotoCoreError, ClientError) as error:
-            raise ShipError(f"s3://{name}/{key} cannot be written: {error}") from error
+            raise ShipError(f"cannot write s3://{name}/{key}: {error}") from error
 
     return put

@@ -38,7 +38,7 @@ class CanaryRules:
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
         if not 0 < self.percent < 100:
-            raise ValueError("percent: a number above 0 and below 100: the served version is what it is compared with")
+            raise ValueError("percent must be above 0 and below 100, so that the canary is compared with the champion")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +111,13 @@ class Settings:
         if self.port > 65535:
             raise SettingsError(f"{PREFIX}PORT must be below 65536")
         if not self.executors or not set(self.executors) <= set(EXECUTORS):
-            raise SettingsError(f"{PREFIX}EXECUTORS is a list of some of {', '.join(EXECUTORS)}")
+            raise SettingsError(f"{PREFIX}EXECUTORS must be a list of {', '.join(EXECUTORS)}")
         if not 0 <= self.log_share <= 1:
-            raise SettingsError(f"{PREFIX}LOG_SHARE is a share: from 0 to 1")
+            raise SettingsError(f"{PREFIX}LOG_SHARE must be between 0 and 1")
         if (self.launcher_runtime is None) != (self.launcher_state is None):
-            raise SettingsError(f"{PREFIX}LAUNCHER_RUNTIME and {PREFIX}LAUNCHER_STATE belong together")
+            raise SettingsError(f"set both {PREFIX}LAUNCHER_RUNTIME and {PREFIX}LAUNCHER_STATE, or neither")
         if bool(self.certificate) != bool(self.key):
-            raise SettingsError(f"{PREFIX}CERTIFICATE and {PREFIX}KEY belong together")
+            raise SettingsError(f"set both {PREFIX}CERTIFICATE and {PREFIX}KEY, or neither")
 
     @property
     def limits(self) -> Limits:
@@ -151,7 +151,7 @@ class Settings:
                 try:
                     values[field.name] = _READ[field.name](given[variable])
                 except (ValueError, TypeError) as error:
-                    raise SettingsError(f"{variable} is not what it should be: {error}") from error
+                    raise SettingsError(f"invalid {variable}: {error}") from error
             elif field.default is dataclasses.MISSING:
                 raise SettingsError(f"{variable} is not set")
         return cls(**values)
@@ -160,7 +160,7 @@ class Settings:
 def _strings(text: str) -> list[str]:
     values = json.loads(text)
     if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
-        raise ValueError("a JSON list of strings")
+        raise ValueError("expected a JSON list of strings")
     return values
 
 

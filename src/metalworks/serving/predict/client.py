@@ -130,7 +130,7 @@ class ModelClient:
             try:
                 answered, payload = await future
             except ConnectionResetError:
-                _logger.warning("The model's process ended; what it was asked is asked again")
+                _logger.warning("The model's process ended; repeating its requests")
                 await asyncio.sleep(self.RECONNECT_SECONDS)  # one that is about to end may take connections yet
                 continue
             except asyncio.CancelledError:

@@ -23,7 +23,7 @@ CANDIDATES = ("model.onnx", "model-single.onnx", "model-double.onnx")
 def adopt(root: Path, path: tuple[str, ...], into: Path) -> None:
     """Copy the folder of evidence that `path` leads to from `root`, whole or not at all.
 
-    Raises OSError or ValueError where it is not what it should be.
+    Raises OSError or ValueError if it is malformed.
     """
     new = into.with_name(f"{into.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -50,7 +50,7 @@ def _others(facts: Any) -> dict[str, int]:
         candidates = {each["file"] for each in facts["onnx"]["candidates"]}
         proven = any(each["ok"] for each in facts["executors"].values())
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{FACTS} is not what it should be: {error!r}") from error
+        raise ValueError(f"{FACTS} is malformed: {error!r}") from error
     if not candidates <= set(CANDIDATES):
         raise ValueError(f"{FACTS} names files that are none of {', '.join(CANDIDATES)}")
     return dict.fromkeys(candidates, ONNX_BYTES) | ({SAMPLES: SAMPLES_BYTES} if proven or candidates else {})

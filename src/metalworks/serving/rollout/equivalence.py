@@ -45,7 +45,7 @@ def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerd
                 reasons.append(f"not {name}: {found['why']}")
     if verdict is None:
         if "mlflow" not in allowed:
-            raise ValueError(f"none of the allowed executors fits: {'; '.join(reasons)}")
+            raise ValueError(f"no allowed executor gives MLflow's predictions: {'; '.join(reasons)}")
         verdict = {
             "executor": "mlflow",
             "way": "mlflow",
@@ -121,7 +121,7 @@ def _equal(
         for start, end in ((0, len(rows[0])), (0, 1), (1, 6)):
             ours = model([each[start:end] for each in rows])
             if reason := array_equality.difference(ours, [each[start:end] for each in expected], expected):
-                raise ValueError(f"the converted model answers {what} otherwise than MLflow: {reason}")
+                raise ValueError(f"the converted model differs from MLflow on {what}: {reason}")
         equal, refused = equal + len(rows[0]), refused + int(np.sum(~taken))
     return equal, refused
 

@@ -167,7 +167,7 @@ class Release:
             _logger.info(message, self.desired.version, took, self.executor, self.reason)
         except LauncherLostError as lost:
             self._lost += 1
-            _logger.error("Version %s is made ready anew: %s", self.desired.version, lost)
+            _logger.error("Preparing version %s again: %s", self.desired.version, lost)
             if self._lost >= LOST_MOST:
                 self._refuse(f"{lost} under it {self._lost} times")
         except TimeoutError:
@@ -183,7 +183,7 @@ class Release:
 
     def _refuse(self, reason: str) -> None:
         self.refused, self.refused_at = reason, time.time()
-        _logger.error("Version %s is refused, and what serves goes on serving: %s", self.desired.version, reason)
+        _logger.error("Refused version %s; the version in service stays: %s", self.desired.version, reason)
 
     async def _choose_executor(self) -> None:
         """Find out how the version is to be asked, or take that from the last time."""
@@ -244,7 +244,7 @@ class Release:
     async def _start(self, process: ModelProcess) -> None:
         """Let the model's process serve, and ask it for the example; then keep it running."""
         if not await self._serves(process):
-            raise VersionRefusedError("its process ended while it loaded the model; the journal has what it said")
+            raise VersionRefusedError("its process ended while it loaded the model; see the journal")
         facts: Facts = json.loads((self.evidence / FACTS).read_text())
         if facts["example"] is not None:
             await self._ask_example(facts)
@@ -278,10 +278,10 @@ class Release:
         try:
             answer = await ask(self._socket, json.dumps(facts["example"]).encode())
         except (OSError, asyncio.IncompleteReadError, ValueError, RecursionError, struct.error) as error:
-            raise VersionRefusedError(f"its process does not answer: {error}") from error
+            raise VersionRefusedError(f"its process does not respond: {error}") from error
         if not same(answer, facts["example_answer"]):
             raise VersionRefusedError(
-                "it answers its example otherwise than it did when it was proven: it is not repeatable"
+                "its prediction for its example differs from the one before: it is not deterministic"
             )
 
     async def _keep(self) -> None:
@@ -292,7 +292,7 @@ class Release:
                 began = time.monotonic()
                 how = await _end_of(self._process)
                 wait = 0.1 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
-                _logger.error("The process of version %s ended with %s; it is started again", self.desired.version, how)
+                _logger.error("The process of version %s ended with %s; starting it again", self.desired.version, how)
             if self._ended:
                 return
             await asyncio.sleep(wait)
@@ -300,7 +300,7 @@ class Release:
                 self._process = await self._spawn()
                 await self._serves(self._process)
             except OSError as error:  # too many processes, or no memory for one more: for now
-                _logger.error("It cannot be: %s", error)
+                _logger.error("Cannot start it; trying again: %s", error)
                 wait, self._process = min(max(wait * 2, 0.1), 10.0), None
             except LauncherLostError:  # the next one is waited for
                 self._process = None
@@ -332,7 +332,7 @@ def _require_success(code: int, lines: list[str]) -> None:
         return
     for line in lines:
         _logger.error("  %s", line)
-    end = lines[-1] if lines else "it said nothing"
+    end = lines[-1] if lines else "it printed no error"
     if code < 0:
         end = f"its process was ended by {_signal(-code)}; {end}"
     raise VersionRefusedError(end.removeprefix("InspectionError: "))

@@ -127,7 +127,7 @@ class Log:
         kind = type(error).__name__
         if kind not in self._said:
             self._said.add(kind)
-            _logger.error("A request cannot be written to the prediction log, as any like it: %s: %s", kind, error)
+            _logger.error("Cannot log this request, nor others like it: %s: %s", kind, error)
 
     def _begin(self) -> _Segment | None:
         """Return a new segment; None while as much lies there as may."""
