@@ -161,7 +161,7 @@ def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str, answered: b
     program = f"""
 import ctypes, sys, time
 from metalworks_model_runner.server import ModelServer
-server = Server.__new__(Server)
+server = ModelServer.__new__(ModelServer)
 server._since = {{}}
 server._answered = {answered}
 server.end_when_stuck(0.5, {first})
