@@ -20,7 +20,7 @@ MLFLOW = {
     "health": "/health",
     "login": "basic",
     "login_passed": True,
-    "routes": "mlflow.yml",
+    "routes": "mlflow/files/routes.yml",
     "stream_paths": ["/artifacts/"],
 }
 PREFECT = {
@@ -28,7 +28,7 @@ PREFECT = {
     "title": "Flows",
     "upstreams": ["unix:/run/prefect/api.sock"],
     "login": "basic",
-    "routes": "prefect.yml",
+    "routes": "prefect_server/files/routes.yml",
     "health": "/api/health",
     "open_paths": ["/api/ready"],
 }
@@ -276,10 +276,20 @@ def test_a_gateway_that_another_host_tells_is_set_up_with_all_of_its_own_variabl
 
 
 def test_of_s3_only_what_destroys_nothing_is_passed_on() -> None:
-    text = render("nginx.conf.j2", gateway_sites=[STORE | {"speaks": "s3"}])
-    assert "if ($gateway_s3_s3) {" in text
-    assert "$http_x_minio_force_delete$http_x_minio_source_mtime" in text
-    passed = block(text, "location @s3-stream")
-    for header in ("X-Minio-Force-Delete", "Versionid", "X-Amz-Meta-Snowball-Auto-Extract"):
-        assert f'proxy_set_header {header} "";' in passed
-    assert "gateway_s3" not in render("nginx.conf.j2")
+    text = render("nginx.conf.j2", gateway_sites=[STORE | {"snippets": "object_store/files/nginx"}])
+    server = text[text.index("server_name s3.ml.example;") :]
+    assert "if ($s3_refused) {" in server
+    assert "\n        location ^~ /minio/ {\n            return 404;\n        }\n" in server
+    maps = text[: text.index("server {")]
+    (refused,) = re.findall(r'map "((?:\$http_x_\w+){2,})" \$s3_header', maps)
+    removed = re.findall(r'proxy_set_header (X-\S+|Versionid) "";', block(text, "location @s3-stream"))
+    assert {"X-Minio-Force-Delete", "X-Minio-Source-Mtime", "X-Amz-Meta-Snowball-Auto-Extract"} <= set(removed)
+    names = [f"$http_{name.lower().replace('-', '_')}" for name in removed if name.startswith(("X-Minio", "X-Amz"))]
+    assert "".join(names) == refused
+    assert "Versionid" in removed
+    assert "s3_refused" not in render("nginx.conf.j2")
+
+
+def test_a_site_that_another_gateway_serves_brings_no_rules() -> None:
+    site = STORE | {"snippets": "object_store/files/nginx", "served": False}
+    assert "s3_" not in render("nginx.conf.j2", gateway_sites=[site])

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.repository import ROOT, load, read_yaml
 
 routes = load("plugins/filter/routes.py")
-TABLES = ROOT / "roles/gateway/files/routes"
+TABLES = {name: f"roles/{name}/files/routes.yml" for name in ("mlflow", "prefect_server")}
 ALL = """
 import json, sys
 from starlette.routing import Mount
@@ -101,12 +101,12 @@ PAGES = {"GET /{}", "GET /{}/{:path}", "GET /"}
 """Of Prefect's pages, which its server has no routes for: it sends files."""
 
 
-@pytest.mark.parametrize(("name", "program"), [("mlflow", MLFLOW), ("prefect", PREFECT)])
+@pytest.mark.parametrize(("name", "program"), [("mlflow", MLFLOW), ("prefect_server", PREFECT)])
 def test_somebody_decided_on_every_route_of_the_installed_version(name: str, program: str, tmp_path: Path) -> None:
-    undecided, idle = compare(installed(program, tmp_path), read_yaml(TABLES / f"{name}.yml"))
-    assert not undecided, f"decide in roles/gateway/files/routes/{name}.yml who may call these"
-    idle = {" ".join(one[:2]) for one in idle} - (PAGES if name == "prefect" else set())
-    assert not idle, f"roles/gateway/files/routes/{name}.yml has these, and the installed version does not"
+    undecided, idle = compare(installed(program, tmp_path), read_yaml(ROOT / TABLES[name]))
+    assert not undecided, f"decide in {TABLES[name]} who may call these"
+    idle = {" ".join(one[:2]) for one in idle} - (PAGES if name == "prefect_server" else set())
+    assert not idle, f"{TABLES[name]} has these, and the installed version does not"
 
 
 def test_a_new_route_is_noticed_and_one_that_is_gone() -> None:
@@ -162,10 +162,10 @@ def test_a_line_of_another_form_is_an_error(line: str) -> None:
         routes.route_map({"viewer": f"{line}\n"})
 
 
-@pytest.mark.parametrize("name", ["mlflow", "prefect"])
+@pytest.mark.parametrize("name", TABLES)
 def test_a_route_is_of_one_role(name: str) -> None:
     """Otherwise the order of the table would decide."""
-    table = read_yaml(TABLES / f"{name}.yml")
+    table = read_yaml(ROOT / TABLES[name])
     for role, verb, path, without in routes.lines(table):
         if verb != "*" and not without:
             asked = f"{verb} {re.sub(r'{[^}]+}', 'x', path)}"
@@ -173,7 +173,7 @@ def test_a_route_is_of_one_role(name: str) -> None:
 
 
 def test_what_runs_commands_or_keeps_secrets_is_nobodys() -> None:
-    mlflow, prefect = (read_yaml(TABLES / f"{name}.yml") for name in ("mlflow", "prefect"))
+    mlflow, prefect = (read_yaml(ROOT / path) for path in TABLES.values())
     for asked in (
         "POST /ajax-api/3.0/mlflow/assistant/message",
         "PUT /ajax-api/3.0/mlflow/assistant/config",

@@ -65,8 +65,8 @@ def passwords() -> dict[str, str]:
 def table() -> list[tuple[str, str, str, str, bool]]:
     """User, site, verb, path, and whether the gateway lets it through: all refusals, and reads that are let through."""
     asked = []
-    for site in ("mlflow", "prefect"):
-        found = yaml.safe_load((ROOT / f"roles/gateway/files/routes/{site}.yml").read_text())
+    for site, folder in (("mlflow", "mlflow"), ("prefect", "prefect_server")):
+        found = yaml.safe_load((ROOT / f"roles/{folder}/files/routes.yml").read_text())
         for role, verb, path, _ in routes.lines(found):
             filled = re.sub(r"\{\w+(:path)?\}", lambda one: "a/b" if one[1] else ABSENT, path)
             for user, is_a in USERS.items():
