@@ -115,7 +115,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _secrets(self, hosts: list[str]) -> tuple[list[Any], list[str]]:
         """Return the problems with secrets, and the names of those that are missing."""
         args, secrets, cure = self._task.args, self._all_secrets(hosts), self._cure()
-        needed = rules.referenced_secrets(sorted((self.product / "group_vars/all").glob("*.yml")))
+        needed = rules.referenced_secrets(sorted((self.product / "group_vars/all").rglob("*.yml")))
         missing = rules.missing_secrets(needed, secrets, cure)
         names = [name for name in needed if not secrets.get(name)]
         for name, wanted in args["keys"].items():
@@ -131,7 +131,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         names = {name for host in hosts for name in self.hostvars[host] if not name.startswith(("_", "ansible_"))}
         choices = rules.settings((self.product / "group_vars/all/main.yml").read_text())
         known: set[str] = set()
-        for path in (self.product / "group_vars/all").glob("*.yml"):
+        for path in (self.product / "group_vars/all").rglob("*.yml"):
             known |= rules.settings(path.read_text())
         roles = [path for path in (self.product / "roles").iterdir() if path.is_dir()]
         for role in roles:

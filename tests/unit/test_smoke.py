@@ -403,7 +403,7 @@ def test_all_below_a_prefix_goes() -> None:
 
 
 def test_checks_write_where_their_keys_may_delete_for_good() -> None:
-    scratch = read_yaml(ROOT / "group_vars/all/wiring.yml")["object_store_scratch"]
+    scratch = read_yaml(ROOT / "group_vars/all/parts/object_store.yml")["object_store_scratch"]
     assert scratch == [f"{client.PLACE}/", f"0/{client.PLACE}/"]
 
 

@@ -1,0 +1,327 @@
+"""The wiring: what plugins/filter/wiring.py computes from parts, and that the parts of the platform fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.repository import ROOT, load, read_yaml
+
+wiring = load("plugins/filter/wiring.py")
+FILES = sorted((ROOT / "group_vars/all/parts").glob("*.yml"))
+
+GROUPS = {
+    "platform": ["hub", "db", "worker-1", "worker-2"],
+    "outside": ["customer"],
+    "gateway": ["hub", "db"],
+    "tracker": ["hub"],
+    "postgresql": ["db"],
+    "store": ["db"],
+    "models": ["worker-1", "worker-2"],
+    "empty": [],
+}
+HOSTVARS: dict[str, dict[str, str]] = {
+    "hub": {"ansible_host": "10.0.0.1"},
+    "db": {"ansible_host": "10.0.0.2"},
+    "worker-1": {"ansible_host": "10.0.0.3"},
+    "worker-2": {},
+    "customer": {"ansible_host": "10.9.0.1"},
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "tracker": {
+        "order": 1,
+        "names": ["tracker"],
+        "sites": [{"name": "tracker", "host": "tracker", "upstreams": ["unix:/run/tracker.sock"], "health": "/"}],
+        "databases": [{"name": "runs", "owner": "runs"}],
+        "buckets": [{"name": "artifacts"}],
+        "keys": [{"names": ["tracker"], "buckets": ["artifacts"]}],
+        "packages": ["git"],
+        "programs": [{"user": "tracker", "calls": ["postgresql"], "may_reach": "hooks", "reaches": []}],
+    },
+    "store": {
+        "order": 2,
+        "names": ["s3"],
+        "sites": [{"name": "s3", "host": "s3", "upstreams": ["127.0.0.1:9000"], "health": "/live"}],
+        "buckets": [{"name": "data"}],
+        "loopback": [
+            {"port": 9000, "users": ["www-data", "minio"], "why": "store"},
+            {"port": 9009, "users": ["minio"], "why": "its own"},
+        ],
+        "programs": [{"user": "minio", "ways": [{"port": 9000, "to": ["127.0.0.1"], "why": "console"}]}],
+    },
+    "gateway": {
+        "order": 3,
+        "listens": [{"port": 443, "from": "anyone", "why": "gateway"}],
+        "endpoint": [{"port": 443, "to": "platform", "why": "services"}],
+        "programs": [{"user": "www-data", "calls": ["gateway"], "proxies": True}],
+    },
+    "postgresql": {
+        "order": 4,
+        "sites": [{"name": "postgresql", "host": "", "status": True, "title": "Database"}],
+        "listens": [{"port": 5432, "from": "clients", "why": "PostgreSQL"}],
+        "endpoint": [{"port": 5432, "to": "host", "why": "PostgreSQL"}],
+    },
+    "models": {
+        "order": 5,
+        "names": ["models"],
+        "behind_gateway": True,
+        "sites": [{"name": "delay", "host": "models", "upstreams": ["worker-1:8000"], "health": "/ping"}],
+        "accounts": [{"names": ["models"], "role": "inference", "models": ["delay"]}],
+        "endpoint": [{"port": 8000, "to": "platform", "why": "models"}],
+    },
+    "empty": {"order": 6, "names": ["nowhere"], "sites": [{"name": "nowhere", "host": "nowhere"}], "packages": ["x"]},
+    "backup": {"order": 7, "keys": [{"names": ["backup"], "buckets": "all", "access": "readonly"}]},
+}
+
+
+def without(part: str, field: str) -> dict[str, dict[str, Any]]:
+    """Return the parts, one of them without a field."""
+    return PARTS | {part: {name: value for name, value in PARTS[part].items() if name != field}}
+
+
+def reach(host: str, user: str, parts: dict[str, Any] = PARTS, **may_reach: list[str]) -> list[tuple[Any, Any]]:
+    """Return port and target of each way that a user of a host has."""
+    found = {one["user"]: one["reach"] for one in wiring.outbound(parts, GROUPS, host, HOSTVARS, may_reach)}
+    return [(way["port"], way["to"]) for way in found[user]]
+
+
+# -- Parts and hosts
+
+
+def test_parts_are_named_after_their_group_and_sorted() -> None:
+    found = wiring.parts([{"order": 20}, {"order": 3}], ["part_tracker", "part_store"])
+    assert list(found) == ["store", "tracker"]
+
+
+def test_entries_are_gathered_from_all_parts_or_those_of_a_host() -> None:
+    assert [one["name"] for one in wiring.gathered(PARTS, "buckets")] == ["artifacts", "data"]
+    assert wiring.gathered(PARTS, "packages", GROUPS, "hub") == ["git"]
+    assert wiring.gathered(PARTS, "packages", GROUPS, "db") == []
+
+
+def test_every_host_and_every_name_has_an_address() -> None:
+    found = wiring.host_entries(PARTS, GROUPS, HOSTVARS, "ml.example")
+    assert [(one["name"], one["address"]) for one in found] == [
+        ("hub", "10.0.0.1"),
+        ("db", "10.0.0.2"),
+        ("worker-1", "10.0.0.3"),
+        ("worker-2", "worker-2"),
+        ("customer", "10.9.0.1"),
+        ("ml.example", "10.0.0.1"),
+        ("tracker.ml.example", "10.0.0.1"),
+        ("s3.ml.example", "10.0.0.2"),
+        ("models.ml.example", "10.0.0.1"),
+    ]
+
+
+def test_a_host_answers_for_its_own_parts_and_the_gateway_for_those_behind_it() -> None:
+    assert wiring.names_here(PARTS, GROUPS, "hub") == ["tracker", "models"]
+    assert wiring.names_here(PARTS, GROUPS, "db") == ["s3"]
+    assert wiring.names_here(PARTS, GROUPS, "worker-1") == []
+
+
+def test_an_entry_is_filled_in_for_each_item() -> None:
+    entry = {"name": "model-{name}", "port": "{port}", "upstreams": ["gpu:{port}"], "retry": True}
+    assert wiring.filled([{"name": "a"}, {"name": "b", "port": 9}], entry, port=8000) == [
+        {"name": "model-a", "port": 8000, "upstreams": ["gpu:8000"], "retry": True},
+        {"name": "model-b", "port": 9, "upstreams": ["gpu:9"], "retry": True},
+    ]
+    with pytest.raises(KeyError, match="port"):
+        wiring.filled([{"name": "a"}], entry)
+
+
+# -- People, machines and their secrets
+
+
+def test_each_gets_its_own_secret() -> None:
+    pools = [{"name": "gpu", "user": "worker-gpu"}]
+    assert wiring.with_secrets(pools, "user", password={"worker-gpu": "one", "worker-cpu": "two"}) == [
+        {"name": "gpu", "user": "worker-gpu", "password": "one"}
+    ]
+    assert pools == [{"name": "gpu", "user": "worker-gpu"}]
+    with pytest.raises(KeyError, match="ada"):
+        wiring.with_secrets([{"name": "ada"}], password={})
+
+
+PEOPLE = [{"name": role, "role": role, "password": f"{role}'s"} for role in ("admin", "developer", "viewer")]
+MACHINES = [
+    {"name": "worker", "role": "machine", "models": [], "password": "worker's"},
+    {"name": "models", "role": "inference", "models": ["delay"], "password": "models'"},
+]
+
+
+def test_machines_are_those_of_the_parts() -> None:
+    assert wiring.machines(PARTS) == [{"name": "models", "role": "inference", "models": ["delay"]}]
+
+
+def test_only_developers_and_machines_write_to_mlflow_and_only_admins_administer_it() -> None:
+    found = {one["name"]: one for one in wiring.mlflow_users(PEOPLE, MACHINES)}
+    assert [name for name, one in found.items() if one["write"]] == ["developer", "worker"]
+    assert [name for name, one in found.items() if one["admin"]] == ["admin"]
+    assert {name: one["models"] for name, one in found.items() if one["models"]} == {"models": ["delay"]}
+    assert all(one["password"] for one in found.values())
+
+
+def test_the_gateway_is_told_names_roles_and_passwords_alone() -> None:
+    assert wiring.gateway_users(PEOPLE[:1], MACHINES[1:]) == [
+        {"name": "admin", "role": "admin", "password": "admin's"},
+        {"name": "models", "role": "inference", "password": "models'"},
+    ]
+
+
+def test_a_key_reaches_its_own_buckets() -> None:
+    found = wiring.store_keys(PARTS, {"tracker": "one", "backup": "two"})
+    tracker, backup = found
+    assert tracker == {"name": "tracker", "access_key": "tracker", "secret_key": "one", "buckets": ["artifacts"]}
+    assert backup["buckets"] == ["artifacts", "data"]
+    assert backup["access"] == "readonly"
+
+
+def test_a_host_serves_the_pools_of_its_hardware_groups() -> None:
+    (pool,) = wiring.worker_pools(["gpu", "cpu"], ["cpu", "platform"], {"gpu": 1, "cpu": 2})
+    assert (pool["name"], pool["limit"], pool["per_gpu"], pool["port"]) == ("cpu", 2, False, 4301)
+
+
+# -- Sites
+
+
+def sites(host: str, *status: str, parts: dict[str, Any] = PARTS) -> dict[str, dict[str, Any]]:
+    gateway = {"domain": "ml.example", "port": 443}
+    found = wiring.sites_here(parts, GROUPS, host, gateway, {"socket": "/run/status.sock", "names": status})
+    return {site["name"]: site for site in found}
+
+
+def test_the_start_page_shows_what_other_hosts_serve() -> None:
+    found = sites("hub")
+    assert list(found) == ["tracker", "s3", "delay"]
+    assert "served" not in found["tracker"]
+    assert "served" not in found["delay"]
+    assert found["s3"]["served"] is False
+    assert (found["s3"]["protocol"], found["s3"]["upstreams"]) == ("https", ["s3.ml.example:443"])
+    assert PARTS["store"]["sites"][0]["upstreams"] == ["127.0.0.1:9000"]
+
+
+def test_other_gateways_serve_their_own_alone() -> None:
+    assert sites("db") == {"s3": PARTS["store"]["sites"][0]}
+
+
+def test_status_is_shown_where_it_is_asked_for() -> None:
+    assert "postgresql" not in sites("hub")
+    found = sites("hub", "postgresql")["postgresql"]
+    assert (found["served"], found["says"], found["health"]) == (False, True, "/postgresql")
+    assert found["upstreams"] == ["unix:/run/status.sock"]
+    assert "status" not in found
+
+
+# -- Firewall
+
+
+def opened(host: str, parts: dict[str, Any] = PARTS) -> dict[int, Any]:
+    return {one["port"]: one["from"] for one in wiring.open_ports(parts, GROUPS, host, HOSTVARS)}
+
+
+def test_a_port_is_open_to_those_who_are_meant() -> None:
+    assert opened("hub") == {443: "anyone"}
+    assert opened("db") == {443: "anyone", 5432: ["10.0.0.1"]}
+    assert opened("worker-1") == {}
+
+
+def test_a_database_that_only_its_own_host_asks_stays_closed() -> None:
+    parts = without("tracker", "databases") | {"store": PARTS["store"] | {"databases": [{"name": "own"}]}}
+    assert opened("db", parts) == {443: "anyone"}
+
+
+def test_a_database_without_clients_is_open_to_nobody() -> None:
+    assert opened("db", without("tracker", "databases"))[5432] == []
+
+
+def test_a_program_reaches_what_it_calls_and_nothing_else() -> None:
+    assert reach("hub", "tracker") == [(5432, ["10.0.0.2"])]
+    assert reach("db", "minio") == [(9000, ["127.0.0.1"])]
+    assert wiring.outbound(PARTS, GROUPS, "worker-1", HOSTVARS, {}) == []
+
+
+def test_a_gateway_reaches_what_it_serves() -> None:
+    """Of loopback ports, only those that nginx is among the users of."""
+    assert reach("hub", "www-data") == [(443, "platform"), (9000, ["127.0.0.1"]), (8000, "platform")]
+
+
+def test_a_part_that_is_elsewhere_has_neither_programs_nor_ports() -> None:
+    parts = PARTS | {"store": PARTS["store"] | {"elsewhere": True}}
+    assert [one["user"] for one in wiring.outbound(parts, GROUPS, "db", HOSTVARS, {})] == ["www-data"]
+    assert wiring.loopback_ports(parts, GROUPS, "db") == []
+    assert [one["port"] for one in wiring.loopback_ports(PARTS, GROUPS, "db")] == [9000, 9009]
+
+
+def test_a_site_says_where_else_a_program_may_connect() -> None:
+    names = (53, ["0.0.0.0/0", "::/0"])
+    assert reach("hub", "tracker", hooks=["hooks.example:443", "[fd00::1]:25", "internet:any"])[1:] == [
+        names,
+        ("443", ["hooks.example"]),
+        ("25", ["fd00::1"]),
+        ("any", "internet"),
+    ]
+    program = {"user": "flows", "may_reach": "flows", "reaches": ["anyone:any"]}
+    assert [way["to"] for way in wiring.reach_of_site(program, {})][1:] == ["anyone"]
+    assert wiring.reach_of_site(program, {"flows": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("https://pypi.example/simple", "pypi.example:443"),
+        ("http://pypi.example/simple", "pypi.example:80"),
+        ("http://user:secret@pypi.example:8081/", "pypi.example:8081"),
+    ],
+)
+def test_a_url_is_a_place(url: str, place: str) -> None:
+    assert wiring.place_of(url) == place
+
+
+def test_a_service_of_the_sites_own_is_reached_at_home_and_on_the_internet() -> None:
+    found = wiring.ways_to_url("https://s3.example.org", "store")
+    assert [(way["port"], way["to"]) for way in found] == [
+        (443, ["s3.example.org"]),
+        (443, "internet"),
+        (53, ["0.0.0.0/0", "::/0"]),
+    ]
+
+
+# -- The platform's own parts
+
+
+def own_parts() -> dict[str, dict[str, Any]]:
+    """Return group → part as it stands in the files, nothing computed."""
+    found = [(path.stem, read_yaml(path)) for path in FILES]
+    return {stem: values[f"part_{stem}"] for stem, values in found if f"part_{stem}" in values}
+
+
+def test_a_part_stands_in_the_file_of_its_name() -> None:
+    for path in FILES:
+        named = [name for name in read_yaml(path) if name.startswith("part_")]
+        assert named in ([], [f"part_{path.stem}"]), path
+
+
+def test_no_variable_is_set_in_two_files() -> None:
+    names = [name for path in (*FILES, ROOT / "group_vars/all/wiring.yml") for name in read_yaml(path)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_a_part_has_the_fields_that_are_explained_and_no_others() -> None:
+    explained = {line.split()[0] for line in wiring.__doc__.splitlines() if line[:1].islower()}
+    fields = {field for part in own_parts().values() for field in part}
+    assert "order" in explained
+    assert fields <= explained
+    assert explained - fields == set(), "nothing has these any more"
+
+
+def test_no_two_parts_have_the_same_place() -> None:
+    orders = [part["order"] for part in own_parts().values()]
+    assert len(set(orders)) == len(orders)
+
+
+def test_a_part_has_a_group_in_the_inventory() -> None:
+    """Backups are only prepared: no host makes them yet."""
+    groups = read_yaml(ROOT / "inventory/example/groups.yml")
+    assert set(own_parts()) - set(groups) == {"backup"}
