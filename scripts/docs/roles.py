@@ -13,8 +13,8 @@ HEAD = """\
 <!-- Written by `python -m scripts.docs.roles` from roles/*/meta/argument_specs.yml; a test holds them together. -->
 # Roles and their variables
 
-Each role does one job. `group_vars/all/wiring.yml` hands it what it needs of others; a site sets only what it wants
-different, in `inventory/<site>/group_vars/all/site.yml`. The choices that most sites make are in
+Each role does one job. The files in `group_vars/all/parts/` hand it what it needs of others; a site sets only what it
+wants different, in `inventory/<site>/group_vars/all/site.yml`. The choices that most sites make are in
 [`group_vars/all/main.yml`](../group_vars/all/main.yml), with a comment each.
 """
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
 
 from tests.unit.repository import ROOT, load, read_yaml
 
@@ -325,3 +335,70 @@ def test_a_part_has_a_group_in_the_inventory() -> None:
     """Backups are only prepared: no host makes them yet."""
     groups = read_yaml(ROOT / "inventory/example/groups.yml")
     assert set(own_parts()) - set(groups) == {"backup"}
+
+
+NEW = {
+    "part_registry": {
+        "order": 35,
+        "names": ["packages"],
+        "sites": [{"name": "packages", "host": "packages", "upstreams": ["127.0.0.1:5000"], "health": "/"}],
+        "databases": [{"name": "registry", "owner": "registry", "password": "one"}],
+        "buckets": [{"name": "wheels", "versioning": True}],
+        "keys": [{"names": ["registry"], "buckets": ["wheels"]}],
+        "loopback": [{"port": 5000, "users": ["www-data", "registry"], "why": "registry"}],
+        "programs": [{"user": "registry", "calls": ["postgresql", "object_store"]}],
+    }
+}
+"""A part that the platform does not have, which needs everything that parts may need."""
+KEYS = dict.fromkeys(("mlflow", "inference", "worker-gpu", "worker-cpu", "backup", "registry"), "a key")
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> Any:
+    """Return what variables are on a host, by its name, of a site with one part more than the platform has."""
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader([])
+    place = tmp_path / "inventory/ours"
+    shutil.copytree(ROOT / "inventory/example", place, symlinks=True)
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    groups = {"registry": {"hosts": {"cpu-1": {}}}, "gateway": {"children": {"cpu": {}}}}
+    (place / "new.yml").write_text(json.dumps(groups))
+    secrets = {"vault_object_store_secret_keys": KEYS, "vault_postgresql_mlflow_password": "two"}
+    secrets |= {"vault_postgresql_mlflow_auth_password": "three", "vault_postgresql_prefect_password": "four"}
+    (place / "group_vars/all/registry.yml").write_text(json.dumps(NEW | secrets))
+    loader = DataLoader()
+    loader.set_basedir(str(place))
+    inventory = InventoryManager(loader=loader, sources=[str(place)])
+    manager = VariableManager(loader=loader, inventory=inventory)
+    HostVars(inventory, manager, loader)
+
+    def value(host: str, name: str) -> Any:
+        variables = manager.get_vars(host=inventory.get_host(host)) | {"hostvars": manager._hostvars}
+        return Templar(loader=loader, variables=variables).template(trust_as_template(f"{{{{ {name} }}}}"))
+
+    return value
+
+
+def test_a_new_part_is_one_file(values: Any) -> None:
+    """Every host and role learns of it from there, with no other file changed."""
+    name = "packages.metalworks.internal"
+    assert {"name": name, "address": "192.0.2.31"} in values("gpu-1", "base_hosts")
+    assert name in values("cpu-1", "certificates_names")
+    assert values("cpu-1", "gateway_sites") == NEW["part_registry"]["sites"]
+    (shown,) = [site for site in values("services-1", "gateway_sites") if site["name"] == "packages"]
+    assert (shown["served"], shown["upstreams"]) == (False, [f"{name}:443"])
+    assert "registry" in [one["name"] for one in values("services-1", "postgresql_databases")]
+    assert "192.0.2.31" in values("services-1", "postgresql_clients")
+    (key,) = [one for one in values("services-1", "object_store_consumers") if one["name"] == "registry"]
+    assert key["buckets"] == ["wheels"]
+    assert values("cpu-1", "firewall_local") == NEW["part_registry"]["loopback"]
+    ways = {one["user"]: one["reach"] for one in values("cpu-1", "firewall_outbound")}
+    assert [(way["port"], way["to"]) for way in ways["registry"]] == [(5432, ["192.0.2.11"]), (443, ["192.0.2.11"])]
+    assert (5000, ["127.0.0.1"]) in [(way["port"], way["to"]) for way in ways["www-data"]]
+
+
+def test_a_secret_that_is_missing_stops_only_what_needs_it(values: Any) -> None:
+    """Otherwise the validation would report every variable that is computed from parts."""
+    assert values("services-1", "firewall_open")
+    with pytest.raises(Exception, match="vault_postgresql_backup_password"):
+        values("services-1", "postgresql_readers")
