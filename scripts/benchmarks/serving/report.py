@@ -92,12 +92,13 @@ def rows(found: Mapping[Key, Cell], model: str) -> list[list[str]]:
 def page(found: Mapping[Key, Cell], numbers: Mapping[str, float], measured_on: Mapping[str, Any]) -> str:
     """Return docs/serving-benchmark.md."""
     text = [
-        "# How fast models are served",
+        "# Serving benchmark",
         "",
-        "`make bench-serving OPTIONS=--docs` measures it again and writes this page: each system as it starts by "
-        "default, with one worker, over plain HTTP on one machine that also makes the load. Every system's answer is "
-        f"checked against the model's own. Medians of {measured_on['rounds']} turns of {measured_on['seconds']:g} s; "
-        "CPU is the server's time for one request, start is from nothing to the first right answer.",
+        "Metalworks' inference server beside others. Each system starts with its defaults and one worker, over plain "
+        "HTTP, on the machine that also generates the load. Every system's response is checked against the model's "
+        f"own. Figures are medians of {measured_on['rounds']} turns of {measured_on['seconds']:g} s. *CPU* is the "
+        "server's time per request; *start* is the time from nothing to the first correct response. "
+        "`make bench-serving OPTIONS=--docs` measures again and rewrites this page.",
         "",
         "![Requests per second](pictures/serving-benchmark.svg)",
     ]
