@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with uv.lock. `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)
+.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test scenarios test-nvidia test-kills test-age test-inference test-flavours soak bench-plugin bench-serving bench-swap bench-converge pictures docs locks environment
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -110,12 +110,8 @@ bench-swap: environment ## Measure latency while a new version comes into servic
 bench-converge: environment ## slow: Time a converged site.yml with 5, 10 and 25 hosts of the lab (OPTIONS="--sizes 5 6")
 	@$(PYTHON) -m scripts.benchmarks.converge $(OPTIONS)
 
-#-- Maintenance
-pictures: environment ## Renew docs/pictures from the lab's pages, in headless Chromium with TLS verified
-	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.docs.pictures
+docs: environment ## build the docs site into build/docs; a dead link fails it
+	@$(PYTHON) -m scripts.docs_site
 
-locks: environment ## Export the hosts' requirements from uv.lock and docs/roles.md from the specs
-	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles
-
-release: environment ## Check the commit and build its release in build/release (OPTIONS=--tag or --sign also tags it)
-	@$(PYTHON) -m scripts.maintenance.release $(OPTIONS)
+locks: environment ## export the requirements of the hosts and docs/roles.md from their sources
+	@$(PYTHON) -m scripts.locks && $(PYTHON) -m scripts.role_docs

@@ -75,7 +75,7 @@ def test_roles_are_documented() -> None:
 
 def test_documents_point_at_what_exists() -> None:
     broken = []
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
             if not (path.parent / target).exists():
                 broken.append(f"{path.name}: {target}")
@@ -84,7 +84,7 @@ def test_documents_point_at_what_exists() -> None:
 
 def test_documents_name_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         assert set(re.findall(r"`make ([a-z-]+)", path.read_text())) <= targets, path.name
 
 
