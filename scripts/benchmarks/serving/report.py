@@ -113,7 +113,7 @@ def page(found: Mapping[Key, Cell], numbers: Mapping[str, float], measured_on: M
                 f"|{'|'.join(['---'] + ['--:'] * (len(HEAD) - 1))}|",
             ]
             text += [f"| {' | '.join(line)} |" for line in lines]
-    text += ["", "## Targets", "", "| figure | wanted | found |", "|---|---|--:|"]
+    text += ["", "## Targets", "", "| figure | target | measured |", "|---|---|--:|"]
     for target in judged(TARGETS, numbers):
         value = "" if target["found"] is None else number(target["found"])
         text.append(f"| `{target['figure']}` | {target['wanted']} | {value}{'' if target['ok'] else ' **missed**'} |")
