@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with uv.lock. `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-host smoke smoke-run bench-flow secrets lint unit test-fast test scenarios test-nvidia test-kills test-age test-inference test-flavours soak bench-plugin bench-serving bench-swap bench-converge pictures docs locks environment
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)
 
 PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
@@ -65,6 +65,9 @@ test: ## Run everything CI runs: test-fast, then the molecule scenarios
 scenarios: environment ## Run CI's molecule scenarios, or some (NAMES="gateway hardening")
 	@$(PYTHON) -m scripts.tests.scenarios $(NAMES)
 
+docs: environment ## Build the docs site in build/docs; a dead link fails it
+	@$(PYTHON) -m scripts.docs.site
+
 #-- Less often ----------------------------------------------------------
 #-- Parts of test-fast
 lint: environment ## Run ruff, mypy, yamllint and ansible-lint
@@ -110,8 +113,12 @@ bench-swap: environment ## Measure latency while a new version comes into servic
 bench-converge: environment ## slow: Time a converged site.yml with 5, 10 and 25 hosts of the lab (OPTIONS="--sizes 5 6")
 	@$(PYTHON) -m scripts.benchmarks.converge $(OPTIONS)
 
-docs: environment ## build the docs site into build/docs; a dead link fails it
-	@$(PYTHON) -m scripts.docs_site
+#-- Maintenance
+pictures: environment ## Renew docs/pictures from the lab's pages, in headless Chromium with TLS verified
+	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.docs.pictures
 
-locks: environment ## export the requirements of the hosts and docs/roles.md from their sources
-	@$(PYTHON) -m scripts.locks && $(PYTHON) -m scripts.role_docs
+locks: environment ## Export the hosts' requirements from uv.lock and docs/roles.md from the specs
+	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles
+
+release: environment ## Check the commit and build its release in build/release (OPTIONS=--tag or --sign also tags it)
+	@$(PYTHON) -m scripts.maintenance.release $(OPTIONS)

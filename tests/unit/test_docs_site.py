@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import docs_site
+from scripts.docs import site as docs_site
 from tests.unit.repository import ROOT
 
 
