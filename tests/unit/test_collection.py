@@ -66,7 +66,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_play_runs_from_the_installed_collection(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "play.yml").write_text(PLAY)
-    arguments = ["-i", "localhost,", tmp_path / "play.yml", "-e", f"ansible_python_interpreter={sys.executable}"]
+    arguments = [
+        "-i",
+        "localhost,",
+        tmp_path / "play.yml",
+        "-e",
+        json.dumps({"ansible_python_interpreter": sys.executable}),
+    ]
     said = ansible("ansible-playbook", "--check", *arguments, ANSIBLE_COLLECTIONS_PATH=str(installed))
     assert "ok=3" in said
     assert "failed=0" in said

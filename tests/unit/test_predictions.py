@@ -475,7 +475,7 @@ def test_the_command_says_what_is_wrong(
     assert main([*command, "delay"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "metalworks-model: no service weather on this host, only: delay"
-    assert said[1].startswith("metalworks-model: s3://predictions/delay/date=2025-11-25/gpu-1-17")
+    assert said[1].startswith("metalworks-model: cannot write s3://predictions/delay/date=2025-11-25/gpu-1-17")
     assert "http://127.0.0.1:1" in said[1]
     assert sorted(file.suffix for file in folder.iterdir()) == [".batch", ".jsonl"]
 
