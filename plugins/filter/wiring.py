@@ -1,13 +1,14 @@
 """Compute from the platform's parts what each host's roles are given.
 
-A part is a variable `part_<group>` in group_vars/all/parts/<group>.yml. It runs on the hosts of that inventory group.
+A part is a variable `part_<group>` in group_vars/all/parts/<group>.yml. It runs on the hosts of that group, if any.
 All fields but `order` are optional:
 
 order           number by which parts are sorted, on the start page and in every list
 names           host names below the platform's domain that lead to it; `[mlflow]` is mlflow.<domain>
 behind_gateway  true: the gateway's host answers for `names`; otherwise the part's first host does
-sites           what the gateway serves and the start page lists: entries of the gateway's `gateway_sites`, whose `host`
-                is one of `names`. With `status: true`, the entry shows what the status program says about it.
+sites           what the gateway serves and the start page lists: entries of the gateway's `gateway_sites`. `host` is
+                a name of some part; empty: it is on the start page only. With `status: true`, the entry
+                shows what the status program says about it.
 socket_groups   UNIX groups that may open the part's socket; the gateway on the same host joins them
 databases       entries of `postgresql_databases`; the part's hosts may connect to PostgreSQL
 readers         entries of `postgresql_readers`
@@ -17,8 +18,8 @@ keys            keys of the object store: `names` of their holders, `buckets` th
 accounts        logins of machines at the gateway and MLflow: `names`, `role` and, for readers of models, `models`
 tokens          names of those who may call models in service
 packages        Debian packages that the part's roles would install one by one
-listens         open ports: `port`, `why` and `from`: anyone, platform, addresses, or `clients`, the hosts of all parts
-                that have a database
+listens         open ports: `port`, `why` and `from`: anyone, platform, addresses (besides the platform's own), or
+                `clients`, the hosts of all parts that have a database
 loopback        ports on the loopback address that only `users` may connect to, with `port` and `why`
 endpoint        where others reach the part: a list of `port`, `why` and `to`: addresses, platform, or `host`, the
                 part's first host
@@ -238,6 +239,8 @@ def open_ports(parts: Parts, groups: Groups, host: str, hostvars: Mapping[str, A
     """Return what a host offers, and to whom. A port that only the host itself would use stays closed."""
     found = []
     for port in gathered(parts, "listens", groups, host):
+        if isinstance(port["from"], list):  # the site's choice; the platform's hosts call each other all the same
+            found.append(dict(port) | {"from": "platform"})
         clients = client_addresses(parts, groups, hostvars) if port["from"] == "clients" else port["from"]
         if clients != [address(hostvars, host)]:
             found.append(dict(port) | {"from": clients})

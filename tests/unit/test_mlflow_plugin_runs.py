@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -36,7 +37,8 @@ print(run.info.run_id)
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow has made once, which takes seconds."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
+    with contextlib.chdir(file.parent):  # its first experiment keeps files below the folder that it is made in
+        MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
 
 

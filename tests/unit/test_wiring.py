@@ -237,6 +237,13 @@ def test_a_port_is_open_to_those_who_are_meant() -> None:
     assert opened("worker-1") == {}
 
 
+def test_a_list_of_addresses_does_not_shut_out_the_platform() -> None:
+    """The gateway asks inference hosts, and workers and dev hosts ask the gateway, whoever else may."""
+    parts = PARTS | {"gateway": PARTS["gateway"] | {"listens": [{"port": 443, "from": ["10.9.0.0/16"], "why": "site"}]}}
+    found = wiring.open_ports(parts, GROUPS, "hub", HOSTVARS)
+    assert [one["from"] for one in found if one["port"] == 443] == ["platform", ["10.9.0.0/16"]]
+
+
 def test_a_database_that_only_its_own_host_asks_stays_closed() -> None:
     parts = without("tracker", "databases") | {"store": PARTS["store"] | {"databases": [{"name": "own"}]}}
     assert opened("db", parts) == {443: "anyone"}

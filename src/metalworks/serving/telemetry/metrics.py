@@ -128,7 +128,7 @@ def render_metrics(stats: Stats, info: list[dict[str, Any]], refused: int, set_a
     for each in stats.series:
         for status, count in sorted(each.statuses.items()):
             out.line("requests_total", _labels(each, status=status), count)
-    out.head("request_seconds", "histogram", "Time from a request's first byte of the body to its answer.")
+    out.head("request_seconds", "histogram", "Seconds from a complete request to its response.")
     for each in stats.series:
         running = 0
         for bucket, count in enumerate(each.buckets):
