@@ -38,7 +38,7 @@ author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Look at each host
+- name: Inspect each host
   metalworks.platform.validate_host:
     home: platform
     roles: "{{ role_path | dirname }}"

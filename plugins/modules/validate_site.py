@@ -27,7 +27,7 @@ author: Metalworks (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Refuse what would fail later
+- name: Reject input that would fail later
   run_once: true
   metalworks.platform.validate_site:
     product: "{{ role_path | dirname | dirname }}"

@@ -16,7 +16,7 @@ def test_a_host_that_needs_none_is_not_changed(play) -> None:
     assert result.ok, result.text
     assert result.changed == 0
     # What the three roles cost such a host: one look at it.
-    assert result.text.count("TASK [nvidia_driver : Read what the host says about NVIDIA]") == 1
+    assert result.text.count("TASK [nvidia_driver : Gather facts about NVIDIA devices and software]") == 1
 
 
 def test_a_host_that_must_have_one_is_refused(host, play) -> None:
