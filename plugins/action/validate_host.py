@@ -1,4 +1,4 @@
-"""Judge one host: what its roles are given, and what module validate_host sees on it. Never fails; it reports."""
+"""Check one host: the input of its roles, and what module validate_host finds on it. Reports and never fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     """Return `problems`, `unresolved` (variables that cannot be computed) and the host's facts."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Judge the host that the task runs for, if it is one of the platform's."""
+        """Check the host that the task runs for, if it belongs to the platform."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         self.variables = task_vars or {}
         self.host = self.variables["inventory_hostname"]
@@ -32,7 +32,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return result | {"problems": [list(problem) for problem in self.problems], "unresolved": self.unresolved}
 
     def _value(self, name: str) -> Any:
-        """Return a variable's value on this host; None, noting why, when it cannot be computed."""
+        """Return a variable's value on this host; note why and return None when it cannot be computed."""
         try:
             return self._templar.template(self.variables[name])
         except AnsibleError as error:
@@ -40,7 +40,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return None
 
     def _judge_roles(self) -> None:
-        """Hold what each role of this host will be given against its argument spec, before any of them starts."""
+        """Check the input of each role of this host against its argument spec, before any of them starts."""
         for path in sorted(Path(self._task.args["roles"]).glob("*/meta/argument_specs.yml")):
             role = path.parent.parent.name
             if self._task.args["role_groups"].get(role, role) in self.variables["group_names"]:
@@ -55,7 +55,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             {name: value for name, value in values.items() if name not in failed}
         )
         for message in remove_values(list(verdict.error_messages), verdict._no_log_values):
-            cure = f"docs/roles.md says what role {role} takes"
+            cure = f"docs/roles.md lists the variables of role {role}"
             self.problems.append(rules.Problem(f"host {self.host}, role {role}", message.rstrip("."), cure))
 
     def _wanted_ports(self) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if port["group"] not in self.variables["group_names"] or port["variable"] not in self.variables:
                 continue
             value = self._value(port["variable"])
-            # What cannot be computed is told elsewhere.
+            # A list that cannot be computed is reported elsewhere.
             for entry in value if isinstance(value, list) else [{"port": value}] if value else []:
                 if isinstance(entry, dict):
                     unit = port["unit"].format_map(defaultdict(str, entry))
@@ -75,13 +75,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return wanted
 
     def _judge_certificate(self) -> list[Any]:
-        """Look at the team's own certificate for this host, if it brings one."""
+        """Check the team's own certificate for this host, if there is one."""
         own, names = self._value("certificates_own"), self._value("certificates_names") or []
         return list(rules.bad_own_certificate(self.host, own, names, self._contents)) if own else []
 
     def _contents(self, path: str) -> bytes:
-        """Return what a file on the controller holds, decrypted if it is ansible-vault's."""
-        with Path(path).open("rb"):  # for the reason why, in the system's words
+        """Return the contents of a file on the controller, decrypted with ansible-vault where needed."""
+        with Path(path).open("rb"):  # fails with the system's reason, unlike the loader
             return bytes(self._loader.get_text_file_contents(path).encode())
 
     def _wants_device(self) -> bool:
@@ -89,7 +89,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return device["group"] in self.variables["group_names"] and bool(self._value(device["variable"]))
 
     def _judge_host(self, wanted: list[dict[str, Any]]) -> dict[str, Any]:
-        """Look at the host itself, once."""
+        """Check the host itself, in one connection."""
         args = self._task.args
         address = self.variables.get("ansible_host", self.host)
         try:
@@ -113,5 +113,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.missing_device(self.host, seen["nvidia_devices"], self._wants_device()),
             *rules.taken_ports(self.host, seen["listeners"], wanted),
         ]
-        # The last one tells `gathering = smart` that it need not ask again.
+        # The last fact tells `gathering = smart` not to gather again.
         return {"ansible_facts": facts | {"_ansible_facts_gathered": True}}

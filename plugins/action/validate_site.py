@@ -1,4 +1,4 @@
-"""Judge the site as a whole, and fail with every problem of it and of its hosts at once."""
+"""Check the site as a whole, and fail with all problems of the site and its hosts at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..plugin_utils import site_rules as rules
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Fail with a numbered list, or say what was looked at."""
+    """Fail with a numbered list of problems, or report how many hosts were checked."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Judge groups, names, addresses, variables, secrets and files; add what the hosts reported."""
+        """Check groups, names, addresses, variables, secrets and files; add the problems that the hosts reported."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         self.variables = task_vars or {}
         self.hostvars = self.variables["hostvars"]
@@ -49,7 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
         looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
         problems += [rules.Problem(*problem) for host in looked_at for problem in host.get("problems", ())]
-        if not empty:  # without a host to point at, nothing can be wired, and saying so helps nobody
+        if not empty:  # without a host, no address can be computed, and reporting that helps nobody
             problems += rules.unresolved(self._unresolved(), names)
         problems = list(dict.fromkeys(problems))
         losses = {name: loss for name, loss in args["optional_groups"].items() if not groups.get(name)}
@@ -57,15 +57,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result["warnings"] = [f"no host in group `{name}`: {loss}" for name, loss in losses.items()]
         if problems:
             return result | {"failed": True, "msg": rules.report(problems)}
-        return result | {"msg": f"{len(ours)} hosts, nothing to mend"}
+        return result | {"msg": f"{len(ours)} hosts checked, no problem found"}
 
     def _value(self, name: str) -> list[Any]:
-        """Return a site's list; an empty one when it cannot be computed, which its role's spec then reports."""
+        """Return a list of the site's; empty when it cannot be computed, which its role's spec then reports."""
         value = self._templated(name)
         return value if isinstance(value, list) else []
 
     def _templated(self, name: str) -> Any:
-        """Return a site's variable; nothing when it cannot be computed."""
+        """Return a variable of the site's; None when it cannot be computed."""
         try:
             return self._templar.template(self.variables.get(name))
         except AnsibleError:
@@ -76,7 +76,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _duplicates(self, name: str, field: str) -> list[Any]:
         values = [entry[field] for entry in self._value(name) if isinstance(entry, dict) and field in entry]
-        return list(rules.duplicates(f"`{name}`, field {field},", values))
+        return list(rules.duplicates(f"`{name}`, field {field}", values))
 
     def _reserved(self, name: str, taken: list[str]) -> list[Any]:
         names = [entry.get("name") for entry in self._value(name) if isinstance(entry, dict)]
@@ -91,7 +91,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return found
 
     def _site_files(self) -> list[Path]:
-        """Return the inventory's own files; the link to the product's variables is not followed."""
+        """Return the inventory's own files, without those behind the link to the product's variables."""
         found = []
         for source in map(Path, self.variables["ansible_inventory_sources"]):
             places = [Path(place) for place, _, _ in os.walk(source)] if source.is_dir() else [source.parent]
@@ -99,7 +99,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return found
 
     def _all_secrets(self, hosts: list[str]) -> dict[str, Any]:
-        """Return the secrets that the site sets, for all hosts or for one."""
+        """Return the secrets that the site sets, for all hosts or for a single one."""
         secrets = {name: value for name, value in self.variables.items() if name.startswith("vault_")}
         for host in hosts:
             for name in self.hostvars[host]:
@@ -108,7 +108,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return secrets
 
     def _cure(self) -> str:
-        """Return how secrets are added to this inventory."""
+        """Return how to add secrets to this inventory."""
         inventory = self._short(Path(self.variables["ansible_inventory_sources"][0]))
         return str(self._task.args["cure"].format(inventory=inventory))
 
@@ -144,7 +144,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return list(rules.unknown_variables(names, known, prefixes, choices, self._task.args["renamed"], self._origin))
 
     def _origin(self, name: str) -> str:
-        """Return where the inventory sets a variable, to be read after its name."""
+        """Return the place that sets a variable, in a form to append to its name."""
         setting = re.compile(rf"\b{name}['\"]?\s*:")
         for path in self._site_files():
             for number, line in enumerate(path.read_text().splitlines(), 1):

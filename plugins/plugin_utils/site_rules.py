@@ -1,4 +1,4 @@
-"""What is wrong with a site, as pure functions: data in, problems out. The action plugins feed and print them."""
+"""Rules for a site, as pure functions: data in, problems out. The action plugins collect the data and print them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z
 SECRET = re.compile(r"\b(vault_\w+)\b(?!\s*(?:\|\s*default\b|is\s+(?:not\s+)?defined))")
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 SETTING = re.compile(r"^([a-z_][a-z0-9_]*)\s*:", re.MULTILINE)
-NEAR = 0.84  # difflib's ratio from which two names are taken for one, misspelt
+NEAR = 0.84  # difflib's ratio from which one name counts as a misspelling of the other
 
 
 class Problem(NamedTuple):
-    """One thing to mend: which host or variable, what is wrong with it, and what to do."""
+    """One problem: the host or variable, what is wrong with it, and what to do."""
 
     where: str
     what: str
@@ -27,13 +27,13 @@ class Problem(NamedTuple):
 
 
 def report(problems: Sequence[Problem]) -> str:
-    """Return every problem, numbered, with its cure below it."""
+    """Return a numbered list of problems, each with its remedy on the next line."""
     head = f"{len(problems)} problem{'s' * (len(problems) != 1)} found; no host was changed."
     return "\n".join([head, *(f"{n:>3}. {p.where}: {p.what}.\n     {p.cure}" for n, p in enumerate(problems, 1))])
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return the one of `names` that `name` is a misspelling of, or nothing."""
+    """Return the name that `name` is probably a misspelling of, or an empty string."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=NEAR)), "")
 
 
@@ -41,22 +41,22 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def empty_groups(groups: Mapping[str, Sequence[str]], required: Iterable[str], home: str) -> list[Problem]:
-    """Refuse a site that lacks a group without which nothing works."""
+    """Report required groups without a host, all as one problem."""
     empty = [f"`{name}`" for name in required if not groups.get(name)]
     if not empty:
         return []
     where = f"group {empty[0]}" if len(empty) == 1 else f"groups {', '.join(empty)}"
-    cure = f"List a host under `{home}` in hosts.yml; groups.yml makes it the home of the roles that every site needs"
-    return [Problem(where, "without a host", cure)]
+    cure = f"List a host under `{home}` in hosts.yml; groups.yml adds it to the groups that every site needs"
+    return [Problem(where, "has no host" if len(empty) == 1 else "have no host", cure)]
 
 
 def crowded_groups(groups: Mapping[str, Sequence[str]], single: Iterable[str]) -> list[Problem]:
-    """Refuse a second host for a role that runs on one."""
+    """Report a second host in a group whose role runs on one host."""
     return [
         Problem(
             f"group `{name}`",
-            f"has the hosts {', '.join(groups[name])}; its role runs on one",
-            f"Keep one of them: in groups.yml, give `{name}` that host under `hosts:` instead of `children:`",
+            f"contains {', '.join(groups[name])}, but its role runs on one host",
+            f"Choose one: in groups.yml, list that host under `hosts:` of `{name}`, in place of `children:`",
         )
         for name in single
         if len(groups.get(name, ())) > 1
@@ -64,7 +64,7 @@ def crowded_groups(groups: Mapping[str, Sequence[str]], single: Iterable[str]) -
 
 
 def stray_hosts(groups: Mapping[str, Sequence[str]], homes: Sequence[str]) -> list[Problem]:
-    """Refuse hosts that are in no group of the platform: usually a group's name is misspelt."""
+    """Report hosts that are in none of the platform's groups: usually a group's name is misspelt."""
     placed = {host for home in homes for host in groups.get(home, ())}
     found = []
     for host in groups.get("all", ()):
@@ -72,19 +72,20 @@ def stray_hosts(groups: Mapping[str, Sequence[str]], homes: Sequence[str]) -> li
             continue
         theirs = [name for name, hosts in groups.items() if host in hosts and name not in ("all", "ungrouped")]
         meant = next(filter(None, (did_you_mean(name, set(groups) - {name}) for name in theirs)), "")
-        cure = f"Did you mean group `{meant}`?" if meant else "List it under `services`, `gpu`, `cpu` or `dev`"
-        group = f"only in {', '.join(f'`{name}`' for name in theirs)}" if theirs else "in no group"
-        found.append(Problem(f"host {host}", f"is {group}, which is no part of the platform", cure))
+        cure = f"Did you mean group `{meant}`?" if meant else "List the host under `services`, `gpu`, `cpu` or `dev`"
+        listed = ", ".join(f"`{name}`" for name in theirs)
+        what = f"is only in {listed}, outside the platform's groups" if theirs else "is in no group"
+        found.append(Problem(f"host {host}", what, cure))
     return found
 
 
 def bad_host_names(hosts: Iterable[str]) -> list[Problem]:
-    """Refuse host names that cannot stand in a URL or in /etc/hosts."""
+    """Report host names that cannot be used in a URL or in /etc/hosts."""
     return [
         Problem(
             f"host {host}",
-            "is not a name other hosts can look up: lower-case letters, digits, hyphens and dots only",
-            "Rename it in hosts.yml and give its address as ansible_host",
+            "is not a valid host name; use only lower-case letters, digits, dots, and hyphens inside a word",
+            "Rename the host in hosts.yml and set its address as ansible_host",
         )
         for host in hosts
         if not HOST_NAME.fullmatch(host)
@@ -92,15 +93,15 @@ def bad_host_names(hosts: Iterable[str]) -> list[Problem]:
 
 
 def shared_addresses(addresses: Mapping[str, str]) -> list[Problem]:
-    """Refuse two hosts with one address: the platform would configure one machine twice."""
+    """Report hosts that share an address: the platform would configure one machine twice."""
     owners: dict[str, list[str]] = {}
     for host, address in addresses.items():
         owners.setdefault(address, []).append(host)
     return [
         Problem(
             f"hosts {' and '.join(hosts)}",
-            f"have one address, {address}",
-            "Correct ansible_host of one of them; one machine in several groups keeps one name in all of them",
+            f"have the same address, {address}",
+            "Correct the ansible_host of one. If they are one machine, list it under one name in all groups",
         )
         for address, hosts in owners.items()
         if len(hosts) > 1
@@ -111,7 +112,7 @@ def shared_addresses(addresses: Mapping[str, str]) -> list[Problem]:
 
 
 def settings(text: str) -> set[str]:
-    """Return the names that the text of a variables file sets at its top level."""
+    """Return the top-level names in the text of a variables file."""
     return set(SETTING.findall(text))
 
 
@@ -123,16 +124,16 @@ def unknown_variables(
     renamed: Mapping[str, str],
     origin: Callable[[str], str],
 ) -> list[Problem]:
-    """Refuse variables that nothing reads: renamed ones, unknown ones under our prefixes, misspelt choices."""
+    """Report variables that nothing reads: renamed ones, unknown ones with a role's prefix, misspelt choices."""
     found = []
     for name in sorted(set(names) - known):
         meant = did_you_mean(name, known if name.startswith(tuple(prefixes)) else choices)
         if name in renamed:
-            what, cure = "was renamed", f"It is called `{renamed[name]}` now"
+            what, cure = "was renamed", f"Use `{renamed[name]}`"
         elif meant:
-            what, cure = "is no variable of the platform", f"Did you mean `{meant}`?"
+            what, cure = "is not a variable of the platform", f"Did you mean `{meant}`?"
         elif name.startswith(tuple(prefixes)):
-            what, cure = "is no variable of the platform", "Remove it; docs/roles.md lists what each role takes"
+            what, cure = "is not a variable of the platform", "Remove it; docs/roles.md lists each role's variables"
         else:
             continue
         found.append(Problem(f"variable `{name}`{origin(name)}", what, cure))
@@ -140,7 +141,7 @@ def unknown_variables(
 
 
 def referenced_secrets(files: Iterable[Path]) -> dict[str, str]:
-    """Return vault_x → name of the file that needs it whatever else the site chooses."""
+    """Return vault_x → name of the file that needs it, whatever the site's choices."""
     found: dict[str, str] = {}
     for path in files:
         for line in path.read_text().splitlines():
@@ -150,53 +151,57 @@ def referenced_secrets(files: Iterable[Path]) -> dict[str, str]:
 
 
 def missing_secrets(needed: Mapping[str, str], secrets: Mapping[str, Any], cure: str) -> list[Problem]:
-    """Refuse a site that lacks a secret, or has an empty one."""
+    """Report secrets that are missing or empty."""
     found = []
     for name, file in needed.items():
         if not secrets.get(name):
             near = "" if name in secrets else did_you_mean(name, {key for key in secrets if key not in needed})
-            what = f"is {'empty' if name in secrets else 'not defined'}, and {file} needs it"
-            found.append(Problem(f"secret `{name}`", what, f"Rename `{near}` to this" if near else cure))
+            what = f"is {'empty' if name in secrets else 'not defined'}, but {file} needs it"
+            found.append(Problem(f"secret `{name}`", what, f"Rename `{near}` to `{name}`" if near else cure))
     return found
 
 
 def missing_keys(name: str, keys: Any, wanted: Iterable[Any], cure: str) -> list[Problem]:
-    """Refuse a mapping of secrets that lacks someone's."""
+    """Report the keys that a mapping of secrets lacks."""
     held = keys if isinstance(keys, Mapping) else {}
     return [Problem(f"secret `{name}`", f"has no key for `{key}`", cure) for key in wanted if not held.get(key)]
 
 
 def duplicates(what: str, values: Iterable[Any]) -> list[Problem]:
-    """Refuse a list in which a name or a port stands twice."""
+    """Report values that occur more than once in a list."""
     seen: set[Any] = set()
     twice: set[Any] = set()
     for value in values:
         (twice if value in seen else seen).add(value)
-    return [Problem(f"variable {what}", f"has {value} twice", "Give each entry its own") for value in sorted(twice)]
+    cure = "Give each entry a different value"
+    return [Problem(f"variable {what}", f"contains {value} more than once", cure) for value in sorted(twice)]
 
 
 def queue_order(queues: Any, variable: str) -> list[Problem]:
-    """Refuse priorities that say no order: two alike, or none that Prefect knows."""
+    """Report priorities that do not give an order: duplicates, or values that Prefect does not accept."""
     priorities = queues.values() if isinstance(queues, dict) else ()
-    # Ansible's numbers are of types of their own.
+    # Ansible's numbers are instances of subclasses of int.
     wrong = [name for name in queues if not isinstance(queues[name], int) or queues[name] < 1] if priorities else []
     found = [
-        Problem(f"variable `{variable}`", f"{name} has the priority {queues[name]!r}", "Count from 1, the most urgent")
+        Problem(
+            f"variable `{variable}`", f"queue {name} has the priority {queues[name]!r}", "Count from 1, most urgent"
+        )
         for name in wrong
     ]
     return found or duplicates(f"`{variable}`", priorities)
 
 
 def not_days(value: Any, variable: str) -> list[Problem]:
-    """Refuse what is no whole number of days."""
+    """Report a value that is not a whole number of days."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return []
-    return [Problem(f"variable `{variable}`", f"is {value!r}", "Give whole days; 0 is for ever")]
+    what, cure = f"is {value!r}, not a number of days", "Use a whole number; 0 means for ever"
+    return [Problem(f"variable `{variable}`", what, cure)]
 
 
 SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 MEMORY = re.compile(r"(\d+[KMGT]?|\d+(\.\d+)?%|infinity)?")
-# What the numbers of a service may be: smallest and largest, each with whether it is one of them.
+# Smallest and largest value of each numeric option of a service.
 NUMBERS: dict[str, tuple[float, float]] = {
     "port": (1, 65535),
     "workers": (1, 256),
@@ -205,7 +210,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "max_rows": (1, 1_000_000_000),
     "max_columns": (1, 1_000_000_000),
     "max_cells": (1, 1_000_000_000),
-    "max_depth": (1, 500),  # a thousand is what Python's own parser takes
+    "max_depth": (1, 500),  # Python's own parser stops at a thousand
     "request_timeout": (0.001, 86400),
     "keep_previous": (0, 86400 * 365),
 }
@@ -221,7 +226,7 @@ WHOLE = {"port", "workers", "max_queue", "max_rows", "max_columns", "max_cells",
 
 
 def bad_services(services: Iterable[Any], variable: str) -> list[Problem]:
-    """Refuse options of models in service that the service would refuse, or that say something else than was meant."""
+    """Report options of services that the service would refuse, or that probably mean something else than intended."""
     found = []
     for number, service in enumerate(services, 1):
         if not isinstance(service, Mapping):
@@ -237,14 +242,15 @@ def _service_faults(service: Mapping[str, Any]) -> list[tuple[str, str]]:
     canary = service.get("canary") or {}
     found = _option_faults(service, SERVICE_KEYS, "")
     if not SERVICE_NAME.fullmatch(str(service.get("name", ""))):
-        found.append(("has no name of lower-case letters, digits and dashes", "Its unit is inference-<name>.service"))
+        what = "needs a name of lower-case letters, digits and hyphens"
+        found.append((what, "The name becomes part of the unit inference-<name>.service"))
     if not service.get("model"):
-        found.append(("has no model", "Name the registered model in MLflow"))
+        found.append(("has no model", "Set `model` to the name of a registered model in MLflow"))
     if not MEMORY.fullmatch(str(service.get("memory_max") or "")):
-        found.append((f"has memory_max {service['memory_max']}", "Write it as systemd's MemoryMax, for example 4G"))
+        found.append((f"sets memory_max to {service['memory_max']}", "Use a value of systemd's MemoryMax, such as 4G"))
     found += _number_faults(service, NUMBERS, "")
     if not isinstance(canary, Mapping):
-        return [*found, (f"has canary {canary}", "Write a mapping, for example canary: {percent: 10}")]
+        return [*found, (f"sets canary to {canary}", "Use a mapping, such as canary: {percent: 10}")]
     found += _option_faults(canary, {"alias", *CANARY_NUMBERS}, "canary.") + _number_faults(
         canary, CANARY_NUMBERS, "canary."
     )
@@ -252,29 +258,29 @@ def _service_faults(service: Mapping[str, Any]) -> list[tuple[str, str]]:
     aliases["canary.alias"] = canary.get("alias", "canary") if canary else None
     for (first, one), (second, other) in itertools.combinations(aliases.items(), 2):
         if one and one == other:
-            cure = "Name another alias: a version is not compared with itself"
-            found.append((f"has `{one}` for {first} and for {second}", cure))
+            cure = "Choose different aliases: a version cannot be compared with itself"
+            found.append((f"uses `{one}` as both {first} and {second}", cure))
     for option, alias in aliases.items():
         if alias and re.fullmatch(r"latest|v\d+", str(alias), re.IGNORECASE):
-            found.append((f"has {option} {alias}, which MLflow keeps for itself", "Name another alias"))
+            found.append((f"sets {option} to {alias}, a name that MLflow reserves", "Choose another alias"))
     return found
 
 
 def _option_faults(options: Mapping[str, Any], known: set[str], prefix: str) -> list[tuple[str, str]]:
-    """Return the options that nothing reads."""
+    """Return the options that do not exist."""
     found = []
     for name in options:
         if name not in known:
             meant = did_you_mean(str(name), known)
-            cure = f"Did you mean `{prefix}{meant}`?" if meant else f"There are: {', '.join(sorted(known))}"
-            found.append((f"has an option {prefix}{name} that nothing reads", cure))
+            cure = f"Did you mean `{prefix}{meant}`?" if meant else f"The options are: {', '.join(sorted(known))}"
+            found.append((f"has an unknown option, {prefix}{name}", cure))
     return found
 
 
 def _number_faults(
     options: Mapping[str, Any], limits: Mapping[str, tuple[float, float]], prefix: str
 ) -> list[tuple[str, str]]:
-    """Return the numbers that are none, or too small or too large."""
+    """Return the values that are not numbers, or are out of range."""
     found = []
     for name, (least, most) in limits.items():
         value = options.get(name)
@@ -283,66 +289,69 @@ def _number_faults(
         kinds = (int,) if name in WHOLE else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
             kind = "a whole number" if name in WHOLE else "a number"
-            found.append((f"has {prefix}{name} {value}", f"Write {kind} from {least:g} to {most:g}"))
+            found.append((f"sets {prefix}{name} to {value}", f"Use {kind} from {least:g} to {most:g}"))
     return found
 
 
 def unreadable_ca_files(paths: Iterable[str], variable: str) -> list[Problem]:
-    """Refuse CA files that the controller cannot read or that hold no certificate."""
+    """Report CA files that the controller cannot read or that contain no certificate."""
     found = []
     for path in paths:
         try:
-            fault = "" if "-----BEGIN CERTIFICATE-----" in Path(path).read_text() else "holds no PEM certificate"
+            fault = "" if "-----BEGIN CERTIFICATE-----" in Path(path).read_text() else "contains no PEM certificate"
         except (OSError, UnicodeDecodeError) as error:
-            fault = f"cannot be read ({getattr(error, 'strerror', None) or 'not text: is it DER?'})"
+            fault = f"cannot be read ({getattr(error, 'strerror', None) or 'it is not text; is it DER?'})"
         if not Path(path).is_absolute():
             fault = "is not an absolute path"
         if fault:
-            cure = "Name PEM files on the controller by absolute paths (openssl x509 -in FILE -out FILE.pem converts)"
+            cure = "List absolute paths of PEM files on the controller; openssl x509 -in FILE -out FILE.pem converts"
             found.append(Problem(f"variable `{variable}`", f"{path} {fault}", cure))
     return found
 
 
 def unresolved(found: Mapping[tuple[str, str], Sequence[str]], reported: Iterable[str]) -> list[Problem]:
-    """Refuse variables that cannot be computed: (variable, reason) → hosts, less what `reported` names explain."""
+    """Report variables that cannot be computed, except where a name in `reported` is the cause.
+
+    `found` maps (variable, reason) to hosts.
+    """
     known = set(reported)
     problems = []
     for (variable, reason), hosts in found.items():
         missing = UNDEFINED.search(reason)
         if missing and missing[1] in known:
             continue
-        cure = f"Set `{missing[1]}`" if missing else "Correct it, or what it is computed from,"
+        cure = f"Set `{missing[1]}`" if missing else "Correct it, or a variable that it uses,"
         where = f"variable `{variable}` of {', '.join(hosts)}"
         problems.append(Problem(where, f"cannot be computed ({reason})", f"{cure} in the inventory's group_vars"))
     return problems
 
 
-# -- Hosts, from what validate_host saw
+# -- Hosts, from the results of validate_host
 
 
 def unreachable(host: str, address: str, reason: str) -> Problem:
-    """Say that a host did not answer, and how to look."""
-    reason = reason.rpartition("over ssh: ")[2] or reason  # what Ansible says before it is the same for all reasons
+    """Return the problem of a host that did not answer, with how to investigate."""
+    reason = reason.rpartition("over ssh: ")[2] or reason  # Ansible puts the same text before every reason
     return Problem(
         f"host {host}",
         f"cannot be reached at {address} ({reason.rstrip('.')})",
-        "Is it up? Try `ansible -m ping` on it with the same inventory; its address is ansible_host, its account "
-        "ansible_user and that account's key ansible_ssh_private_key_file",
+        f"Check that it is up, then try `ansible -m ping {host}` with the same inventory. ansible_host sets the "
+        "address, ansible_user the account and ansible_ssh_private_key_file the key",
     )
 
 
 def unusable(host: str, reason: str) -> Problem:
-    """Say that a host answers but that Ansible cannot work on it."""
+    """Return the problem of a host that answers, but on which Ansible cannot run."""
     return Problem(
         f"host {host}",
-        f"answers, but Ansible cannot work on it: {reason}",
-        "Its account needs passwordless sudo (or run with --ask-become-pass), and the host needs the Python that "
-        "ansible_python_interpreter names",
+        f"answers, but Ansible cannot run on it: {reason}",
+        "Give the account passwordless sudo (or run with --ask-become-pass), and check that the Python in "
+        "ansible_python_interpreter is installed",
     )
 
 
 def unsupported_system(host: str, facts: Mapping[str, Any], supported: Mapping[str, Sequence[Any]]) -> list[Problem]:
-    """Refuse distributions and versions that the roles were not written for."""
+    """Report a distribution or version that the roles do not support."""
     name = str(facts["distribution"])
     version = str(facts["distribution_version"] if name == "Ubuntu" else facts["distribution_major_version"])
     if version in map(str, supported.get(name, ())):
@@ -352,43 +361,44 @@ def unsupported_system(host: str, facts: Mapping[str, Any], supported: Mapping[s
 
 
 def old_python(host: str, python: Sequence[int], minimum: Sequence[int]) -> list[Problem]:
-    """Refuse a host whose Python is too old for the platform's environments."""
+    """Report a host whose Python is too old for the platform's environments."""
     if tuple(python) >= tuple(minimum):
         return []
     has, needs = (".".join(map(str, version)) for version in (python, minimum))
-    cure = "Install a newer one and set ansible_python_interpreter to it"
+    cure = "Install a newer Python and set ansible_python_interpreter to its path"
     return [Problem(f"host {host}", f"has Python {has}; at least {needs} is needed", cure)]
 
 
 def too_small(
     host: str, facts: Mapping[str, Any], disks: Mapping[str, Mapping[str, int]], need: Mapping[str, Any]
 ) -> list[Problem]:
-    """Refuse a host with less memory or disk than its groups ask for."""
+    """Report a host with less memory or disk than its groups need."""
     found = []
     if facts["memtotal_mb"] < need["memory_mb"]:
         what = f"has {facts['memtotal_mb']} MB of memory; {need['group']} needs {need['memory_mb']} MB"
-        found.append(Problem(f"host {host}", what, "Give it more, or move a role's group to another host"))
+        found.append(Problem(f"host {host}", what, "Add memory, or move one of its groups to another host"))
     filesystems = {tuple(disk.values()): (path, disk) for path, disk in reversed(list(disks.items()))}
     for path, disk in filesystems.values():
         if disk["size_mb"] < need["disk_mb"]:
             what = f"has a disk of {disk['size_mb']} MB under {path}; {need['group']} needs {need['disk_mb']} MB"
             found.append(Problem(f"host {host}", what, f"Mount a larger disk at {path}"))
         elif disk["free_mb"] < need["free_mb"]:
-            what = f"has {disk['free_mb']} MB free under {path}; {need['free_mb']} MB are needed to install anything"
-            found.append(Problem(f"host {host}", what, f"Free some space (du -xh {path} | sort -h | tail)"))
+            what = f"has {disk['free_mb']} MB free under {path}; {need['free_mb']} MB are needed for the installation"
+            cure = f"Free some space; `du -xh {path} | sort -h | tail` lists the largest directories"
+            found.append(Problem(f"host {host}", what, cure))
     return found
 
 
 def missing_device(host: str, devices: int, wanted: bool) -> list[Problem]:
-    """Refuse a GPU host in which no device is found, unless the site wants it so."""
+    """Report a GPU host without a device, unless the site allows that."""
     if devices or not wanted:
         return []
-    cure = "Look with `lspci -d 10de:`; take it out of `gpu`, or set nvidia_require_device: false for it"
-    return [Problem(f"host {host}", "is in group `nvidia` and has no NVIDIA device", cure)]
+    cure = "Look with `lspci -d 10de:`. To go without, move the host out of `gpu` or set nvidia_require_device: false"
+    return [Problem(f"host {host}", "is in group `nvidia` but has no NVIDIA device", cure)]
 
 
 def strictest(groups: Iterable[str], minimums: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """Return the largest minimum among a host's groups, and the group it comes from."""
+    """Return the largest minimum among a host's groups, and the group that sets it."""
     need: dict[str, Any] = {"memory_mb": 0, "disk_mb": 0, "free_mb": 0, "group": ""}
     for group in groups:
         for key, value in minimums.get(group, {}).items():
@@ -400,33 +410,34 @@ def strictest(groups: Iterable[str], minimums: Mapping[str, Mapping[str, int]]) 
 def taken_ports(
     host: str, listeners: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]
 ) -> list[Problem]:
-    """Refuse ports of the platform that something else listens on."""
+    """Report ports of the platform on which another program listens."""
     found = []
     for want in wanted:
         for listener in listeners:
             if listener["port"] != want["port"] or fnmatch.fnmatch(listener["unit"], want["unit"]):
                 continue
             holder = listener["unit"] or listener["process"] or "another program"
-            stop = f"systemctl disable --now {holder}" if listener["unit"] else f"ss -ltnp 'sport = :{want['port']}'"
-            what = f"port {want['port']}, meant for {want['unit'].replace('*', '')}, is held by {holder}"
-            cure = f"Stop the holder there ({stop}), or set {want['variable']} to a free port"
+            stop = "Stop it there" if listener["unit"] else "Find it there and stop it"
+            command = f"systemctl disable --now {holder}" if listener["unit"] else f"ss -ltnp 'sport = :{want['port']}'"
+            what = f"port {want['port']}, which {want['unit'].replace('*', '')} needs, is in use by {holder}"
+            cure = f"{stop} (`{command}`), or set {want['variable']} to a free port"
             found.append(Problem(f"host {host}", what, cure))
     return found
 
 
 def two_on_one_port(host: str, wanted: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Refuse two parts of the platform that are to listen on one port of a host."""
+    """Report two parts of the platform that would listen on the same port of a host."""
     found = []
     for index, first in enumerate(wanted):
         for second in wanted[index + 1 :]:
             if first["port"] == second["port"]:
-                what = f"{first['unit']} and {second['unit']} are both to listen on port {first['port']}"
+                what = f"{first['unit']} and {second['unit']} are both set to listen on port {first['port']}"
                 cure = f"Change {' or '.join(sorted({first['variable'], second['variable']}))}"
                 found.append(Problem(f"host {host}", what, cure))
     return found
 
 
-# -- Who may come in, and with what
+# -- Users and secrets
 
 ROLES = ("admin", "developer", "viewer")
 SHORTEST = 16
@@ -447,55 +458,55 @@ LONG_OF_ONE_CLASS = 32
 
 
 def unknown_roles(users: Iterable[Any], variable: str, roles: Sequence[str] = ROLES) -> list[Problem]:
-    """Refuse users without a name, and those whose role nothing knows."""
+    """Report users without a name, and roles that do not exist."""
     found = []
     for number, user in enumerate(users, 1):
         entry = user if isinstance(user, Mapping) else {}
         name, role = entry.get("name"), entry.get("role")
         if not name:
-            cure = "Give it `name`, `role` and, for an account on developers' machines, `ssh_public_keys`"
+            cure = "Set `name`, `role` and, for an account on developers' machines, `ssh_public_keys`"
             found.append(Problem(f"variable `{variable}`", f"entry {number} has no name", cure))
         elif role not in roles:
-            what = f"{name} has {'no role' if role is None else f'the role `{role}`, which nothing knows'}"
+            what = f"{name} has {'no role' if role is None else f'the role `{role}`, which does not exist'}"
             near = did_you_mean(str(role), roles)
-            cure = f"Did you mean `{near}`?" if near else f"Give one of {', '.join(roles)}"
+            cure = f"Did you mean `{near}`?" if near else f"Use one of {', '.join(roles)}"
             found.append(Problem(f"variable `{variable}`", what, cure))
     return found
 
 
 def reserved_names(names: Sequence[Any], taken: Iterable[str], variable: str) -> list[Problem]:
-    """Refuse people who are called like a machine."""
+    """Report people whose name is reserved for a machine."""
     cure = "Choose another name for this person"
     return [
-        Problem(f"variable `{variable}`", f"{name} is the name of a machine or an account of the platform", cure)
+        Problem(f"variable `{variable}`", f"{name} is reserved for a machine or an account of the platform", cure)
         for name in taken
         if name in names
     ]
 
 
 def weakness(secret: str) -> str:
-    """Return why a secret can be guessed, or nothing; the secret itself never gets into the answer."""
+    """Return why a secret can be guessed, or an empty string; never any of the secret itself."""
     if len(secret) < SHORTEST:
         return f"is shorter than {SHORTEST} characters"
     rest = secret.lower()
     for word in WELL_KNOWN:
         rest = rest.replace(word, "")
     if len(re.sub(r"[^a-z]", "", rest)) < SHORTEST // 2 and len(rest) < len(secret):
-        return "is made of a well-known word"
+        return "is little more than a well-known word"
     if len(set(secret)) < SHORTEST // 2:
-        return "repeats a few characters"
+        return "repeats few characters"
     if len(secret) < LONG_OF_ONE_CLASS and any(re.fullmatch(f"[{one}]+", secret) for one in CLASSES):
-        return "is of one kind of character only"
+        return "uses only one kind of character"
     return ""
 
 
 def weak_secrets(secrets: Mapping[str, Any], given: Iterable[str], cure: str) -> list[Problem]:
-    """Refuse secrets that somebody wrote by hand and others can guess; not those that another side gives us."""
+    """Report secrets that can be guessed, except those that another system gives (`given`)."""
     found = []
     for name in sorted(set(secrets) - set(given)):
         held = secrets[name]
         for holder, value in held.items() if isinstance(held, Mapping) else [("", held)]:
-            # Keys and certificates are judged by what they are; what is empty is reported as missing.
+            # Keys and certificates are checked elsewhere; an empty secret is reported as missing.
             why = "" if not value or "-----BEGIN " in str(value) else weakness(str(value))
             if why:
                 where = f"secret `{name}`" + (f", key `{holder}`" if holder else "")
@@ -509,20 +520,20 @@ def weak_secrets(secrets: Mapping[str, Any], given: Iterable[str], cure: str) ->
 def bad_own_certificate(
     host: str, own: Mapping[str, str], names: Iterable[str], contents: Callable[[str], bytes] | None = None
 ) -> list[Problem]:
-    """Refuse a certificate of the team's that the host could not serve with, or its clients would not believe.
+    """Report a certificate of the team's that the host could not use, or that its clients would not trust.
 
-    `contents` returns what a file holds; give one that decrypts if the files may be encrypted with ansible-vault.
+    `contents` returns the bytes of a file; pass one that decrypts where files may be encrypted with ansible-vault.
     """
     where = f"variable `own_certificates` of {host}"
     if not own:
         return []
     if absent := [kind for kind in ("certificate", "key", "ca") if not own.get(kind)]:
-        return [Problem(where, f"lacks {', '.join(absent)}", "Name PEM files by absolute paths, or leave it empty")]
+        return [Problem(where, f"lacks {', '.join(absent)}", "Set the absolute paths of all three PEM files, or none")]
     read, found = {}, []
     for kind in ("certificate", "key", "ca"):
         fault, read[kind] = _own_file(kind, own[kind], contents or (lambda path: Path(path).read_bytes()))
         if fault:
-            cure = "Name a readable PEM file on the controller by its absolute path; a key without a passphrase"
+            cure = "Set the absolute path of a readable PEM file on the controller; a key must have no passphrase"
             found.append(Problem(where, f"{kind} {own[kind]} {fault}", cure))
     if found:
         return found
@@ -530,27 +541,28 @@ def bad_own_certificate(
 
 
 def uneven_own_certificates(own: Any, hosts: Sequence[str]) -> list[Problem]:
-    """Refuse certificates of the team's for some hosts alone, or from several CA files: hosts trust one CA."""
+    """Report certificates of the team's that cover some hosts only, or use several CA files: hosts trust one CA."""
     where = "variable `own_certificates`"
     if not own:
         return []
     if not isinstance(own, Mapping) or not all(isinstance(files, Mapping) for files in own.values()):
         cure = "Write `host: {certificate: /path/chain.pem, key: /path/key.pem, ca: /path/ca.pem}` for every host"
-        return [Problem(where, "does not tell for each host its files", cure)]
+        return [Problem(where, "is not a mapping from hosts to their files", cure)]
     found = []
     if unknown := [host for host in own if host not in hosts]:
-        found.append(Problem(where, f"has no such host as {', '.join(unknown)}", "Remove it, or correct the name"))
+        what = f"lists {', '.join(unknown)}, not a host of the platform"
+        found.append(Problem(where, what, "Correct the name or remove it"))
     if absent := [host for host in hosts if not own.get(host)]:
-        what = f"lacks {', '.join(absent)}, and each host trusts one CA"
-        found.append(Problem(where, what, "Name a certificate for every host, or for none"))
+        what = f"lacks {', '.join(absent)}, but all hosts must share one CA"
+        found.append(Problem(where, what, "List a certificate for every host, or for none"))
     if len(cas := sorted({str(files["ca"]) for files in own.values() if files.get("ca")})) > 1:
-        what = f"names several CA files: {', '.join(cas)}"
-        found.append(Problem(where, what, "Put the authorities into one file, and name that for every host"))
+        what = f"uses several CA files: {', '.join(cas)}"
+        found.append(Problem(where, what, "Put all CA certificates into one file and use it for every host"))
     return found
 
 
 def _own_file(kind: str, path: str, contents: Callable[[str], bytes]) -> tuple[str, Any]:
-    """Return why a file of the team's cannot be used, and what it holds."""
+    """Return why a file of the team's cannot be used, and its contents."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -563,27 +575,27 @@ def _own_file(kind: str, path: str, contents: Callable[[str], bytes]) -> tuple[s
     try:
         return "", (load_pem_private_key(text, None) if kind == "key" else x509.load_pem_x509_certificates(text))
     except (ValueError, TypeError):
-        return f"holds no {'private key in PEM without a passphrase' if kind == 'key' else 'PEM certificate'}", None
+        return f"contains no PEM {'private key without a passphrase' if kind == 'key' else 'certificate'}", None
 
 
 def _own_faults(
     own: Mapping[str, str], chain: Sequence[Any], key: Any, cas: Sequence[Any], names: Iterable[str]
 ) -> list[tuple[str, str]]:
-    """Return what is wrong with readable files, each with its cure."""
+    """Return what is wrong with readable files, each with its remedy."""
     import datetime
 
     from cryptography import x509
 
     first, now, found = chain[0], datetime.datetime.now(datetime.UTC), []
-    ask = "Ask the CA for a newer one and name its file"
+    ask = "Request a newer certificate from the CA and set its path"
     if first.not_valid_after_utc < now:
         found.append((f"{own['certificate']} expired on {first.not_valid_after_utc:%Y-%m-%d}", ask))
     if first.not_valid_before_utc > now:
         what = f"{own['certificate']} is not valid before {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-        found.append((what, "Wait for that time, correct the controller's clock, or name another one"))
+        found.append((what, "Wait until then, correct the controller's clock, or use another certificate"))
     if first.public_key() != key.public_key():
         what = f"{own['key']} is not the key of the first certificate in {own['certificate']}"
-        found.append((what, "Name the key it was requested with; the host's own certificate comes first in the chain"))
+        found.append((what, "Use the key of the request; the host's own certificate must come first in the chain"))
     try:
         held = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -591,16 +603,16 @@ def _own_faults(
     patterns = [str(name.value).lower() for name in held]
     absent = [name for name in names if not any(_covers(pattern, name.lower()) for pattern in patterns)]
     if absent:
-        what = f"{own['certificate']} is not for {', '.join(absent)}"
-        found.append((what, f"Ask for one with these names as well as {', '.join(patterns) or 'its subject'}"))
+        what = f"{own['certificate']} is not valid for {', '.join(absent)}"
+        found.append((what, f"Request one with these names in addition to {', '.join(patterns) or 'its subject'}"))
     if not _issued(chain, cas):
-        what = f"{own['certificate']} does not lead to a certificate in {own['ca']}"
-        found.append((what, "Append the intermediate certificates to the chain in order, or name the CA it comes from"))
+        what = f"{own['certificate']} does not chain to a certificate in {own['ca']}"
+        found.append((what, "Append the intermediate certificates to the chain in order, or set the CA that issued it"))
     return found
 
 
 def _covers(pattern: str, name: str) -> bool:
-    """Tell whether a name of a certificate is for this name; a star stands for one label, the first."""
+    """Tell whether a certificate's name covers this one; a star stands for the first label only."""
     try:
         return str(ipaddress.ip_address(name)) == pattern
     except ValueError:
@@ -611,7 +623,7 @@ def _covers(pattern: str, name: str) -> bool:
 
 
 def _issued(chain: Sequence[Any], cas: Sequence[Any]) -> bool:
-    """Tell whether each certificate was issued by the next, and the last one by, or is, a trusted one."""
+    """Tell whether each certificate was issued by the next, and whether a trusted one is, or issued, the last."""
 
     def by(issuer: Any, issued: Any) -> bool:
         from cryptography.exceptions import InvalidSignature

@@ -1,4 +1,4 @@
-"""What validate.yml says of bad input: each message once, and nothing of good input."""
+"""What validate.yml reports: each message once for bad input, and nothing for good input."""
 
 from __future__ import annotations
 
@@ -54,14 +54,13 @@ def test_groups_with_hosts_pass() -> None:
 def test_empty_group(groups: dict[str, list[str]]) -> None:
     problem = the_only(rules.empty_groups(groups, ["mlflow"], "services"))
     assert problem.where == "group `mlflow`"
-    assert "without a host" in problem.what
+    assert "has no host" in problem.what
     assert "`services`" in problem.cure
 
 
 def test_all_empty_groups_are_one_problem() -> None:
-    assert (
-        the_only(rules.empty_groups({}, ["mlflow", "postgresql"], "services")).where == "groups `mlflow`, `postgresql`"
-    )
+    problem = the_only(rules.empty_groups({}, ["mlflow", "postgresql"], "services"))
+    assert (problem.where, problem.what) == ("groups `mlflow`, `postgresql`", "have no host")
 
 
 def test_a_second_host_for_a_role_that_runs_on_one() -> None:
@@ -99,7 +98,7 @@ def test_host_names_that_do_not(name: str) -> None:
 def test_two_hosts_with_one_address() -> None:
     assert rules.shared_addresses({"a": "192.0.2.1", "b": "192.0.2.2"}) == []
     problem = the_only(rules.shared_addresses({"a": "192.0.2.1", "b": "192.0.2.2", "c": "192.0.2.1"}))
-    assert (problem.where, problem.what) == ("hosts a and c", "have one address, 192.0.2.1")
+    assert (problem.where, problem.what) == ("hosts a and c", "have the same address, 192.0.2.1")
 
 
 # -- Variables
@@ -135,7 +134,7 @@ def test_misspelt_choice_of_the_site() -> None:
 
 def test_renamed_variable() -> None:
     problem = the_only(unknown("mlflow_listen", renamed={"mlflow_listen": "mlflow_port"}))
-    assert (problem.what, problem.cure) == ("was renamed", "It is called `mlflow_port` now")
+    assert (problem.what, problem.cure) == ("was renamed", "Use `mlflow_port`")
 
 
 def test_names_that_a_file_sets() -> None:
@@ -162,7 +161,7 @@ def test_secrets_that_are_there_pass() -> None:
 
 def test_missing_secret() -> None:
     problem = the_only(rules.missing_secrets({"vault_a": "wiring.yml"}, {}, "Run this"))
-    assert problem == ("secret `vault_a`", "is not defined, and wiring.yml needs it", "Run this")
+    assert problem == ("secret `vault_a`", "is not defined, but wiring.yml needs it", "Run this")
 
 
 def test_empty_secret() -> None:
@@ -171,7 +170,7 @@ def test_empty_secret() -> None:
 
 def test_misspelt_secret() -> None:
     found = rules.missing_secrets({"vault_password": "wiring.yml"}, {"vault_pasword": "x"}, "Run this")
-    assert the_only(found).cure == "Rename `vault_pasword` to this"
+    assert the_only(found).cure == "Rename `vault_pasword` to `vault_password`"
 
 
 @pytest.mark.parametrize("keys", [None, {}, {"other": "x"}, {"worker": ""}, "text"])
@@ -185,8 +184,8 @@ def test_missing_key(keys: Any) -> None:
         ({"urgent": 1, "default": 2}, []),
         ({}, []),
         (None, []),  # its role's spec reports that
-        ({"urgent": 1, "default": 1}, ["has 1 twice"]),
-        ({"urgent": 0, "default": "2"}, ["urgent has the priority 0", "default has the priority '2'"]),
+        ({"urgent": 1, "default": 1}, ["contains 1 more than once"]),
+        ({"urgent": 0, "default": "2"}, ["queue urgent has the priority 0", "queue default has the priority '2'"]),
     ],
 )
 def test_queue_order(queues: object, said: list[str]) -> None:
@@ -195,7 +194,7 @@ def test_queue_order(queues: object, said: list[str]) -> None:
 
 def test_duplicates() -> None:
     assert rules.duplicates("`developers`", ["ada", "bob"]) == []
-    assert "ada twice" in the_only(rules.duplicates("`developers`", ["ada", "bob", "ada"])).what
+    assert "ada more than once" in the_only(rules.duplicates("`developers`", ["ada", "bob", "ada"])).what
 
 
 def test_readable_ca_file_passes(tmp_path: Path) -> None:
@@ -291,7 +290,7 @@ def test_gpu_host_that_is_as_wanted_passes(devices: int, wanted: bool) -> None:
 
 def test_gpu_host_without_a_device() -> None:
     problem = the_only(rules.missing_device("g1", 0, True))
-    assert problem.what == "is in group `nvidia` and has no NVIDIA device"
+    assert problem.what == "is in group `nvidia` but has no NVIDIA device"
     assert "nvidia_require_device" in problem.cure
 
 
@@ -330,7 +329,7 @@ def test_own_and_other_ports_pass(listener: dict[str, Any]) -> None:
 )
 def test_taken_port(unit: str, process: str, holder: str) -> None:
     problem = the_only(rules.taken_ports("s1", [{"port": 5000, "unit": unit, "process": process}], WANT))
-    assert problem.what == f"port 5000, meant for mlflow.service, is held by {holder}"
+    assert problem.what == f"port 5000, which mlflow.service needs, is in use by {holder}"
     assert "mlflow_port" in problem.cure
 
 
@@ -344,7 +343,7 @@ def test_two_parts_on_one_port() -> None:
     two = [*WANT, {"port": 5000, "unit": "inference-a.service", "variable": "inference_services"}]
     assert rules.two_on_one_port("s1", WANT) == []
     problem = the_only(rules.two_on_one_port("s1", two))
-    assert "both to listen on port 5000" in problem.what
+    assert "both set to listen on port 5000" in problem.what
     assert problem.cure == "Change inference_services or mlflow_port"
 
 
@@ -407,8 +406,8 @@ def test_users_with_known_roles_pass() -> None:
         ({"name": "ada", "role": "developper"}, "ada has the role `developper`", "Did you mean `developer`?"),
         ({"name": "ada", "role": "root"}, "ada has the role `root`", "one of admin, developer, viewer"),
         ({"name": "ada"}, "ada has no role", "one of admin, developer, viewer"),
-        ({"role": "admin"}, "entry 1 has no name", "Give it `name`"),
-        ("ada", "entry 1 has no name", "Give it `name`"),
+        ({"role": "admin"}, "entry 1 has no name", "Set `name`"),
+        ("ada", "entry 1 has no name", "Set `name`"),
     ],
 )
 def test_users_whose_role_nothing_knows(user: Any, what: str, cure: str) -> None:
@@ -421,7 +420,7 @@ def test_users_whose_role_nothing_knows(user: Any, what: str, cure: str) -> None
 def test_people_who_are_called_like_a_machine() -> None:
     problem = the_only(rules.reserved_names(["ada", "backup", None], ["backup", "inference"], "platform_users"))
     assert problem.where == "variable `platform_users`"
-    assert "backup is the name of a machine" in problem.what
+    assert "backup is reserved for a machine" in problem.what
 
 
 @pytest.mark.parametrize(
@@ -472,26 +471,30 @@ def test_services_as_they_should_be() -> None:
 @pytest.mark.parametrize(
     ("options", "what", "cure"),
     [
-        ({"name": "Delay"}, "has no name of lower-case letters", "inference-<name>.service"),
+        ({"name": "Delay"}, "needs a name of lower-case letters", "inference-<name>.service"),
         ({"model": ""}, "has no model", "registered model"),
-        ({"worker": 2}, "has an option worker that nothing reads", "Did you mean `workers`?"),
-        ({"gpu": True}, "has an option gpu that nothing reads", "There are: alias, canary, environment"),
-        ({"workers": 0}, "has workers 0", "a whole number from 1 to 256"),
-        ({"workers": 1.5}, "has workers 1.5", "a whole number"),
-        ({"workers": True}, "has workers True", "a whole number"),
-        ({"log_share": 10}, "has log_share 10", "a number from 0 to 1"),
-        ({"log_share": "10%"}, "has log_share 10%", "a number from 0 to 1"),
-        ({"request_timeout": 0}, "has request_timeout 0", "a number from 0.001"),
-        ({"max_cells": 0}, "has max_cells 0", "a whole number from 1"),
-        ({"max_depth": 5000}, "has max_depth 5000", "a whole number from 1 to 500"),
-        ({"keep_previous": -1}, "has keep_previous -1", "a number from 0"),
-        ({"memory_max": "4 GB"}, "has memory_max 4 GB", "MemoryMax"),
-        ({"canary": 10}, "has canary 10", "canary: {percent: 10}"),
-        ({"canary": {"percent": 0}}, "has canary.percent 0", "a number from 0.001 to 99.9"),
-        ({"canary": {"percents": 1}}, "has an option canary.percents", "Did you mean `canary.percent`?"),
-        ({"shadow": "champion"}, "has `champion` for alias and for shadow", "not compared with itself"),
-        ({"alias": "canary", "canary": {"percent": 5}}, "has `canary` for alias and for canary.alias", "another alias"),
-        ({"alias": "latest"}, "has alias latest, which MLflow keeps for itself", "another alias"),
+        ({"worker": 2}, "has an unknown option, worker", "Did you mean `workers`?"),
+        ({"gpu": True}, "has an unknown option, gpu", "The options are: alias, canary, environment"),
+        ({"workers": 0}, "sets workers to 0", "a whole number from 1 to 256"),
+        ({"workers": 1.5}, "sets workers to 1.5", "a whole number"),
+        ({"workers": True}, "sets workers to True", "a whole number"),
+        ({"log_share": 10}, "sets log_share to 10", "a number from 0 to 1"),
+        ({"log_share": "10%"}, "sets log_share to 10%", "a number from 0 to 1"),
+        ({"request_timeout": 0}, "sets request_timeout to 0", "a number from 0.001"),
+        ({"max_cells": 0}, "sets max_cells to 0", "a whole number from 1"),
+        ({"max_depth": 5000}, "sets max_depth to 5000", "a whole number from 1 to 500"),
+        ({"keep_previous": -1}, "sets keep_previous to -1", "a number from 0"),
+        ({"memory_max": "4 GB"}, "sets memory_max to 4 GB", "MemoryMax"),
+        ({"canary": 10}, "sets canary to 10", "canary: {percent: 10}"),
+        ({"canary": {"percent": 0}}, "sets canary.percent to 0", "a number from 0.001 to 99.9"),
+        ({"canary": {"percents": 1}}, "has an unknown option, canary.percents", "Did you mean `canary.percent`?"),
+        ({"shadow": "champion"}, "uses `champion` as both alias and shadow", "cannot be compared with itself"),
+        (
+            {"alias": "canary", "canary": {"percent": 5}},
+            "uses `canary` as both alias and canary.alias",
+            "different aliases",
+        ),
+        ({"alias": "latest"}, "sets alias to latest, a name that MLflow reserves", "another alias"),
     ],
 )
 def test_options_of_services(options: dict[str, Any], what: str, cure: str) -> None:
@@ -567,7 +570,7 @@ def test_own_certificate_expired(own: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", ["s2", "a.b.lab.test", "10.1.2.4", "lab.test"])
 def test_own_certificate_for_other_names(own: dict[str, str], name: str) -> None:
     problem = the_only(rules.bad_own_certificate("s1", own, ["s1", name]))
-    assert f"is not for {name}" in problem.what
+    assert f"is not valid for {name}" in problem.what
     assert "*.lab.test" in problem.cure
 
 
@@ -580,7 +583,7 @@ def test_own_key_that_does_not_fit(own: dict[str, str]) -> None:
 
 def test_own_certificate_of_another_ca(own: dict[str, str]) -> None:
     Path(own["ca"]).write_text(make_secrets.ca({})["vault_ca_certificate"])
-    assert "does not lead to" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
+    assert "does not chain to" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
 
 
 def test_own_chain_that_ends_with_the_ca_passes(own: dict[str, str]) -> None:
@@ -594,7 +597,7 @@ def test_own_files_that_cannot_be_used(own: dict[str, str], kind: str) -> None:
     for path, what in (("/nowhere", "cannot be read"), ("relative", "is not an absolute path"), ("", f"lacks {kind}")):
         assert what in the_only(rules.bad_own_certificate("s1", own | {kind: path}, ["s1"])).what
     Path(own[kind]).write_text("damaged")
-    assert f"{kind} {own[kind]} holds no" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
+    assert f"{kind} {own[kind]} contains no" in the_only(rules.bad_own_certificate("s1", own, ["s1"])).what
 
 
 ONE_CA = {"certificate": "/c", "key": "/k", "ca": "/ca"}
@@ -603,12 +606,12 @@ ONE_CA = {"certificate": "/c", "key": "/k", "ca": "/ca"}
 @pytest.mark.parametrize(
     ("own", "what"),
     [
-        ({"s1": ONE_CA}, "lacks s2, and each host trusts one CA"),
+        ({"s1": ONE_CA}, "lacks s2, but all hosts must share one CA"),
         ({"s1": ONE_CA, "s2": {}}, "lacks s2"),
-        ({"s1": ONE_CA, "s2": ONE_CA, "s3": ONE_CA}, "has no such host as s3"),
-        ({"s1": ONE_CA, "s2": ONE_CA | {"ca": "/other"}}, "names several CA files: /ca, /other"),
-        ({"s1": "/c"}, "does not tell for each host its files"),
-        (["s1"], "does not tell for each host its files"),
+        ({"s1": ONE_CA, "s2": ONE_CA, "s3": ONE_CA}, "lists s3, not a host of the platform"),
+        ({"s1": ONE_CA, "s2": ONE_CA | {"ca": "/other"}}, "uses several CA files: /ca, /other"),
+        ({"s1": "/c"}, "is not a mapping from hosts to their files"),
+        (["s1"], "is not a mapping from hosts to their files"),
     ],
 )
 def test_own_certificates_are_for_all_hosts_and_from_one_ca(own: Any, what: str) -> None:

@@ -57,8 +57,8 @@ SECRETS = {
 }
 TOLD = [
     "host gpu-9: is only in `gpus`",
-    "host gpu_1: is not a name",
-    "hosts services-1 and gpu_1: have one address, 192.0.2.11",
+    "host gpu_1: is not a valid host name",
+    "hosts services-1 and gpu_1: have the same address, 192.0.2.11",
     "variable `mlflow_sokcet`",
     "Did you mean `mlflow_socket`?",
     "Did you mean `apt_mirror`?",
@@ -66,17 +66,17 @@ TOLD = [
     "secret `vault_postgresql_prefect_password`: is not defined",
     "secret `vault_object_store_secret_keys`: has no key for `eve`",
     "variable `extra_ca_certificates`: /nowhere/ca.pem cannot be read",
-    "has ada twice",
-    "variable `work_queues`: has 1 twice",
-    "variable `platform_users`: bob has the role `boss`, which nothing knows",
-    "variable `platform_users`: backup is the name of a machine",
+    "contains ada more than once",
+    "variable `work_queues`: contains 1 more than once",
+    "variable `platform_users`: bob has the role `boss`, which does not exist",
+    "variable `platform_users`: backup is reserved for a machine",
     "secret `vault_object_store_root_password`: is shorter than 16 characters",
     "variable `own_certificates` of services-1: key /nowhere/key.pem cannot be read",
     "variable `own_certificates`: lacks gpu_1, cpu-1, cpu-2",
     "cannot be computed ('no_such_variable' is undefined)",
     "host services-1: has",
     "host cpu-1: cannot be reached at 127.0.0.1",
-    "host cpu-2: answers, but Ansible cannot work on it",
+    "host cpu-2: answers, but Ansible cannot run on it",
 ]
 
 
@@ -110,7 +110,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, taken_port: int) -> None:
     status, words = validate(tmp_path / "ours", HOSTS, MISTAKES | {"object_store_port": taken_port})
     assert status != 0
     assert [
-        told for told in [*TOLD, f"port {taken_port}, meant for minio.service, is held by"] if told not in words
+        told for told in [*TOLD, f"port {taken_port}, which minio.service needs, is in use by"] if told not in words
     ] == []
     assert f"{tmp_path}/ours/group_vars/all/site.yml:1" in words  # where the misspelt variable stands
 
@@ -119,4 +119,4 @@ def test_site_without_hosts_is_told_so(tmp_path: Path) -> None:
     """No play would match a host, and Ansible alone would call that a success."""
     status, words = validate(tmp_path / "ours", {name: {"hosts": {}} for name in HOSTS}, {})
     assert status != 0
-    assert "groups `postgresql`, `object_store`, `mlflow`, `prefect_server`, `gateway`: without a host" in words
+    assert "groups `postgresql`, `object_store`, `mlflow`, `prefect_server`, `gateway`: have no host" in words
