@@ -35,7 +35,7 @@ def private_key(text: str, what: str) -> CertificateIssuerPrivateKeyTypes:
     try:
         return load_pem_private_key(text.encode(), None)  # type: ignore[return-value]
     except (ValueError, TypeError):
-        raise UnfitError(f"{what} is no private key in PEM without a passphrase") from None
+        raise UnfitError(f"{what} is not a PEM private key without a passphrase") from None
 
 
 def certificate(text: str, what: str) -> x509.Certificate:
@@ -43,7 +43,7 @@ def certificate(text: str, what: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(text.encode())[0]
     except ValueError:
-        raise UnfitError(f"{what} is no certificate in PEM") from None
+        raise UnfitError(f"{what} is not a PEM certificate") from None
 
 
 def general_names(names: list[str]) -> list[x509.GeneralName]:
@@ -56,9 +56,9 @@ def general_names(names: list[str]) -> list[x509.GeneralName]:
             try:
                 found.append(x509.DNSName(name))
             except ValueError:
-                raise UnfitError(f"certificates_names: {name} is no name or address in ASCII") from None
+                raise UnfitError(f"certificates_names: {name} is not an ASCII name or an address") from None
     if not found:
-        raise UnfitError("certificates_names is empty; it names what clients reach the host by")
+        raise UnfitError("certificates_names is empty; list the names and addresses by which clients reach the host")
     return found
 
 
@@ -72,25 +72,25 @@ def why_new(
 ) -> str:
     """Return why a host's certificate has to be replaced; nothing if it serves on."""
     if not present:
-        return "there is none"
+        return "none is present"
     try:
         ours = certificate(present, "what stands")
     except UnfitError:
         return "the file is damaged"
     if not request or public(ours) != public(x509.load_pem_x509_csr(request.encode())):
-        return "the key is another one"
+        return "the key has changed"
     try:
         ours.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
-        return "the CA is another one"
+        return "the CA has changed"
     held = ours.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if set(held) != set(general_names(names)) or ours.subject != subject(names):
-        return "the names are others"
+        return "the names have changed"
     left = ours.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     if left < renew_days * DAY:
-        return f"{max(left // DAY, 0)} days are left"
+        return f"it expires in {max(left // DAY, 0)} days"
     if left > (valid_days + 1) * DAY:
-        return f"it lasts longer than {valid_days} days"
+        return f"it is valid for more than {valid_days} days"
     return ""
 
 
@@ -105,7 +105,7 @@ def issue(
     """Return a certificate for the key of a request. What it is for is our choice, not that of who asks."""
     asked = x509.load_pem_x509_csr(request.encode())
     if not asked.is_signature_valid:
-        raise UnfitError("the host's request is not signed with the key that it is for")
+        raise UnfitError("the host's request is not signed with the key that it contains")
     key, now = asked.public_key(), now or datetime.datetime.now(datetime.UTC)
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign",
@@ -141,8 +141,8 @@ def internal_ca(text: str, key_text: str, renew_days: int) -> tuple[x509.Certifi
         raise UnfitError("certificates_ca_private_key is not the key of certificates_ca_certificate")
     if ca.not_valid_after_utc - datetime.datetime.now(datetime.UTC) < renew_days * DAY:
         raise UnfitError(
-            f"the internal CA ends on {ca.not_valid_after_utc:%Y-%m-%d}: remove vault_ca_certificate and "
-            "vault_ca_private_key from the vault, run `make secrets`, then site.yml"
+            f"the internal CA expires on {ca.not_valid_after_utc:%Y-%m-%d}: remove vault_ca_certificate and "
+            "vault_ca_private_key from the vault, run `make secrets`, then run site.yml"
         )
     return ca, key
 
@@ -157,9 +157,11 @@ def check_own(own: dict[str, str]) -> None:
     )
     certificate(own["ca"], "certificates_own.ca")
     if public(ours) != public(key):
-        raise UnfitError("certificates_own: the key is not the certificate's; the chain begins with the host's own")
+        raise UnfitError(
+            "certificates_own: the key does not fit the first certificate; put the host's own first in the chain"
+        )
     if ours.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
-        raise UnfitError(f"certificates_own: the certificate ended on {ours.not_valid_after_utc:%Y-%m-%d}")
+        raise UnfitError(f"certificates_own: the certificate expired on {ours.not_valid_after_utc:%Y-%m-%d}")
 
 
 def tidy(value: str) -> str:
@@ -182,8 +184,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         valid, renew, warn = (int(args[name]) for name in ("valid_days", "renew_days", "warn_days"))
         if not valid > renew >= warn > 0:
             raise UnfitError(
-                f"certificates_valid_days ({valid}) has to be more than certificates_renew_days ({renew}), and that "
-                f"at least certificates_warn_days ({warn}): a run of the site must be able to end the warning"
+                f"certificates_valid_days ({valid}) must exceed certificates_renew_days ({renew}), and that must be at "
+                f"least certificates_warn_days ({warn}): otherwise a run of site.yml could not end the warning"
             )
         wanted = {name: args[name] for name in ("check", "service", "timer")}
         if args["own"]:

@@ -26,7 +26,7 @@ def package() -> Path:
     program = PRODUCT / "scripts" / "site" / "build_wheel.py"
     built = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     if built.returncode:
-        raise AnsibleActionFail(f"The project's package does not build: {built.stderr.strip()}")
+        raise AnsibleActionFail(f"Cannot build the project's package: {built.stderr.strip()}")
     return Path(built.stdout.strip())
 
 

@@ -1,4 +1,4 @@
-"""Put every host's checks together, write the verdict to a file, and fail when one of them did."""
+"""Collect every host's checks, write the verdict to a file, and fail if a check failed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 Answers = Sequence[tuple[str, dict[str, Any]]]
-"""Hosts and what they said, some of them twice."""
+"""Hosts and their results; a host may occur twice."""
 
 
 def verdict(answers: Answers, measured_on: str) -> dict[str, Any]:
-    """Return what build/smoke.json holds, from the hosts' answers."""
+    """Return the content of build/smoke.json, from the hosts' results."""
     checks: list[dict[str, Any]] = []
     for host, answer in answers:
         checks += (
@@ -45,7 +45,7 @@ def verdict(answers: Answers, measured_on: str) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Return the verdict as a person reads it: what failed first, then what could not be checked."""
+    """Return the verdict for people: failures first, then hosts that could not be checked."""
     figures = found["figures"]
     lines = [f"{figures['checks']} checks on {figures['hosts']} hosts, {figures['checks_failed']} failed"]
     lines += [f"FAILED {failure}" for failure in found["failures"]]
@@ -55,15 +55,15 @@ def summary(found: dict[str, Any]) -> str:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Judge what the hosts of the play reported."""
+    """Evaluate what the hosts of the play reported."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write the file and fail, or say what was checked."""
+        """Write the file, then fail or report what was checked."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         names, known = variables["ansible_play_hosts_all"], variables["hostvars"]
         answers = [(name, known[name].get("__smoke", {})) for name in names]
-        # One of them had this done; in the others' place stands that they were left out.
+        # Only one host delegated this task; the others' results say that they skipped it.
         removals = [known[name].get("__smoke_removed", {}) for name in names]
         answers += [(self._task.args["server"], each) for each in removals if each.keys() & {"checks", "unchecked"}]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

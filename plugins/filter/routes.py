@@ -20,7 +20,7 @@ def lines(table: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         for line in text.splitlines() if role != "same" else ():
             parts = line.split()
             if len(parts) not in (2, 4) or not parts[1].startswith("/") or parts[2:3] not in ([], ["except"]):
-                raise ValueError(f"{line}: a route is a verb and a path, such as `GET /api/runs/{{id}}`")
+                raise ValueError(f"invalid route `{line}`: write a verb and a path, such as `GET /api/runs/{{id}}`")
             verb, path, without = parts[0], parts[1], (parts[3] if len(parts) == 4 else "")
             yield role, verb, path, without
             for one, other in same.items():

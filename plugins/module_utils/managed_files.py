@@ -114,7 +114,9 @@ class Files:
         self.note(path, "" if secret else old, "" if secret else content)
         if not self.module.check_mode:
             if not known(wants):
-                self.module.fail_json(msg=f"{path} is for {wants['owner']}:{wants['group']}, which this host lacks")
+                self.module.fail_json(
+                    msg=f"{path}: this host has no user {wants['owner']} or no group {wants['group']}"
+                )
             owner, group = pwd.getpwnam(wants["owner"]).pw_uid, grp.getgrnam(wants["group"]).gr_gid
             replace(path, content, int(wants["mode"], 8), group, owner, lambda draft: self.judge(wants, draft))
 
@@ -163,4 +165,6 @@ class Files:
             return
         code, out, err = self.module.run_command(wants["validate"].replace("%s", str(draft)))
         if code:
-            self.module.fail_json(msg=f"{wants['path']} would not be valid; it was not changed. {out}{err}".strip())
+            self.module.fail_json(
+                msg=f"the new content of {wants['path']} is invalid; the file was not changed. {out}{err}".strip()
+            )

@@ -100,8 +100,7 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
         if code:
             shutil.rmtree(release, ignore_errors=True)
             module.fail_json(
-                msg=f"The environment could not be installed; the current release keeps serving.\n"
-                f"{' '.join(step)}\n{out}{err}"
+                msg=f"Cannot install the environment; the current release stays in use.\n{' '.join(step)}\n{out}{err}"
             )
     # uv's own lock, which it leaves behind for everybody to write.
     (release / ".lock").unlink(missing_ok=True)

@@ -124,7 +124,7 @@ class Store:
         """Connect when the first request is made; raise StoreError for an endpoint that is no URL."""
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise StoreError(f"endpoint {endpoint!r} is no http:// or https:// URL")
+            raise StoreError(f"endpoint {endpoint!r} is not an http:// or https:// URL")
         self.endpoint = f"{parts.scheme}://{parts.netloc}"
         self.region, self.access_key, self.secret_key = region, access_key, secret_key
         self._connection: HTTPConnection = (

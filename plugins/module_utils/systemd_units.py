@@ -203,7 +203,7 @@ class Unit:
             return grp.getgrnam(name).gr_gid
         except KeyError:
             if not self.module.check_mode:  # else the task that makes the group only said so
-                self.fail(f"is to run as group {name}, which does not exist on this host.")
+                self.fail(f"needs the group {name}, which does not exist on this host.")
             return None
 
     def verify(self, content: str) -> None:
@@ -213,7 +213,7 @@ class Unit:
             candidate.write_text(content)
             code, out, err = self.module.run_command(["systemd-analyze", "verify", str(candidate)])
         if code:
-            self.module.fail_json(msg=f"systemd refuses {self.service}; nothing was changed. It says:\n{out}{err}")
+            self.module.fail_json(msg=f"systemd rejects {self.service}; nothing was changed:\n{out}{err}")
 
     def converge(self) -> str:
         """Bring files and process to what is wanted, without waiting for health; return what was done."""
@@ -261,7 +261,7 @@ class Unit:
                     return
             if int(state["NRestarts"]) - crashes >= CRASHES_TO_GIVE_UP:
                 took = time.monotonic() - self.began
-                self.fail(f"keeps ending ({state['Result']}): {CRASHES_TO_GIVE_UP} times in {took:.0f} s.")
+                self.fail(f"keeps exiting ({state['Result']}): {CRASHES_TO_GIVE_UP} times within {took:.0f} s.")
             time.sleep(POLL_SECONDS)
         asked = f"answer 200 at {url}" if url else "keep running"
         self.fail(f"is {state['ActiveState']}/{state['SubState']} and did not {asked} within {timeout} s.")

@@ -90,7 +90,7 @@ def ini(text: str, name: str, section: str, wanted: dict[str, str]) -> str:
         parser.read_string(text)
     except configparser.Error as error:
         # No more than the first line: the others quote the file, which holds secrets.
-        raise ValueError(f"~/{name} is no INI file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"~/{name} is not a valid INI file: {str(error).splitlines()[0]}") from error
     if parser.has_section(section) and wanted.items() <= dict(parser.items(section)).items():
         return text
     if not parser.has_section(section):
@@ -116,7 +116,7 @@ def prefect_profiles(text: str, wanted: dict[str, str]) -> str:
     try:
         known = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"~/.prefect/profiles.toml is no TOML file: {error}") from error
+        raise ValueError(f"~/.prefect/profiles.toml is not a valid TOML file: {error}") from error
     profiles = {name: dict(values) for name, values in known.get("profiles", {}).items()}
     active = known.get("active", PREFECT_PROFILE)
     profile = profiles.setdefault(active, {})
@@ -219,7 +219,7 @@ def converge(module: AnsibleModule) -> list[str]:
         done.append(MEMBERS)
     for name in sorted(members - {wants["name"] for wants in module.params["developers"]}):
         if name in accounts and not expired(name):
-            done.append(f"{name} is locked out")
+            done.append(f"lock {name}")
             if not module.check_mode:
                 # Sessions that are open end too; pkill says 1 when there are none.
                 module.run_command(["usermod", "--lock", "--expiredate", "1", name], check_rc=True)
@@ -235,9 +235,11 @@ def converge(module: AnsibleModule) -> list[str]:
             )
         person = pwd.getpwnam(name)
         if person.pw_uid < FIRST_UID:
-            module.fail_json(msg=f"{name} is an account of the system; the developer needs another login name.")
+            module.fail_json(
+                msg=f"{name} is a system account (UID below {FIRST_UID}); choose another login name for the developer"
+            )
         if name not in members or expired(name):
-            done.append(f"{name} may log in")
+            done.append(f"unlock {name}")
             if not module.check_mode:
                 module.run_command(
                     ["usermod", "--append", "--groups", MEMBERS, "--expiredate", "", name], check_rc=True
@@ -245,7 +247,9 @@ def converge(module: AnsibleModule) -> list[str]:
         try:
             done += furnish(person, wants, module.params["raw_database"], module.check_mode)
         except (OSError, ValueError) as error:
-            module.fail_json(msg=f"The home of {name} cannot be furnished; {name} should look at it: {error}")
+            module.fail_json(
+                msg=f"cannot write the keys of {name} to {person.pw_dir}; ask {name} to correct this: {error}"
+            )
     return done
 
 

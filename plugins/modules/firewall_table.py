@@ -174,7 +174,7 @@ class Firewall:
         script = f'"$0" --file - && "$0" --json list table {TABLE}'
         code, out, err = self.module.run_command(["unshare", "--net", "sh", "-c", script, self.nft], data=text)
         if code:
-            self.fail(f"nft refuses the rules; the old ones stay. It says:\n{err or out}")
+            self.fail(f"nft rejects the rules; the old ones stay in force:\n{err or out}")
         return normal(json.loads(out))
 
     def counting_down(self) -> bool:
@@ -203,7 +203,9 @@ class Firewall:
             return
         if MARK not in old and has_rules(old):
             kept = self.module.backup_local(str(CONFIGURATION))
-            self.module.warn(f"{CONFIGURATION} had rules of its own, which the next boot will not load: see {kept}")
+            self.module.warn(
+                f"{CONFIGURATION} held other rules, which are no longer loaded at boot; a copy is in {kept}"
+            )
         replace(CONFIGURATION, text)
 
     def user(self, name: str) -> int:
@@ -211,7 +213,7 @@ class Firewall:
         try:
             return pwd.getpwnam(name).pw_uid
         except KeyError:
-            self.actions.append(f"make user {name}")
+            self.actions.append(f"create user {name}")
             ensure_system_user(self.module, name)
         return self.NOBODY - len(self.actions) if self.module.check_mode else pwd.getpwnam(name).pw_uid
 
@@ -233,7 +235,7 @@ class Firewall:
             self.run("systemctl", "stop", f"{TIMER}.timer")
         same = self.live() == wanted
         if confirm and not same:
-            self.fail("nobody confirmed the new rules in time, and the host took them back; run the play again")
+            self.fail("the new rules were not confirmed in time and the host restored the old ones; run the play again")
         if not same and self.act("replace the rules"):
             self.load(text, seconds)
             return True
@@ -274,14 +276,14 @@ def main() -> None:
     nft = module.get_bin_path("nft", opt_dirs=["/usr/sbin"])
     if nft is None:
         if wants["rules"] and not module.check_mode:
-            module.fail_json(msg="nftables is not installed")
+            module.fail_json(msg="nftables is not installed; install the package and run again")
         module.exit_json(changed=bool(wants["rules"]), actions=[], unconfirmed=False)
     filled = ""
     for name, names in {**wants["sets"], "platform": wants["platform"]}.items():
         try:
             filled += members(name, networks(names))
         except OSError as error:
-            module.fail_json(msg=f"{', '.join(names)}: a name among these cannot be resolved here ({error})")
+            module.fail_json(msg=f"this host cannot resolve every name in {', '.join(names)}: {error}")
     firewall, unconfirmed = Firewall(module, nft), False
     if wants["rules"]:
         text = f"{numbered(wants['rules'], firewall.user)}{MARK}{filled}"

@@ -107,7 +107,7 @@ def wanted(bundles: dict[str, str]) -> dict[str, str]:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.load_verify_locations(cadata="".join(ours.values()))
         except (ValueError, ssl.SSLError) as error:
-            raise ValueError(f"{name}: not a readable PEM file with certificates ({error})") from error
+            raise ValueError(f"{name} is not a readable PEM file with certificates: {error}") from error
         found |= ours
     return found
 
@@ -130,7 +130,7 @@ def finish_installation(module: AnsibleModule) -> str:
         if code == 0:
             return str(out)
         if "lock" not in err or time.monotonic() > deadline:
-            module.fail_json(msg=f"dpkg --configure -a ended with {code}: {(err or out).strip()}")
+            module.fail_json(msg=f"`dpkg --configure -a` failed with exit status {code}: {(err or out).strip()}")
         time.sleep(LOCK_POLL_SECONDS)
 
 
@@ -205,7 +205,7 @@ def standing(module: AnsibleModule, path: Path) -> str:
 def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path) -> bool:
     """Put this version of uv in its place; tell whether it was not there."""
     if not re.search(rf"^uv=={re.escape(version)}\s", requirements, re.MULTILINE):
-        module.fail_json(msg=f"the requirements hold no hashes of uv {version}; `make locks` writes them")
+        module.fail_json(msg=f"the requirements file has no hashes of uv {version}; add them with `make locks`")
     if standing(module, path) == version:
         return False
     if not module.check_mode:
@@ -221,7 +221,7 @@ def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path
             draft.chmod(0o755)
             draft.replace(path)
         if (now := standing(module, path)) != version:
-            module.fail_json(msg=f"{path} says it is version {now!r}, not {version}")
+            module.fail_json(msg=f"{path} reports version {now!r} after the installation of {version}")
     return True
 
 
@@ -230,7 +230,7 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
     state = show(module, CHRONY, *STATE)
     if state["LoadState"] != "loaded":
         if not module.check_mode:
-            module.fail_json(msg=f"{CHRONY} is {state['LoadState']}")
+            module.fail_json(msg=f"systemd reports {CHRONY} as {state['LoadState']}; check `systemctl status {CHRONY}`")
         return True, False
     text = "".join(f"server {server} iburst\n" for server in servers)
     rewrite = text != read(SOURCES)
@@ -254,7 +254,7 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
         if state["ActiveState"] != "active" and state["ConditionResult"] == "yes":
             command = ["journalctl", "--unit", CHRONY, "--lines", "20", "--no-pager", "--output", "cat"]
             said = module.run_command(command)[1]
-            module.fail_json(msg=f"{CHRONY} is {state['ActiveState']}. Last lines of its journal:\n{said}")
+            module.fail_json(msg=f"{CHRONY} is {state['ActiveState']}. Its journal ends:\n{said}")
     runs = state["ActiveState"] == "active"
     if runs:
         # Cheap, and nothing happens where the servers are the same; so no restart is owed to anybody.

@@ -162,7 +162,7 @@ class Provision:
         """Make the bucket exist with or without versioning and expiry."""
         asked = self.root.ask("GET", f"/{name}", {"versioning": ""})
         if asked.code == "NoSuchBucket":
-            self.send(f"make bucket {name}", "PUT", f"/{name}")
+            self.send(f"create bucket {name}", "PUT", f"/{name}")
             status = ""
         else:
             found = re.search(rb"<Status>(\w+)</Status>", asked.expect(f"ask for bucket {name}").body)
@@ -175,7 +175,7 @@ class Provision:
             self.lock(name)
         rules = expiry_wanted(self.root, name, expire_days, self.wants["scratch"], old_days)
         if rules is not None:
-            self.send(f"when objects of {name} go", "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
+            self.send(f"expiry in {name}", "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
 
     def lock(self, name: str) -> None:
         """Make the bucket one with object lock, which MinIO's S3 API does for new ones alone and its import for all."""
@@ -209,7 +209,7 @@ class Provision:
         works = known.get("status") == "enabled" and self.key_works(consumer)
         if known and not works:
             # With it goes what was made with the secret that is replaced.
-            self.send(f"old key of {who}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
+            self.send(f"remove old key of {who}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
             known = {}
         if not works:
             # MinIO leaves a key's temporary ones behind when it removes it. After that, so that no new ones are made;
@@ -268,18 +268,18 @@ def wrong(wants: dict[str, Any]) -> str:
     for bucket in wants["buckets"]:
         for days in ("expire_days", "old_days"):
             if bucket[days] < 0:
-                return f"bucket {bucket['name']}: {days} counts days, and 0 is never"
+                return f"bucket {bucket['name']}: {days} must be a number of days, or 0 for never"
     if doubled := sorted({key for key in keys if keys.count(key) > 1}):
-        return f"two consumers have one access key: {', '.join(doubled)}"
+        return f"several consumers share an access key: {', '.join(doubled)}"
     if wants["root_user"] in keys:
-        return f"consumer with the access key {wants['root_user']!r}: that is the server's root user"
+        return f"a consumer has the access key {wants['root_user']!r}, which is the server's root user"
     for consumer in wants["consumers"]:
         if not consumer["buckets"]:
             return f"consumer {consumer['name']} has no bucket"
         if missing := sorted({*consumer["buckets"], *consumer["reads"]} - buckets):
-            return f"consumer {consumer['name']} wants buckets that are not in the list: {', '.join(missing)}"
+            return f"consumer {consumer['name']} uses buckets that are not listed: {', '.join(missing)}"
         if len(consumer["access_key"]) < 3 or len(consumer["secret_key"]) < 8:
-            return f"consumer {consumer['name']}: an access key has at least 3 characters, a secret key at least 8"
+            return f"consumer {consumer['name']}: an access key needs at least 3 characters, a secret key at least 8"
     return ""
 
 

@@ -75,7 +75,7 @@ Grant = tuple[str, str, str]
 
 
 class Refused(Exception):
-    """The server does not do what is asked; the text says what and why."""
+    """The server refused a request; the text says which and why."""
 
 
 class Server:
@@ -101,7 +101,7 @@ class Server:
                 return dict(json.loads(answer.read() or b"{}"))
         except urllib.error.HTTPError as error:
             said = " ".join(error.read().decode(errors="replace").split())[:300]
-            raise Refused(f"{method} {path} is answered with {error.code}: {said}") from error
+            raise Refused(f"{method} {path}: HTTP {error.code}: {said}") from error
         except OSError as error:
             raise Refused(f"{self.socket} does not answer: {getattr(error, 'reason', error)}") from error
 
@@ -137,7 +137,7 @@ def changes(params: dict[str, Any], dry: bool) -> list[str]:
     ids = {name: keep_role(server, name, wanted, roles.get(name), do) for name, wanted in grants.items()}
     for name in sorted(roles.keys() - ids.keys()):
         if name.startswith(MODELS_OF):
-            do(f"no role {name}", "DELETE", "3.0/mlflow/roles/delete", role_id=roles[name]["id"])
+            do(f"remove role {name}", "DELETE", "3.0/mlflow/roles/delete", role_id=roles[name]["id"])
     has = {name: holders(server, role) if role else set() for name, role in ids.items()}
     present = {user["username"]: user for user in server.ask("GET", "2.0/mlflow/users/list")["users"]}
     for user in params["users"]:
@@ -147,7 +147,7 @@ def changes(params: dict[str, Any], dry: bool) -> list[str]:
             made = do(f"create {name}", "POST", "2.0/mlflow/users/create", username=name, password=password)
             found = made.get("user", {"id": None, "is_admin": False})
         elif not Server(params["socket"], name, password).lets_in():
-            do(f"password of {name}", "PATCH", "2.0/mlflow/users/update-password", username=name, password=password)
+            do(f"set password of {name}", "PATCH", "2.0/mlflow/users/update-password", username=name, password=password)
         if bool(found["is_admin"]) != user["admin"]:
             what = f"{name} is {'an' if user['admin'] else 'no'} administrator"
             do(what, "PATCH", "2.0/mlflow/users/update-admin", username=name, is_admin=user["admin"])
@@ -171,7 +171,7 @@ def holders(server: Server, role: int) -> set[int]:
 def keep_role(server: Server, name: str, wanted: set[Grant], role: dict[str, Any] | None, do: Any) -> int | None:
     """See to it that the role allows what it should, and no more; return its id, none in a dry run without it."""
     if role is None:
-        made = do(f"role {name}", "POST", "3.0/mlflow/roles/create", workspace=WORKSPACE, name=name)
+        made = do(f"create role {name}", "POST", "3.0/mlflow/roles/create", workspace=WORKSPACE, name=name)
         role = made.get("role")
     known = server.ask("GET", "3.0/mlflow/roles/permissions/list", role_id=role["id"]) if role else {}
     missing = set(wanted)
@@ -228,7 +228,7 @@ def main() -> None:
     try:
         done = changes(module.params, module.check_mode)
     except Refused as error:
-        module.fail_json(msg=f"MLflow's users cannot be kept: {error}")
+        module.fail_json(msg=f"cannot manage MLflow's users: {error}")
     module.exit_json(changed=bool(done), done=done)
 
 

@@ -185,7 +185,7 @@ class Gateway:
         finally:
             CANDIDATE.unlink()
         if code:
-            self.fail(f"nginx refuses the configuration; the old one stays. It says:\n{err}")
+            self.fail(f"nginx rejects the configuration; the old one stays in use:\n{err}")
 
     def systemctl(self, *arguments: str) -> None:
         """Run a systemctl verb; fail the task with its words and the journal's."""
@@ -204,7 +204,7 @@ class Gateway:
                 UNIT.unlink()
             else:
                 replace(UNIT, known, 0o644, 0)
-            self.fail(f"systemd refuses the unit; the old one stays. It says:\n{out}{err}")
+            self.fail(f"systemd rejects the unit; the old one stays in use:\n{out}{err}")
 
     def converge(self) -> None:
         """Bring nginx to what is asked for."""
@@ -218,7 +218,7 @@ class Gateway:
         try:
             configuration, revision = fill(self.wants["configuration"], self.wants["page"], contents)
         except OSError as error:
-            self.fail(f"A site's host has no address on this host ({error}). Nothing was changed.")
+            self.fail(f"This host cannot resolve the upstream of a site ({error}). Nothing was changed.")
         group = grp.getgrnam(USER).gr_gid
         users = users_file(self.wants["users"], read(USERS))
         files = [
@@ -268,7 +268,10 @@ class Gateway:
             if time.monotonic() > deadline:
                 log = Path("/var/log/nginx/error.log")
                 last = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
-                self.fail(f"nginx did not take the configuration in {RELOAD_SECONDS} s:\n" + "\n".join(last))
+                self.fail(
+                    f"nginx did not load the configuration within {RELOAD_SECONDS} s. Its error log ends:\n"
+                    + "\n".join(last)
+                )
             time.sleep(0.05)
 
 

@@ -164,18 +164,18 @@ def statements(
         plain = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
         if role not in roles:
             secret = verifier(password, os.urandom(16))
-            todo.append((f"make role {role}", f"CREATE ROLE {name(role)} {plain} PASSWORD '{secret}';"))
+            todo.append((f"create role {role}", f"CREATE ROLE {name(role)} {plain} PASSWORD '{secret}';"))
             continue
         if not roles[role]["plain"]:
-            todo.append((f"take privileges from role {role}", f"ALTER ROLE {name(role)} {plain};"))
+            todo.append((f"restrict role {role}", f"ALTER ROLE {name(role)} {plain};"))
         if not matches(password, roles[role]["verifier"]):
             secret = verifier(password, os.urandom(16))
-            todo.append((f"password of role {role}", f"ALTER ROLE {name(role)} PASSWORD '{secret}';"))
+            todo.append((f"set password of role {role}", f"ALTER ROLE {name(role)} PASSWORD '{secret}';"))
     for one in databases:
         database, owner = name(one["name"]), name(one["owner"])
         if one["name"] not in existing:
             options = "TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'"
-            todo.append((f"make database {one['name']}", f"CREATE DATABASE {database} OWNER {owner} {options};"))
+            todo.append((f"create database {one['name']}", f"CREATE DATABASE {database} OWNER {owner} {options};"))
         elif existing[one["name"]]["owner"] != one["owner"]:
             todo.append((f"owner of {one['name']}: {one['owner']}", f"ALTER DATABASE {database} OWNER TO {owner};"))
     ours = {one["name"]: {"open": True} for one in databases}
@@ -183,7 +183,7 @@ def statements(
         # The maintenance databases are open to everybody too, until somebody says otherwise.
         if facts["open"] and (database in ours or database in ("postgres", "template1")):
             revoke = f"REVOKE CONNECT, TEMPORARY ON DATABASE {name(database)} FROM PUBLIC;"
-            todo.append((f"close database {database} to everybody else", revoke))
+            todo.append((f"revoke public access to database {database}", revoke))
     for one in readers:
         todo += reading(one["name"], state, list(ours))
     return todo
@@ -194,19 +194,22 @@ def reading(reader: str, state: dict[str, Any], databases: list[str]) -> list[tu
     todo: list[tuple[str, str]] = []
     role, member = name(reader), state["roles"].get(reader, {}).get("member", [])
     for group in sorted(set(member) - {READ_ALL}):
-        todo.append((f"take {group} from role {reader}", f"REVOKE {name(group)} FROM {role};"))
+        todo.append((f"revoke {group} from role {reader}", f"REVOKE {name(group)} FROM {role};"))
     if READ_ALL not in member:
-        todo.append((f"let role {reader} read", f"GRANT {READ_ALL} TO {role};"))
+        todo.append((f"grant read access to role {reader}", f"GRANT {READ_ALL} TO {role};"))
     for database in {**dict.fromkeys(databases), **state["databases"]}:
         grants = state["databases"].get(database, {}).get("grants", [])
         has = {privilege for grantee, privilege in grants if grantee == reader}
         may = {"CONNECT"} if database in databases else set()
         if has - may:
             revoke = f"REVOKE ALL ON DATABASE {name(database)} FROM {role};"
-            todo.append((f"take {', '.join(sorted(has - may))} on {database} from role {reader}", revoke))
+            todo.append((f"revoke {', '.join(sorted(has - may))} on {database} from role {reader}", revoke))
         if may - has or (may and has - may):
             todo.append(
-                (f"let role {reader} into {database}", f"GRANT CONNECT ON DATABASE {name(database)} TO {role};")
+                (
+                    f"grant CONNECT on {database} to role {reader}",
+                    f"GRANT CONNECT ON DATABASE {name(database)} TO {role};",
+                )
             )
     return todo
 
@@ -305,7 +308,7 @@ class Cluster:
         command = [str(self.program), "-C", "shared_buffers", "-D", str(self.etc), "-c", f"config_file={draft}"]
         code, _, err = self.module.run_command(command)
         if code:
-            self.fail(f"the server would refuse its settings, and keeps the old ones: {err.strip()}")
+            self.fail(f"the server rejects the new settings and keeps the old ones: {err.strip()}")
 
     def revision(self) -> str:
         """Return what stands for the wanted sandbox."""
@@ -339,7 +342,7 @@ class Cluster:
             drop_in.write_text(content)
             code, out, err = self.module.run_command(["systemd-analyze", "verify", str(unit)])
         if code or scratch in err:
-            self.fail(f"systemd refuses the sandbox; nothing was changed. It says:\n{out}{err}")
+            self.fail(f"systemd rejects the sandbox; nothing was changed:\n{out}{err}")
 
     def unconfined(self) -> bool:
         """Tell whether the server was started by hand, before the sandbox, or in another one."""
@@ -355,13 +358,15 @@ class Cluster:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls["certificate"], tls["key"])
             self.group = group = grp.getgrnam(tls["group"])
         except (OSError, KeyError) as error:  # one of OpenSSL's is an OSError
-            self.fail(f"the server keeps the certificate it has: {tls['certificate']}, {tls['key']}: {error}")
-        if "postgres" not in group.gr_mem and self.act(f"make postgres a member of {tls['group']}"):
+            self.fail(
+                f"the server keeps the certificate it has; cannot load {tls['certificate']} with {tls['key']}: {error}"
+            )
+        if "postgres" not in group.gr_mem and self.act(f"add postgres to group {tls['group']}"):
             self.module.run_command(["usermod", "--append", "--groups", tls["group"], "postgres"], check_rc=True)
         if not self.module.check_mode:
             code, _, err = self.module.run_command(["runuser", "-u", "postgres", "--", "test", "-r", tls["key"]])
             if code:
-                self.fail(f"the server keeps the certificate it has: postgres may not read {tls['key']} {err}")
+                self.fail(f"the server keeps the certificate it has; postgres cannot read {tls['key']}: {err}")
 
     def outdated(self, state: dict[str, Any]) -> bool:
         """Tell whether clients are shown another certificate than the one that stands in its place."""
@@ -410,7 +415,7 @@ class Cluster:
         if wrong := [*state["errors"], *state["hba_errors"]]:
             if state["hba_errors"] and old_hba:
                 self.put(self.hba, old_hba, 0o640)
-            self.fail("the server would refuse its files, and keeps the old settings: " + "; ".join(wrong))
+            self.fail("the server rejects its new files and keeps the old settings: " + "; ".join(wrong))
         newest = max(path.stat().st_ctime for path in (self.settings, self.hba) if path.exists())
         reasons = {"to read the certificate's key": self.left_out(), "for the sandbox": self.unconfined()}
         if owed := [reason for reason, there in reasons.items() if there]:
@@ -418,9 +423,7 @@ class Cluster:
                 self.systemctl("restart", self.unit)
                 state = self.state()
                 if self.unconfined():
-                    self.fail(
-                        f"the server runs outside of {self.drop_in} after a restart; see systemctl cat {self.unit}"
-                    )
+                    self.fail(f"{self.drop_in} is not in effect after a restart; see `systemctl cat {self.unit}`")
         elif (newest > state["loaded"] or self.outdated(state)) and self.act("reload"):
             self.sql("select pg_reload_conf();")
             before, deadline = state["loaded"], time.monotonic() + RELOAD_SECONDS
@@ -433,9 +436,9 @@ class Cluster:
             self.systemctl("restart", self.unit)
             state = self.state()
             if state["pending"]:
-                self.fail(f"still not in force after a restart: {', '.join(state['pending'])}")
+                self.fail(f"settings still not in effect after a restart: {', '.join(state['pending'])}")
         if not self.module.check_mode and self.outdated(state):
-            self.fail(f"clients are not shown {self.wants['tls']['certificate']}; see {self.log}")
+            self.fail(f"the server does not present {self.wants['tls']['certificate']} to clients; see {self.log}")
         return state
 
 
@@ -446,18 +449,18 @@ def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]]) -> str
         return f"database listed twice: {', '.join(doubled)}"
     for one in databases:
         if one["owner"] == "postgres" or one["name"] in ("postgres", "template0", "template1"):
-            return f"database {one['name']}, owner {one['owner']}: reserved for the server itself"
+            return f"database {one['name']}, owner {one['owner']}: this name is reserved for the server itself"
     taken = {"postgres", *(one["owner"] for one in databases)}
     for one in readers:
         if one["name"] in taken:
-            return f"reader {one['name']}: there is another login of this name"
+            return f"reader {one['name']}: another login has this name"
         taken.add(one["name"])
     for login, password in [(one.get("owner") or one["name"], one["password"]) for one in [*databases, *readers]]:
         if not (password.isascii() and password.isprintable() and password):
-            return f"password of {login}: printable ASCII, not empty"
+            return f"password of {login} must be printable ASCII and not empty"
     passwords = {(one["owner"], one["password"]) for one in databases}
     if len(passwords) > len({owner for owner, _ in passwords}):
-        return "an owner of several databases has several passwords"
+        return "an owner of several databases has different passwords"
     return ""
 
 

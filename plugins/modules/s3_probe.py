@@ -47,7 +47,7 @@ from ..module_utils.s3_client import BUCKETS, CONSUMERS, TEXT, Store, StoreError
 
 
 def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "") -> None:
-    """List the bucket, and write, read and delete an object in it; raise StoreError at the first refusal."""
+    """List the bucket, then write, read and delete an object in it; raise StoreError at the first refusal."""
     store.ask("GET", f"/{bucket}", {"list-type": "2", "max-keys": "1"}).expect(f"{who}: list {bucket}")
     if not write:
         return
@@ -55,16 +55,16 @@ def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "")
     put = store.ask("PUT", path, body=content).expect(f"{who}: write in {bucket}")
     try:
         if store.ask("GET", path).expect(f"{who}: read in {bucket}").body != content:
-            raise StoreError(f"{who}: {bucket} returned other bytes than were written")
+            raise StoreError(f"{who}: {bucket} returned different bytes than were written")
     finally:
-        # A bucket that keeps versions is left as found where the key may do that; hidden otherwise.
+        # With versioning, delete the version itself where the key may; otherwise only hide it.
         version = put.headers.get("x-amz-version-id")
         if not (version and store.ask("DELETE", path, {"versionId": version}).ok):
             store.ask("DELETE", path).expect(f"{who}: delete in {bucket}")
 
 
 def expire(store: Store, bucket: str, days: int, *, dry: bool) -> bool:
-    """See to it that a bucket's objects go after these days; return whether that was new. StoreError: it may not."""
+    """Set a bucket's expiry; return whether it changed. Raises StoreError if the key may not set it."""
     rules = expiry_wanted(store, bucket, days)
     if rules is not None and not dry:
         method = "PUT" if rules else "DELETE"
@@ -73,7 +73,7 @@ def expire(store: Store, bucket: str, days: int, *, dry: bool) -> bool:
 
 
 def main() -> None:
-    """Read the arguments and prove each key."""
+    """Read the arguments and try each key."""
     module = AnsibleModule(
         argument_spec={
             "endpoint": TEXT,
@@ -100,10 +100,14 @@ def main() -> None:
                 days = expiry.get(bucket, 0)
                 try:
                     if expire(store, bucket, days, dry=module.check_mode):
-                        actions.append(f"objects of {bucket} go after {days} days" if days else f"{bucket}: all stay")
-                except StoreError as error:  # where none is wanted, there is none of ours
+                        actions.append(
+                            f"expire objects of {bucket} after {days} days" if days else f"keep objects of {bucket}"
+                        )
+                except StoreError as error:  # without expiry, there is no rule of ours to remove
                     if days:
-                        module.warn(f"{error}. Set a rule there: objects of {bucket} go after {days} days")
+                        module.warn(
+                            f"{error}. Set a rule on the store that expires objects of {bucket} after {days} days"
+                        )
     except StoreError as error:
         module.fail_json(msg=str(error), proved=proved)
     module.exit_json(changed=bool(actions), proved=proved, actions=actions)

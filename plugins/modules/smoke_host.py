@@ -82,16 +82,16 @@ from ..module_utils.unix_http import SocketHandler
 
 MARK = "smoke-result "
 END_SECONDS = 10
-"""For a session that is out of time to take away what it made."""
+"""Grace period for a session that is out of time, to clean up."""
 
 
 def output(argv: list[str]) -> str:
-    """Return what a command prints, whatever its exit status: systemctl's says nothing that its text does not."""
+    """Return what a command prints; the exit status of systemctl adds nothing to its output."""
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
 def journal(unit: str) -> str:
-    """Return the last lines of a unit's journal, to be read after what is wrong with it."""
+    """Return the last lines of a unit's journal, in a form to append to a message."""
     lines = output(["journalctl", "--unit", unit, "--lines", "8", "--output", "cat", "--no-pager"]).strip()
     return f"; its journal ends: {' | '.join(lines.splitlines())}" if lines else ""
 
@@ -103,7 +103,7 @@ def units_like(pattern: str) -> list[str]:
 
 
 def answer(url: str, path: str) -> str:
-    """Return what is wrong with a health URL's answer, on a Unix socket if there is a path; or nothing."""
+    """Return why a health URL fails, or an empty string; with a path, ask on that Unix socket."""
     handlers = [urllib.request.ProxyHandler({}), SocketHandler(path)] if path else []
     opener = urllib.request.build_opener(*handlers)
     try:
@@ -116,11 +116,11 @@ def answer(url: str, path: str) -> str:
 
 
 def look_at(want: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a verdict for each unit that matches a pattern, or one that says that none does."""
+    """Return a verdict for each unit that matches a pattern, or a failed one if none does."""
     verdicts = []
     found = units_like(want["unit"])
     if not found and not want.get("optional"):
-        verdicts.append(verdict(f"unit {want['unit']}", False, 0, "there is none; has site.yml run on this host?"))
+        verdicts.append(verdict(f"unit {want['unit']}", False, 0, "no such unit; has site.yml run on this host?"))
     for unit in found:
         start = time.monotonic()
         state = output(["systemctl", "show", "--value", "--property=ActiveState", unit]).strip() or "unknown"
@@ -133,7 +133,7 @@ def look_at(want: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(name: str, ok: bool, seconds: float, detail: str, skipped: bool = False) -> dict[str, Any]:
-    """Return a check's result in the form that smoke.json has."""
+    """Return a check's result in the form of smoke.json."""
     return {"name": name, "ok": ok, "skipped": skipped, "seconds": round(seconds, 3), "detail": detail}
 
 
@@ -145,11 +145,11 @@ def env_file(path: str) -> dict[str, str]:
 
 
 def command(session: dict[str, Any]) -> list[str]:
-    """Return how the session's interpreter is started as its user, reading the program from stdin.
+    """Return the command that starts the session's interpreter as its user, with the program on stdin.
 
-    By absolute paths: a service's environment has a PATH of its own.
+    It uses absolute paths, because a service's environment may set another PATH.
     """
-    if session.get("login"):  # it starts from an empty environment, as a person's does
+    if session.get("login"):  # starts from an empty environment, like a person's login
         more = [f"{name}={value}" for name, value in session.get("environment", {}).items()]
         inner = shlex.join(["exec", "env", *more, session["python"], "-"])
         return ["/usr/bin/su", "--login", session["user"], "--command", inner]
@@ -186,7 +186,7 @@ def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout
         for path in session.get("env_files", []):
             environment |= env_file(path)
         environment |= session.get("environment", {})
-        # Program and arguments come by stdin: a command line is everybody's to read.
+        # Program and arguments come on stdin: every user can read a command line.
         text = f"{program}\nmain(json.loads({json.dumps(checks)!r}))\n"
         pipe = subprocess.PIPE
         with subprocess.Popen(
@@ -202,7 +202,7 @@ def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout
 
 
 def run_all(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """Look at every unit, and run every session as soon as the one that it comes after has ended."""
+    """Check every unit, and run every session as soon as the one before it has ended."""
     running: dict[str, concurrent.futures.Future[list[dict[str, Any]]]] = {}
 
     def in_turn(session: dict[str, Any]) -> list[dict[str, Any]]:
@@ -218,13 +218,13 @@ def run_all(params: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Do it."""
+    """Read the arguments and run the checks."""
     module = AnsibleModule(
         argument_spec={
             "units": {"type": "list", "elements": "dict", "default": []},
             "sessions": {"type": "list", "elements": "dict", "default": []},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
-            "program": {"type": "str", "required": True, "no_log": True},  # no secret, but nothing for the journal
+            "program": {"type": "str", "required": True, "no_log": True},  # not secret, but too long for the journal
             "timeout": {"type": "int", "default": 150},
         },
         supports_check_mode=False,

@@ -112,7 +112,7 @@ class Server:
             code, out, err = self.module.run_command([self.program, "-T", "-f", str(Path(scratch) / MAIN.name)])
             if code:
                 said = err.strip().replace(str(folder), str(FOLDER)).replace(scratch, str(MAIN.parent))
-                self.module.fail_json(msg=f"sshd refuses its settings; the running one keeps the old ones: {said}")
+                self.module.fail_json(msg=f"sshd rejects the settings; the running server keeps the old ones: {said}")
         return str(out)
 
     def put(self, path: Path, text: str) -> bool:
@@ -157,11 +157,13 @@ def main() -> None:
         # A machine that nobody logs in to over SSH; to give it a server would be the opposite of closing it.
         module.exit_json(changed=False, reloaded=False)
     if pairs(settings).get("permitrootlogin") == "no" and came_as_root(os.environ):
-        module.fail_json(msg="Ansible logs in as root here, and PermitRootLogin no would be its last time")
+        module.fail_json(
+            msg="PermitRootLogin no would lock Ansible out, which logs in as root; use an account with sudo instead"
+        )
     server = Server(module, program)
     text = including(MAIN.read_text())
     if wrong := not_in_force(settings, server.tried(text, settings)):
-        module.fail_json(msg=f"something in {MAIN} or {FOLDER} comes before these settings: {'; '.join(wrong)}")
+        module.fail_json(msg=f"a file in {FOLDER}, or {MAIN}, overrides these settings: {'; '.join(wrong)}")
     # First the settings, then what makes them count.
     written = [server.put(path, content) for path, content in ((OURS, settings), (MAIN, text))]
     written.append(server.restarts(module.params["unit"]))

@@ -43,7 +43,7 @@ TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 
 
 def unreadable(patterns: list[str]) -> list[str]:
-    """Return the patterns that are no regular expressions, or that apt's quotes cannot hold, each with the reason."""
+    """Return the patterns that are invalid or that apt's quotes cannot hold, each with the reason."""
     wrong = []
     for pattern in patterns:
         if not pattern or re.search(r'["\n]', pattern):
@@ -57,7 +57,7 @@ def unreadable(patterns: list[str]) -> list[str]:
 
 
 def idle_timers(module: AnsibleModule) -> list[tuple[str, str]]:
-    """Return what is to be done with which timer."""
+    """Return the verb and the timer of each systemctl call that is needed."""
     todo = []
     for timer in TIMERS:
         state = show(module, timer, "ActiveState", "UnitFileState")
@@ -81,13 +81,13 @@ def main() -> None:
     )
     settings, actions, changes = module.params["settings"], [], []
     if wrong := unreadable(module.params["never"]):
-        module.fail_json(msg=f"unattended_upgrades_never: {', '.join(wrong)} is no regular expression")
+        module.fail_json(msg=f"unattended_upgrades_never: not a valid regular expression: {', '.join(wrong)}")
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as draft:
         draft.write(settings)
         draft.flush()
         code, _, err = module.run_command(["apt-config", "--config-file", draft.name, "dump"])
     if code:
-        module.fail_json(msg=f"apt refuses the settings; the old ones stay: {err.strip()}")
+        module.fail_json(msg=f"apt rejects the settings; the old ones stay in use: {err.strip()}")
     old = read(OURS)
     if old != settings or OURS.stat().st_mode & 0o777 != 0o644:
         actions.append(f"write {OURS}")

@@ -36,7 +36,7 @@ def test_same_certificate_counts_once(pems: list[str]) -> None:
     ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----"],
 )
 def test_unreadable_file_is_named(text: str, pems: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"bad\.pem: not a readable PEM file with certificates"):
+    with pytest.raises(ValueError, match=r"bad\.pem is not a readable PEM file with certificates"):
         certificates.wanted({"good.pem": pems[0], "bad.pem": text})
 
 

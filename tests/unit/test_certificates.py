@@ -75,16 +75,16 @@ def test_a_certificate_that_fits_stays() -> None:
 @pytest.mark.parametrize(
     ("present", "changed", "reason"),
     [
-        ("", {}, "there is none"),
+        ("", {}, "none is present"),
         ("damaged", {}, "the file is damaged"),
-        (issued(), {"request": ""}, "the key is another one"),
-        (issued(), {"request": request(make_secrets.new_ca_key())}, "the key is another one"),
-        (issued(), {"ca": plugin.certificate(OTHER["vault_ca_certificate"], "")}, "the CA is another one"),
-        (issued(), {"names": [*NAMES, "s3.lab.test"]}, "the names are others"),
-        (issued(), {"names": list(reversed(NAMES))}, "the names are others"),
-        (issued(days=29), {}, "28 days are left"),
-        (issued(days=0, minutes=-5), {}, "0 days are left"),
-        (issued(), {"valid_days": 90}, "it lasts longer than 90 days"),
+        (issued(), {"request": ""}, "the key has changed"),
+        (issued(), {"request": request(make_secrets.new_ca_key())}, "the key has changed"),
+        (issued(), {"ca": plugin.certificate(OTHER["vault_ca_certificate"], "")}, "the CA has changed"),
+        (issued(), {"names": [*NAMES, "s3.lab.test"]}, "the names have changed"),
+        (issued(), {"names": list(reversed(NAMES))}, "the names have changed"),
+        (issued(days=29), {}, "it expires in 28 days"),
+        (issued(days=0, minutes=-5), {}, "it expires in 0 days"),
+        (issued(), {"valid_days": 90}, "it is valid for more than 90 days"),
     ],
 )
 def test_a_certificate_that_does_not_is_replaced(present: str, changed: dict[str, Any], reason: str) -> None:
@@ -103,8 +103,8 @@ def test_a_long_host_name_is_in_the_names_whole() -> None:
     ("certificate", "key", "renew", "message"),
     [
         ("vault_ca_certificate", OTHER["vault_ca_private_key"], 30, "is not the key of"),
-        ("vault_ca_certificate", "no PEM", 30, "is no private key in PEM"),
-        ("vault_ca_private_key", SECRETS["vault_ca_private_key"], 30, "is no certificate in PEM"),
+        ("vault_ca_certificate", "no PEM", 30, "is not a PEM private key"),
+        ("vault_ca_private_key", SECRETS["vault_ca_private_key"], 30, "is not a PEM certificate"),
         ("vault_ca_certificate", SECRETS["vault_ca_private_key"], 4000, "run `make secrets`"),
     ],
 )
@@ -122,9 +122,9 @@ OWN = {"certificate": issued(), "key": KEY, "ca": SECRETS["vault_ca_certificate"
     ("changed", "message"),
     [
         ({"key": ""}, "lacks key"),
-        ({"key": make_secrets.new_ca_key()}, "the key is not the certificate's"),
-        ({"certificate": issued(days=0, minutes=-5)}, "the certificate ended on"),
-        ({"ca": "damaged"}, "certificates_own.ca is no certificate"),
+        ({"key": make_secrets.new_ca_key()}, "the key does not fit the first certificate"),
+        ({"certificate": issued(days=0, minutes=-5)}, "the certificate expired on"),
+        ({"ca": "damaged"}, "certificates_own.ca is not a PEM certificate"),
     ],
 )
 def test_an_own_certificate_that_cannot_serve_is_refused(changed: dict[str, str], message: str) -> None:
@@ -168,7 +168,7 @@ def test_a_new_certificate_takes_a_second_call_and_the_cas_key_goes_nowhere() ->
     action = Action({"certificate": "", "request": REQUEST})
     done = action.converge()
     assert done["changed"]
-    assert done["actions"] == ["new certificate: there is none"]
+    assert done["actions"] == ["new certificate: none is present"]
     assert why(action.sent[1]["certificate"]) == ""
     assert SECRETS["vault_ca_private_key"].splitlines()[1] not in str([action.sent, done])
 

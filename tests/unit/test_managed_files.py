@@ -61,7 +61,7 @@ def test_what_its_program_refuses_does_not_count(tmp_path: Path, capsys: pytest.
     wanted = [{"path": str(place), "content": "no json", "validate": judge, **ME}]
     answer = call(capsys, files=wanted)
     assert answer["failed"]
-    assert "would not be valid; it was not changed" in answer["msg"]
+    assert "is invalid; the file was not changed" in answer["msg"]
     assert place.read_text() == "{}"
 
 

@@ -200,7 +200,7 @@ def test_errors_are_told_apart_by_code(body: bytes, code: str) -> None:
 
 @pytest.mark.parametrize("endpoint", ["store:9000", "ftp://store", "http://", ""])
 def test_endpoint_must_be_a_url(endpoint: str) -> None:
-    with pytest.raises(s3.StoreError, match="is no http"):
+    with pytest.raises(s3.StoreError, match="is not an http"):
         s3.Store(endpoint, "us-east-1", "a", "b")
 
 
@@ -299,10 +299,10 @@ def test_sealed_body_opens_with_the_secret() -> None:
 def test_everything_is_made_once(server: Server) -> None:
     first = run()
     assert first == [
-        "make bucket data",
+        "create bucket data",
         "versioning of data: Enabled",
         "lock of data",
-        "make bucket results",
+        "create bucket results",
         *(f"{what}{who}{where}" for who in ("ada", "bob") for what, where in (
             ("policy of ", ""), ("temporary keys of ", ""), ("key of ", ""), ("policy of ", " on its key"))),
     ]  # fmt: skip
@@ -361,7 +361,7 @@ def test_a_call_that_was_killed_is_finished_by_the_next(
 
 
 # What the old key made goes with it.
-ANEW = ["old key of ada", "temporary keys of ada", "key of ada", "policy of ada on its key"]
+ANEW = ["remove old key of ada", "temporary keys of ada", "key of ada", "policy of ada on its key"]
 
 
 @pytest.mark.parametrize(
@@ -373,11 +373,11 @@ ANEW = ["old key of ada", "temporary keys of ada", "key of ada", "policy of ada 
         ({"consumers": [ADA]}, ["remove key bob", "temporary keys of bob", "remove policy metalworks-bob"]),
         ({"consumers": [ADA | {"reads": ["results"]}, BOB]}, ["policy of ada"]),
         ({"buckets": [BUCKETS[0] | {"versioning": False}, BUCKETS[1]]}, ["versioning of data: Suspended"]),
-        ({"buckets": [BUCKETS[0], BUCKETS[1] | {"expire_days": 90}]}, ["when objects of results go"]),
-        ({"buckets": [BUCKETS[0] | {"old_days": 30}, BUCKETS[1]]}, ["when objects of data go"]),
+        ({"buckets": [BUCKETS[0], BUCKETS[1] | {"expire_days": 90}]}, ["expiry in results"]),
+        ({"buckets": [BUCKETS[0] | {"old_days": 30}, BUCKETS[1]]}, ["expiry in data"]),
         (
             {"scratch": ["smoke/"]},
-            ["when objects of data go", "when objects of results go", "policy of ada"],
+            ["expiry in data", "expiry in results", "policy of ada"],
         ),
     ],
 )
@@ -393,14 +393,14 @@ def test_objects_expire_as_long_as_they_are_to(server: Server) -> None:
         return run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}])
 
     run()
-    assert expire(90) == ["when objects of results go"]
+    assert expire(90) == ["expiry in results"]
     assert b"<Days>90</Days>" in server.rules["results"]
     server.rules["results"] = server.rules["results"].replace(b"<Status>Enabled", b"<Status>Disabled")
-    assert expire(90) == ["when objects of results go"]
+    assert expire(90) == ["expiry in results"]
     assert b"<Status>Enabled" in server.rules["results"]
-    assert expire(30) == ["when objects of results go"]
+    assert expire(30) == ["expiry in results"]
     assert b"<Days>30</Days>" in server.rules["results"]
-    assert expire(0) == ["when objects of results go"]
+    assert expire(0) == ["expiry in results"]
     assert server.rules == {}
     assert expire(0) == []
 
@@ -420,16 +420,16 @@ def test_old_versions_go_after_their_days(server: Server) -> None:
 def test_what_nobody_keeps_goes_with_its_old_versions_after_a_day(server: Server) -> None:
     run()
     assert run(scratch=["smoke/", "0/smoke/"]) == [
-        "when objects of data go", "when objects of results go", "policy of ada"
+        "expiry in data", "expiry in results", "policy of ada"
     ]  # fmt: skip
     for bucket in ("data", "results"):
         rules = s3.expiry(server.rules[bucket], 0, ["smoke/", "0/smoke/"])
         assert rules is None
         assert server.rules[bucket].count(b"<NoncurrentDays>1</NoncurrentDays>") == 2
         assert server.rules[bucket].count(b"<Prefix>smoke/</Prefix>") == 1
-    assert run(scratch=["0/smoke/"]) == ["when objects of data go", "when objects of results go", "policy of ada"]
+    assert run(scratch=["0/smoke/"]) == ["expiry in data", "expiry in results", "policy of ada"]
     assert b"<Prefix>smoke/</Prefix>" not in server.rules["data"]
-    assert run() == ["when objects of data go", "when objects of results go", "policy of ada"]
+    assert run() == ["expiry in data", "expiry in results", "policy of ada"]
     assert server.rules == {}
 
 
@@ -469,13 +469,13 @@ def test_a_key_that_is_refused_ends_the_call(server: Server, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"consumers": [ADA, BOB | {"access_key": "ada"}]}, "two consumers have one access key: ada"),
-        ({"consumers": [ADA | {"access_key": "root"}]}, "that is the server's root user"),
+        ({"consumers": [ADA, BOB | {"access_key": "ada"}]}, "several consumers share an access key: ada"),
+        ({"consumers": [ADA | {"access_key": "root"}]}, "which is the server's root user"),
         ({"consumers": [ADA | {"buckets": []}]}, "consumer ada has no bucket"),
-        ({"buckets": [BUCKETS[0] | {"expire_days": -1}]}, "bucket data: expire_days counts days"),
-        ({"buckets": [BUCKETS[0] | {"old_days": -1}]}, "bucket data: old_days counts days"),
-        ({"consumers": [ADA | {"reads": ["log"]}]}, "consumer ada wants buckets that are not in the list: log"),
-        ({"consumers": [ADA | {"buckets": ["dat"]}]}, "consumer ada wants buckets that are not in the list: dat"),
+        ({"buckets": [BUCKETS[0] | {"expire_days": -1}]}, "bucket data: expire_days must be a number of days"),
+        ({"buckets": [BUCKETS[0] | {"old_days": -1}]}, "bucket data: old_days must be a number of days"),
+        ({"consumers": [ADA | {"reads": ["log"]}]}, "consumer ada uses buckets that are not listed: log"),
+        ({"consumers": [ADA | {"buckets": ["dat"]}]}, "consumer ada uses buckets that are not listed: dat"),
         ({"consumers": [ADA | {"secret_key": "short"}]}, "a secret key at least 8"),
     ],
 )
@@ -535,7 +535,7 @@ def test_probe_names_what_is_refused() -> None:
 
 def test_probe_sees_other_bytes() -> None:
     store = Elsewhere(damage=True)
-    with pytest.raises(s3.StoreError, match="other bytes than were written"):
+    with pytest.raises(s3.StoreError, match="different bytes than were written"):
         probe.prove(store, "ada", "data", write=True)
     assert store.objects == {}
 

@@ -62,13 +62,13 @@ def test_what_stands_is_left_alone() -> None:
 def test_all_is_made_on_an_empty_server() -> None:
     empty = {"roles": {}, "databases": {"postgres": {"owner": "postgres", "open": True}}}
     assert todo(empty) == [
-        "make role mlflow",
-        "make role prefect",
-        "make database mlflow",
-        "make database prefect",
-        "close database mlflow to everybody else",
-        "close database prefect to everybody else",
-        "close database postgres to everybody else",
+        "create role mlflow",
+        "create role prefect",
+        "create database mlflow",
+        "create database prefect",
+        "revoke public access to database mlflow",
+        "revoke public access to database prefect",
+        "revoke public access to database postgres",
     ]
 
 
@@ -82,16 +82,21 @@ def test_plain_passwords_never_reach_the_server() -> None:
 @pytest.mark.parametrize(
     ("part", "name", "facts", "action"),
     [
-        ("roles", "mlflow", {"verifier": "SCRAM-SHA-256$4096:c2FsdA==$x:y", "plain": True}, "password of role mlflow"),
+        (
+            "roles",
+            "mlflow",
+            {"verifier": "SCRAM-SHA-256$4096:c2FsdA==$x:y", "plain": True},
+            "set password of role mlflow",
+        ),
         (
             "roles",
             "mlflow",
             {"verifier": state.verifier("one", b"s"), "plain": False},
-            "take privileges from role mlflow",
+            "restrict role mlflow",
         ),
         ("databases", "mlflow", {"owner": "postgres", "open": False}, "owner of mlflow: mlflow"),
-        ("databases", "mlflow", {"owner": "mlflow", "open": True}, "close database mlflow to everybody else"),
-        ("databases", "template1", {"owner": "postgres", "open": True}, "close database template1 to everybody else"),
+        ("databases", "mlflow", {"owner": "mlflow", "open": True}, "revoke public access to database mlflow"),
+        ("databases", "template1", {"owner": "postgres", "open": True}, "revoke public access to database template1"),
     ],
 )
 def test_only_the_difference_is_sent(part: str, name: str, facts: dict[str, Any], action: str) -> None:
@@ -118,9 +123,9 @@ def test_names_are_quoted() -> None:
         ([WANTED[0], WANTED[0]], "database listed twice: mlflow"),
         ([WANTED[0] | {"owner": "postgres"}], "reserved for the server itself"),
         ([WANTED[0] | {"name": "template1"}], "reserved for the server itself"),
-        ([WANTED[0] | {"password": "größe"}], "password of mlflow: printable ASCII"),
-        ([WANTED[0] | {"password": ""}], "password of mlflow: printable ASCII"),
-        ([WANTED[0], WANTED[1] | {"owner": "mlflow"}], "an owner of several databases has several passwords"),
+        ([WANTED[0] | {"password": "größe"}], "password of mlflow must be printable ASCII"),
+        ([WANTED[0] | {"password": ""}], "password of mlflow must be printable ASCII"),
+        ([WANTED[0], WANTED[1] | {"owner": "mlflow"}], "an owner of several databases has different passwords"),
     ],
 )
 def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> None:
@@ -131,10 +136,10 @@ def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> N
 @pytest.mark.parametrize(
     ("readers", "message"),
     [
-        ([BACKUP | {"name": "mlflow"}], "reader mlflow: there is another login of this name"),
-        ([BACKUP | {"name": "postgres"}], "reader postgres: there is another login of this name"),
-        ([BACKUP, BACKUP], "reader backup: there is another login of this name"),
-        ([BACKUP | {"password": ""}], "password of backup: printable ASCII"),
+        ([BACKUP | {"name": "mlflow"}], "reader mlflow: another login has this name"),
+        ([BACKUP | {"name": "postgres"}], "reader postgres: another login has this name"),
+        ([BACKUP, BACKUP], "reader backup: another login has this name"),
+        ([BACKUP | {"password": ""}], "password of backup must be printable ASCII"),
     ],
 )
 def test_wrong_readers_are_named(readers: list[dict[str, Any]], message: str) -> None:
@@ -154,10 +159,10 @@ def reads(**changes: Any) -> dict[str, Any]:
 def test_a_reader_is_made_and_let_into_these_databases() -> None:
     assert todo(reads(), readers=[BACKUP]) == []
     assert todo(standing(), readers=[BACKUP]) == [
-        "make role backup",
-        "let role backup read",
-        "let role backup into mlflow",
-        "let role backup into prefect",
+        "create role backup",
+        "grant read access to role backup",
+        "grant CONNECT on mlflow to role backup",
+        "grant CONNECT on prefect to role backup",
     ]
     made = [sql for _, sql in state.statements(standing(), WANTED, [BACKUP])]
     assert 'GRANT pg_read_all_data TO "backup";' in made
@@ -167,7 +172,7 @@ def test_a_reader_is_made_and_let_into_these_databases() -> None:
 def test_on_an_empty_server_a_reader_is_let_into_what_was_made_before() -> None:
     empty = {"roles": {}, "databases": {"postgres": {"owner": "postgres", "open": True, "grants": []}}}
     actions = todo(empty, readers=[BACKUP])
-    assert actions.index("make database prefect") < actions.index("let role backup into prefect")
+    assert actions.index("create database prefect") < actions.index("grant CONNECT on prefect to role backup")
 
 
 def test_what_a_reader_has_beyond_reading_is_taken() -> None:
@@ -176,12 +181,12 @@ def test_what_a_reader_has_beyond_reading_is_taken() -> None:
     grants = [["backup", "CONNECT"], ["other", "CONNECT"]]
     known["databases"]["postgres"] = {"owner": "postgres", "open": False, "grants": grants}
     assert sorted(todo(known, readers=[BACKUP])) == [
-        "let role backup into mlflow",
-        "let role backup read",
-        "take CONNECT on postgres from role backup",
-        "take CREATE on mlflow from role backup",
-        "take pg_write_all_data from role backup",
-        "take privileges from role backup",
+        "grant CONNECT on mlflow to role backup",
+        "grant read access to role backup",
+        "restrict role backup",
+        "revoke CONNECT on postgres from role backup",
+        "revoke CREATE on mlflow from role backup",
+        "revoke pg_write_all_data from role backup",
     ]
 
 

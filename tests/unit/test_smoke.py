@@ -326,7 +326,7 @@ def test_a_follower_that_hears_nothing_is_told(tmp_path: Path) -> None:
     state.write_text(json.dumps({"champion": None, "refused": {}}))
     roles = {"champion": {"version": None, "is": "missing"}}
     status.write_text(json.dumps({"mlflow": "no route to host", "roles": roles}))
-    with pytest.raises(AssertionError, match="hears nothing of new versions: no route to host"):
+    with pytest.raises(AssertionError, match="cannot ask MLflow for new versions: no route to host"):
         client.versions("delay", str(state), str(status))
     status.write_text(json.dumps({"mlflow": "answers", "roles": roles}))
     with pytest.raises(client.NotApplicable, match="nothing is served yet"):
@@ -385,13 +385,13 @@ def test_an_object_goes_with_its_versions_and_no_other(monkeypatch: pytest.Monke
     monkeypatch.setattr(client, "s3_client", lambda: bucket)
     bucket.put_object("b", f"{client.PLACE}/objects/theirs", b"x")
     before = [*bucket.kept]
-    assert client.objects(["b"]) == "object put, got and deleted in b"
+    assert client.objects(["b"]) == "object written, read and deleted in b"
     assert bucket.kept == before
 
 
 def test_a_store_that_keeps_versions_from_its_keys_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "s3_client", lambda: Bucket(refuse=True))
-    assert client.objects(["b"]).endswith("; 2 old versions stay in b, which this key may not delete")
+    assert client.objects(["b"]).endswith("; 2 old versions remain in b: this key may not delete them")
 
 
 def test_all_below_a_prefix_goes() -> None:

@@ -36,7 +36,7 @@ def test_a_file_that_says_the_same_is_left_as_it_is() -> None:
 
 
 def test_a_file_that_is_no_ini_is_not_quoted() -> None:
-    with pytest.raises(ValueError, match=r"~/\.aws/credentials is no INI file") as refused:
+    with pytest.raises(ValueError, match=r"~/\.aws/credentials is not a valid INI file") as refused:
         aws("s3cret of mine\n")
     assert "of mine" not in str(refused.value)
 

@@ -161,9 +161,9 @@ def test_own_certificates_are_installed_and_an_unfit_one_is_refused(host, play, 
     assert not [line for line in secret.splitlines()[1:-1] if line in said]
     assert "changed=0" in run(play, certificates_own=first)
     for unfit, message in (
-        (first | {"key": second["key"]}, "certificates_own: the key is not the certificate's"),
+        (first | {"key": second["key"]}, "certificates_own: the key does not fit the first certificate"),
         ({"certificate": first["certificate"], "key": first["key"]}, "certificates_own lacks ca"),
-        (first | {"certificate": first["key"]}, "certificates_own.certificate is no certificate in PEM"),
+        (first | {"certificate": first["key"]}, "certificates_own.certificate is not a PEM certificate"),
     ):
         refused = play(certificates_own=unfit)
         assert refused.returncode != 0
@@ -208,12 +208,12 @@ def test_check_mode_on_a_bare_host_leaves_it_bare(host, play, mended):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"certificates_valid_days": 20}, "certificates_valid_days (20) has to be more than certificates_renew_days"),
+        ({"certificates_valid_days": 20}, "certificates_valid_days (20) must exceed certificates_renew_days"),
         ({"certificates_warn_days": 40}, "at least certificates_warn_days (40)"),
         ({"certificates_names": []}, "certificates_names is empty"),
-        ({"certificates_names": ["größe"]}, "größe is no name or address in ASCII"),
-        ({"certificates_ca_private_key": "damaged"}, "certificates_ca_private_key is no private key in PEM"),
-        ({"certificates_ca_certificate": "damaged"}, "certificates_ca_certificate is no certificate in PEM"),
+        ({"certificates_names": ["größe"]}, "größe is not an ASCII name or an address"),
+        ({"certificates_ca_private_key": "damaged"}, "certificates_ca_private_key is not a PEM private key"),
+        ({"certificates_ca_certificate": "damaged"}, "certificates_ca_certificate is not a PEM certificate"),
     ],
 )
 def test_wrong_wishes_are_refused_and_change_nothing(host, play, variables, message):

@@ -24,4 +24,4 @@ def test_smoke_leaves_nothing_behind_and_nothing_of_others_changes() -> None:
     checks: Any = verdict["checks"]
     told = next(check["detail"] for check in checks if check["name"] == "experiments of the checks")
     # Named as smoke's are, with somebody's work or files in them: they are looked at and left alone.
-    assert told.count("stays, for it holds what no check made") == 2, told
+    assert told.count("was kept: it contains what no check created") == 2, told

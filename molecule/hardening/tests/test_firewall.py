@@ -140,12 +140,15 @@ def test_damage_is_mended(host, converged, damage, play, reached):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"firewall_ssh_from": ["10.1.2.3.4"]}, "10.1.2.3.4 is no address"),
-        ({"also_open": [{"port": 70000, "from": "anyone", "why": "too many"}]}, "70000 is no address"),
-        ({"also_open": [{"port": 80, "from": "everybody", "why": "a typo"}]}, "everybody is no address"),
-        ({"firewall_outbound": [{"user": "a b", "reach": []}]}, "a b is no address"),
-        ({"firewall_outbound": [{"user": "a", "reach": [{"port": 0, "to": "anyone", "why": "x"}]}]}, "0 is no address"),
-        ({"also_open": [{"port": 80, "from": ["300.1.1.1"], "why": "a typo"}]}, "nft refuses the rules"),
+        ({"firewall_ssh_from": ["10.1.2.3.4"]}, "10.1.2.3.4 is not a valid address"),
+        ({"also_open": [{"port": 70000, "from": "anyone", "why": "too many"}]}, "70000 is not a valid address"),
+        ({"also_open": [{"port": 80, "from": "everybody", "why": "a typo"}]}, "everybody is not a valid address"),
+        ({"firewall_outbound": [{"user": "a b", "reach": []}]}, "a b is not a valid address"),
+        (
+            {"firewall_outbound": [{"user": "a", "reach": [{"port": 0, "to": "anyone", "why": "x"}]}]},
+            "0 is not a valid address",
+        ),
+        ({"also_open": [{"port": 80, "from": ["300.1.1.1"], "why": "a typo"}]}, "nft rejects the rules"),
         ({"firewall_platform_addresses": ["no-such-host.invalid"]}, "no-such-host.invalid: a name among these"),
     ],
 )

@@ -77,7 +77,7 @@ def test_agents_are_forwarded_where_that_is_wanted(host, converged, play, ssh):
     [
         ({"sshd_ciphers": ["rot13"]}, "Bad SSH2 cipher spec"),
         ({"sshd_settings": {"PermitRotLogin": "no"}}, "Bad configuration option: PermitRotLogin"),
-        ({"sshd_settings": {"maxauthtries": "9"}}, "comes before these settings: maxauthtries is 4 instead of 9"),
+        ({"sshd_settings": {"maxauthtries": "9"}}, "overrides these settings: maxauthtries is 4 instead of 9"),
     ],
 )
 def test_wrong_settings_are_refused_while_the_server_serves(host, converged, ssh, play, variables, message):

@@ -47,8 +47,8 @@ def test_it_runs_every_day_and_its_log_is_rotated(host):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"unattended_upgrades_never": ["nvidia-("]}, "is no regular expression"),
-        ({"unattended_upgrades_origins": ['a";']}, "apt refuses the settings"),
+        ({"unattended_upgrades_never": ["nvidia-("]}, "not a valid regular expression"),
+        ({"unattended_upgrades_origins": ['a";']}, "apt rejects the settings"),
     ],
 )
 def test_what_cannot_be_read_is_refused(host, play, variables, message):

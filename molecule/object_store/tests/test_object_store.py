@@ -261,7 +261,7 @@ def test_the_root_password_changes(host, endpoint, converged, play):
             "versioning cannot be suspended",
         ),
         ({"object_store_minio_source": "ftp"}, "value of object_store_minio_source must be one of"),
-        ({"object_store_consumers": [OTHER | {"buckets": ["absent"]}]}, "buckets that are not in the list: absent"),
+        ({"object_store_consumers": [OTHER | {"buckets": ["absent"]}]}, "buckets that are not listed: absent"),
     ],
 )
 def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converged, variables, message, play):

@@ -76,7 +76,7 @@ def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_co
     before = host.check_output(state)
     result = play(lock=str(SCENARIO / "files" / "wrong_hash.txt"))
     assert result.returncode != 0
-    assert "current release keeps serving" in result.stdout
+    assert "current release stays in use" in result.stdout
     assert host.check_output(state) == before
     assert pids(host) == as_converged
 
@@ -104,7 +104,7 @@ def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged, play):
     before = host.file("/etc/systemd/system/demo-worker.service").sha256sum
     result = play(worker_command="bin/no-such-program")
     assert result.returncode != 0
-    assert "systemd refuses demo-worker.service" in result.stdout
+    assert "systemd rejects demo-worker.service" in result.stdout
     assert host.file("/etc/systemd/system/demo-worker.service").sha256sum == before
     assert pids(host) == as_converged
 

@@ -1,9 +1,9 @@
-"""Real work on the platform, as one of its clients does it.
+"""Real work on the platform, done as one of its clients.
 
-Role smoke pipes this file, with a call of `main` behind it, into the Python of a client's environment on a host, as
-the client's user. Each check prints one line; what it makes on the platform it takes away again, by its id and at
-once, so that the hundredth check finds what the first one found. What a check left that was killed, the next one takes
-away where it is proven to be a check's. It imports what the client's environment has only where a check needs it.
+Role smoke appends a call of `main` to this file and pipes it into the Python of a client's environment on a host, as
+the client's user. Each check prints one line. It removes what it created on the platform at once and by id, so that
+the hundredth run finds what the first one found. If a check was killed, the next run removes what it left, but only
+what was provably created by a check. Packages of the client's environment are imported only where a check needs them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 MARK = "smoke-result "
-PLACE = "metalworks-smoke"  # prefix of every object, experiment, flow and folder that is made here
-LEFT_SECONDS = 3600.0  # no check takes that long: what is older was left by one that was killed
+PLACE = "metalworks-smoke"  # prefix of every object, experiment, flow and folder that a check creates
+LEFT_SECONDS = 3600.0  # no check takes that long: anything older was left by a killed one
 
 
 class NotApplicable(Exception):
@@ -41,9 +41,9 @@ class NotApplicable(Exception):
 
 
 def request(url: str, method: str = "GET", body: Any = None, *, authorization: str) -> Any:
-    """Return the JSON (or else the text) that a URL answers; its error text becomes the exception's."""
+    """Return a URL's response as JSON, or as text if it is not JSON; an error's body goes into the exception."""
     data = None if body is None else json.dumps(body).encode()
-    # By the last one, an inference service keeps the request out of its log and away from its shadow.
+    # The last header makes an inference service keep the request out of its log and away from its shadow.
     headers = {"Content-Type": "application/json", "Authorization": authorization, "Metalworks-Check": "smoke"}
     query = urllib.request.Request(url, data, headers, method=method)
     try:
@@ -58,12 +58,12 @@ def request(url: str, method: str = "GET", body: Any = None, *, authorization: s
 
 
 def basic(user: str, password: str) -> str:
-    """Return the header's value that says who asks."""
+    """Return the value of a Basic Authorization header."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def wait_for(ready: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return the first true answer; after the time limit, say what did not come."""
+    """Return the first true result of `ready`; raise TimeoutError with `what` after the time limit."""
     deadline = time.monotonic() + seconds
     while not (answer := ready()):
         if time.monotonic() > deadline:
@@ -75,7 +75,7 @@ def wait_for(ready: Callable[[], Any], seconds: float, what: str) -> Any:
 # -- Facts
 
 
-# In one transaction: others wait for it, and no table is left behind.
+# All in one transaction, so that no table is left behind.
 ROW = (
     "CREATE TABLE metalworks_smoke (word text)",
     "INSERT INTO metalworks_smoke VALUES ('iron')",
@@ -85,7 +85,7 @@ ROW = (
 
 
 def database(host: str, port: int, ca: str, database: str, user: str, password: str) -> str:
-    """Write and read one row as a database's owner, with the driver that the owner's program uses."""
+    """Write and read one row as a database's owner, with the driver of the owner's program."""
     where: dict[str, Any] = {"host": host, "port": port, "user": user, "password": password}
     if importlib.util.find_spec("psycopg2"):
         tls = {"sslmode": "verify-full", "sslrootcert": ca}
@@ -124,7 +124,7 @@ def database(host: str, port: int, ca: str, database: str, user: str, password: 
 
 
 def s3_client() -> Any:
-    """Return a client of the object store, with the key that the environment or ~/.aws holds."""
+    """Return a client of the object store, with the key from the environment or ~/.aws."""
     botocore = importlib.import_module("botocore.session")
     settings = importlib.import_module("botocore.config")
     config = settings.Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
@@ -137,9 +137,9 @@ def s3_client() -> Any:
 
 
 def forget(client: Any, bucket: str, prefix: str) -> str:
-    """Delete for good what a bucket keeps of deleted objects; return what of it stays, in words, where that is refused.
+    """Delete the old versions that a bucket keeps below a prefix; return a note about those that remain.
 
-    Somebody else's store may not let its keys do that. Ours does, where the checks put their objects.
+    An external store may deny its keys that. The platform's own store allows it where the checks put their objects.
     """
     refused = 0
     try:
@@ -149,13 +149,13 @@ def forget(client: Any, bucket: str, prefix: str) -> str:
                     client.delete_object(Bucket=bucket, Key=kept["Key"], VersionId=kept["VersionId"])
                 except client.exceptions.ClientError:
                     refused += 1
-    except client.exceptions.ClientError:  # it may not even be looked at
+    except client.exceptions.ClientError:  # this key may not even list versions
         return ""
-    return f"; {refused} old versions stay in {bucket}, which this key may not delete" if refused else ""
+    return f"; {refused} old versions remain in {bucket}: this key may not delete them" if refused else ""
 
 
 def clear(client: Any, bucket: str, prefix: str) -> str:
-    """Delete all objects below a prefix, and what the bucket keeps of them; return what stays, in words."""
+    """Delete all objects below a prefix with their old versions; return a note about those that remain."""
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", ()):
             client.delete_object(Bucket=bucket, Key=found["Key"])
@@ -163,35 +163,35 @@ def clear(client: Any, bucket: str, prefix: str) -> str:
 
 
 def objects(buckets: list[str]) -> str:
-    """Put, get and delete an object in each bucket of a consumer."""
+    """Write, read and delete an object in each bucket of a consumer."""
     client, stays = s3_client(), ""
     for bucket in buckets:
         key, data = f"{PLACE}/objects/{os.urandom(6).hex()}", os.urandom(1024)
         client.put_object(Bucket=bucket, Key=key, Body=data)
         try:
             if client.get_object(Bucket=bucket, Key=key)["Body"].read() != data:
-                raise AssertionError(f"{bucket} gave back other bytes than were put")
+                raise AssertionError(f"{bucket} returned different bytes than were written")
         finally:
             client.delete_object(Bucket=bucket, Key=key)
             stays += forget(client, bucket, key)
-    return f"object put, got and deleted in {', '.join(buckets)}{stays}"
+    return f"object written, read and deleted in {', '.join(buckets)}{stays}"
 
 
 # -- Experiments and models
 
 
 made: list[str] = []
-"""Experiments of the check at hand. A client only hides them; `experiments` removes them, on the server's host."""
+"""Experiments of the current check. A client can only hide them; `experiments` deletes them on the server's host."""
 TAG = "metalworks.smoke"
-"""Of every run that is made here."""
+"""Tag of every run that a check creates."""
 
 
 def model() -> str:
-    """Record a run with a model in MLflow, load the model and compare its answer."""
+    """Record a run with a model in MLflow, load the model and compare its output."""
     mlflow = importlib.import_module("mlflow")
     tag = os.urandom(6).hex()
     client = mlflow.MlflowClient()
-    # Where nobody keeps anything: elsewhere in the bucket, what is deleted stays as an old version.
+    # Below the scratch prefix: elsewhere in the bucket, deleted objects stay as old versions.
     location = f"mlflow-artifacts:/0/{PLACE}/{tag}"
     experiment = client.create_experiment(f"{PLACE}-{tag}", artifact_location=location)
     made.append(experiment)
@@ -204,7 +204,7 @@ def model() -> str:
         with mlflow.start_run(experiment_id=experiment, tags={TAG: "1"}):
             mlflow.log_param("metal", "iron")
             mlflow.log_metric("score", 1.0)
-            # Listed by hand, or MLflow would start a process to find out what the model imports.
+            # Listed here, or MLflow would start a process to find out what the model imports.
             logged = mlflow.pyfunc.log_model(name="model", python_model=Doubler(), pip_requirements=["mlflow"])
         answer = mlflow.pyfunc.load_model(logged.model_uri).predict([1, 2])
         if list(answer) != [2, 4]:
@@ -242,7 +242,7 @@ WHERE contype = 'f' AND confdeltype IN ('a', 'r') AND confrelid = %s::regclass
 
 
 def delete_rows(cursor: Any, table: str, column: str, values: list[Any]) -> None:
-    """Delete the rows that have one of these values, and before them all that refer to them."""
+    """Delete the rows that have one of these values, after all rows that refer to them."""
     cursor.execute(REFERENCES, (table,))
     for other, its_column, referred in cursor.fetchall():
         cursor.execute(f"SELECT {referred} FROM {table} WHERE {column} = ANY(%s)", (values,))  # noqa: S608
@@ -252,11 +252,12 @@ def delete_rows(cursor: Any, table: str, column: str, values: list[Any]) -> None
 
 
 def experiments(ids: list[str], bucket: str, database: str, grants: str) -> str:
-    """Remove for good the experiments that checks have just made, and those that others left.
+    """Permanently delete the experiments that checks have just created, and those that killed checks left.
 
-    On the server's host, with its databases (URLs) and its key: MLflow lets clients only hide an experiment, and
-    `mlflow gc` takes what others have hidden along. Each goes by its id, with its files, rows and permissions. One
-    that holds anything that no check made stays, and so does one that would have others' files for its own.
+    Runs on the server's host with its databases (URLs) and its key: MLflow lets clients only hide an experiment, and
+    `mlflow gc` would also delete what others have hidden. Each experiment is deleted by its id, with its files, rows
+    and permissions. One that contains anything that no check created is kept, and so is one whose location is not a
+    check's.
     """
     psycopg2 = importlib.import_module("psycopg2")
     client, stays, gone = s3_client(), "", list[int]()
@@ -268,7 +269,7 @@ def experiments(ids: list[str], bucket: str, database: str, grants: str) -> str:
         for number, name, location, foreign in found:
             place = str(location).removeprefix("mlflow-artifacts:/")
             if foreign or place not in (str(number), f"0/{PLACE}/{name[-12:]}"):
-                stays += f"; {name} stays, for it holds what no check made"
+                stays += f"; {name} was kept: it contains what no check created"
             else:
                 stays += clear(client, bucket, f"{place}/")
                 gone.append(number)
@@ -278,23 +279,26 @@ def experiments(ids: list[str], bucket: str, database: str, grants: str) -> str:
         with connection, connection.cursor() as cursor:
             cursor.execute(INSIDE, {"ids": gone})
             inside = [row[0] for row in cursor.fetchall()]
-            for column in ("source_id", "destination_id"):  # which run made a model: the database knows no reference
+            for column in (
+                "source_id",
+                "destination_id",
+            ):  # which run made a model: the database has no foreign key for it
                 delete_rows(cursor, "inputs", column, inside)
             delete_rows(cursor, "experiments", "experiment_id", gone)
     if missed := {int(each) for each in ids} - {*gone}:
-        raise AssertionError(f"experiments {', '.join(map(str, sorted(missed)))} are not removed{stays}")
-    return f"{len(gone)} removed for good{stays}"
+        raise AssertionError(f"experiments not deleted: {', '.join(map(str, sorted(missed)))}{stays}")
+    return f"{len(gone)} permanently deleted{stays}"
 
 
 def sample(model_uri: str) -> Any:
-    """Return a request that a model takes: the example recorded with it, or else zeros as its signature wants them."""
+    """Return a request for a model: the example recorded with it, or else zeros that fit its signature."""
     mlflow = importlib.import_module("mlflow")
     info = mlflow.models.get_model_info(model_uri)
     if info.saved_input_example_info:
         with contextlib.suppress(mlflow.exceptions.MlflowException):
             return mlflow.artifacts.load_dict(f"{model_uri}/serving_input_example.json")
     if info.signature is None:
-        raise NotApplicable("the model has neither an input example nor a signature to make a request from")
+        raise NotApplicable("cannot build a request: the model has neither an input example nor a signature")
     inputs = info.signature.inputs
     if inputs.is_tensor_spec():
         shape = [1 if size < 0 else size for size in inputs.inputs[0].shape]
@@ -308,14 +312,14 @@ def sample(model_uri: str) -> Any:
 
 
 def prediction(url: str, model: str, alias: str) -> str:
-    """Ask an inference service, as another service would."""
+    """Request a prediction, as another service would."""
     mlflow = importlib.import_module("mlflow")
     token = Path.home().joinpath(".config/metalworks/inference_token").read_text().strip()
-    # Asked for by its name, a model that is not there is answered as one that is not for everybody.
+    # A lookup by name answers the same for a missing model and for one that this user may not see.
     found = mlflow.MlflowClient().search_registered_models(f"name = '{model}'")
     if not (wanted := found[0].aliases.get(alias) if found else None):
         raise NotApplicable(
-            f"no model {model}@{alias} in the registry yet; one that is registered is served within seconds"
+            f"no model {model}@{alias} in the registry yet; register one, and it is served within seconds"
         )
     bearer = f"Bearer {token}"
     served = request(f"{url}/version", authorization=bearer)
@@ -323,13 +327,13 @@ def prediction(url: str, model: str, alias: str) -> str:
     answer = request(f"{url}/invocations", "POST", example, authorization=bearer)
     if "predictions" not in answer:
         raise AssertionError(f"{url}/invocations answered {str(answer)[:200]}")
-    behind = "" if str(served["version"]) == str(wanted) else f"; {alias} is version {wanted} by now"
+    behind = "" if str(served["version"]) == str(wanted) else f"; {alias} now points to version {wanted}"
     first = str(list(answer["predictions"])[:1])[:60]
     return f"{url} predicts with {model} version {served['version']}, for example {first}{behind}"
 
 
 def versions(service: str, state: str, status: str) -> str:
-    """Tell what a service serves, and fail where a version that an alias names was refused."""
+    """Return what a service serves; fail if a version that an alias points to was refused."""
     serving, following = (json.loads(Path(file).read_text()) for file in (state, status))
     refused = []
     for role, wanted in following["roles"].items():
@@ -342,31 +346,31 @@ def versions(service: str, state: str, status: str) -> str:
         if reason:
             refused.append(f"{role} version {wanted['version']}: {reason} (journalctl -u {unit})")
     if refused:
-        raise AssertionError(f"refused, and what served before serves on: {'; '.join(refused)}")
+        raise AssertionError(f"refused, so the previous version stays in service: {'; '.join(refused)}")
     if following["mlflow"] != "answers":
-        raise AssertionError(f"the follower hears nothing of new versions: {following['mlflow']}")
+        raise AssertionError(f"the follower cannot ask MLflow for new versions: {following['mlflow']}")
     served = [f"{role} version {each['version']} as {each['executor']}"
               for role in following["roles"] if (each := serving.get(role))]  # fmt: skip
     if not served:
-        raise NotApplicable("nothing is served yet: no alias names a version")
+        raise NotApplicable("nothing is served yet: no alias points to a version")
     return ", ".join(served)
 
 
 # -- Flows
 
-ENTRYPOINT = "metalworks.smoke_flow.smoke"  # the worker's environment holds it: no code is fetched
-LAST = "Finished in state"  # Prefect's last words in a run's log
+ENTRYPOINT = "metalworks.smoke_flow.smoke"  # in the worker's environment, so no code is fetched
+LAST = "Finished in state"  # the last line that Prefect logs of a run
 
 
 def remove_flow(ask: Callable[..., Any], flow_id: str) -> None:
-    """Delete a flow with its runs; with each of these go its logs, which would stay otherwise."""
+    """Delete a flow and its runs; deleting a run also deletes its logs, which would stay otherwise."""
     for run in ask("/flow_runs/filter", "POST", {"flows": {"id": {"any_": [flow_id]}}}):
         ask(f"/flow_runs/{run['id']}", "DELETE")
     ask(f"/flows/{flow_id}", "DELETE")
 
 
 def left_flows(ask: Callable[..., Any], pool: str) -> list[str]:
-    """Return the flows of a pool that checks left which were killed: theirs by name, age and all that is in them."""
+    """Return the flows of a pool that killed checks left, recognised by name, age and content."""
     found = []
     for flow in ask("/flows/filter", "POST", {"flows": {"name": {"like_": f"{PLACE}-{pool}-"}}}):
         made_at = datetime.datetime.fromisoformat(flow["created"]).timestamp()
@@ -381,7 +385,7 @@ def left_flows(ask: Callable[..., Any], pool: str) -> list[str]:
 
 
 def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
-    """Run a flow on a work pool and tell which host took it."""
+    """Run a flow on a work pool; return which worker took it."""
 
     def ask(path: str, method: str = "GET", body: Any = None) -> Any:
         return request(f"{api}{path}", method, body, authorization=basic(user, password))
@@ -399,19 +403,19 @@ def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
             return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         try:
-            done = wait_for(ended, timeout, "no end of the flow run")
+            done = wait_for(ended, timeout, "the flow run did not end")
         except TimeoutError as error:
             state = ask(f"/flow_runs/{run_id}")["state"]
-            raise TimeoutError(f"{error}: it is {state['name']}; is a worker of pool {pool} running?") from error
+            raise TimeoutError(f"{error}: its state is {state['name']}; is a worker of pool {pool} running?") from error
         if done["state_type"] != "COMPLETED":
             said = ask("/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
             words = " | ".join(line["message"] for line in said[-3:])
             raise AssertionError(f"the run ended as {done['state_name']}: {done['state']['message']} {words[-600:]}")
-        # The end of its log may come after the end of the run, and would stay when the run is gone.
+        # The last log lines may arrive after the run has ended, and would stay after the run is deleted.
         logs = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: [line for line in ask("/logs/filter", "POST", logs) if LAST in line["message"]], 10, "log")
-        worker = done["labels"].get("prefect.worker.name", "no worker's name")
+        worker = done["labels"].get("prefect.worker.name", "an unnamed worker")
         return f"flow run completed by {worker}"
     finally:
         remove_flow(ask, flow_id)
@@ -421,18 +425,18 @@ def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
 
 
 def run(command: list[str], cwd: str | None = None, **environment: str) -> str:
-    """Return what a command prints; its last words become the exception's."""
+    """Return what a command prints; if it fails, its last lines go into the exception."""
     done = subprocess.run(
         command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-        raise RuntimeError(f"`{' '.join(command[:2])}` ended with {done.returncode}: {words}")
+        raise RuntimeError(f"`{' '.join(command[:2])}` failed with exit status {done.returncode}: {words}")
     return done.stdout
 
 
 def dvc(folder: str, *arguments: str) -> str:
-    """Run DVC in a folder, made a project whose remote is a corner of the site's own."""
+    """Run DVC in a folder, as a project whose remote is a prefix of the site's own remote."""
     project = Path(folder, ".dvc")
     project.mkdir(exist_ok=True)
     remote = f"['remote \"smoke\"']\n    url = remote://storage/{PLACE}/dvc\n"
@@ -447,12 +451,12 @@ def dvc_push(word: str) -> str:
         dvc(folder, "add", "data.txt")
         said = dvc(folder, "push").strip()
     if "1 file pushed" not in said:
-        raise AssertionError(f"dvc push of a new file says: {said}")
+        raise AssertionError(f"`dvc push` of a new file printed: {said}")
     return f"a new file pushed below {PLACE}/dvc of the default remote"
 
 
 def dvc_pull(word: str, bucket: str) -> str:
-    """Pull, as another user, what the first one pushed; then take it off the store."""
+    """Pull, as another user, what the first user pushed; then delete it from the store."""
     digest = hashlib.md5(word.encode(), usedforsecurity=False).hexdigest()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -460,7 +464,7 @@ def dvc_pull(word: str, bucket: str) -> str:
             Path(folder, "data.txt.dvc").write_text(pointer)
             dvc(folder, "pull")
             if Path(folder, "data.txt").read_text() != word:
-                raise AssertionError("another content was pulled than was pushed")
+                raise AssertionError("the pulled file differs from the one that was pushed")
     finally:
         stays = clear(s3_client(), bucket, f"{PLACE}/dvc/files/md5/{digest[:2]}/{digest[2:]}")
     return f"the other user's file pulled by its .dvc file{stays}"
@@ -470,12 +474,12 @@ def dvc_pull(word: str, bucket: str) -> str:
 
 
 def environment(expected: dict[str, str]) -> str:
-    """Compare what a login shell finds in its environment with what the site says."""
+    """Compare the environment of a login shell with the site's configuration."""
     wrong = [name for name, value in expected.items() if os.environ.get(name) != value]
     if wrong:
         told = (f"{name} is {os.environ.get(name)!r}, not {expected[name]!r}" for name in wrong)
         raise AssertionError("; ".join(told))
-    return f"{len(expected)} variables as the site says"
+    return f"{len(expected)} variables as configured"
 
 
 CHECKS: dict[str, Callable[..., str]] = {
@@ -493,15 +497,13 @@ CHECKS: dict[str, Callable[..., str]] = {
 
 
 def main(checks: list[dict[str, Any]]) -> None:
-    """Do the checks one after the other and print a line for each."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # what was made is still taken away
+    """Run the checks one after the other and print a line for each."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # raises, so that the checks still clean up
     for left in Path(tempfile.gettempdir()).glob(f"{PLACE}-*"):
-        known, ours = left.lstat(), re.fullmatch(f"{PLACE}-[a-z0-9_]{{8}}", left.name)  # as the folder below is named
+        known, ours = left.lstat(), re.fullmatch(f"{PLACE}-[a-z0-9_]{{8}}", left.name)  # the name of the folder below
         if ours and known.st_uid == os.getuid() and time.time() - known.st_mtime > LEFT_SECONDS:
             shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(
-        prefix=f"{PLACE}-"
-    ) as folder:  # a loaded model leaves its files to whoever cleans up
+    with tempfile.TemporaryDirectory(prefix=f"{PLACE}-") as folder:  # a loaded model leaves its files behind
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
             do(checks)
