@@ -1,4 +1,4 @@
-"""Decide whether a host needs a new certificate, issue it in the controller's memory, and hand it to the host."""
+"""Decide whether a host needs a new certificate, issue it in the controller's memory and send it to the host."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = datetime.timedelta(days=1)
-# Clocks of hosts that start before they know the time.
+# Tolerance for hosts whose clock is not yet set.
 EARLIER = datetime.timedelta(hours=1)
 LONGEST_COMMON_NAME = 64
 
 
 class UnfitError(Exception):
-    """Something that was given cannot be used; the text says what and what to do."""
+    """An input cannot be used; the text says which and what to do."""
 
 
 def public(key: Any) -> bytes:
-    """Return the public half of a key, a certificate or a request, comparable."""
+    """Return the public key of a key, certificate or request, in a form that can be compared."""
     half = key.public_key() if hasattr(key, "public_key") else key
     return bytes(half.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def private_key(text: str, what: str) -> CertificateIssuerPrivateKeyTypes:
-    """Return the key in a PEM text; its content never gets into a message."""
+    """Return the key in a PEM text, whose content never appears in a message."""
     try:
         return load_pem_private_key(text.encode(), None)  # type: ignore[return-value]
     except (ValueError, TypeError):
@@ -47,7 +47,7 @@ def certificate(text: str, what: str) -> x509.Certificate:
 
 
 def general_names(names: list[str]) -> list[x509.GeneralName]:
-    """Return names and addresses as a certificate holds them."""
+    """Return names and addresses as entries of a certificate."""
     found: list[x509.GeneralName] = []
     for name in names:
         try:
@@ -63,14 +63,14 @@ def general_names(names: list[str]) -> list[x509.GeneralName]:
 
 
 def subject(names: list[str]) -> x509.Name:
-    """Return the subject of a host's certificate: clients read the names, people read this."""
+    """Return the subject of a host's certificate, for people; clients use the alternative names."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:LONGEST_COMMON_NAME])])
 
 
 def why_new(
     present: str, request: str, ca: x509.Certificate, names: list[str], renew_days: int, valid_days: int
 ) -> str:
-    """Return why a host's certificate has to be replaced; nothing if it serves on."""
+    """Return why a host's certificate must be replaced; empty if it need not be."""
     if not present:
         return "none is present"
     try:
@@ -102,7 +102,7 @@ def issue(
     valid_days: int,
     now: datetime.datetime | None = None,
 ) -> str:
-    """Return a certificate for the key of a request. What it is for is our choice, not that of who asks."""
+    """Return a certificate for the key of a request. Names and usage are set here, whatever the request says."""
     asked = x509.load_pem_x509_csr(request.encode())
     if not asked.is_signature_valid:
         raise UnfitError("the host's request is not signed with the key that it contains")
@@ -134,7 +134,7 @@ def issue(
 
 
 def internal_ca(text: str, key_text: str, renew_days: int) -> tuple[x509.Certificate, CertificateIssuerPrivateKeyTypes]:
-    """Return the CA's certificate and key, if they belong together and last long enough to issue with."""
+    """Return the CA's certificate and key, if they fit and the certificate is valid for long enough."""
     ca = certificate(text, "certificates_ca_certificate")
     key = private_key(key_text, "certificates_ca_private_key")
     if public(ca) != public(key):
@@ -148,7 +148,7 @@ def internal_ca(text: str, key_text: str, renew_days: int) -> tuple[x509.Certifi
 
 
 def check_own(own: dict[str, str]) -> None:
-    """Refuse a certificate of the team's that no service could serve."""
+    """Reject a certificate of the team's that no service could use."""
     if missing := sorted({"certificate", "key", "ca"} - {name for name, text in own.items() if text}):
         raise UnfitError(f"certificates_own lacks {', '.join(missing)}")
     ours, key = (
@@ -165,15 +165,15 @@ def check_own(own: dict[str, str]) -> None:
 
 
 def tidy(value: str) -> str:
-    """Return a PEM text as hosts hold it: one kind of line end, also the last."""
+    """Return a PEM text with uniform line ends, including the last."""
     return "".join(f"{line}\n" for line in value.strip().splitlines()) if value else ""
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Ask the host what stands, and act only where something is to be done."""
+    """Compare the host with the wanted state, and act only where they differ."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Bring the host's certificate to what is wanted."""
+        """Bring the host's certificate to the wanted state."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         try:
             return result | self._converge(self._task.args, task_vars)
@@ -209,6 +209,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _host(self, args: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         done: dict[str, Any] = self._execute_module(module_args=args, task_vars=task_vars)
-        # With -vvv, Ansible would show it all.
+        # Ansible prints this with -vvv, and it contains secrets.
         done.pop("invocation", None)
         return done

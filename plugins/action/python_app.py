@@ -1,4 +1,4 @@
-"""Tell module python_app which lock and package are wanted, and send a host those that it lacks."""
+"""Tell module python_app which lock and package to use, and send a host those that it lacks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ansible.plugins.action import ActionBase
 
 from .systemd_units import hide_environments
 
-# The checkout is found through links, the installed collection is not.
+# Resolves the links of a checkout; an installed collection has none.
 PRODUCT = Path(__file__).resolve().parents[2]
 WHEELS = "/opt/metalworks/wheels"
 
 
 def package() -> Path:
-    """Return the project's own package; it is built once per content of src/.
+    """Return the project's own package, built once per content of src/.
 
-    Raises AnsibleActionFail with the builder's words when it does not build.
+    Raises AnsibleActionFail with the builder's output if the build fails.
     """
     program = PRODUCT / "scripts" / "site" / "build_wheel.py"
     built = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
@@ -31,10 +31,10 @@ def package() -> Path:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """The same options as the module's."""
+    """Takes the same options as the module."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Call the module; a second time when it said what it lacks."""
+        """Call the module, and again after sending the files that it lacks."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
         args["units"] = hide_environments(args.get("units", []))
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return result | dict(done)
 
     def _send(self, source: Path, place: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        """Copy a file to the host, as module copy does it."""
+        """Copy a file to the host with module copy."""
         task = self._task.copy()
         task.args = {"src": str(source), "dest": place, "owner": "root", "group": "root", "mode": "0644"}
         copy = self._shared_loader_obj.action_loader.get(

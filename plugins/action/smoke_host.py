@@ -1,4 +1,4 @@
-"""Run module smoke_host; a host that cannot be looked at becomes a verdict of its own instead of a failed task."""
+"""Run module smoke_host; a host that cannot be checked is reported as such, and the task does not fail."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Return `checks`, or `unchecked`: why there are none."""
+    """Return `checks`, or in `unchecked` why there are none."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Hand the arguments to the module; in check mode there is nothing to look at yet."""
+        """Pass the arguments to the module, and turn its failure into `unchecked`."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         try:
             done: dict[str, Any] = self._execute_module(task_vars=task_vars)

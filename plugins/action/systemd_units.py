@@ -1,7 +1,6 @@
-"""Hand the units' environments to module systemd_units as one text each, which Ansible then hides as a whole.
+"""Pass each unit's environment to module systemd_units as one string, which Ansible then hides as a whole.
 
-As mappings, each of their values would be taken for a secret, and words like `true` and `5000` be blotted out of what
-a failure says.
+In a mapping, Ansible would treat each value as a secret, and remove words like `true` and `5000` from error messages.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def hide_environments(units: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """The same options as the module's."""
+    """Takes the same options as the module."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Call the module."""

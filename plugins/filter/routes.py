@@ -1,4 +1,4 @@
-"""Tables of a service's routes, and who may call each."""
+"""Compute nginx maps from tables that say who may call which route of a service."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ ANY = "[A-Z]+"
 
 
 def lines(table: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield role, verb, path and the prefix that is excepted, in the table's order.
+    """Yield role, verb, path and excepted prefix of each line, in the table's order.
 
-    `same` maps a prefix to another, below which everything is served, too. Raises ValueError for a line that is none.
+    `same` maps a prefix to another one that serves the same routes. Raises ValueError for an invalid line.
     """
     same = table.get("same", {})
     for role, text in table.items():
@@ -29,7 +29,7 @@ def lines(table: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def pattern(path: str, without: str = "") -> str:
-    """Return the regular expression, without a backslash, of the paths that a route's path stands for."""
+    """Return a regular expression without backslashes for the paths that a route matches."""
     text = ""
     for part in re.split(r"(\{[^}]+\})", path):
         if part.startswith("{"):
@@ -40,9 +40,9 @@ def pattern(path: str, without: str = "") -> str:
 
 
 def route_map(table: dict[str, Any]) -> list[dict[str, str]]:
-    """Return keys of an nginx map of "VERB path" with the role of each, nobody's first.
+    """Return the entries of an nginx map from "VERB path" to role, those of nobody first.
 
-    A path without parts of its own is itself the key, which nginx finds at once; the others are tried in this order.
+    A path without placeholders is a literal key, which nginx looks up at once. Others are expressions, tried in order.
     """
     found = []
     for role, verb, path, without in sorted(lines(table), key=lambda line: line[0] != NOBODY):
@@ -58,5 +58,5 @@ class FilterModule:
     """Ansible's filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {"route_map": route_map}

@@ -1,4 +1,4 @@
-"""Compute from the platform's parts what each host's roles are given.
+"""Compute the input of each host's roles from the platform's parts.
 
 A part is a variable `part_<group>` in group_vars/all/parts/<group>.yml. It runs on the hosts of that group, if any.
 All fields but `order` are optional:
@@ -50,13 +50,13 @@ NAME_SERVERS: Entry = {"port": 53, "protocol": "any", "to": ["0.0.0.0/0", "::/0"
 
 
 def parts(values: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return group → part, in their order, of variables and their names."""
+    """Return group → part, in order, from the values and names of the variables."""
     found = {name.removeprefix(PREFIX): part for name, part in zip(names, values, strict=True)}
     return dict(sorted(found.items(), key=lambda one: int(one[1]["order"])))
 
 
 def gathered(parts: Parts, field: str, groups: Groups | None = None, host: str = "") -> list[Any]:
-    """Return the entries of a list that parts may have; with `groups`, of the parts that run on the host."""
+    """Return the entries of all parts for a list field; with `groups`, only of parts that run on the host."""
     return [
         entry
         for group, part in parts.items()
@@ -71,17 +71,17 @@ def first_host(group: str, groups: Groups) -> str:
 
 
 def address(hostvars: Mapping[str, Mapping[str, Any]], host: str) -> str:
-    """Return where a host is reached."""
+    """Return the address of a host."""
     return str(hostvars[host].get("ansible_host", host))
 
 
 def addresses(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
-    """Return where the hosts are reached, each address once."""
+    """Return the addresses of hosts, each once."""
     return list(dict.fromkeys(address(hostvars, host) for host in hosts))
 
 
 def answering_hosts(parts: Parts, groups: Groups) -> dict[str, str]:
-    """Return name below the domain → the host that answers for it, of the parts that have one."""
+    """Return name below the domain → host that answers for it."""
     return {
         name: host
         for group, part in parts.items()
@@ -96,7 +96,7 @@ def names_here(parts: Parts, groups: Groups, host: str) -> list[str]:
 
 
 def host_entries(parts: Parts, groups: Groups, hostvars: Mapping[str, Any], domain: str) -> list[Entry]:
-    """Return name and address for /etc/hosts: of every host, and of every name that the platform answers for."""
+    """Return the entries of /etc/hosts: every host, and every name that the platform answers for."""
     machines = [*groups.get("platform", ()), *groups.get("outside", ())]
     found = {name: address(hostvars, name) for name in machines}
     entries = [{"name": name, "address": where} for name, where in found.items()]
@@ -110,7 +110,7 @@ def host_entries(parts: Parts, groups: Groups, hostvars: Mapping[str, Any], doma
 def filled(items: Iterable[Mapping[str, Any]], entry: Any, **defaults: Any) -> list[Any]:
     """Return a copy of the entry for each item, with every `{field}` in its texts replaced by the item's field.
 
-    A text that is nothing but a field becomes its value, so that a number stays one.
+    A text that is only a field becomes the field's value, so that a number stays a number.
     """
 
     def fill(value: Any, fields: Mapping[str, Any]) -> Any:
@@ -130,7 +130,7 @@ def filled(items: Iterable[Mapping[str, Any]], entry: Any, **defaults: Any) -> l
 
 
 def with_secrets(entries: Iterable[Mapping[str, Any]], by: str = "name", **secrets: Mapping[str, str]) -> list[Entry]:
-    """Add to each entry its own of each kind of secret; `by` names the field that says whose they are."""
+    """Add to each entry its secret of each kind, looked up by the entry's field `by`."""
     return [dict(entry) | {field: held[entry[by]] for field, held in secrets.items()} for entry in entries]
 
 
@@ -144,12 +144,12 @@ def machines(parts: Parts) -> list[Entry]:
 
 
 def gateway_users(people: Iterable[Entry], machines: Iterable[Entry]) -> list[Entry]:
-    """Return who may log in at the gateway, of people and machines with their passwords."""
+    """Return the gateway's users, from people and machines with their passwords."""
     return [{field: one[field] for field in ("name", "role", "password")} for one in (*people, *machines)]
 
 
 def mlflow_users(people: Iterable[Entry], machines: Iterable[Entry]) -> list[Entry]:
-    """Return who may log in to MLflow, and what they may there, of people and machines with their passwords."""
+    """Return MLflow's users and their rights, from people and machines with their passwords."""
     return [
         {
             "name": one["name"],
@@ -200,10 +200,10 @@ def worker_pools(pools: Sequence[str], group_names: Sequence[str], limits: Mappi
 def sites_here(
     parts: Parts, groups: Groups, host: str, gateway: Mapping[str, Any], status: Mapping[str, Any]
 ) -> list[Entry]:
-    """Return what a host's gateway serves; the one with the start page also shows all that others serve.
+    """Return the sites of a host's gateway; the one with the start page also lists the sites of the others.
 
-    `gateway` has the domain and the port of all gateways. `status` has the socket of the program that asks for what
-    speaks no HTTP, and the names of what it asks on this host.
+    `gateway` has the domain and the port of all gateways. `status` has the socket of the status program, which checks
+    parts without HTTP, and the names of its checks on this host.
     """
     answers = answering_hosts(parts, groups)
     page = first_host(GATEWAY, groups)
@@ -236,7 +236,7 @@ def client_addresses(parts: Parts, groups: Groups, hostvars: Mapping[str, Any]) 
 
 
 def open_ports(parts: Parts, groups: Groups, host: str, hostvars: Mapping[str, Any]) -> list[Entry]:
-    """Return what a host offers, and to whom. A port that only the host itself would use stays closed."""
+    """Return a host's open ports and who may connect. A port that only the host itself would use stays closed."""
     found = []
     for port in gathered(parts, "listens", groups, host):
         if isinstance(port["from"], list):  # the site's choice; the platform's hosts call each other all the same
@@ -248,7 +248,7 @@ def open_ports(parts: Parts, groups: Groups, host: str, hostvars: Mapping[str, A
 
 
 def loopback_ports(parts: Parts, groups: Groups, host: str) -> list[Entry]:
-    """Return the ports on a host's loopback address that are not for everybody."""
+    """Return the restricted ports on a host's loopback address."""
     ours = {group: part for group, part in parts.items() if not part.get("elsewhere")}
     return gathered(ours, "loopback", groups, host)
 
@@ -256,7 +256,7 @@ def loopback_ports(parts: Parts, groups: Groups, host: str) -> list[Entry]:
 def outbound(
     parts: Parts, groups: Groups, host: str, hostvars: Mapping[str, Any], may_reach: Mapping[str, Sequence[str]]
 ) -> list[Entry]:
-    """Return where a host's programs may connect to; `may_reach` is what the site allows them besides."""
+    """Return the allowed destinations of a host's programs; `may_reach` has those that the site adds."""
     return [
         {
             "user": program["user"],
@@ -274,14 +274,14 @@ def outbound(
 
 
 def endpoint(parts: Parts, groups: Groups, hostvars: Mapping[str, Any], group: str) -> Iterator[Entry]:
-    """Yield the ways to a part."""
+    """Yield the destinations of a part."""
     for way in parts[group]["endpoint"]:
         host = first_host(group, groups)
         yield dict(way) | ({"to": [address(hostvars, host)] if host else []} if way["to"] == "host" else {})
 
 
 def behind_gateways(parts: Parts, groups: Groups, hostvars: Mapping[str, Any]) -> Iterator[Entry]:
-    """Yield the ways of a gateway to what it serves."""
+    """Yield the destinations of a gateway's own requests."""
     for group, part in parts.items():
         for port in part.get("loopback", ()):
             if PROXY_USER in port["users"]:
@@ -291,7 +291,7 @@ def behind_gateways(parts: Parts, groups: Groups, hostvars: Mapping[str, Any]) -
 
 
 def reach_of_site(program: Mapping[str, Any], may_reach: Mapping[str, Sequence[str]]) -> list[Entry]:
-    """Return the ways that a site allows a program, each written host:port; names are looked up then, too."""
+    """Return the destinations, written host:port, that a site allows a program, and name servers with them."""
     places = may_reach.get(program.get("may_reach", ""), program.get("reaches", ()))
     found = [dict(NAME_SERVERS)] if places else []
     for place in places:
@@ -303,7 +303,7 @@ def reach_of_site(program: Mapping[str, Any], may_reach: Mapping[str, Sequence[s
 
 
 def port_of(url: str) -> int:
-    """Return the port of a URL, its scheme's if it has none of its own."""
+    """Return the port of a URL, or its scheme's default."""
     parsed = urlsplit(url)
     return parsed.port or (80 if parsed.scheme == "http" else 443)
 
@@ -314,9 +314,9 @@ def place_of(url: str) -> str:
 
 
 def ways_to_url(url: str, why: str) -> list[Entry]:
-    """Return the ways to a service of the site's own.
+    """Return the destinations of an external service of the site's.
 
-    On the site's network it is where its name leads when site.yml runs; on the internet it may move any day.
+    In the site's network, the address of its name when site.yml runs; on the internet, any, because it may change.
     """
     port = port_of(url)
     return [
@@ -330,7 +330,7 @@ class FilterModule:
     """Ansible's filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {
             "parts": parts,
             "gathered": gathered,

@@ -1,4 +1,4 @@
-"""Directories, files, parts of files and links: what is there and right is left alone, the rest is made so."""
+"""Bring directories, files, blocks of lines and links to the wanted state."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ SPEC: dict[str, Any] = {
     "blocks": {**MANY, "options": {"path": {"type": "path", "required": True}, "name": REQUIRED, "content": REQUIRED}},
     "links": {"type": "dict", "default": {}},
 }
-"""The argument spec of module managed_files, for modules that do this among other things."""
+"""The argument spec of module managed_files, shared with modules that also manage files."""
 
 
 def with_block(text: str, name: str, block: str) -> str:
-    """Return the text with the block between its marks: where it stands already, or at the end."""
+    """Return the text with the block between its markers: in its old place, or at the end."""
     begin, end = f"# BEGIN {name}\n", f"# END {name}\n"
     marked = f"{begin}{block.strip()}\n{end}"
     before, found, rest = text.partition(begin)
@@ -63,25 +63,25 @@ def known(wants: dict[str, Any]) -> bool:
 
 
 class Files:
-    """The calls' work, and what it changed."""
+    """Carries out the changes and records them."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        """Work with the module's commands and in its mode."""
+        """Keep the module."""
         self.module = module
         self.paths: list[str] = []
         self.diff: list[dict[str, str]] = []
 
     def attributes(self, wants: dict[str, Any]) -> bool:
-        """Set owner, group and mode; tell whether one of them was another."""
+        """Set owner, group and mode; tell whether one of them changed."""
         if self.module.check_mode and not known(wants):
-            return True  # an earlier task would have made them
+            return True  # an earlier task would have created them
         wanted = {key: wants[key] for key in ("path", "owner", "group", "mode")}
         return bool(
             self.module.set_fs_attributes_if_different(self.module.load_file_common_arguments(wanted), changed=False)
         )
 
     def converge(self, wants: Mapping[str, Any]) -> None:
-        """Make everything as wanted; C(wants) has the keys of SPEC, or some of them."""
+        """Apply all that `wants` lists, which has some or all keys of SPEC."""
         mask = os.umask(0o022)
         for directory in wants.get("directories") or ():
             self.directory(directory)
@@ -94,7 +94,7 @@ class Files:
         os.umask(mask)
 
     def directory(self, wants: dict[str, Any]) -> None:
-        """Make a directory exist as wanted."""
+        """Create a directory, or correct its attributes."""
         path = Path(wants["path"])
         missing = not path.is_dir()
         if missing and not self.module.check_mode:
@@ -103,7 +103,7 @@ class Files:
             self.paths.append(str(path))
 
     def file(self, wants: dict[str, Any]) -> None:
-        """Make a file hold its content, for nobody's eyes but its readers'."""
+        """Write a file, never readable by more than its attributes allow."""
         path, secret = Path(wants["path"]), wants["secret"] is not None
         content = wants["secret"] if secret else wants["content"]
         old = read(path)
@@ -121,7 +121,7 @@ class Files:
             replace(path, content, int(wants["mode"], 8), group, owner, lambda draft: self.judge(wants, draft))
 
     def block(self, wants: dict[str, Any]) -> None:
-        """Make a part of a file hold its content; the file may be mounted, and then it is not replaced but written."""
+        """Write a block of lines into a file; a mounted file is written in place, not replaced."""
         path = Path(wants["path"])
         old = read(path)
         new = with_block(old, wants["name"], wants["content"])
@@ -136,7 +136,7 @@ class Files:
             self.module.atomic_move(draft, str(path), unsafe_writes=os.path.ismount(path))
 
     def link(self, path: Path, target: str) -> None:
-        """Make the link point at its target."""
+        """Point a link at its target."""
         if path.is_symlink() and str(path.readlink()) == target:
             return
         self.paths.append(str(path))
@@ -147,12 +147,12 @@ class Files:
             fresh.replace(path)
 
     def note(self, path: Path, before: str, after: str) -> None:
-        """Remember a change and its diff."""
+        """Record a change and its diff."""
         self.paths.append(str(path))
         self.diff.append(diff(path, before, after))
 
     def draft(self, path: Path, content: str) -> str:
-        """Write the content beside its place, where only root reads it; return where."""
+        """Write the content to a temporary file that only root can read; return its path."""
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.module.tmpdir)
         with os.fdopen(handle, "w") as sink:
@@ -160,7 +160,7 @@ class Files:
         return str(name)
 
     def judge(self, wants: dict[str, Any], draft: Path) -> None:
-        """Let the program that will read a file judge it first; end the task with its words."""
+        """Run the validation command on a new file; end the task with its output if it fails."""
         if not wants.get("validate"):
             return
         code, out, err = self.module.run_command(wants["validate"].replace("%s", str(draft)))

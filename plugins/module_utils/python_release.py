@@ -1,4 +1,4 @@
-"""Releases of a hash-locked Python environment: one that is complete is the current one, and others to go back to."""
+"""Releases of a hash-locked Python environment: the current one, and earlier ones for a rollback."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SPEC: dict[str, Any] = {
     "python": PATH,
     "keep": {"type": "int", "default": 2},
 }
-"""What a release is made of; `lock`, `lock_sha256` and `wheel` are the action plugin's."""
+"""Argument spec of a release; the action plugin sets `lock`, `lock_sha256` and `wheel`."""
 
 UV = "/usr/local/bin/uv"
 MARKER = ".complete"
 ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
 CACHE = "/var/cache/metalworks/uv"
 WHEELS = Path("/opt/metalworks/wheels")
-"""The project's own packages, each in a folder that is named after its sources."""
+"""The project's own packages, each in a folder named after the digest of its sources."""
 
 
 def missing(wants: dict[str, Any], dry: bool) -> list[str]:
-    """Return the places of what the host has to be sent before it can make the release, and make their folders."""
+    """Return the paths of files that the host needs before it can build the release, and create their folders."""
     lock, wheel = Path(wants["lock"]), wants["wheel"]
     sent = []
     if wants["lock_sha256"] and not (lock.exists() and digest(lock) == wants["lock_sha256"]):
@@ -61,17 +61,17 @@ def identity(module: AnsibleModule, wants: dict[str, Any]) -> str:
 
 
 def as_user(name: str) -> tuple[list[str], dict[str, str]]:
-    """Return how to run a program as somebody else, and the environment for it: nothing there is shared with root."""
+    """Return the command prefix and environment to run a program as another user, sharing nothing with root."""
     own = Path(f"{CACHE}-{name}")
     own.mkdir(mode=0o700, exist_ok=True)
     shutil.chown(own, name)
     prefix = ["setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--no-new-privs"]
-    # Copies: what is root's in the end is not also in a folder of theirs.
+    # Copy instead of linking, so that files that become root's are not also in the user's cache.
     return prefix, {"HOME": str(own), "UV_CACHE_DIR": str(own), "UV_LINK_MODE": "copy"}
 
 
 def give_to_root(release: Path) -> None:
-    """Make everything in the release root's; links are not followed."""
+    """Give everything in the release to root, without following links."""
     for folder, folders, files in os.walk(release):
         for name in (*folders, *files):
             os.lchown(Path(folder, name), 0, 0)
@@ -79,8 +79,8 @@ def give_to_root(release: Path) -> None:
 
 
 def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None:
-    """Build the release from nothing; leave nothing of it behind when that fails."""
-    # A lock from the host comes from a model: whoever may register one is not root.
+    """Build the release from scratch; remove it if that fails."""
+    # A lock from the host comes from a model. Build it without root, since users that register models are not root.
     builder = "" if wants["lock_sha256"] else wants["user"]
     if release.exists():
         shutil.rmtree(release)
@@ -102,7 +102,7 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
             module.fail_json(
                 msg=f"Cannot install the environment; the current release stays in use.\n{' '.join(step)}\n{out}{err}"
             )
-    # uv's own lock, which it leaves behind for everybody to write.
+    # uv's lock file, which it leaves writable for everyone.
     (release / ".lock").unlink(missing_ok=True)
     if builder:
         give_to_root(release)
@@ -110,14 +110,14 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
 
 
 def packages(release: Path) -> set[str]:
-    """Return what is installed, each as name-version."""
+    """Return the installed packages, each as name-version."""
     return {path.name.removesuffix(".dist-info") for path in release.glob("lib/*/site-packages/*.dist-info")}
 
 
 def forget(module: AnsibleModule, had: set[str], root: Path) -> None:
-    """Have uv forget the packages that went with releases, and the wheels that this one has taken the place of.
+    """Remove packages of removed releases from uv's cache, and wheels that a newer one has replaced.
 
-    Another program's release may have a package in the same version: that is still worth keeping.
+    Packages that a release of another program still uses are kept.
     """
     left = had - {package for release in root.parent.glob("*/releases/*/") for package in packages(release)}
     if names := sorted({package.partition("-")[0] for package in left}):
@@ -130,7 +130,7 @@ def forget(module: AnsibleModule, had: set[str], root: Path) -> None:
 
 
 def tidy(releases: Path, current: Path, keep: int) -> tuple[list[str], set[str]]:
-    """Remove the releases that nobody will go back to; return their ids, and what was installed in them."""
+    """Remove old releases beyond those to keep; return their ids and their packages."""
     others = [path for path in releases.iterdir() if path.resolve() != current.resolve()]
     complete = sorted(
         (path for path in others if (path / MARKER).exists()), key=lambda path: -(path / MARKER).stat().st_mtime
@@ -143,7 +143,7 @@ def tidy(releases: Path, current: Path, keep: int) -> tuple[list[str], set[str]]
 
 
 def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
-    """Make the wanted release the current one; return what was done, or what is missing for it."""
+    """Make the wanted release the current one; return what was done, or which files are missing."""
     os.umask(0o022)
     made = ensure_system_user(module, wants["user"]) if wants["user"] else False
     if lacks := missing(wants, module.check_mode):
@@ -159,7 +159,7 @@ def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (release / MARKER).exists():
             install(module, wants, release)
-        # The marker's age says when a release was last made current, which is what tidy() sorts by.
+        # The marker's age is when the release last became current; tidy() sorts by it.
         (release / MARKER).touch()
         fresh = root / "current.new"
         fresh.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Replace a file in one step: readers see the old content or the new, and never what they may not read."""
+"""Replace a file atomically: readers see the old content or the new, and only if they may read it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNCHANGED = -1
-"""As an owner or a group: whoever runs this."""
+"""Owner or group that keeps the file as the current user's."""
 
 
 def read(path: Path, errors: str = "strict") -> str:
-    """Return a file's text; nothing if there is no such file."""
+    """Return a file's text; empty if it is missing."""
     return path.read_text(errors=errors) if path.exists() else ""
 
 
 def differs(path: Path, content: str, mode: int = 0o644, group: int = 0, owner: int = 0) -> bool:
-    """Tell whether the file is missing, is a link, or has another content, mode, group or owner."""
+    """Tell whether the file is missing, a link, or different in content, mode, group or owner."""
     if path.is_symlink() or not path.is_file() or path.read_bytes() != content.encode():
         return True
     status = path.stat()
@@ -31,10 +31,10 @@ def replace(
     owner: int = 0,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the content beside its place, let `check` refuse it by an exception, and rename it.
+    """Write the content to a draft in the same folder, let `check` reject it with an exception, and rename it.
 
-    Missing folders above are made. The draft has a fixed name, so a run that was killed leaves no more than one behind,
-    which the next run replaces; the name begins with a dot, so programs that read a whole folder pass over it.
+    Creates missing parent folders. The draft has a fixed name, so that a killed run leaves at most one, which the next
+    run replaces. The name begins with a dot, so that programs that read a whole folder ignore it.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.new")

@@ -1,6 +1,6 @@
-"""A small S3 client on the standard library alone, so that hosts need no SDK: signed requests, errors by code.
+"""A small S3 client on the standard library, so that hosts need no SDK: signed requests, errors by code.
 
-And what two modules do with it: rules by which a bucket's objects expire.
+It also computes lifecycle rules, which two modules need.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from xml.etree import ElementTree
 
 TIMEOUT_SECONDS = 30
 STARTING_SECONDS = 60
-"""How long a server may say that it is still starting."""
+"""How long to wait for a server that is still starting."""
 STARTING = ("XMinioServerNotInitialized", "XMinioIAMNotInitialized")
 EXPIRY_RULE, SCRATCH_RULE = "metalworks-expiry", "metalworks-scratch"
-"""The rules of ours among those that a bucket may have; of the second, one per prefix, with a number behind it."""
+"""Names of our lifecycle rules in a bucket; the second exists once per prefix, with a number appended."""
 SCRATCH_DAYS = 1
-"""After so many days goes what lies where nobody keeps anything, and every old version of it. Less S3 does not know."""
+"""Days after which temporary objects and their old versions expire; S3's minimum."""
 
 TEXT = {"type": "str", "required": True}
 TEXTS = {"type": "list", "elements": "str"}
@@ -53,11 +53,11 @@ CONSUMERS: dict[str, Any] = {
         "reads": {**TEXTS, "default": []},
     },
 }
-"""Argument specs of the modules that work with a store."""
+"""Argument specs of the modules that use a store."""
 
 
 class StoreError(Exception):
-    """The store refused, or cannot be asked."""
+    """The store refused a request, or cannot be reached."""
 
 
 class UnreachableError(StoreError):
@@ -65,7 +65,7 @@ class UnreachableError(StoreError):
 
 
 class Reply(NamedTuple):
-    """What the store answered."""
+    """The store's response."""
 
     status: int
     body: bytes
@@ -73,11 +73,11 @@ class Reply(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Tell whether the request was carried out."""
+        """Tell whether the request succeeded."""
         return self.status < 300
 
     def _field(self, name: str) -> str:
-        """Return a field of the error document, which is XML from S3 and may be JSON from MinIO's admin API."""
+        """Return a field of the error document, which is XML, or JSON from MinIO's admin API."""
         text = self.body.decode(errors="replace")
         if text.lstrip().startswith("{"):
             return str(json.loads(text).get(name, ""))
@@ -86,11 +86,11 @@ class Reply(NamedTuple):
 
     @property
     def code(self) -> str:
-        """Return the error's code, for example NoSuchBucket; empty when there is none."""
+        """Return the error code, such as NoSuchBucket; empty on success."""
         return "" if self.ok else self._field("Code")
 
     def expect(self, doing: str) -> Reply:
-        """Return the reply if it is a success; raise StoreError that says what was being done otherwise."""
+        """Return the reply if it is a success; otherwise raise StoreError with `doing` in its text."""
         if not self.ok:
             raise StoreError(f"{doing}: HTTP {self.status} {self.code} {self._field('Message')}".strip())
         return self
@@ -99,7 +99,7 @@ class Reply(NamedTuple):
 def sign(
     method: str, url: str, payload: bytes, *, region: str, access_key: str, secret_key: str, when: time.struct_time
 ) -> dict[str, str]:
-    """Return the headers that make a request to this URL one of the key's: AWS Signature Version 4."""
+    """Return the headers that sign a request with AWS Signature Version 4."""
     parts = urlsplit(url)
     stamp, day = time.strftime("%Y%m%dT%H%M%SZ", when), time.strftime("%Y%m%d", when)
     digest = hashlib.sha256(payload).hexdigest()
@@ -118,10 +118,10 @@ def sign(
 
 
 class Store:
-    """An S3 endpoint, seen with one key. Buckets are addressed by path, which every store understands."""
+    """A client of an S3 endpoint with one key. It addresses buckets by path, which every store supports."""
 
     def __init__(self, endpoint: str, region: str, access_key: str, secret_key: str) -> None:
-        """Connect when the first request is made; raise StoreError for an endpoint that is no URL."""
+        """Prepare a connection, opened by the first request; raise StoreError for an endpoint that is not a URL."""
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise StoreError(f"endpoint {endpoint!r} is not an http:// or https:// URL")
@@ -134,9 +134,9 @@ class Store:
         )
 
     def ask(self, method: str, path: str, query: Mapping[str, str] | None = None, body: bytes = b"") -> Reply:
-        """Send a signed request, again while the server says that it is starting.
+        """Send a signed request, and repeat it while the server is starting.
 
-        An HTTP error is a reply; silence is an UnreachableError.
+        An HTTP error is a reply; no answer raises UnreachableError.
         """
         deadline = time.monotonic() + STARTING_SECONDS
         while (reply := self._send(method, path, query, body)).code in STARTING and time.monotonic() < deadline:
@@ -156,7 +156,7 @@ class Store:
             secret_key=self.secret_key,
             when=time.gmtime(),
         )
-        if body:  # some settings of a bucket are taken with this alone
+        if body:  # some bucket settings require this header
             headers["content-md5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         try:
             self._connection.request(method, target, body=body, headers=headers)
@@ -168,7 +168,7 @@ class Store:
 
 
 class Rule(NamedTuple):
-    """When objects below a prefix go; of old versions, `old_days` after they became that. No text: never."""
+    """Expiry of objects below a prefix, and of old versions `old_days` after they became old. Empty: never."""
 
     name: str
     status: str
@@ -178,17 +178,17 @@ class Rule(NamedTuple):
 
     @classmethod
     def read(cls, rule: ElementTree.Element) -> Rule:
-        """Read what stands in a bucket's configuration, without namespaces."""
+        """Read a rule from a bucket's configuration without namespaces."""
         parts = ("ID", "Status", ".//Prefix", "Expiration/Days", "NoncurrentVersionExpiration/NoncurrentDays")
         return cls(*(rule.findtext(part) or "" for part in parts))
 
     def element(self) -> ElementTree.Element:
-        """Return it as a bucket's configuration has it."""
+        """Return the rule as an element of a bucket's configuration."""
         rule = ElementTree.Element("Rule")
         for name, text in (("ID", self.name), ("Status", self.status)):
             ElementTree.SubElement(rule, name).text = text
         ElementTree.SubElement(ElementTree.SubElement(rule, "Filter"), "Prefix").text = self.prefix
-        # Without an end of its own, an object's last mark of deletion goes when no version is left behind it.
+        # Without an expiry, remove a delete marker once no version is left behind it.
         kind, text = ("Days", self.days) if self.days else ("ExpiredObjectDeleteMarker", "true")
         ElementTree.SubElement(ElementTree.SubElement(rule, "Expiration"), kind).text = text
         if self.old_days:
@@ -198,11 +198,10 @@ class Rule(NamedTuple):
 
 
 def expiry(known: bytes, days: int, scratch: Sequence[str] = (), old_days: int = 0) -> bytes | None:
-    """Return a bucket's lifecycle rules, ours as they are to be and others' as they are; None: they are so already.
+    """Return a bucket's lifecycle rules with ours as wanted and others unchanged; None if they already are.
 
-    After `days` an object goes, and an old version after `old_days` as one; 0 is never. What is below a prefix of
-    `scratch` goes soon, with its old versions.
-    Empty: no rule is left.
+    Objects expire after `days`, old versions after `old_days`; 0 means never. Objects below a prefix of `scratch`
+    expire soon, with their old versions. An empty result means that no rule is left.
     """
     spaced = ElementTree.fromstring(known) if known else ElementTree.Element("LifecycleConfiguration")  # noqa: S314
     for element in spaced.iter():
@@ -223,7 +222,7 @@ def expiry(known: bytes, days: int, scratch: Sequence[str] = (), old_days: int =
 
 
 def expiry_wanted(store: Store, bucket: str, days: int, scratch: Sequence[str] = (), old_days: int = 0) -> bytes | None:
-    """Return what `expiry` says of a bucket of the store; raise StoreError where its rules may not be seen."""
+    """Return `expiry` for a bucket of the store; raise StoreError if its rules cannot be read."""
     asked = store.ask("GET", f"/{bucket}", {"lifecycle": ""})
     none = asked.code in ("NoSuchLifecycleConfiguration", "NoSuchBucket")
     return expiry(b"" if none else asked.expect(f"lifecycle of {bucket}").body, days, scratch, old_days)

@@ -13,7 +13,7 @@ NOLOGIN = "/usr/sbin/nologin"
 
 
 def ensure_system_group(module: AnsibleModule, name: str) -> bool:
-    """Make a system group; tell whether it was missing."""
+    """Create a system group; tell whether it was missing."""
     try:
         grp.getgrnam(name)
     except KeyError:
@@ -24,7 +24,7 @@ def ensure_system_group(module: AnsibleModule, name: str) -> bool:
 
 
 def ensure_system_user(module: AnsibleModule, name: str) -> bool:
-    """Make a system user whom nobody logs in as; tell whether it was not there, or had another home or shell."""
+    """Create or correct a system user without a login shell; tell whether that changed anything."""
     home = f"/var/lib/{name}"
     options = ["--shell", NOLOGIN, name]
     try:

@@ -1,4 +1,4 @@
-"""What systemd knows of a unit."""
+"""Properties of systemd units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show(module: AnsibleModule, unit: str, *properties: str) -> dict[str, str]:
-    """Return these properties of a unit by name; a property without a value is an empty text."""
+    """Return these properties of a unit by name; a property without a value is an empty string."""
     command = ["systemctl", "show", unit, "--property", ",".join(properties)]
     lines = module.run_command(command, check_rc=True)[1].splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)

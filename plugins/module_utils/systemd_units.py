@@ -1,4 +1,4 @@
-"""Systemd services: what they are said to be, and what their processes were started from."""
+"""Write systemd services, and restart those whose process was started from something else."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ SPEC: dict[str, Any] = {
     },
     "family": OPTIONAL,
 }
-"""The argument spec of module systemd_units, for modules that do this among other things."""
+"""The argument spec of module systemd_units, shared with modules that also run services."""
 
 POLL_SECONDS = 0.25
 STEADY_SECONDS = 2.0
-"""Without a health URL, a service counts as up when one process has lived this long."""
+"""Without a health URL, a service counts as up when its process has run this long."""
 CRASHES_TO_GIVE_UP = 5
 HEALTH_SECONDS = 5.0
 UNITS, SETTINGS, RUNNING = Path("/etc/systemd/system"), Path("/etc/metalworks"), Path("/run/metalworks")
 MANAGED = "#\n# Ansible managed\n#"
-# A program that is taken over reaches its own state and the network, and nothing else of the host. The last line of a
-# name counts, so a unit's own `service` can set one again.
+# A compromised program can reach its own state and the network, and nothing else on the host. The last line for a
+# setting counts, so a unit's own `service` can override it.
 SANDBOX = """\
 NoNewPrivileges=true
 CapabilityBoundingSet=
@@ -138,7 +138,7 @@ def environment_text(environment: dict[str, Any]) -> str:
 
 
 def digest(paths: list[Path]) -> str:
-    """Return the revision of these files: links by target, files by content, folders by all files in them."""
+    """Return a digest of these paths: links by target, files by content, folders by all files in them."""
     total = hashlib.sha256()
     for path in paths:
         total.update(f"{path}\0".encode())
@@ -153,7 +153,7 @@ def digest(paths: list[Path]) -> str:
 
 
 def answers(url: str, path: str) -> bool:
-    """Tell whether a GET of the URL (on a Unix socket if there is a path) is answered with 200, without any proxy."""
+    """Tell whether a GET of the URL returns 200; with a path, on that Unix socket. Uses no proxy."""
     handlers = [SocketHandler(path)] if path else []
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
     try:
@@ -164,10 +164,10 @@ def answers(url: str, path: str) -> bool:
 
 
 class Unit:
-    """One service as systemd sees it, and as it should be."""
+    """One service, as it is and as wanted."""
 
     def __init__(self, module: AnsibleModule, wants: dict[str, Any]) -> None:
-        """Remember whose commands run and what is wanted."""
+        """Keep the module and the wanted unit."""
         self.module, self.wants = module, wants
         self.name = wants["name"]
         self.service = f"{self.name}.service"
@@ -181,33 +181,33 @@ class Unit:
         self.module.run_command(["systemctl", *arguments], check_rc=True)
 
     def show(self) -> dict[str, str]:
-        """Return the unit's properties that decisions rest on."""
+        """Return the unit's properties that decisions depend on."""
         names = ("ActiveState", "SubState", "NRestarts", "UnitFileState", "NeedDaemonReload", "Result")
         return show(self.module, self.service, *names, "ActiveEnterTimestampMonotonic")
 
     def journal(self) -> str:
-        """Return the last lines the unit wrote."""
+        """Return the last lines of the unit's journal."""
         command = ["journalctl", "--unit", self.service, "--lines", "30", "--no-pager", "--output", "cat"]
         return str(self.module.run_command(command)[1])
 
     def fail(self, why: str) -> None:
-        """End the task with the reason, and the journal for the person who reads it."""
+        """End the task with the reason and the journal."""
         self.module.fail_json(
             msg=f"{self.service} {why}\nLast lines of `journalctl -u {self.service}`:\n{self.journal()}"
         )
 
     def group(self) -> int | None:
-        """Return the number of the group that reads the environment; None, in check mode, when there is none yet."""
+        """Return the id of the group that may read the environment; None if check mode did not create it."""
         name = self.wants["group"] or self.wants["user"]
         try:
             return grp.getgrnam(name).gr_gid
         except KeyError:
-            if not self.module.check_mode:  # else the task that makes the group only said so
+            if not self.module.check_mode:  # in check mode, the task before did not create the group
                 self.fail(f"needs the group {name}, which does not exist on this host.")
             return None
 
     def verify(self, content: str) -> None:
-        """Let systemd judge the unit file before it is put in place; fail the task with its words."""
+        """Let systemd verify the unit file before it is installed; fail the task with its output."""
         with tempfile.TemporaryDirectory() as scratch:
             candidate = Path(scratch) / self.service
             candidate.write_text(content)
@@ -216,7 +216,7 @@ class Unit:
             self.module.fail_json(msg=f"systemd rejects {self.service}; nothing was changed:\n{out}{err}")
 
     def converge(self) -> str:
-        """Bring files and process to what is wanted, without waiting for health; return what was done."""
+        """Bring files and process to the wanted state without waiting for health; return what was done."""
         made = ensure_system_user(self.module, self.wants["user"])
         group = self.group()
         if group is None:
@@ -249,7 +249,7 @@ class Unit:
         return "enabled" if action == "none" and (made or enable) else action
 
     def wait(self) -> None:
-        """Block until the wanted revision runs and is healthy, or fail the task."""
+        """Wait until the wanted revision runs and is healthy, or fail the task."""
         url, timeout = self.wants["health_url"], self.wants["health_timeout"]
         crashes = int(self.show()["NRestarts"])
         while time.monotonic() - self.began < timeout:
@@ -268,7 +268,7 @@ class Unit:
 
 
 def unlisted(family: str, listed: set[str]) -> list[str]:
-    """Return the names of a family's services that are ours and not listed any more."""
+    """Return the names of a family's services that this module wrote and that are no longer listed."""
     return [
         path.stem
         for path in sorted(UNITS.glob(f"{family}.service"))
@@ -277,16 +277,16 @@ def unlisted(family: str, listed: set[str]) -> list[str]:
 
 
 def remove(module: AnsibleModule, name: str) -> None:
-    """Stop a service and take its files away."""
+    """Stop a service and remove its files."""
     module.run_command(["systemctl", "--quiet", "disable", "--now", f"{name}.service"], check_rc=True)
     for path in (SETTINGS / f"{name}.env", SETTINGS / f"{name}.revision"):
         path.unlink(missing_ok=True)
-    # Last: while it stands, the next run after one that was killed here finds the service again.
+    # Last, so that the run after a killed one still finds the service.
     (UNITS / f"{name}.service").unlink()
 
 
 def converge(module: AnsibleModule, wants: list[dict[str, Any]], family: str) -> dict[str, str]:
-    """Bring all services to what is wanted and wait until they are healthy; return what was done to each."""
+    """Bring all services to the wanted state and wait until they are healthy; return what was done to each."""
     units = [Unit(module, each) for each in wants]
     actions = {unit.name: unit.converge() for unit in units}
     for name in unlisted(family, set(actions)) if family else []:

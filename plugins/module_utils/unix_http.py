@@ -1,4 +1,4 @@
-"""HTTP to a server of this host that listens on a Unix socket."""
+"""HTTP over a Unix socket of this host."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class SocketConnection(HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, host: str, path: str, timeout: float) -> None:
-        """Remember the socket."""
+        """Keep the path of the socket."""
         super().__init__(host, timeout=timeout)
         self.path = path
 
     def connect(self) -> None:
-        """Connect to the socket, whatever the URL's host is."""
+        """Connect to the socket and ignore the URL's host."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
@@ -28,12 +28,12 @@ class SocketHandler(urllib.request.HTTPHandler):
     """Opens http: URLs on one Unix socket."""
 
     def __init__(self, path: str) -> None:
-        """Remember the socket."""
+        """Keep the path of the socket."""
         super().__init__()
         self.path = path
 
     def http_open(self, request: urllib.request.Request) -> HTTPResponse:
-        """Ask on the socket."""
+        """Send the request over the socket."""
 
         def connection(host: str, *, timeout: float = PATIENCE_SECONDS, **_: object) -> HTTPConnection:
             return SocketConnection(host, self.path, timeout)

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Make developers' accounts with their own keys in place, all of them in one call."""
+"""Create developers' accounts with their own keys, all in one call."""
 
 from __future__ import annotations
 
@@ -78,18 +78,18 @@ from ..module_utils.system_user import ensure_system_group
 
 PREFECT_PROFILE = "metalworks"
 MEMBERS = "metalworks-people"
-"""Group of the accounts that this module made, so that it knows them when they are no longer listed."""
+"""Group of the accounts that this module created, to recognise those that are no longer listed."""
 FIRST_UID = 1000
-"""Accounts below are the system's and its services'."""
+"""Accounts below belong to the system and its services."""
 
 
 def ini(text: str, name: str, section: str, wanted: dict[str, str]) -> str:
-    """Return the text of an INI file with these values in a section; the same text if they are there already."""
+    """Return the text of an INI file with these values in a section; unchanged if it already has them."""
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        # No more than the first line: the others quote the file, which holds secrets.
+        # Only the first line of the error: the others quote the file, which contains secrets.
         raise ValueError(f"~/{name} is not a valid INI file: {str(error).splitlines()[0]}") from error
     if parser.has_section(section) and wanted.items() <= dict(parser.items(section)).items():
         return text
@@ -103,7 +103,7 @@ def ini(text: str, name: str, section: str, wanted: dict[str, str]) -> str:
 
 
 def prefect_login(name: str, password: str) -> dict[str, str]:
-    """Return Prefect's settings for who asks; not all of its clients send the first when they open a WebSocket."""
+    """Return Prefect's settings for a login, twice: not all clients send the first one when they open a WebSocket."""
     header = "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
     return {
         "PREFECT_API_AUTH_STRING": f"{name}:{password}",
@@ -112,7 +112,7 @@ def prefect_login(name: str, password: str) -> dict[str, str]:
 
 
 def prefect_profiles(text: str, wanted: dict[str, str]) -> str:
-    """Return Prefect's profiles with these settings in the active one; the same text if they are there already."""
+    """Return Prefect's profiles with these settings in the active one; unchanged if it already has them."""
     try:
         known = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -130,7 +130,7 @@ def prefect_profiles(text: str, wanted: dict[str, str]) -> str:
 
 
 def pgpass(text: str, database: dict[str, Any]) -> str:
-    """Return the file's text with this database's password in the first line: libpq takes the first that fits."""
+    """Return the file's text with this database's password in the first line: libpq uses the first match."""
     fields = [str(database[name]) for name in ("host", "port", "name", "user", "password")]
     escaped = [field.replace("\\", "\\\\").replace(":", "\\:") for field in fields]
     line, place = ":".join(escaped), ":".join(escaped[:4]) + ":"
@@ -142,7 +142,7 @@ def pgpass(text: str, database: dict[str, Any]) -> str:
 
 @contextmanager
 def acting_as(person: pwd.struct_passwd) -> Iterator[None]:
-    """Do what follows with the person's rights; needs root unless the person is who runs this."""
+    """Run a block with the person's rights; needs root unless the person runs this."""
     before = os.geteuid(), os.getegid(), os.getgroups()
     mask = os.umask(0o077)
     if before[0] != person.pw_uid:
@@ -160,7 +160,7 @@ def acting_as(person: pwd.struct_passwd) -> Iterator[None]:
 
 
 def keep(path: Path, text: str, dry: bool) -> bool:
-    """See to it that the file holds this text and is its owner's alone; tell whether that was not so."""
+    """Make the file hold this text, readable by its owner only; tell whether that changed anything."""
     path = path.resolve()
     if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == 0o600:
         return False
@@ -170,7 +170,7 @@ def keep(path: Path, text: str, dry: bool) -> bool:
 
 
 def expired(name: str) -> bool:
-    """Tell whether an account is closed, by the date in /etc/shadow."""
+    """Tell whether an account has expired, by the date in /etc/shadow."""
     for line in Path("/etc/shadow").read_text().splitlines():
         fields = line.split(":")
         if fields[0] == name:
@@ -179,7 +179,7 @@ def expired(name: str) -> bool:
 
 
 def close(home: Path, dry: bool) -> list[str]:
-    """Let nobody else into a home: programs leave things there that they believe to be their owner's."""
+    """Close a home to other users: programs leave files there that they assume to be private."""
     mode = home.stat().st_mode & 0o7777
     if not mode & 0o007:
         return []
@@ -189,7 +189,7 @@ def close(home: Path, dry: bool) -> list[str]:
 
 
 def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str, Any] | None, dry: bool) -> list[str]:
-    """Put a developer's keys into the home; return the paths that were not as wanted."""
+    """Put a developer's keys into the home; return the paths that changed."""
     home = Path(person.pw_dir)
     aws, mlflow, prefect = home / ".aws/credentials", home / ".mlflow/credentials", home / ".prefect/profiles.toml"
     passwords, logins = home / ".pgpass", home / ".ssh/authorized_keys"
@@ -211,7 +211,7 @@ def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str
 
 
 def converge(module: AnsibleModule) -> list[str]:
-    """Make every account and furnish its home; return what was done."""
+    """Create every account and set up its home; return what was done."""
     done = []
     accounts = {person.pw_name for person in pwd.getpwall()}
     members = {name for group in grp.getgrall() if group.gr_name == MEMBERS for name in group.gr_mem}
@@ -221,7 +221,7 @@ def converge(module: AnsibleModule) -> list[str]:
         if name in accounts and not expired(name):
             done.append(f"lock {name}")
             if not module.check_mode:
-                # Sessions that are open end too; pkill says 1 when there are none.
+                # End open sessions too; pkill exits with 1 if there are none.
                 module.run_command(["usermod", "--lock", "--expiredate", "1", name], check_rc=True)
                 module.run_command(["pkill", "--signal", "KILL", "--uid", name])
     for wants in module.params["developers"]:

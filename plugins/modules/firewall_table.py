@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""The host's table of nftables is what its file says, in one call."""
+"""Load a table of nftables into the kernel and into its file, in one call."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BEFORE = Path("/run/metalworks/firewall-before.nft")
 TIMER = "metalworks-firewall-rollback"
 REPLACE = f"table {TABLE}\ndelete table {TABLE}\n"
 MARK = "# Who belongs to the platform.\n"
-# Debian's unit flushes everything when it is stopped or restarted, the rules of Docker too.
+# When Debian's unit stops or restarts, it flushes all tables, including Docker's.
 DROP_IN = Path("/etc/systemd/system/nftables.service.d/metalworks.conf")
 DROP_IN_TEXT = f"[Service]\nExecStop=\nExecStop=-/usr/sbin/nft delete table {TABLE}\n"
 
@@ -91,7 +91,7 @@ def resolve(name: str) -> Iterable[str]:
 
 
 def networks(names: list[str], look_up: Callable[[str], Iterable[str]] = resolve) -> list[Network]:
-    """Return what these addresses, networks and names stand for; raises OSError for an unknown name."""
+    """Return the networks of these addresses, networks and names; raises OSError for an unknown name."""
     found: set[Network] = set()
     for name in names:
         try:
@@ -102,7 +102,7 @@ def networks(names: list[str], look_up: Callable[[str], Iterable[str]] = resolve
 
 
 def members(name: str, found: list[Network]) -> str:
-    """Return the lines that fill the two sets of this name, one for each version of IP."""
+    """Return the lines that fill the two sets of this name, one for each IP version."""
     lines = []
     for version in (4, 6):
         if ours := [str(one) for one in found if one.version == version]:
@@ -111,17 +111,17 @@ def members(name: str, found: list[Network]) -> str:
 
 
 def numbered(rules: str, number: Callable[[str], int]) -> str:
-    """Return the rules with users' numbers in the place of their names: a table with an unknown name is not loaded."""
+    """Return the rules with UIDs in place of user names: nft rejects a table with an unknown name."""
     return re.sub(r"@uid:([^@]+)@", lambda user: str(number(user[1])), rules)
 
 
 def normal(value: Any) -> Any:
-    """Return a listing without what differs between two loads of the same rules."""
+    """Return a listing without the parts that differ between two loads of the same rules."""
     if isinstance(value, list):
         return [normal(one) for one in value if not (isinstance(one, dict) and "metainfo" in one)]
     if isinstance(value, dict):
         kept = {key: normal(one) for key, one in value.items() if key != "handle"}
-        for key in kept.keys() & {"set", "elem"}:  # kept in a hash, whose order is chance
+        for key in kept.keys() & {"set", "elem"}:  # their order is random
             if isinstance(kept[key], list):
                 kept[key] = sorted(kept[key], key=lambda one: json.dumps(one, sort_keys=True))
         return {"counter": None} if "counter" in kept else kept
@@ -134,7 +134,7 @@ def sets(listing: Any) -> list[Any]:
 
 
 def has_rules(text: str) -> bool:
-    """Tell whether somebody's file says more than Debian's, which lets everything through."""
+    """Tell whether a file contains rules, unlike Debian's, which accepts everything."""
     return bool(re.search(r"\b(accept|drop|reject|dnat|snat|masquerade|include)\b", re.sub(r"#.*", "", text)))
 
 
@@ -144,7 +144,7 @@ class Firewall:
     NOBODY = 65534
 
     def __init__(self, module: AnsibleModule, nft: str) -> None:
-        """Remember whose commands run."""
+        """Keep the module and the path of nft."""
         self.module, self.nft = module, nft
         self.actions, self.diff = list[str](), list[dict[str, str]]()
 
@@ -153,7 +153,7 @@ class Firewall:
         self.module.fail_json(msg=why, actions=self.actions)
 
     def act(self, action: str) -> bool:
-        """Note what is done; tell whether it is to be carried out."""
+        """Record an action; tell whether to carry it out."""
         self.actions.append(action)
         return not self.module.check_mode
 
@@ -165,12 +165,12 @@ class Firewall:
         return str(out)
 
     def live(self) -> Any:
-        """Return the table that the kernel works with; nothing when there is none."""
+        """Return the table in the kernel, or None."""
         code, out, _ = self.module.run_command([self.nft, "--json", "list", "table", *TABLE.split()])
         return normal(json.loads(out)) if code == 0 else None
 
     def tried(self, text: str) -> Any:
-        """Return what the kernel makes of the rules, in a network where they hurt nobody."""
+        """Return the rules as the kernel lists them, loaded into a separate network namespace."""
         script = f'"$0" --file - && "$0" --json list table {TABLE}'
         code, out, err = self.module.run_command(["unshare", "--net", "sh", "-c", script, self.nft], data=text)
         if code:
@@ -178,13 +178,13 @@ class Firewall:
         return normal(json.loads(out))
 
     def counting_down(self) -> bool:
-        """Tell whether the timer runs."""
+        """Tell whether the rollback timer is running."""
         return bool(self.module.run_command(["systemctl", "is-active", "--quiet", f"{TIMER}.timer"])[0] == 0)
 
     def load(self, text: str, seconds: int) -> None:
-        """Replace the table, once it is certain that the earlier one comes back unless somebody confirms."""
+        """Start the timer that restores the old table, then replace the table."""
         self.run(self.nft, "--check", "--file", "-", data=text)
-        if self.counting_down():  # a killed play's; what stood before that one is still what is to come back
+        if self.counting_down():  # from a killed play; the table from before that play is still the one to restore
             self.run("systemctl", "stop", f"{TIMER}.timer")
         else:
             earlier = self.module.run_command([self.nft, "list", "table", *TABLE.split()])[1]
@@ -209,7 +209,7 @@ class Firewall:
         replace(CONFIGURATION, text)
 
     def user(self, name: str) -> int:
-        """Return the user's number; make a user who is not there. In a dry run that one gets one of nobody's."""
+        """Return the user's UID; create a missing user, or in check mode return an unused UID."""
         try:
             return pwd.getpwnam(name).pw_uid
         except KeyError:
@@ -218,7 +218,7 @@ class Firewall:
         return self.NOBODY - len(self.actions) if self.module.check_mode else pwd.getpwnam(name).pw_uid
 
     def serve(self) -> None:
-        """Have the file loaded at boot."""
+        """Enable and start the unit that loads the file at boot."""
         if read(DROP_IN) != DROP_IN_TEXT and self.act(f"write {DROP_IN}"):
             replace(DROP_IN, DROP_IN_TEXT)
             self.run("systemctl", "daemon-reload")
@@ -229,7 +229,7 @@ class Firewall:
                 self.run("systemctl", "--quiet", verb, "nftables.service")
 
     def converge(self, text: str, seconds: int, confirm: bool) -> bool:
-        """Bring kernel and file to these rules; tell whether they wait for a confirmation."""
+        """Load and store these rules; tell whether they wait for a confirmation."""
         wanted = self.tried(text)
         if confirm and self.counting_down():
             self.run("systemctl", "stop", f"{TIMER}.timer")
@@ -246,7 +246,7 @@ class Firewall:
         return False
 
     def register(self, platform: str) -> None:
-        """Change the set of the platform's addresses, and nothing else."""
+        """Update the set of the platform's addresses, and nothing else."""
         old = read(CONFIGURATION)
         head, mark, filled = old.partition(MARK)
         if not mark:

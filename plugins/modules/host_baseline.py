@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""What every host of the platform has, in one call."""
+"""Apply the baseline of every host, in one call."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def trusted(files: Iterable[Path]) -> set[str]:
 
 
 def finish_installation(module: AnsibleModule) -> str:
-    """Configure what a host that lost power, or a killed play, left half installed; return what dpkg did.
+    """Finish an installation that a power loss or a killed play interrupted; return dpkg's output.
 
-    Another installation may hold the lock meanwhile. Fails the task with dpkg's words when the lock stays held.
+    Waits while another installation holds the lock. Fails the task with dpkg's error when the lock stays held.
     """
     if module.check_mode:
         return str(module.run_command(["dpkg", "--audit"])[1])
@@ -142,7 +142,7 @@ def installed(module: AnsibleModule) -> list[str]:
 
 
 def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
-    """Have the host trust the certificates of the bundles; tell whether it did not, or trusted others of ours."""
+    """Make the host trust the certificates of the bundles and no others of ours; tell whether that changed anything."""
     try:
         wants = wanted(bundles)
     except ValueError as error:
@@ -159,9 +159,9 @@ def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
             file.unlink()
         for key, pem in add.items():
             replace(LOCAL / f"{PREFIX}{key}.crt", pem)
-        # Where the program is missing, the package ca-certificates does this when it is installed.
+        # Where the program is missing, installing the package ca-certificates does this.
         if program := shutil.which("update-ca-certificates"):
-            # Only a fresh start drops the links of files that are gone.
+            # Only --fresh removes the links of files that are gone.
             module.run_command([program, *(["--fresh"] if remove or dangling else [])], check_rc=True)
     return changed
 
@@ -171,7 +171,7 @@ STATE = ("LoadState", "ActiveState", "UnitFileState", "ConditionResult", "Condit
          "NeedDaemonReload")  # fmt: skip
 SOURCES = Path("/etc/chrony/sources.d/metalworks.sources")
 ADDITION = Path(f"/etc/systemd/system/{CHRONY}.d/metalworks.conf")
-# The distribution's unit stays dead after a kill, and clocks that differ break certificates and signed requests.
+# The distribution's unit is not restarted after a kill, and clocks that differ break certificates and signed requests.
 RESTART = """\
 # Ansible managed
 [Unit]
@@ -184,7 +184,7 @@ RestartSec=3
 
 
 def ensure_kernel(module: AnsibleModule, wanted: dict[str, Any], parameters: Path = PARAMETERS) -> list[str]:
-    """Set what the running kernel has otherwise; return the names. At boot the file that is written besides does it."""
+    """Set the parameters that differ in the running kernel; return their names. A file sets them at boot."""
     if os.statvfs(parameters).f_flag & os.ST_RDONLY:
         return []
     files = {name: parameters / name.replace(".", "/") for name in wanted}
@@ -195,7 +195,7 @@ def ensure_kernel(module: AnsibleModule, wanted: dict[str, Any], parameters: Pat
 
 
 def standing(module: AnsibleModule, path: Path) -> str:
-    """Return the version of the uv that stands; empty when there is none that runs."""
+    """Return the version of the installed uv; empty if none runs."""
     if not path.exists():
         return ""
     found = re.match(r"uv (\S+)", module.run_command([str(path), "--version"])[1])
@@ -203,7 +203,7 @@ def standing(module: AnsibleModule, path: Path) -> str:
 
 
 def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path) -> bool:
-    """Put this version of uv in its place; tell whether it was not there."""
+    """Install this version of uv; tell whether that changed anything."""
     if not re.search(rf"^uv=={re.escape(version)}\s", requirements, re.MULTILINE):
         module.fail_json(msg=f"the requirements file has no hashes of uv {version}; add them with `make locks`")
     if standing(module, path) == version:
@@ -226,7 +226,7 @@ def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path
 
 
 def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
-    """Have chrony run with these servers; return whether it was otherwise, and whether it runs."""
+    """Run chrony with these servers; return whether that changed anything, and whether it runs."""
     state = show(module, CHRONY, *STATE)
     if state["LoadState"] != "loaded":
         if not module.check_mode:
@@ -236,7 +236,7 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
     rewrite = text != read(SOURCES)
     known = state["Restart"] == "always" and state["NeedDaemonReload"] == "no"
     restarts = known and read(ADDITION) == RESTART
-    # systemd has looked at the condition before, and it did not hold: looking again would only fill the journal.
+    # systemd has already found that the condition does not hold: trying again would only fill the journal.
     kept_out = state["ConditionResult"] == "no" and state["ConditionTimestampMonotonic"] != "0"
     enable, start = state["UnitFileState"] != "enabled", state["ActiveState"] != "active" and not kept_out
     if module.check_mode:
@@ -257,13 +257,13 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
             module.fail_json(msg=f"{CHRONY} is {state['ActiveState']}. Its journal ends:\n{said}")
     runs = state["ActiveState"] == "active"
     if runs:
-        # Cheap, and nothing happens where the servers are the same; so no restart is owed to anybody.
+        # Cheap, and without effect where the servers are the same, so no restart can be forgotten.
         module.run_command(["chronyc", "reload", "sources"], check_rc=True)
     return rewrite or enable or (start and runs) or not restarts, runs
 
 
 def converge(module: AnsibleModule) -> dict[str, Any]:
-    """Bring everything to what is wanted, as far as the packages that are there let it; return what was done."""
+    """Apply the baseline as far as the installed packages allow; return what was done."""
     wants = module.params
     done = ["authorities"] if ensure_trust(module, wants["authorities"]) else []
     done += ["interrupted installation"] if finish_installation(module) else []

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""The files of a host's certificate, the host's trust in its CA, and the daily check; the key is made here."""
+"""Install a host's certificate, its trust in the CA, and the daily check; create the key on the host."""
 
 from __future__ import annotations
 
@@ -71,22 +71,22 @@ CHECK = Path("/opt/metalworks/certificates/check.sh")
 UNITS = Path("/etc/systemd/system")
 SERVICE = "metalworks-certificate.service"
 TIMER = "metalworks-certificate.timer"
-# Not metalworks-*.crt: role base removes those of them that are not its own.
+# Not metalworks-*.crt: role base removes files with that prefix that are not its own.
 TRUSTED = Path("/usr/local/share/ca-certificates/metalworks_ca.crt")
 TRUSTED_LINK = Path("/etc/ssl/certs/metalworks_ca.pem")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def read(path: Path) -> str:
-    """Return what a file holds, damaged or not; nothing if it is not there."""
+    """Return the content of a file, even if damaged; empty if it is missing."""
     return read_text(path, errors="replace")
 
 
 class Host:
-    """What stands on the host, and the module that changes it."""
+    """The host's files, and the module that changes them."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        """Remember what is wanted."""
+        """Keep the module and its parameters."""
         self.module, self.wants = module, module.params
         self.actions = list[str]()
         try:
@@ -95,24 +95,24 @@ class Host:
             self.group = -1
 
     def may(self, action: str) -> bool:
-        """Note what is to be done; tell whether it is to be carried out."""
+        """Record an action; tell whether to carry it out."""
         self.actions.append(action)
         return not (self.module.check_mode or self.wants["look"])
 
     def openssl(self, *arguments: str) -> str:
-        """Return what openssl answers; nothing if it refuses."""
+        """Return the output of openssl; empty if it fails."""
         code, out, _ = self.module.run_command(["openssl", *arguments])
         return "" if code else str(out)
 
     def request(self, key: Path) -> str:
-        """Return a request for a certificate of this key; what it is for, the controller says."""
+        """Return a certificate request for this key; the controller decides what it is valid for."""
         return self.openssl("req", "-new", "-batch", "-sha256", "-key", str(key), "-subj", "/CN=host")
 
     def look(self) -> dict[str, str]:
-        """Tell what stands. A key is made where there is none that can be used, and where the CA is a new one."""
+        """Return certificate and request; create a key if there is no usable one or the CA has changed."""
         request = self.request(KEY) if read(CA) == self.wants["ca"] else ""
         if request:
-            # What an earlier play left when it was killed is for a CA that is not wanted any more.
+            # A killed play may have left a key for a CA that is no longer wanted.
             NEXT_KEY.unlink(missing_ok=True)
         else:
             self.actions.append("make a key")
@@ -125,15 +125,15 @@ class Host:
         return {"certificate": self.wants["certificate"], "request": request}
 
     def folder(self, path: Path) -> None:
-        """Make a folder of root that everybody may enter."""
+        """Create a folder that belongs to root and that everyone may enter."""
         path.mkdir(parents=True, exist_ok=True, mode=0o755)
 
     def put_key(self, path: Path, content: str) -> None:
-        """Write a key that only root reads, until it stands where it belongs."""
+        """Write a key that only root can read, until it is in its place."""
         replace(path, content, 0o600)
 
     def put(self, path: Path, content: str) -> bool:
-        """Make a public file hold this, in one step; tell whether it held something else."""
+        """Make a public file hold this content; tell whether it changed."""
         if not differs(path, content):
             return False
         if self.may(f"write {path}"):
@@ -146,7 +146,7 @@ class Host:
         return (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (0, group, mode)
 
     def apply(self) -> None:
-        """Put everything in its place; the CA's certificate last, because it says that the rest was issued by it."""
+        """Put all files in place; the CA certificate last, because it marks the others as issued by that CA."""
         if self.group < 0 and self.may(f"make group {GROUP}"):
             ensure_system_group(self.module, GROUP)
             self.group = grp.getgrnam(GROUP).gr_gid
@@ -161,9 +161,9 @@ class Host:
         self.schedule(renewed)
 
     def place_key(self) -> None:
-        """Give the key its place, owner and mode."""
+        """Put the key in place with its owner and mode."""
         if self.wants["key"] and not self.module.check_mode:
-            NEXT_KEY.unlink(missing_ok=True)  # of a play that was killed
+            NEXT_KEY.unlink(missing_ok=True)  # left by a killed play
         if self.wants["key"] and read(KEY) != self.wants["key"]:
             if not self.module.check_mode:
                 self.put_key(NEXT_KEY, self.wants["key"])
@@ -178,17 +178,17 @@ class Host:
             NEXT_KEY.replace(KEY)
 
     def trust(self) -> None:
-        """Let every program of the host trust the CA, and the one before it no longer."""
+        """Make every program on the host trust the CA, and no longer trust the previous one."""
         written = self.put(TRUSTED, self.wants["ca"])
         if not written and self.wants["ca"].strip() in read(BUNDLE):
             return
         program = shutil.which("update-ca-certificates")
         if program and self.may("rebuild what the host trusts"):
-            # A file that changed keeps the links of what it was, unless all links are made anew.
+            # Only --fresh replaces the links of a file that changed.
             self.module.run_command([program, *(["--fresh"] if TRUSTED_LINK.exists() else [])], check_rc=True)
 
     def schedule(self, renewed: bool) -> None:
-        """Let the check run every day, and forget that it failed when there is a new certificate."""
+        """Schedule the daily check, and reset its failure after a renewal."""
         self.put(CHECK, self.wants["check"])
         units = {SERVICE: self.wants["service"], TIMER: self.wants["timer"]}
         written = [name for name, text in units.items() if self.put(UNITS / name, text)]

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Directories, files, parts of files and links, in one call."""
+"""Manage directories, files, blocks of lines and links in one call."""
 
 from __future__ import annotations
 

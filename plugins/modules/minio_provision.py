@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Buckets of a MinIO server, and one key with a least-privilege policy per consumer, in one call."""
+"""Create MinIO buckets, and one key with a least-privilege policy per consumer, in one call."""
 
 from __future__ import annotations
 
@@ -61,18 +61,19 @@ from ..module_utils.s3_client import BUCKETS, CONSUMERS, TEXT, Store, StoreError
 
 ADMIN = "/minio/admin/v3"
 FOR_GOOD = ["s3:DeleteObjectVersion"]
-"""Where versions are kept, deleting is hiding. MinIO lets whoever may delete also delete a version for good, unless
-that is denied in so many words."""
+"""With versioning, deleting only hides an object. MinIO lets a key that may delete also delete a version permanently,
+unless a policy explicitly denies that."""
 NEVER = ["s3:BypassGovernanceRetention"]
 OVER_A_VERSION = {"Null": {"s3:x-amz-copy-source": [True]}, "StringLike": {"s3:versionid": ["?*"]}}
-"""MinIO writes over the version that a PUT names, as if it replicated. A copy names one, too, and that is how an old
-version is brought back: a policy cannot tell a copy's source from its target. And whoever sends a header of the
-condition's name hides the version from it. So the gateway refuses this as well; this holds where there is none."""
+"""MinIO overwrites the version that a PUT names, as in replication. A copy also names one, to restore an old version,
+and a policy cannot tell a copy's source from its target. A client can also hide the version from the condition by
+sending a header with the condition's name. So the gateway refuses these requests too; the condition is for stores
+without a gateway."""
 LOCKED = b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>"
-"""Without a retention of its own: what the lock is for is that MinIO's `x-minio-force-delete` is refused, which deletes
-an object or a folder with all versions for whoever may hide them, and which no policy can tell from that."""
+"""Object lock without a retention. With it, MinIO refuses `x-minio-force-delete`, which deletes an object or a folder
+with all versions for any key that may hide them, and which no policy can tell apart from hiding."""
 POLICY_PREFIX = "metalworks-"
-"""A policy of this module is the prefix and the access key that it is for: so a key that nobody owns is found."""
+"""A policy of this module is named after the prefix and its access key, so that keys without a consumer are found."""
 
 BUCKET_ACTIONS = ["s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:ListBucket", "s3:ListBucketVersions"]
 READ_ACTIONS = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectTagging"]
@@ -82,16 +83,16 @@ WRITE_ACTIONS = [
     "s3:ListMultipartUploadParts",
     "s3:PutObject",
 ]
-"""Not to tag: that changes a version that is there, whoever's it is. Not to list uploads that are under way: who knows
-the id of one may end it."""
+"""No tagging, which changes an existing version of anyone. No listing of uploads in progress: a key that knows an
+upload's id may abort it."""
 NO_KEYS_OF_THEIR_OWN = ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]
-"""A key that was made by a key would live on when that one's secret is replaced."""
+"""A key that another key created would survive the rotation of that key's secret."""
 
 
 def policy(buckets: list[str], access: str, reads: Sequence[str] = (), scratch: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the policy that lets a key reach these buckets, read those, and nothing else.
+    """Return a policy that lets a key use `buckets`, read `reads`, and nothing else.
 
-    It deletes nothing for good but what it may write below the prefixes of `scratch`, and writes over nothing.
+    The key can delete permanently only below the prefixes of `scratch`, and can overwrite no version.
     """
     statements: list[dict[str, Any]] = []
     for names, write in ((buckets, access == "readwrite"), (reads, False)):
@@ -118,7 +119,7 @@ def policy(buckets: list[str], access: str, reads: Sequence[str] = (), scratch: 
 
 
 def normal(document: dict[str, Any]) -> list[str]:
-    """Return a policy's statements in a form that does not depend on the order the server keeps them in."""
+    """Return a policy's statements in a form that does not depend on the server's order."""
     return sorted(
         json.dumps(
             {name: sorted(part) if isinstance(part, list) else part for name, part in one.items()}, sort_keys=True
@@ -130,7 +131,7 @@ def normal(document: dict[str, Any]) -> list[str]:
 def sealed(secret: str, data: bytes, salt: bytes, nonce: bytes) -> bytes:
     """Encrypt a body for MinIO's admin API: a single final package of its format, key by PBKDF2, AES-256-GCM.
 
-    The server accepts this next to Argon2, which the standard library does not have.
+    The server accepts this besides Argon2, which the standard library does not have.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -141,25 +142,25 @@ def sealed(secret: str, data: bytes, salt: bytes, nonce: bytes) -> bytes:
 
 
 class Provision:
-    """One call: what the server has, what is wanted, what was done about the difference."""
+    """Compare the server with the wanted state and carry out the differences."""
 
     def __init__(self, wants: dict[str, Any], *, dry: bool) -> None:
-        """Remember what is wanted; `dry` only notes what would be done."""
+        """Keep the wanted state; with `dry`, only record what would be done."""
         self.wants, self.dry, self.actions = wants, dry, list[str]()
         self.root = self.store(wants["root_user"], wants["root_password"])
 
     def store(self, access_key: str, secret_key: str) -> Store:
-        """See the server with a key."""
+        """Return a client that uses this key."""
         return Store(self.wants["endpoint"], self.wants["region"], access_key, secret_key)
 
     def send(self, action: str, method: str, path: str, query: dict[str, str] | None = None, body: bytes = b"") -> None:
-        """Carry out one difference and note it."""
+        """Record an action and send its request."""
         self.actions.append(action)
         if not self.dry:
             self.root.ask(method, path, query, body).expect(action)
 
     def bucket(self, name: str, versioning: bool, expire_days: int, old_days: int) -> None:
-        """Make the bucket exist with or without versioning and expiry."""
+        """Create the bucket and set its versioning and expiry."""
         asked = self.root.ask("GET", f"/{name}", {"versioning": ""})
         if asked.code == "NoSuchBucket":
             self.send(f"create bucket {name}", "PUT", f"/{name}")
@@ -178,7 +179,7 @@ class Provision:
             self.send(f"expiry in {name}", "PUT" if rules else "DELETE", f"/{name}", {"lifecycle": ""}, rules)
 
     def lock(self, name: str) -> None:
-        """Make the bucket one with object lock, which MinIO's S3 API does for new ones alone and its import for all."""
+        """Turn on object lock. MinIO's S3 API can do that for new buckets only, its metadata import for all."""
         asked = self.root.ask("GET", f"/{name}", {"object-lock": ""})
         if asked.code not in ("NoSuchBucket", "ObjectLockConfigurationNotFoundError"):
             asked.expect(f"ask for the lock of {name}")
@@ -187,17 +188,17 @@ class Provision:
         with zipfile.ZipFile(packed, "w") as file:
             file.writestr(f"{name}/object-lock.xml", LOCKED)
         self.send(f"lock of {name}", "PUT", f"{ADMIN}/import-bucket-metadata", None, packed.getvalue())
-        if not self.dry:  # it answers 200 whatever came of it
+        if not self.dry:  # it answers 200 even if it failed
             self.root.ask("GET", f"/{name}", {"object-lock": ""}).expect(f"lock of {name}")
 
     def key_works(self, consumer: dict[str, Any]) -> bool:
-        """Tell whether the server knows the key with this secret, whatever it may do."""
+        """Tell whether the server accepts the key with this secret, whatever its permissions."""
         store = self.store(consumer["access_key"], consumer["secret_key"])
         asked = store.ask("GET", f"/{consumer['buckets'][0]}", {"list-type": "2", "max-keys": "1"})
         return asked.ok or asked.code in ("AccessDenied", "NoSuchBucket")
 
     def consumer(self, consumer: dict[str, Any], policies: dict[str, Any]) -> None:
-        """Make the consumer's policy, key and the link of both stand as wanted."""
+        """Create or correct the consumer's policy and key, and attach the policy to the key."""
         who, key = consumer["name"], consumer["access_key"]
         wanted = policy(consumer["buckets"], consumer["access"], consumer["reads"], self.wants["scratch"])
         name = f"{POLICY_PREFIX}{key}"
@@ -208,12 +209,12 @@ class Provision:
         known = {} if asked.code == "XMinioAdminNoSuchUser" else json.loads(asked.expect(f"ask for key of {who}").body)
         works = known.get("status") == "enabled" and self.key_works(consumer)
         if known and not works:
-            # With it goes what was made with the secret that is replaced.
+            # Removing the key also removes what was created with its old secret.
             self.send(f"remove old key of {who}", "DELETE", f"{ADMIN}/remove-user", {"accessKey": key})
             known = {}
         if not works:
-            # MinIO leaves a key's temporary ones behind when it removes it. After that, so that no new ones are made;
-            # before the key is there again, so that a call that was killed in between is made good by the next.
+            # MinIO keeps a removed key's temporary keys. Revoke them after the removal, so that no new ones are made,
+            # and before the key exists again, so that the next run repeats this if this one is killed.
             self.revoke(who, key)
             user = json.dumps({"secretKey": consumer["secret_key"], "status": "enabled"}).encode()
             body = b"" if self.dry else sealed(self.wants["root_password"], user, os.urandom(32), os.urandom(8))
@@ -223,13 +224,13 @@ class Provision:
             self.send(f"policy of {who} on its key", "PUT", f"{ADMIN}/set-user-or-group-policy", query)
 
     def revoke(self, who: str, key: str) -> None:
-        """Make the temporary keys that a key asked for (AssumeRole, the console) worthless."""
+        """Revoke the temporary keys that a key obtained (AssumeRole, the console)."""
         self.send(
             f"temporary keys of {who}", "POST", f"{ADMIN}/revoke-tokens/builtin", {"user": key, "fullRevoke": "true"}
         )
 
     def retire(self, policies: dict[str, Any]) -> None:
-        """Remove keys that are ours and nobody's any longer."""
+        """Remove keys of earlier calls that have no consumer any longer."""
         owned = {consumer["access_key"] for consumer in self.wants["consumers"]}
         for name in sorted(policies):
             key = name.removeprefix(POLICY_PREFIX)
@@ -241,7 +242,7 @@ class Provision:
             self.send(f"remove policy {name}", "DELETE", f"{ADMIN}/remove-canned-policy", {"name": name})
 
     def prove(self) -> None:
-        """Ask for every consumer's buckets with its own key; raise StoreError where that is refused."""
+        """List every consumer's buckets with its own key; raise StoreError if that is refused."""
         for consumer in self.wants["consumers"]:
             store = self.store(consumer["access_key"], consumer["secret_key"])
             for bucket in [*consumer["buckets"], *consumer["reads"]]:
@@ -249,7 +250,7 @@ class Provision:
                 asked.expect(f"list {bucket} with the key of {consumer['name']}")
 
     def run(self) -> None:
-        """Bring the server to what is wanted, and prove it."""
+        """Bring the server to the wanted state, and verify every key."""
         for bucket in self.wants["buckets"]:
             self.bucket(bucket["name"], bucket["versioning"], bucket["expire_days"], bucket["old_days"])
         listed = self.root.ask("GET", f"{ADMIN}/list-canned-policies").expect("list policies")
@@ -262,7 +263,7 @@ class Provision:
 
 
 def wrong(wants: dict[str, Any]) -> str:
-    """Return what is wrong with the wishes themselves, or nothing."""
+    """Return what is wrong with the parameters, or an empty string."""
     keys = [consumer["access_key"] for consumer in wants["consumers"]]
     buckets = {bucket["name"] for bucket in wants["buckets"]}
     for bucket in wants["buckets"]:
@@ -303,7 +304,7 @@ def main() -> None:
     try:
         call.run()
     except StoreError as error:
-        # On a clean host there is no server yet that a check could compare with.
+        # In check mode on a clean host, there is no server yet to compare with.
         if not (module.check_mode and isinstance(error, UnreachableError)):
             module.fail_json(msg=str(error), actions=call.actions)
         call.actions.append(f"everything: {error}")

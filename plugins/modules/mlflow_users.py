@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Make MLflow's users, their passwords and their roles what a list says, through the server's own API."""
+"""Manage MLflow's users, passwords and roles through the server's API."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ from ..module_utils.unix_http import SocketHandler
 
 WORKSPACE = "default"
 MODELS_OF = "models of "
-"""How the role of somebody who may change some models is named; with the user's name after it."""
+"""Prefix of the role of a user that may change some models; the user's name follows."""
 Grant = tuple[str, str, str]
 """Resource type, pattern of names, permission."""
 
@@ -82,13 +82,13 @@ class Server:
     """MLflow's REST API, as one user."""
 
     def __init__(self, socket: str, user: str, password: str) -> None:
-        """Remember where and as whom."""
+        """Prepare requests to this socket as this user."""
         self.socket = socket
         self.authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), SocketHandler(socket))
 
     def ask(self, method: str, path: str, **values: Any) -> dict[str, Any]:
-        """Return what the server answers; GET's values go into the query, the others' into the body."""
+        """Return the server's answer; values go into the query of a GET, or else into the body."""
         url, body = f"http://localhost/api/{path}", None
         if method == "GET":
             url += f"?{urlencode(values)}" if values else ""
@@ -106,7 +106,7 @@ class Server:
             raise Refused(f"{self.socket} does not answer: {getattr(error, 'reason', error)}") from error
 
     def lets_in(self) -> bool:
-        """Tell whether name and password are right."""
+        """Tell whether the server accepts this user and password."""
         try:
             self.ask("GET", "2.0/mlflow/users/current")
         except Refused as error:
@@ -117,7 +117,7 @@ class Server:
 
 
 def changes(params: dict[str, Any], dry: bool) -> list[str]:
-    """Bring the server to what is wanted; return what that took."""
+    """Bring the server to the wanted state; return what was done."""
     server = Server(params["socket"], params["admin_user"], params["admin_password"])
     done: list[str] = []
 
@@ -163,13 +163,13 @@ def changes(params: dict[str, Any], dry: bool) -> list[str]:
 
 
 def holders(server: Server, role: int) -> set[int]:
-    """Return who has a role."""
+    """Return the ids of the users that have a role."""
     answer = server.ask("GET", "3.0/mlflow/roles/users/list", role_id=role)
     return {each["user_id"] for each in answer.get("assignments", [])}
 
 
 def keep_role(server: Server, name: str, wanted: set[Grant], role: dict[str, Any] | None, do: Any) -> int | None:
-    """See to it that the role allows what it should, and no more; return its id, none in a dry run without it."""
+    """Give a role exactly these permissions; return its id, or None if check mode did not create it."""
     if role is None:
         made = do(f"create role {name}", "POST", "3.0/mlflow/roles/create", workspace=WORKSPACE, name=name)
         role = made.get("role")

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""A running nginx with its configuration, users and start page, in one call."""
+"""Configure and run nginx with its users and start page, in one call."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ from ..module_utils.systemctl import show
 from ..module_utils.unix_http import SocketConnection
 
 ROUNDS = 1000
-"""Of SHA-256 crypt, the fewest there are. Every request costs them; passwords here are long and random."""
+"""Rounds of SHA-256 crypt, the minimum: each request computes them, and passwords are long and random."""
 RELOAD_SECONDS = 20
 NGINX = Path("/usr/sbin/nginx")
 CONFIGURATION = Path("/etc/nginx/nginx.conf")
@@ -92,7 +92,7 @@ def crypt(password: str, setting: str) -> str:
 
 
 def users_file(users: dict[str, str], known: str) -> str:
-    """Return the file that nginx looks users up in; who has the right hash in the known one keeps it."""
+    """Return nginx's password file; users keep a hash in the known file that still fits."""
     hashes = dict(line.split(":", 1) for line in known.splitlines() if ":" in line and not line.startswith("#"))
     lines = ["# Managed by Ansible."]
     for name, password in sorted(users.items()):
@@ -104,7 +104,7 @@ def users_file(users: dict[str, str], known: str) -> str:
 
 
 def address(host: str) -> str:
-    """Return a host's address as nginx writes it.
+    """Return a host's address in nginx's notation.
 
     Raises OSError if the host has none.
     """
@@ -114,7 +114,7 @@ def address(host: str) -> str:
 
 
 def fill(configuration: str, page: str, files: list[bytes], lookup: Callable[[str], str] = address) -> tuple[str, str]:
-    """Return the configuration with everything in its place, and its revision.
+    """Return the configuration with all placeholders filled in, and its revision.
 
     Raises OSError for a host without an address.
     """
@@ -149,7 +149,7 @@ class Gateway:
     """nginx on this host and the module that acts on it."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        """Remember what is wanted."""
+        """Keep the module and its parameters."""
         self.module, self.wants = module, module.params
         self.actions = list[str]()
 
@@ -162,7 +162,7 @@ class Gateway:
         self.module.exit_json(changed=bool(self.actions), actions=self.actions)
 
     def read(self, path: str) -> bytes:
-        """Return a file that nginx reads; fail the task if it is not there."""
+        """Return the content of a file that nginx reads; fail the task if it is missing."""
         try:
             return Path(path).read_bytes()
         except OSError as error:
@@ -170,8 +170,8 @@ class Gateway:
             raise
 
     def test(self, content: str) -> None:
-        """Let nginx judge the configuration, as the user that it runs as; fail the task with its words."""
-        if not RUNTIME.exists():  # the service, when it starts, takes it over
+        """Let nginx test the configuration as its own user; fail the task with its output."""
+        if not RUNTIME.exists():  # the service takes it over when it starts
             RUNTIME.mkdir(mode=0o755)
             os.chown(RUNTIME, pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid)
         if not Path("/var/lib/nginx/body").exists():
@@ -188,14 +188,14 @@ class Gateway:
             self.fail(f"nginx rejects the configuration; the old one stays in use:\n{err}")
 
     def systemctl(self, *arguments: str) -> None:
-        """Run a systemctl verb; fail the task with its words and the journal's."""
+        """Run a systemctl verb; fail the task with its output and the journal."""
         code, _, err = self.module.run_command(["systemctl", *arguments])
         if code:
             journal = ["journalctl", "--unit", "nginx.service", "--lines", "20", "--no-pager", "--output", "cat"]
             self.fail(f"`systemctl {' '.join(arguments)}`: {err}{self.module.run_command(journal)[1]}")
 
     def verify(self) -> None:
-        """Let systemd judge the unit before it is put in place."""
+        """Let systemd verify the unit; restore the old one and fail the task if it is invalid."""
         known = UNIT.read_text() if UNIT.exists() else None
         replace(UNIT, self.wants["unit"], 0o644, 0)
         code, out, err = self.module.run_command(["systemd-analyze", "verify", "--man=no", "nginx.service"])
@@ -207,8 +207,8 @@ class Gateway:
             self.fail(f"systemd rejects the unit; the old one stays in use:\n{out}{err}")
 
     def converge(self) -> None:
-        """Bring nginx to what is asked for."""
-        if not NGINX.exists():  # check mode on a host that has none yet
+        """Bring nginx to the wanted state."""
+        if not NGINX.exists():  # check mode on a clean host
             self.actions.append("install and start")
             self.done()
         contents = [
@@ -262,7 +262,7 @@ class Gateway:
         self.done()
 
     def wait(self, revision: str) -> None:
-        """Block until the running nginx says that it runs this revision, or fail the task."""
+        """Wait until the running nginx reports this revision, or fail the task."""
         deadline = time.monotonic() + RELOAD_SECONDS
         while running() != revision:
             if time.monotonic() > deadline:

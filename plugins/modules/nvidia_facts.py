@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Read what a host says about NVIDIA: devices, driver, packages, sources, container runtime. Changes nothing."""
+"""Collect facts about NVIDIA: devices, driver, packages, sources, container runtime. Changes nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OWN_SOURCES = {"metalworks-nvidia-components.sources", "nvidia-cuda.sources", "n
 
 
 def read(path: Path) -> str:
-    """Return a file's text, or nothing when there is no such file."""
+    """Return a file's text; empty if it is missing."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -60,19 +60,19 @@ def find_devices(root: Path) -> list[str]:
 
 
 def in_container(root: Path) -> bool:
-    """Tell whether this host is a container: systemd or the engine says so."""
+    """Tell whether this host is a container, from the marks of systemd or the engine."""
     return any((root / path).exists() for path in ("run/systemd/container", ".dockerenv", "run/.containerenv"))
 
 
 def loaded_version(root: Path) -> str:
-    """Return the version of the driver in the kernel; empty when none is loaded."""
+    """Return the version of the loaded driver; empty if none is loaded."""
     first = (read(root / "proc/driver/nvidia/version").splitlines() or [""])[0]
     found = re.search(r"\s(\d{3,}(?:\.\d+)+)\s", f"{first} ")
     return found[1] if found else ""
 
 
 def built_versions(status: str, kernel: str) -> list[str]:
-    """Return the versions of NVIDIA's modules that `dkms status` calls installed for the kernel, without a warning."""
+    """Return the versions of NVIDIA's modules that `dkms status` lists as installed for the kernel, without warning."""
     # dkms 3: "nvidia/580.1, 6.1.0-1-amd64, x86_64: installed"; dkms 2 has ", " for the first slash.
     line = re.compile(r"^nvidia[\w-]*(?:/|, )([^,]+), ([^,]+), [^:]+: installed\s*$", re.MULTILINE)
     return sorted({version for version, built_for in line.findall(status) if built_for == kernel})
@@ -96,7 +96,7 @@ def parse_packages(listing: str) -> dict[str, dict[str, Any]]:
 
 
 def parse_gpus(table: str) -> list[dict[str, Any]]:
-    """Return what nvidia-smi lists: name, driver and persistence mode of each GPU."""
+    """Return name, driver and persistence mode of each GPU, from the output of nvidia-smi."""
     rows = csv.reader(table.splitlines(), skipinitialspace=True)
     return [{"name": name, "driver": driver, "persistence": mode == "Enabled"} for name, driver, mode in rows]
 
@@ -151,7 +151,7 @@ def find_sources(root: Path) -> list[dict[str, Any]]:
 
 
 def docker_state(text: str) -> dict[str, Any]:
-    """Return what the running Docker engine says; empty without one."""
+    """Return the state of the running Docker engine; empty without one."""
     try:
         info = json.loads(text)
     except ValueError:
@@ -166,7 +166,7 @@ def docker_state(text: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Collect everything; a tool that is not there answers nothing."""
+    """Collect all facts; a missing tool counts as empty output."""
     module = AnsibleModule({"kernel": {"type": "str", "default": ""}}, supports_check_mode=True)
     root = Path("/")
 

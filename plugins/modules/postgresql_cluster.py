@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""A running PostgreSQL in its sandbox, with its files' settings, databases, logins and privileges, in one call."""
+"""Run a PostgreSQL cluster in a sandbox, with its settings, databases, logins and privileges, in one call."""
 
 from __future__ import annotations
 
@@ -97,17 +97,17 @@ from ..module_utils.replace_file import diff, read, replace
 
 RELOAD_SECONDS = 10
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-"""What a client sends that wants TLS; the server answers with S or N."""
+"""The message with which a client requests TLS; the server answers S or N."""
 ITERATIONS = 4096
 """Rounds of SCRAM-SHA-256, the server's own default."""
 READ_ALL = "pg_read_all_data"
-"""The server's own role for reading, of which a reader is a member."""
-# What a server was started with, told by systemd itself: of a unit file, only what it has read counts.
+"""PostgreSQL's predefined role for reading, of which a reader is a member."""
+# Records at start what the server was started with: of a unit file, only what systemd has loaded counts.
 STAMP = """\
 ExecStartPre=+/bin/sh -c 'echo "{revision} $$INVOCATION_ID" | install -D -m 0644 /dev/stdin /run/metalworks/%N.revision'
 """
 
-# Everything decisions rest on, in one answer.
+# All state that decisions depend on, in one query.
 STATE = """
 select json_build_object(
   'listens', current_setting('listen_addresses'),
@@ -132,7 +132,7 @@ select json_build_object(
 
 
 def verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
-    """Return what PostgreSQL stores of a password under SCRAM-SHA-256."""
+    """Return the verifier that PostgreSQL stores for a password with SCRAM-SHA-256."""
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, iterations)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")
@@ -141,7 +141,7 @@ def verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
 
 
 def matches(password: str, known: str) -> bool:
-    """Tell whether a stored verifier is this password's."""
+    """Tell whether a stored verifier fits this password."""
     parts = re.fullmatch(r"SCRAM-SHA-256\$(\d+):([^$]+)\$.+", known)
     if not parts:
         return False
@@ -156,7 +156,7 @@ def name(identifier: str) -> str:
 def statements(
     state: dict[str, Any], databases: list[dict[str, str]], readers: list[dict[str, str]]
 ) -> list[tuple[str, str]]:
-    """Return what differs from what is wanted, as what it is for people and as SQL."""
+    """Return the differences from the wanted state, each as a description and as SQL."""
     todo: list[tuple[str, str]] = []
     roles, existing = state["roles"], state["databases"]
     logins = {one["owner"]: one["password"] for one in databases} | {one["name"]: one["password"] for one in readers}
@@ -180,7 +180,7 @@ def statements(
             todo.append((f"owner of {one['name']}: {one['owner']}", f"ALTER DATABASE {database} OWNER TO {owner};"))
     ours = {one["name"]: {"open": True} for one in databases}
     for database, facts in {**ours, **existing}.items():
-        # The maintenance databases are open to everybody too, until somebody says otherwise.
+        # By default, the maintenance databases are open to everyone too.
         if facts["open"] and (database in ours or database in ("postgres", "template1")):
             revoke = f"REVOKE CONNECT, TEMPORARY ON DATABASE {name(database)} FROM PUBLIC;"
             todo.append((f"revoke public access to database {database}", revoke))
@@ -190,7 +190,7 @@ def statements(
 
 
 def reading(reader: str, state: dict[str, Any], databases: list[str]) -> list[tuple[str, str]]:
-    """Return what a reader lacks, and what it has beyond reading these databases."""
+    """Return the SQL that gives a reader exactly the right to read these databases."""
     todo: list[tuple[str, str]] = []
     role, member = name(reader), state["roles"].get(reader, {}).get("member", [])
     for group in sorted(set(member) - {READ_ALL}):
@@ -215,13 +215,13 @@ def reading(reader: str, state: dict[str, Any], databases: list[str]) -> list[tu
 
 
 def address(listens: str) -> str:
-    """Return an address at which a server that listens so answers on its own host; empty if at none."""
+    """Return an address to reach the server from its own host; empty if there is none."""
     first = listens.split(",")[0].strip()
     return {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104 - compared
 
 
 def shown(host: str, port: int) -> bytes:
-    """Return the certificate that the server shows to clients; nothing if it speaks no TLS."""
+    """Return the certificate that the server presents to clients; empty without TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is only compared
     with socket.create_connection((host, port), timeout=10) as plain:
@@ -236,7 +236,7 @@ class Cluster:
     """One cluster and the module that acts on it."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        """Read which cluster is meant."""
+        """Compute the paths and the unit of the cluster."""
         self.module, self.wants = module, module.params
         self.actions, self.diff = list[str](), list[dict[str, str]]()
         self.group: grp.struct_group | None = None
@@ -256,7 +256,7 @@ class Cluster:
 
     def sql(self, text: str) -> str:
         """Run statements as the superuser and return their output; the first error ends the task."""
-        # The port of the running server, which is not the wanted one while a change of it waits for the restart.
+        # The running server's port, which differs from the wanted one until a restart applies a change.
         port = (self.data / "postmaster.pid").read_text().splitlines()[3]
         command = ["runuser", "-u", "postgres", "--", "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]
         command += ["--set", "ON_ERROR_STOP=1", "--port", port, "--dbname", "postgres", "--file", "-"]
@@ -266,7 +266,7 @@ class Cluster:
         return str(out)
 
     def state(self) -> dict[str, Any]:
-        """Ask the server for everything that decisions rest on."""
+        """Return the state of the server that decisions depend on."""
         state: dict[str, Any] = json.loads(self.sql(STATE))
         return state
 
@@ -275,24 +275,24 @@ class Cluster:
         return bool(self.module.run_command(["systemctl", "is-active", "--quiet", self.unit])[0] == 0)
 
     def systemctl(self, verb: str, unit: str) -> None:
-        """Run a verb on a unit; on failure, end the task with what the server wrote last."""
+        """Run a systemctl verb; if it fails, end the task with the last lines of the server's log."""
         code, _, err = self.module.run_command(["systemctl", verb, unit])
         if code:
             said = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
             self.fail("\n".join([f"systemctl {verb} {unit}: {err.strip()}", f"Last lines of {self.log}:", *said]))
 
     def shows(self, name: str) -> str:
-        """Return a property of the unit, as systemd has it."""
+        """Return a property of the unit, as loaded by systemd."""
         command = ["systemctl", "show", self.unit, "--property", name, "--value"]
         return str(self.module.run_command(command, check_rc=True)[1]).strip()
 
     def act(self, action: str) -> bool:
-        """Note what is done; tell whether it is to be carried out."""
+        """Record an action; tell whether to carry it out."""
         self.actions.append(action)
         return not self.module.check_mode
 
     def put(self, path: Path, text: str, mode: int, owner: str = "postgres") -> str | None:
-        """Make a file hold this text; return what it held if that was something else."""
+        """Make a file hold this text; return its old content if it changed."""
         old = read(path)
         if old == text:
             return None
@@ -304,37 +304,37 @@ class Cluster:
         return old
 
     def judge(self, draft: Path) -> None:
-        """Let the server read its settings: what it cannot take never reaches the running one."""
+        """Let the server read its new settings, so that invalid ones never reach the running server."""
         command = [str(self.program), "-C", "shared_buffers", "-D", str(self.etc), "-c", f"config_file={draft}"]
         code, _, err = self.module.run_command(command)
         if code:
             self.fail(f"the server rejects the new settings and keeps the old ones: {err.strip()}")
 
     def revision(self) -> str:
-        """Return what stands for the wanted sandbox."""
+        """Return a digest of the wanted sandbox."""
         return hashlib.sha256(self.sandbox().encode()).hexdigest()
 
     def sandbox(self) -> str:
-        """Return the lines that confine the unit, less the stamp: what is wanted, and where data lies already."""
+        """Return the sandbox lines without the stamp: the given ones, and the directories that hold data."""
         places = {self.data.resolve(), (self.data / "pg_wal").resolve()}
         places |= {link.resolve() for link in (self.data / "pg_tblspc").glob("*")}
         ours = [place for place in sorted(places) if not any(place.is_relative_to(one) for one in places - {place})]
-        # One that is not mounted is the server's to tell.
+        # The `-` skips a directory that is not mounted; the server itself reports that.
         lines: str = self.wants["sandbox"]
         return lines + "".join(f"ReadWritePaths=-{place}\n" for place in ours)
 
     def confine(self) -> None:
-        """Make systemd know the sandbox, in which the server starts next time."""
+        """Install the sandbox, which applies from the server's next start."""
         content = self.sandbox() + STAMP.format(revision=self.revision())
         if read(self.drop_in) != content:
             self.verify(content)
         self.put(self.drop_in, content, 0o644, "root")
-        # A play that was killed in between may have left it to this one; systemd overlooks a folder that is new.
+        # Always, because a killed play may not have reloaded, and systemd does not report a new drop-in folder.
         if self.unconfined() and not self.module.check_mode:
             self.module.run_command(["systemctl", "daemon-reload"], check_rc=True)
 
     def verify(self, content: str) -> None:
-        """Let systemd judge the unit before it is changed; end the task with its words."""
+        """Let systemd verify the unit before it is changed; end the task with its output."""
         with tempfile.TemporaryDirectory() as scratch:
             unit = Path(scratch, self.unit)
             unit.write_text(Path(self.shows("FragmentPath")).read_text())
@@ -345,19 +345,19 @@ class Cluster:
             self.fail(f"systemd rejects the sandbox; nothing was changed:\n{out}{err}")
 
     def unconfined(self) -> bool:
-        """Tell whether the server was started by hand, before the sandbox, or in another one."""
+        """Tell whether the server runs without the wanted sandbox."""
         known = read(self.stamp).split()
         return known != [self.revision(), self.shows("InvocationID")]
 
     def read_key(self) -> None:
-        """Let the server's user read the key; a pair that the server would refuse never gets near it."""
+        """Let the server's user read the key, after checking that key and certificate fit."""
         tls = self.wants["tls"]
         if not Path(tls["certificate"]).exists() and self.module.check_mode:
-            return  # only on a clean host that is checked
+            return  # only in check mode on a clean host
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls["certificate"], tls["key"])
             self.group = group = grp.getgrnam(tls["group"])
-        except (OSError, KeyError) as error:  # one of OpenSSL's is an OSError
+        except (OSError, KeyError) as error:  # an SSLError is an OSError
             self.fail(
                 f"the server keeps the certificate it has; cannot load {tls['certificate']} with {tls['key']}: {error}"
             )
@@ -369,7 +369,7 @@ class Cluster:
                 self.fail(f"the server keeps the certificate it has; postgres cannot read {tls['key']}: {err}")
 
     def outdated(self, state: dict[str, Any]) -> bool:
-        """Tell whether clients are shown another certificate than the one that stands in its place."""
+        """Tell whether the server presents another certificate than the file contains."""
         if not (host := address(state["listens"])) or not Path(self.wants["tls"]["certificate"]).exists():
             return False
         first = Path(self.wants["tls"]["certificate"]).read_text().partition("-----END")[0]
@@ -388,9 +388,9 @@ class Cluster:
         return not groups or str(self.group.gr_gid) not in groups[1].split()
 
     def run(self) -> None:
-        """Bring the cluster to what is wanted."""
+        """Bring the cluster to the wanted state."""
         if not self.program.exists():
-            # Only on a clean host that is checked: the package is installed before.
+            # Only in check mode on a clean host; otherwise the package is installed before.
             self.act("everything: the server is not installed")
             return
         self.read_key()
@@ -411,7 +411,7 @@ class Cluster:
             self.sql("\n".join(allowed))
 
     def load(self, state: dict[str, Any], old_hba: str | None) -> dict[str, Any]:
-        """Make the server work with what its files say; return its state then."""
+        """Reload or restart the server if its files require it; return its state afterwards."""
         if wrong := [*state["errors"], *state["hba_errors"]]:
             if state["hba_errors"] and old_hba:
                 self.put(self.hba, old_hba, 0o640)
@@ -443,7 +443,7 @@ class Cluster:
 
 
 def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]]) -> str:
-    """Return what is wrong with the wishes themselves, or nothing."""
+    """Return what is wrong with the parameters, or an empty string."""
     names = [one["name"] for one in databases]
     if doubled := sorted({one for one in names if names.count(one) > 1}):
         return f"database listed twice: {', '.join(doubled)}"

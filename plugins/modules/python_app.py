@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""A locked Python program on a host: its release, its files and its services, in one call."""
+"""Install a hash-locked Python program: its release, files and services, in one call."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""A running SSH server with its file's settings in force, in one call."""
+"""Apply settings of the SSH server and verify that they take effect, in one call."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ INCLUDE = f"Include {FOLDER}/*.conf\n"
 UNIT = "ssh.service"
 ADDITION = Path(f"/etc/systemd/system/{UNIT}.d/metalworks.conf")
 SAME = {"prohibit-password": "without-password"}
-"""Values that `sshd -T` shows under an older name."""
+"""Values that `sshd -T` prints under an older name."""
 
 
 def including(text: str) -> str:
-    """Return the server's main file such that it reads the folder first."""
+    """Return the server's main file, changed if needed so that it reads the folder first."""
     for line in text.splitlines():
         if re.match(rf"\s*include\s+\"?{re.escape(str(FOLDER))}/\*\.conf\"?\s*$", line, re.IGNORECASE):
             return text
@@ -64,14 +64,14 @@ def including(text: str) -> str:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """Return keywords and values of a file or of `sshd -T`, all in small letters."""
+    """Return keywords and values of a file or of `sshd -T`, in lower case."""
     lines = (line.strip() for line in text.splitlines())
     split = (line.lower().split(None, 1) for line in lines if line and not line.startswith("#"))
     return {one[0]: SAME.get(one[1], one[1]) for one in split if len(one) == 2}
 
 
 def not_in_force(settings: str, shown: str) -> list[str]:
-    """Return what is asked for and is not what the server would work with."""
+    """Return the wanted settings that would not take effect."""
     known = pairs(shown)
     return [
         f"{key} is {known.get(key)} instead of {value}"
@@ -81,13 +81,13 @@ def not_in_force(settings: str, shown: str) -> list[str]:
 
 
 def changed_at(show: str) -> float:
-    """Return when the unit changed its state last, which a reload is too; 0 for one that never ran."""
+    """Return when the unit last changed its state, which includes reloads; 0 if it never ran."""
     found = re.search(r"^StateChangeTimestamp=(?:\w+ )?([\d-]+ [\d:.]+) UTC$", show, re.MULTILINE)
     return datetime.fromisoformat(f"{found[1]}+00:00").timestamp() if found else 0.0
 
 
 def came_as_root(environment: Mapping[str, str]) -> bool:
-    """Tell whether whoever runs this logged in as root over SSH."""
+    """Tell whether this process was started by a root login over SSH."""
     return environment.get("SUDO_USER", "root" if "SSH_CONNECTION" in environment else "") == "root"
 
 
@@ -95,13 +95,13 @@ class Server:
     """The SSH server, and the module that acts on it."""
 
     def __init__(self, module: AnsibleModule, program: str) -> None:
-        """Remember whose commands run."""
+        """Keep the module and the path of sshd."""
         self.module, self.program = module, program
         self.diff = list[dict[str, str]]()
 
     def tried(self, main: str, settings: str) -> str:
-        """Return what the server would work with; what it refuses ends the task."""
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where a socket starts the server, it may not be there yet
+        """Return the settings that would take effect; end the task if the server rejects them."""
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # may be missing where a socket starts the server
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / FOLDER.name
             folder.mkdir()
@@ -116,7 +116,7 @@ class Server:
         return str(out)
 
     def put(self, path: Path, text: str) -> bool:
-        """Make a file hold this text; tell whether it was another."""
+        """Make a file hold this text; tell whether it changed."""
         old = read(path)
         if old == text:
             return False
@@ -126,7 +126,7 @@ class Server:
         return True
 
     def reload_owed(self) -> bool:
-        """Tell whether the server runs and its files are newer than what it has read."""
+        """Tell whether the server runs with files that are newer than its last load."""
         command = ["systemctl", "show", UNIT, "--timestamp=us+utc", "--property", "ActiveState,StateChangeTimestamp"]
         show = self.module.run_command(command, check_rc=True)[1]
         files = [MAIN, FOLDER, *FOLDER.glob("*.conf")]
@@ -134,10 +134,10 @@ class Server:
         return "ActiveState=active" in show and newest > changed_at(show)
 
     def restarts(self, unit: str) -> bool:
-        """Have systemd know the addition to the unit; tell whether it did not."""
+        """Install the drop-in of the unit; tell whether that changed anything."""
         written = self.put(ADDITION, unit)
         known = show(self.module, UNIT, "Restart", "NeedDaemonReload")
-        # A play that was killed in between left it to this one; systemd overlooks a folder that is new.
+        # Check the loaded unit too: a killed play may not have reloaded, and systemd overlooks a new drop-in folder.
         owed = written or known != {"Restart": "always", "NeedDaemonReload": "no"}
         if owed and not self.module.check_mode:
             self.module.run_command(["systemctl", "daemon-reload"], check_rc=True)
@@ -154,7 +154,7 @@ def main() -> None:
     settings = module.params["settings"]
     program = module.get_bin_path("sshd", opt_dirs=["/usr/sbin"])
     if program is None or not MAIN.exists():
-        # A machine that nobody logs in to over SSH; to give it a server would be the opposite of closing it.
+        # No SSH server here, and installing one would only open the host.
         module.exit_json(changed=False, reloaded=False)
     if pairs(settings).get("permitrootlogin") == "no" and came_as_root(os.environ):
         module.fail_json(
@@ -164,7 +164,7 @@ def main() -> None:
     text = including(MAIN.read_text())
     if wrong := not_in_force(settings, server.tried(text, settings)):
         module.fail_json(msg=f"a file in {FOLDER}, or {MAIN}, overrides these settings: {'; '.join(wrong)}")
-    # First the settings, then what makes them count.
+    # First the settings, then the main file that includes them.
     written = [server.put(path, content) for path, content in ((OURS, settings), (MAIN, text))]
     written.append(server.restarts(module.params["unit"]))
     owed = server.reload_owed()

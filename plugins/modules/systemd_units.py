@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Make the running processes of systemd services those that their units describe, in one call."""
+"""Write systemd units and make sure that the running processes were started from them, in one call."""
 
 from __future__ import annotations
 

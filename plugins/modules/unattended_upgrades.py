@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Settings of unattended-upgrades that apt can read, and the timers that start it, in one call."""
+"""Configure unattended-upgrades and the timers that start it, in one call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ..module_utils.replace_file import diff, read, replace
 from ..module_utils.systemctl import show
 
 FOLDER = Path("/etc/apt/apt.conf.d")
-# After what the packages and the installer of the distribution bring.
+# Sorts after the files of the distribution's packages and installer.
 OURS = FOLDER / "90metalworks-unattended-upgrades"
 TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 

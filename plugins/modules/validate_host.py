@@ -1,12 +1,12 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Report what a host is, in one round trip and without changing it."""
+"""Report facts about a host in one round trip, without changing it."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: validate_host
-short_description: Check what a host is and what its roles are given, without changing it
+short_description: Check a host and the input of its roles, without changing anything
 description:
   - Checks variables against the argument specs of the host's roles, the team's own certificate, distribution, Python,
     memory, disks, devices and ports. Reports problems and never fails; M(metalworks.platform.validate_site) does.
@@ -103,7 +103,7 @@ def unit_of(cgroup: str) -> str:
 
 
 def sockets_of(process: pathlib.Path) -> set[str]:
-    """Return the inodes of a process's sockets; a descriptor may be closed while one looks."""
+    """Return the inodes of a process's sockets; skip descriptors that are closed meanwhile."""
     inodes = set()
     for link in (process / "fd").iterdir():
         with contextlib.suppress(OSError):
@@ -114,11 +114,11 @@ def sockets_of(process: pathlib.Path) -> set[str]:
 
 
 def holders(inodes: dict[str, int], proc: pathlib.Path) -> list[dict[str, Any]]:
-    """Return every listening port once per process that holds it, with that process's unit."""
+    """Return every listening port once per process that uses it, with the process's unit."""
     found: dict[tuple[int, str, str], None] = {}
     owned: set[str] = set()
     for process in proc.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # the process ended meanwhile, or is not ours to look at
+        with contextlib.suppress(OSError):  # the process has ended, or may not be inspected
             sockets = sockets_of(process) & inodes.keys()
             if sockets:
                 unit = unit_of((process / "cgroup").read_text())
@@ -130,7 +130,7 @@ def holders(inodes: dict[str, int], proc: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def disk(path: str) -> dict[str, int]:
-    """Return size and free space, in MB, of the filesystem that holds a path or will hold it."""
+    """Return size and free space, in MB, of the filesystem that holds a path or would hold it."""
     place = pathlib.Path(path)
     while not place.exists():
         place = place.parent
@@ -145,7 +145,7 @@ def nvidia_devices(pci: pathlib.Path) -> int:
 
 
 def main() -> None:
-    """Answer with facts, listeners and disks."""
+    """Return facts, listeners and disks."""
     module = AnsibleModule(
         argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/"]}}, supports_check_mode=True
     )
@@ -163,7 +163,7 @@ def main() -> None:
             "memtotal_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
             "processor_vcpus": os.cpu_count() or 1,
             "python_version": platform.python_version(),
-            # Ansible asks the host once more for these two when they are missing.
+            # Without these two, Ansible would make another round trip.
             "service_mgr": "systemd" if pathlib.Path("/run/systemd/system").is_dir() else "service",
             "pkg_mgr": "apt" if shutil.which("apt-get") else "unknown",
         }

@@ -46,5 +46,5 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-msg: {type: str, returned: always, description: 'How many hosts were checked, or every problem with its cure.'}
+msg: {type: str, returned: always, description: 'How many hosts were checked, or every problem with its remedy.'}
 """
