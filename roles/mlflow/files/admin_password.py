@@ -1,8 +1,8 @@
-"""Make the administrator's password the one that the environment holds, before MLflow's server starts.
+"""Set the administrator's password from the environment before MLflow's server starts.
 
-MLflow looks at MLFLOW_AUTH_ADMIN_PASSWORD only while its database of users is empty; here it counts at every start,
-so that a new password comes with a restart. The database's schema is made or brought up to date as well: the server's
-processes would all try at once.
+MLflow reads MLFLOW_AUTH_ADMIN_PASSWORD only while its database of users is empty. This program applies it at every
+start, so that a restart sets a new password. It also creates or migrates the database's schema, because the server's
+processes would all try that at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Let users of MLflow's basic-auth app in, and refuse what its permissions know no word for.
+"""Authenticate users with MLflow's basic-auth app, and refuse requests that its permissions cannot express.
 
-MLflow's server loads this by its name: `authorization_function` of auth.ini.
+MLflow's server loads this by the name in `authorization_function` of auth.ini.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
 from mlflow.server.auth import authenticate_request_basic_auth
 from werkzeug.datastructures import Authorization
 
-PROMPT = "Whether a model is a prompt is said when it is made: by this tag its owner would lose it."
-PLACE = "Files of experiments are in the object store: leave artifact_location out."
+PROMPT = "Choose whether a model is a prompt when you create it: setting this tag later would take it from its owner."
+PLACE = "Experiments keep their files in the object store: leave artifact_location out."
 
 
 def asked() -> dict[str, Any]:
-    """Return the request's body as MLflow reads it; older clients send JSON within JSON."""
+    """Return the request's body as MLflow reads it; older clients send JSON inside a JSON string."""
     found = request.get_json(force=True, silent=True)
     if isinstance(found, str):
         try:
@@ -29,7 +29,7 @@ def asked() -> dict[str, Any]:
 
 
 def objection() -> str:
-    """Return why the request is refused, whoever sends it; empty if it is not."""
+    """Return why to refuse the request from any user; empty to allow it."""
     what = request.path.partition("/mlflow/")[2]
     if what in ("registered-models/set-tag", "registered-models/delete-tag"):
         return PROMPT if asked().get("key") == IS_PROMPT_TAG_KEY else ""
@@ -41,7 +41,7 @@ def objection() -> str:
 
 
 def authenticate() -> Authorization | Response:
-    """Return who asks, or the refusal."""
+    """Return the authenticated user, or the response that refuses the request."""
     found = authenticate_request_basic_auth()
     if isinstance(found, Authorization) and (why := objection()):
         told = {"error_code": "INVALID_PARAMETER_VALUE", "message": why}

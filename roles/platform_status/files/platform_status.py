@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""Tell whether parts of the platform that have no health page of their own are well.
+"""Report the health of parts of the platform that have no health endpoint of their own.
 
-Asked over HTTP on a Unix socket, by a gateway that everybody may ask: GET /<part> is answered with 200 or 503 and one
-line for people, in which nothing stands that a stranger may not know. However many ask, a part is looked at once in a
-while. What went wrong in detail is for the journal.
+It answers HTTP on a Unix socket, for a gateway that is open to everyone: GET /<part> returns 200 or 503 and one line of
+text, which contains nothing confidential. Results are cached, however many clients ask. Details of a failure go to the
+journal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 SSL_REQUEST, PROTOCOL = 80877103, 196608
-"""Of PostgreSQL's first messages: its number for TLS, and version 3.0."""
+"""Codes in PostgreSQL's first messages: the request for TLS, and protocol version 3.0."""
 CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS, REFUSED = "57P03", "53300", "28"
 REQUEST_SECONDS = 10.0
 REQUEST_BYTES = 8192
@@ -31,13 +31,13 @@ Answer = tuple[int, str]
 
 
 class Ill(Exception):
-    """A part answers, and is not well; the message is for everybody."""
+    """A part answers but is not healthy; the message is public."""
 
 
 async def postgresql(host: str, port: int, database: str, user: str, ca: str) -> str:
-    """Come as a client does, with TLS and the server's name verified, up to where it would want the password."""
+    """Connect like a client, with TLS and a verified server name, up to the password prompt."""
     context = ssl.create_default_context(cafile=ca)
-    # Python 3.13 asks more of a certificate than PostgreSQL's own clients do.
+    # Python 3.13 is stricter about certificates than PostgreSQL's own clients.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -50,7 +50,7 @@ async def postgresql(host: str, port: int, database: str, user: str, ca: str) ->
         kind, length = struct.unpack("!ci", await reader.readexactly(5))
         if kind not in (b"R", b"E") or not 4 < length < REQUEST_BYTES:
             raise Ill("Does not answer as PostgreSQL does")
-        # Read to its end, so that the connection ends quietly, in the server's log too.
+        # Read the whole message, so that the server logs no broken connection.
         message = await reader.readexactly(length - 4)
     finally:
         writer.close()
@@ -61,25 +61,25 @@ async def postgresql(host: str, port: int, database: str, user: str, ca: str) ->
             raise Ill("Starting, stopping or recovering")
         if state == TOO_MANY_CONNECTIONS:
             raise Ill("All connections are taken")
-        if not state.startswith(REFUSED):  # one that is well may know nobody of this name, here
+        if not state.startswith(REFUSED):  # a healthy server may not know this user
             raise Ill("Lets nobody in")
     return "Accepts connections"
 
 
 class Received:
-    """What came from a socket, for http.client to read."""
+    """Bytes from a socket, for http.client to read."""
 
     def __init__(self, content: bytes) -> None:
-        """Keep it."""
+        """Keep the bytes."""
         self.content = content
 
     def makefile(self, *_: object) -> io.BytesIO:
-        """Return it as the file that a socket would be."""
+        """Return the bytes as a file, like a socket does."""
         return io.BytesIO(self.content)
 
 
 async def work_pool(socket: str, pool: str) -> str:
-    """Ask Prefect for the pool's workers that it has lately heard of."""
+    """Ask Prefect which workers of the pool are online."""
     body = json.dumps({"workers": {"status": {"any_": ["ONLINE"]}}})
     path = f"/api/work_pools/{urllib.parse.quote(pool, safe='')}/workers/filter"
     reader, writer = await asyncio.open_unix_connection(socket)
@@ -103,22 +103,22 @@ async def work_pool(socket: str, pool: str) -> str:
 
 
 class Part:
-    """A part of the platform, looked at when somebody asks and what is known of it is old."""
+    """A part of the platform, checked on request if the last result is too old."""
 
     def __init__(self, name: str, check: Check, timeout: float, cache: float) -> None:
-        """Remember how it is looked at, and how often."""
+        """Keep the check and its limits."""
         self.name, self.check, self.timeout, self.cache = name, check, timeout, cache
         self.look: asyncio.Task[Answer] | None = None
         self.old_at, self.told = 0.0, ""
 
     async def answer(self) -> Answer:
-        """Return status and line; all who ask meanwhile wait for the same look."""
+        """Return status and line; concurrent requests share one check."""
         if self.look is None or (self.look.done() and time.monotonic() >= self.old_at):
             self.look = asyncio.create_task(self.examine())
         return await asyncio.shield(self.look)
 
     async def examine(self) -> Answer:
-        """Look at the part, in bounded time; never raise."""
+        """Check the part within the time limit; never raise."""
         status, why = 503, ""
         try:
             async with asyncio.timeout(self.timeout):
@@ -127,7 +127,7 @@ class Part:
             line = str(error)
         except ssl.SSLCertVerificationError as error:
             line, why = "Its certificate is not valid", str(error)
-        except Exception as error:  # an ill part may answer anything; a crash here would tell nobody about the others
+        except Exception as error:  # a broken part may answer anything, and must not stop the checks of others
             line, why = "Does not answer", repr(error)
         if line != self.told:
             print(f"{self.name}: {line}", why, flush=True)
@@ -136,7 +136,7 @@ class Part:
 
 
 def parts(wishes: dict[str, Any]) -> dict[str, Part]:
-    """Return what may be asked for: path → part."""
+    """Return the parts by path."""
     checks: dict[str, Check] = {}
     for one in wishes["postgresql"]:
         name, reach = one["name"], {key: value for key, value in one.items() if key != "name"}
@@ -165,7 +165,7 @@ async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kn
             writer.write(("\r\n".join(head) + "\r\n\r\n" + ("" if method == "HEAD" else body)).encode())
             await writer.drain()
     except (OSError, EOFError, ValueError, asyncio.LimitOverrunError, TimeoutError):
-        pass  # who asks badly, or leaves, hears nothing
+        pass  # a bad request, or a client that left, gets no answer
     finally:
         writer.close()
 

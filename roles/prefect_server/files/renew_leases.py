@@ -1,7 +1,7 @@
-"""Run before the server starts: leases of concurrency slots last as if their holders had just asked for it.
+"""Renew all leases of concurrency slots before the server starts.
 
-A holder renews its lease every 225 s for 300 s. What ran out while nobody could renew it would be taken back the moment
-the server starts, and Prefect ends a run that cannot renew. A lease whose holder is gone runs out a little later.
+A holder renews its lease for 300 s every 225 s. While the server is down, leases expire. The server would revoke them
+as soon as it starts, and Prefect ends a run that cannot renew its lease. A lease without a holder expires soon after.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Prefect's server, which tells systemd that it lives.
+"""Prefect's server with a watchdog for systemd.
 
-It is one process with one event loop: what keeps that busy keeps everybody waiting. systemd, which hears nothing then,
-ends it and starts it again (WatchdogSec).
+The server is one process with one event loop, so anything that blocks the loop blocks every client. systemd then gets
+no keep-alive and restarts the server (WatchdogSec).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Message = MutableMapping[str, Any]
 
 
 async def live() -> None:
-    """Tell systemd, twice in the time that it waits, from the event loop itself."""
+    """Send systemd a keep-alive twice per watchdog interval, from the event loop itself."""
     address = os.environ["NOTIFY_SOCKET"]
     address = f"\0{address[1:]}" if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
@@ -28,16 +28,16 @@ async def live() -> None:
 
 
 class Server:
-    """The application; uvicorn runs its lifespan beside the requests, in the same loop."""
+    """The ASGI application. Its lifespan runs in the same event loop as the requests."""
 
     def __init__(self) -> None:
-        """Make Prefect's application."""
+        """Create Prefect's application."""
         self.app = create_app()
 
     async def __call__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
-        """Answer, as ASGI has it."""
+        """Handle an ASGI scope; send keep-alives during the lifespan."""
         if scope["type"] != "lifespan" or "WATCHDOG_USEC" not in os.environ:
             return await self.app(scope, receive, send)
         living = asyncio.create_task(live())
