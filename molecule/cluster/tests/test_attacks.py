@@ -54,7 +54,7 @@ at_once = 8
 with ThreadPoolExecutor(at_once) as pool:
     print(json.dumps(sum(pool.map(some, [asked["questions"][n::at_once] for n in range(at_once)]), [])))
 """
-REFUSED = ("Your role does not do this", "This is not part of the platform")
+REFUSED = ("Your role may not do this", "This is not part of the platform")
 
 
 def passwords() -> dict[str, str]:
