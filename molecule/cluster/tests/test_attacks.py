@@ -227,7 +227,7 @@ def test_no_tag_makes_anothers_model_a_prompt() -> None:
             tag = {**name, "key": "mlflow.prompt.is_prompt", "value": "true", **form}
             for prefix in ("api", "ajax-api"):
                 status, told = as_person("ml2", "mlflow", f"/{prefix}/2.0/mlflow/registered-models/set-tag", tag)
-                assert (status, "by this tag its owner would lose it" in str(told)) == (400, True)
+                assert (status, "setting this tag later would take it from its owner" in str(told)) == (400, True)
         other = {**name, "key": "colour", "value": "red"}
         assert as_person("ml2", "mlflow", "/api/2.0/mlflow/registered-models/set-tag", other)[0] == 200
     finally:

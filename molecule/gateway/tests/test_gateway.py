@@ -661,7 +661,7 @@ def test_users_change_without_an_interruption(host, converged, play):
         ({"gateway_sites": [SITES[0] | {"upstreams": ["nowhere.invalid:1"]}]}, "cannot resolve the upstream of a site"),
         ({"gateway_sites": [SITES[0] | {"upstreams": ["a b"]}]}, "mlflow: upstreams must be host:port"),
         ({"gateway_sites": [SITES[0], SITES[0]]}, "two sites are named mlflow"),
-        ({"gateway_sites": [SITES[0] | {"name": "ML flow"}]}, "ML flow: name and host are"),
+        ({"gateway_sites": [SITES[0] | {"name": "ML flow"}]}, "ML flow: name and host must be"),
         ({"gateway_sites": [SITES[0] | {"health": "health; deny all"}]}, "must be paths, not health; deny all"),
         ({"gateway_users": [USERS[0], USERS[0]]}, "two users are named ada"),
         ({"gateway_users": [USERS[0] | {"name": "a:b"}]}, "a name is letters, digits and . _ @ -"),

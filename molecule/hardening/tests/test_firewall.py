@@ -149,7 +149,10 @@ def test_damage_is_mended(host, converged, damage, play, reached):
             "0 is not a valid address",
         ),
         ({"also_open": [{"port": 80, "from": ["300.1.1.1"], "why": "a typo"}]}, "nft rejects the rules"),
-        ({"firewall_platform_addresses": ["no-such-host.invalid"]}, "no-such-host.invalid: a name among these"),
+        (
+            {"firewall_platform_addresses": ["no-such-host.invalid"]},
+            "cannot resolve every name in no-such-host.invalid",
+        ),
     ],
 )
 def test_wrong_rules_are_refused_while_the_old_ones_stay(host, converged, variables, message, play):

@@ -81,7 +81,7 @@ def test_a_lost_hold_is_renewed(host, held, play) -> None:
 def test_another_key_is_refused(host, play, mended) -> None:
     result = play(driver="580.1.2", fingerprint="0" * 40)
     assert not result.ok
-    assert "or a key that is not the expected one" in result.words
+    assert "or its key is not the expected one" in result.words
     assert "signature verification" in host.run("apt-get update").stderr
     assert host.package("nvidia-driver-cuda").version == "580.1.1-1"
 
