@@ -23,8 +23,8 @@ def package() -> Path:
 
     Raises AnsibleActionFail with the builder's output if the build fails.
     """
-    program = PRODUCT / "scripts" / "site" / "build_wheel.py"
-    built = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "scripts.site.build_wheel"]
+    built = subprocess.run(command, cwd=PRODUCT, capture_output=True, text=True, check=False)
     if built.returncode:
         raise AnsibleActionFail(f"Cannot build the project's package: {built.stderr.strip()}")
     return Path(built.stdout.strip())

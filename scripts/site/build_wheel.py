@@ -5,21 +5,17 @@ The folder it stands in is named after the digest of the sources, so hosts can t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
+from scripts.site.build_once import build_once
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "dist"
-KEPT = 5
-"""The newest wheels stay: a play that began with earlier sources may still be sending one to hosts."""
 
 
 def sources() -> list[Path]:
@@ -46,27 +42,16 @@ def build() -> Path:
 
     Raises subprocess.CalledProcessError, after the builder's own words, when the package does not build.
     """
-    folder = CACHE / digest(sources(), description())
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # plays on several hosts ask at the same time
-        if not folder.exists():
-            make(folder)
-            built = [path for path in CACHE.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name)]
-            for old in sorted(built, key=lambda path: path.stat().st_mtime)[:-KEPT]:
-                shutil.rmtree(old)
-    (wheel,) = folder.glob("*.whl")
+    (wheel,) = build_once(CACHE, digest(sources(), description()), make).glob("*.whl")
     return wheel
 
 
 def make(folder: Path) -> None:
-    """Build the wheel; the folder appears only when the build is complete."""
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        # Use uv and the build backend of the controller's locked environment; download neither.
-        uv = Path(sys.executable).with_name("uv")
-        options = ["--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", f"{scratch}/wheel"]
-        subprocess.run([uv, "build", "--wheel", *options, ROOT], check=True)
-        Path(f"{scratch}/wheel").rename(folder)
+    """Build the wheel into a folder."""
+    # Use uv and the build backend of the controller's locked environment; download neither.
+    uv = Path(sys.executable).with_name("uv")
+    options = ["--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(folder)]
+    subprocess.run([uv, "build", "--wheel", *options, ROOT], check=True)
 
 
 if __name__ == "__main__":
