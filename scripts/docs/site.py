@@ -1,4 +1,4 @@
-"""Build the docs site from the repository's Markdown: `make docs`.
+"""Build the docs site from the repository's Markdown: `make docs`. The gateway serves it at docs.<domain>.
 
 MkDocs wants all pages in one folder, but README, the changelog and the example's page stand where GitHub shows them.
 So the pages, and the files that they link to, are copied into a folder that is laid out as the repository is: a link
@@ -8,17 +8,22 @@ that works on GitHub works on the site as well, and nothing is rewritten.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from scripts.common import BUILD, ROOT, environment
+from scripts.common import BUILD, CACHE, ROOT, ProblemError, end, environment
+from scripts.site.build_once import build_once
 
 CONFIG = ROOT / "mkdocs.yml"
 SITE = BUILD / "docs"
+ARCHIVES = CACHE / "docs"
 SOURCES = (
     "README.md",
     "README.zh-TW.md",
@@ -31,21 +36,22 @@ SOURCES = (
 LINK = re.compile(r"\]\(([^)#:\s]+)")
 
 
+def sources(root: Path) -> list[Path]:
+    """Return the paths, below `root`, of the pages and of the files that they link to."""
+    named = [root / source for source in SOURCES]
+    found = {path for source in named for path in (source.rglob("*") if source.is_dir() else [source])}
+    for page in [path for path in found if path.suffix == ".md"]:
+        links = LINK.findall(page.read_text())
+        found |= {Path(os.path.normpath(page.parent / link)) for link in links}
+    return sorted(path.relative_to(root) for path in found if path.is_relative_to(root) and path.is_file())
+
+
 def stage(root: Path, folder: Path) -> None:
     """Fill `folder` with the pages of the repository at `root`, and with the files that they link to."""
     shutil.rmtree(folder, ignore_errors=True)
-    for source in SOURCES:
+    for source in sources(root):
         (folder / source).parent.mkdir(parents=True, exist_ok=True)
-        if (root / source).is_dir():
-            shutil.copytree(root / source, folder / source)
-        else:
-            shutil.copy(root / source, folder / source)
-    for page in [*folder.rglob("*.md")]:
-        for target in LINK.findall(page.read_text()):
-            copy = Path(os.path.normpath(page.parent / target))
-            if copy.is_relative_to(folder) and not copy.exists() and (root / copy.relative_to(folder)).is_file():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(root / copy.relative_to(folder), copy)
+        shutil.copy(root / source, folder / source)
 
 
 def build(root: Path, pages: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -59,18 +65,52 @@ def build(root: Path, pages: Path, site: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
-def main() -> int:
-    """Build the site into build/docs, or where --into says."""
+def digest() -> str:
+    """Return 16 hexadecimal digits that name the site's content."""
+    try:
+        total = hashlib.sha256(version("mkdocs").encode())
+    except PackageNotFoundError:
+        raise ProblemError(
+            f"{sys.executable} has no MkDocs, which builds the docs site: run Ansible from the environment that "
+            "`make environment` makes, or install the mkdocs that pyproject.toml names"
+        ) from None
+    for path in [CONFIG, Path(__file__), *(ROOT / source for source in sources(ROOT))]:
+        total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def pack(folder: Path) -> None:
+    """Build the site and put it into a folder as a ZIP file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        done = build(ROOT, Path(scratch, "pages"), Path(scratch, "site"))
+        if done.returncode:
+            raise ProblemError(done.stdout + done.stderr)
+        shutil.make_archive(str(folder / "docs"), "zip", Path(scratch, "site"))
+
+
+def archive() -> Path:
+    """Return the site as a ZIP file for hosts, built once for each content; its folder is named after the digest."""
+    return build_once(ARCHIVES, digest(), pack) / "docs.zip"
+
+
+def main() -> None:
+    """Build the site into build/docs, or where --into says; with --archive, print the path of the ZIP file."""
     parser = argparse.ArgumentParser(description="Build the docs site.")
     parser.add_argument("--into", type=Path, default=SITE, help="folder of the site (default: build/docs)")
-    site = parser.parse_args().into.resolve()
+    parser.add_argument("--archive", action="store_true", help="build a ZIP file for hosts instead, and print its path")
+    arguments = parser.parse_args()
+    if arguments.archive:
+        print(archive())
+        return
+    site = arguments.into.resolve()
     done = build(ROOT, BUILD / "docs-pages", site)
     if done.returncode:
-        print(done.stdout + done.stderr, file=sys.stderr)
-        return 1
+        raise ProblemError(done.stdout + done.stderr)
     print(f"Docs: {site}/index.html")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except ProblemError as error:
+        end(error)

@@ -85,9 +85,19 @@ def test_the_collection_holds_the_product_and_nothing_else(installed: Path) -> N
     builder = next(ROOT.glob("scripts/**/build_wheel.py")).relative_to(ROOT)
     assert (place / builder).is_file()  # a role installs the project's own package
     kept = {"CHANGELOG.md", "CONTRIBUTING.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "SECURITY.md"}
-    kept |= {"README.zh-TW.md", "ansible.cfg", "docs", "group_vars", "meta", "mkdocs.yml", "playbooks", "plugins"}
-    kept |= {"pyproject.toml", "roles", "scripts", "site.yml", "src"}
+    kept |= {"README.zh-TW.md", "ansible.cfg", "docs", "examples", "group_vars", "meta", "mkdocs.yml", "playbooks"}
+    kept |= {"plugins", "pyproject.toml", "roles", "scripts", "site.yml", "src"}
     assert {path.name for path in place.iterdir()} - kept == set()
+
+
+def test_a_role_can_build_the_docs_site_from_it(installed: Path, tmp_path: Path) -> None:
+    assert [path.name for path in (installed / PLACE).glob("examples/*/*")] == ["README.md"]
+    program = "import pathlib, sys; from scripts.docs.site import ROOT, build; "
+    program += "sys.exit(build(ROOT, *map(pathlib.Path, sys.argv[1:])).stderr)"
+    command = [sys.executable, "-c", program, tmp_path / "pages", tmp_path / "site"]
+    done = subprocess.run(command, cwd=installed / PLACE, capture_output=True, text=True, check=False)
+    assert "WARNING" not in done.stderr, done.stderr
+    assert (tmp_path / "site/examples/flights/index.html").is_file()
 
 
 def test_no_secret_of_a_team_gets_into_it() -> None:

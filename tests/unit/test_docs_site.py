@@ -1,15 +1,21 @@
-"""The docs site: every page is in its menu, every link leads somewhere, and it needs no other server."""
+"""The docs site: its pages are in its menu, its links lead somewhere, and hosts get it whole and once."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from scripts.common import ProblemError
 from scripts.docs import site as docs_site
-from tests.unit.repository import ROOT
+from tests.unit.repository import ROOT, load
+
+module = load("plugins/modules/docs_site.py")
 
 
 @pytest.fixture
@@ -77,3 +83,92 @@ def test_a_page_in_no_menu_fails(repository: Path) -> None:
 def test_a_page_that_is_gone_fails(repository: Path) -> None:
     (repository / "docs/glossary.md").unlink()
     assert "docs/glossary.md" in complaints(repository)
+
+
+# -- For hosts
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an archive that is built from two files instead of the pages."""
+
+    def build(root: Path, pages: Path, site: Path) -> SimpleNamespace:
+        (site / "search").mkdir(parents=True)
+        (site / "index.html").write_text("<h1>Docs</h1>")
+        (site / "search/search_index.json").write_text("{}")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(docs_site, "ARCHIVES", tmp_path / "archives")
+    monkeypatch.setattr(docs_site, "build", build)
+    return docs_site.archive()
+
+
+def test_the_archive_holds_the_site_and_is_built_once(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        files = {name for name in packed.namelist() if not name.endswith("/")}
+    assert files == {"index.html", "search/search_index.json"}
+    assert [path.name for path in archive.parent.iterdir()] == ["docs.zip"]
+    monkeypatch.setattr(docs_site, "build", None)  # it would fail
+    assert docs_site.archive() == archive
+
+
+@pytest.mark.parametrize("changed", ["docs/install.md", "examples/flights/README.md", "roles/base/vars/main.yml"])
+def test_a_page_that_changes_makes_another_release(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    for path in ("mkdocs.yml", "scripts/docs/site.py"):
+        (repository / path).parent.mkdir(parents=True, exist_ok=True)
+        (repository / path).write_bytes((ROOT / path).read_bytes())
+    monkeypatch.setattr(docs_site, "ROOT", repository)
+    monkeypatch.setattr(docs_site, "CONFIG", repository / "mkdocs.yml")
+    monkeypatch.setattr(docs_site, "__file__", str(repository / "scripts/docs/site.py"))
+    before = docs_site.digest()
+    assert docs_site.digest() == before
+    with (repository / changed).open("a") as page:
+        page.write("\n")
+    assert docs_site.digest() != before
+
+
+def test_a_site_that_does_not_build_leaves_no_archive(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(docs_site, "ARCHIVES", tmp_path / "others")
+    failed = SimpleNamespace(returncode=1, stdout="WARNING - a dead link", stderr="")
+    monkeypatch.setattr(docs_site, "build", lambda *_: failed)
+    with pytest.raises(ProblemError, match="a dead link"):
+        docs_site.archive()
+    assert [path.name for path in (tmp_path / "others").iterdir()] == [".lock"]
+
+
+def test_a_controller_without_mkdocs_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(docs_site, "version", version)
+    with pytest.raises(ProblemError, match="make environment"):
+        docs_site.digest()
+
+
+def test_a_host_gets_a_release_whole_and_keeps_no_other(archive: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    assert not module.is_current(folder, "one")
+    module.install(folder, "one", str(archive))
+    assert module.is_current(folder, "one")
+    page = folder / "current/index.html"
+    assert (page.read_text(), page.stat().st_mode & 0o777) == ("<h1>Docs</h1>", 0o644)
+    (folder / "releases/.two.new/half").mkdir(parents=True)  # of a killed run
+    assert not module.is_current(folder, "one")
+    module.install(folder, "two", str(archive))
+    assert module.is_current(folder, "two")
+    assert [path.name for path in (folder / "releases").iterdir()] == ["two"]
+    assert sorted(path.name for path in folder.iterdir()) == ["current", "releases"]
+
+
+def test_a_link_that_was_changed_is_mended_without_the_archive(archive: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    module.install(folder, "one", str(archive))
+    (folder / "current").unlink()
+    (folder / "current").symlink_to("/nowhere")
+    assert not module.is_current(folder, "one")
+    module.install(folder, "one", "")
+    assert module.is_current(folder, "one")

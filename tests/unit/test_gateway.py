@@ -65,6 +65,14 @@ DATABASE = {
     "says": True,
     "served": False,
 }
+DOCS = {
+    "name": "docs",
+    "title": "Documentation",
+    "root": "/opt/docs/current",
+    "login": "basic",
+    "routes": "gateway/files/docs_routes.yml",
+    "health": "/health",
+}
 USERS = [
     {"name": "ada", "role": "admin", "password": "secret-one"},
     {"name": "b.d", "role": "admin", "password": "secret-two"},
@@ -188,9 +196,34 @@ def test_what_is_not_served_here_is_only_told_of() -> None:
     assert "https://.ml.example" not in page
 
 
+def test_files_are_served_behind_the_same_login_as_a_program() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[MLFLOW, DOCS])
+    socket = "unix:/run/nginx/files-docs.sock"
+    assert f"server {socket};" in block(text, "upstream docs")
+    assert text.count("root /opt/docs/current;") == 1
+    files = text[text.index(f"listen {socket};") : text.index("# The start page.")]
+    assert "root /opt/docs/current;" in files
+    assert "default_type text/plain;" in files
+    assert "error_page 404 /404.html;" in files
+    (policy,) = re.findall(r'Content-Security-Policy "(.*)" always;', files)
+    assert {"default-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+    server = text[text.index("server_name docs.ml.example;") :]
+    assert "auth_basic_user_file" in block(server, "location /")
+    assert "proxy_pass http://docs/health;" in block(text, "location = /health/docs")
+    routes = block(text, 'map "$gateway_verb $uri" $gateway_whose_docs')
+    assert re.findall(r'"(.*)" (\w+);', routes) == [("~^GET /.*$", "viewer")]
+
+
+def test_files_that_another_gateway_serves_are_not_looked_for_here() -> None:
+    site = DOCS | {"served": False, "protocol": "https", "upstreams": ["docs.ml.example:443"]}
+    text = render("nginx.conf.j2", gateway_sites=[site])
+    assert "/opt/docs" not in text
+    assert "server @address:docs.ml.example@:443;" in block(text, "upstream docs")
+
+
 def test_sound_wishes_have_no_problems() -> None:
     assert problems() == []
-    assert problems(gateway_sites=[ELSEWHERE, DATABASE]) == []
+    assert problems(gateway_sites=[ELSEWHERE, DATABASE, DOCS]) == []
     assert problems(gateway_sites=[], gateway_users=[]) == []
 
 
@@ -209,6 +242,7 @@ def test_sound_wishes_have_no_problems() -> None:
         ({"upstreams": ["a"]}, "upstreams must be host:port"),
         ({"upstreams": ["unix:/a", "b:1"]}, "upstreams must be host:port"),
         ({"upstreams": ["unix:/a"], "protocol": "https"}, "upstreams must be host:port"),
+        ({"root": "docs/../x;"}, "root must be an absolute path"),
         ({"routes": ""}, "with login basic, routes must say who may call what"),
     ],
 )

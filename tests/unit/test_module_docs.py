@@ -23,6 +23,7 @@ TAKEN = {
     "validate_host": {"home", "roles", "role_groups", "ports", "distributions", "python", "minimums", "device"},
 }
 TOLD = {
+    "docs_site": {"release", "archive"},
     "host_certificate": {"look", "ca", "certificate", "key"},
     "python_app": {"lock", "lock_sha256", "wheel"},
 }

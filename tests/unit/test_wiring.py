@@ -404,6 +404,18 @@ def test_a_new_part_is_one_file(values: Any) -> None:
     assert (5000, ["127.0.0.1"]) in [(way["port"], way["to"]) for way in ways["www-data"]]
 
 
+def test_the_docs_are_at_the_host_with_the_start_page(values: Any) -> None:
+    """In this inventory another host has a gateway too, which neither installs nor serves them."""
+    name = "docs.metalworks.internal"
+    assert {"name": name, "address": "192.0.2.11"} in values("gpu-1", "base_hosts")
+    assert [name in values(host, "certificates_names") for host in ("services-1", "cpu-1")] == [True, False]
+    (site,) = [site for site in values("services-1", "gateway_sites") if site["name"] == "docs"]
+    assert site["root"] == values("services-1", "gateway_docs") + "/current"
+    assert site.get("served", True)
+    assert values("cpu-1", "gateway_docs") == ""
+    assert "docs" not in [site["name"] for site in values("cpu-1", "gateway_sites")]
+
+
 def test_a_secret_that_is_missing_stops_only_what_needs_it(values: Any) -> None:
     """Otherwise the validation would report every variable that is computed from parts."""
     assert values("services-1", "firewall_open")

@@ -67,6 +67,9 @@ STRANGERS = [
     ("inference", "/delay/docs", 200),  # a page that asks for the token itself
     ("inference", "/delay/openapi.json", 401),
     ("inference", "/delay/ping", 200),
+    ("docs", "/", 401),
+    ("docs", "/search/search_index.json", 401),
+    ("", "/health/docs", 200),
     ("", "/", 200),
     ("", "/ca.crt", 200),
 ]
@@ -173,6 +176,17 @@ def test_a_viewer_looks_and_changes_nothing(somebodys_run: str) -> None:
         assert as_person("guest", "mlflow", f"/api/2.0/mlflow/{path}", body)[0] == 403, path
     assert as_person("guest", "prefect", "/api/flows/filter", {})[0] == 200
     assert as_person("guest", "prefect", "/api/flows/", {"name": "a viewer's"})[0] == 403
+
+
+def test_everyone_with_a_login_reads_and_searches_the_docs() -> None:
+    for person in ("guest", "ml1"):
+        status, page = as_person(person, "docs", "/docs/install.html")
+        assert (status, "Install Metalworks" in page) == (200, True)
+        status, index = as_person(person, "docs", "/search/search_index.json")
+        assert (status, "docs/install.html" in {page["location"] for page in index["docs"]}) == (200, True)
+        status, missing = as_person(person, "docs", "/nothing/here.html")
+        assert (status, "Page not found" in missing) == (404, True)
+        assert as_person(person, "docs", "/", method="POST")[0] == 403
 
 
 def test_prefects_secrets_are_not_for_viewers_and_its_api_not_for_other_sites() -> None:

@@ -18,7 +18,7 @@ certificate() { # file, names…
         -out "$name.crt"
 }
 certificate host gateway metalworks.internal mlflow.metalworks.internal prefect.metalworks.internal \
-    s3.metalworks.internal console.metalworks.internal inference.metalworks.internal
+    s3.metalworks.internal console.metalworks.internal inference.metalworks.internal docs.metalworks.internal
 certificate delay1 gpu-1
 certificate delay2 gpu-2
 certificate elsewhere console.metalworks.internal

@@ -129,7 +129,9 @@ def test_only_health_is_open(host):
         assert ask(host, "prefect", path).status in (400, 401, 403), path
     for site in SITES:
         answer = ask(host, "", f"/health/{site['name']}", "--user", ADA, "--header", "Cookie: a=b")
-        if "says" not in site:
+        if "root" in site:
+            assert (answer.status, answer.text.strip()) == (200, "OK")
+        elif "says" not in site:
             assert json.loads(answer.text)["path"] == site["health"]
             assert told(answer) == {"host": f"{site.get('host', site['name'])}.{DOMAIN}"}
         assert ask(host, "", f"/health/{site['name']}?verbose=1").status == 404
@@ -339,8 +341,9 @@ def test_several_services_share_a_name(host):
 
 
 def test_pages_are_sent_with_what_browsers_should_know(host):
-    for site, path in (("", "/"), ("", "/health/mlflow"), ("mlflow", "/x"), ("prefect", "/x"), ("s3", "/x")):
-        headers = ask(host, site, path).headers
+    pages = [("", "/"), ("", "/health/mlflow"), ("mlflow", "/x"), ("prefect", "/x"), ("s3", "/x")]
+    for site, path, *options in (*pages, ("docs", "/", "--user", VERA)):
+        headers = ask(host, site, path, *options).headers
         assert headers.count(("strict-transport-security", "max-age=31536000")) == 1
         assert headers.count(("x-content-type-options", "nosniff")) == 1
         assert ("server", "nginx") in headers
@@ -591,6 +594,38 @@ def test_start_page_is_one_closed_file(host):
     assert ask(host, "", "/ca.crt").text.strip() == host.file("/etc/metalworks/tls/ca.crt").content_string.strip()
 
 
+# -- The docs
+def test_the_docs_are_read_by_everyone_with_a_login(host):
+    for options in ((), ("--user", "vera:wrong")):
+        assert ask(host, "docs", "/", *options).status == 401
+    assert ask(host, "docs", "/", "--user", INFERENCE).status == 403
+    for user in (ADA, VERA, WORKER):
+        page = ask(host, "docs", "/", "--user", user)
+        assert (page.status, "<title>Metalworks</title>" in page.text) == (200, True)
+    headers = dict(page.headers)
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["cache-control"] == "no-cache"
+    index = ask(host, "docs", "/search/search_index.json", "--user", VERA)
+    assert "docs/install.html" in {page["location"] for page in json.loads(index.text)["docs"]}
+    source = ask(host, "docs", "/group_vars/all/main.yml", "--user", VERA)
+    assert dict(source.headers)["content-type"] == "text/plain; charset=utf-8"
+    moved = ask(host, "docs", "/docs/decisions", "--user", VERA)
+    assert (moved.status, dict(moved.headers)["location"]) == (301, "/docs/decisions/")
+    assert ask(host, "docs", "/docs/decisions/", "--user", VERA).status == 200
+    for path in ("/nothing/here.html", "/docs/"):
+        missing = ask(host, "docs", path, "--user", VERA)
+        assert (missing.status, "Page not found" in missing.text) == (404, True), path
+    for method in ("POST", "PUT", "DELETE"):
+        assert ask(host, "docs", "/", "--user", ADA, "--request", method).status == 403
+
+
+def test_the_docs_are_one_release(host):
+    folder = "/opt/metalworks/docs"
+    (release,) = host.file(f"{folder}/releases").listdir()
+    assert host.file(f"{folder}/current").linked_to == f"{folder}/releases/{release}"
+    assert host.check_output(f"find {folder} -type f ! -perm 0644 -o -type d ! -perm 0755 -o ! -user root") == ""
+
+
 # -- Files and logs
 def test_nothing_secret_is_left_lying(host):
     ask(host, "s3", "/bucket/key?X-Amz-Signature=s3cr3t-signature", "--header", "Referer: https://a/?s3cr3t-signature")
@@ -732,8 +767,11 @@ def test_tampering_and_a_stopped_service_are_mended(host, converged, play):
         "sed --in-place s/NoNewPrivileges=true/NoNewPrivileges=false/ "
         "/etc/systemd/system/nginx.service.d/metalworks.conf"
     )
+    host.check_output("cd /opt/metalworks/docs && mkdir releases/.half.new && ln -sfn /nowhere current")
     result = play()
     assert result.returncode == 0, result.stdout
+    assert ask(host, "docs", "/", "--user", VERA).status == 200
+    assert len(host.file("/opt/metalworks/docs/releases").listdir()) == 1
     assert host.service("nginx").is_enabled
     assert not host.file("/etc/nginx/sites-enabled/default").exists
     assert host.file("/etc/nginx/metalworks/users").mode == 0o640
