@@ -42,11 +42,11 @@ from metalworks.serving.predict import variants
 from metalworks.serving.predict.batching import Batcher, QueueFullError
 from metalworks.serving.predict.client import ModelFailedError
 from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
+from metalworks.serving.predict.shadow import Shadow, _difference
 from metalworks.serving.predict.variants import Variant
 from metalworks.serving.rollout import canary
 from metalworks.serving.rollout.equivalence import check_equivalence
 from metalworks.serving.rollout.release import EVIDENCE_KEPT, Release, remove_old_evidence
-from metalworks.serving.rollout.shadow import Shadow, _difference
 from metalworks.serving.rollout.supervisor import Supervisor
 from metalworks.serving.settings import CanaryRules, Settings, SettingsError
 from metalworks.serving.telemetry import latency, metrics

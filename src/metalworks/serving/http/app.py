@@ -19,8 +19,8 @@ from metalworks.contracts import STATE
 from metalworks.serving.http import openinference, schema
 from metalworks.serving.http.invocations import CODES, PATH, Invocations, error
 from metalworks.serving.http.schema import Version, Working
+from metalworks.serving.predict.shadow import Shadow
 from metalworks.serving.predict.variants import Route, Variant
-from metalworks.serving.rollout.shadow import Shadow
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats, add_up, read_stats, render_metrics
 from metalworks.serving.telemetry.prediction_log import Log

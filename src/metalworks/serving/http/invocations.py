@@ -14,8 +14,8 @@ from metalworks.serving.predict.batching import QueueFullError
 from metalworks.serving.predict.client import ModelDownError, ModelFailedError, ModelLostError
 from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
 from metalworks.serving.predict.decoding import LIGHT_BYTES
+from metalworks.serving.predict.shadow import Decode, Shadow
 from metalworks.serving.predict.variants import Route, Variant
-from metalworks.serving.rollout.shadow import Decode, Shadow
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats
 from metalworks.serving.telemetry.prediction_log import Log
