@@ -24,6 +24,7 @@ from metalworks_model_runner.model import Model
 from metalworks_model_runner.server import ModelServer
 
 from metalworks.serving.http.app import create_app
+from metalworks.serving.predict.data_plane import DataPlane
 from metalworks.serving.predict.variants import Route
 from metalworks.serving.rollout.equivalence import check_equivalence
 from metalworks.serving.settings import Settings
@@ -225,6 +226,7 @@ class Assembled(NamedTuple):
     client: TestClient
     verdict: dict[str, Any]
     stats: Stats
+    route: Route
 
 
 @contextmanager
@@ -242,10 +244,9 @@ def assembled(
         stats, route = Stats(), Route()
         card = {"name": "model", "version": "1", "alias": "champion"}
         entry = {"id": "1", "card": card, "environment": "", "proof": str(proof), "socket": str(path)}
-        application = create_app(given, route, stats)
-        application.app.state.publish = lambda: None  # type: ignore[attr-defined]
+        application = create_app(DataPlane(given, route, stats), lambda: None)
         with TestClient(application, base_url=base_url, raise_server_exceptions=False) as client:
             # The connection to the model belongs to the client's loop.
             assert client.portal is not None
             client.portal.call(route.follow, {"champion": entry, "revision": 1}, given, stats)
-            yield Assembled(client, verdict, stats)
+            yield Assembled(client, verdict, stats, route)

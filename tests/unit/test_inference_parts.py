@@ -37,11 +37,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from metalworks.contracts import DesiredVersion
 from metalworks.serving.http import app
+from metalworks.serving.http.asgi import BODY
 from metalworks.serving.http.invocations import Invocations
 from metalworks.serving.predict import variants
 from metalworks.serving.predict.batching import Batcher, QueueFullError
 from metalworks.serving.predict.client import ModelFailedError
 from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
+from metalworks.serving.predict.data_plane import DataPlane
 from metalworks.serving.predict.shadow import Shadow, _difference
 from metalworks.serving.predict.variants import Variant
 from metalworks.serving.rollout import canary
@@ -1137,18 +1139,20 @@ def test_a_check_is_answered_and_leaves_no_trace_in_log_and_shadow(tmp_path: Pat
     shadow: Any = SimpleNamespace(copy=lambda *given: copied.append(given))
     log: Any = SimpleNamespace(takes=lambda: True, add=lambda *given: logged.append(given))
     settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
-    entry = Invocations(None, settings, route, counts, shadow, log)  # type: ignore[arg-type]
+    plane = DataPlane(settings, route, counts, log)
+    plane.shadow = shadow
+    entry = Invocations(None, plane)  # type: ignore[arg-type]
 
     def status(*headers: tuple[bytes, bytes]) -> int:
         sent: list[Any] = []
 
         async def receive() -> Any:
-            return {"type": "http.request", "body": b"{}"}
+            raise AssertionError("the body was read already")
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "path": "/invocations", "method": "POST"}
+        scope = {"type": "http", "path": "/invocations", "method": "POST", BODY: b"{}"}
         given = [(b"content-type", b"application/json"), *headers]
         asyncio.run(entry(scope | {"headers": given}, receive, send))
         return int(sent[0]["status"])

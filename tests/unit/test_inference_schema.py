@@ -23,8 +23,9 @@ from schemathesis.checks import ignored_auth, negative_data_rejection
 from schemathesis.config import SchemathesisConfig
 
 from metalworks.serving.http import schema
-from metalworks.serving.http.app import create_app
+from metalworks.serving.http.app import create_api, create_app
 from metalworks.serving.predict.batching import QueueFullError
+from metalworks.serving.predict.data_plane import DataPlane
 from metalworks.serving.predict.variants import Route
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats
@@ -64,7 +65,7 @@ def described(*tokens: str) -> dict[str, Any]:
     settings = Settings(service="model", wanted=Path(), runtime=Path(), state=Path(), tokens_sha256=frozenset(tokens))
     route: Any = Route()
     route.champion = SimpleNamespace(version=SimpleNamespace(facts=FACTS, card={"name": "delay", "version": "7"}))
-    said: dict[str, Any] = create_app(settings, route, Stats()).app.openapi()  # type: ignore[attr-defined]
+    said: dict[str, Any] = create_api(DataPlane(settings, route, Stats()), lambda: None).openapi()
     return said
 
 
@@ -286,9 +287,7 @@ def test_version_says_what_is_served(client: TestClient) -> None:
 
 def test_before_a_model_is_there_everybody_is_told(tmp_path: Path) -> None:
     settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
-    application: Any = create_app(settings, Route(), Stats())
-    application.app.state.publish = lambda: None
-    client = TestClient(application)
+    client = TestClient(create_app(DataPlane(settings, Route(), Stats()), lambda: None))
     asked = [("GET", path) for path in ("/ping", "/version", "/v2/health/ready", "/v2/models/{model}")]
     for method, path in [*asked, ("POST", "/invocations"), ("POST", "/v2/models/{model}/infer")]:
         early = client.request(
@@ -388,7 +387,7 @@ def test_errors_of_either_protocol_are_counted_by_kind(tmp_path: Path) -> None:
         assert series.statuses == {"200": 1, "400": 1}  # the other two were no version's
         assert kinds((v2, b" " * 10_001), (hot, b" " * 10_001)) == {"too_long": 2}
         assert kinds((hot, b"{}")) == {"refused": 1}
-        route = served.client.app.route  # type: ignore[attr-defined]
+        route: Any = served.route
         champion = route.champion
 
         async def full(_: Any) -> None:

@@ -1,52 +1,85 @@
-"""The application: everything but the hot route. Health, versions, metrics, pages, the Open Inference Protocol."""
+"""The application of a worker process: its layers, and the routes for health, version, metrics and documentation."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException as AnyHTTPException
 
 from metalworks.contracts import STATE
-from metalworks.serving.http import openinference, schema
-from metalworks.serving.http.invocations import CODES, PATH, Invocations, error
+from metalworks.serving.http import errors, invocations, openinference, schema
+from metalworks.serving.http.asgi import App, Scope
+from metalworks.serving.http.authentication import Authentication
+from metalworks.serving.http.body_limits import BodyLimits
+from metalworks.serving.http.invocations import Invocations
 from metalworks.serving.http.schema import Version, Working
-from metalworks.serving.predict.shadow import Shadow
+from metalworks.serving.predict.data_plane import DataPlane
 from metalworks.serving.predict.variants import Route, Variant
 from metalworks.serving.settings import Settings
-from metalworks.serving.telemetry.metrics import Stats, add_up, read_stats, render_metrics
-from metalworks.serving.telemetry.prediction_log import Log
+from metalworks.serving.telemetry.metrics import add_up, read_stats, render_metrics
 
 _open = APIRouter(tags=["The service"])
 _closed = APIRouter(tags=["The service"])
-# Says in the schema what Invocations sees to, for routes and for what is none.
+# The layer Authentication checks tokens; this puts them into the schema.
 _token = Depends(HTTPBearer(auto_error=False, description="A token of this platform."))
-_CODES = {**CODES, 404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE"}
+
+OPEN = frozenset({"/ping", "/health", "/docs", "/v2/health/live", "/v2/health/ready"})
+"""Paths that anyone may ask: whether the service works, and the page that asks for a token itself."""
+OPEN_FILES = "/docs/"
 
 
-def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None = None) -> Invocations:
-    """Return the ASGI application of one process, which answers by `route` and counts in `counts`."""
+def create_app(plane: DataPlane, publish: Callable[[], None]) -> App:
+    """Return the application of one worker process: layers, each of which passes a request on to the next.
+
+    Authentication, limits of the body, POST /invocations by `plane`, and everything else by FastAPI.
+    """
+    settings, stats = plane.settings, plane.stats
+    app: App = openinference.CountErrors(create_api(plane, publish), plane)
+    app = Invocations(app, plane)
+    app = BodyLimits(app, settings, stats, _reads_body)
+    if settings.tokens_sha256:
+        app = Authentication(app, settings.tokens_sha256, stats, _is_open)
+    return app
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_FILES)
+
+
+def _reads_body(scope: Scope) -> bool:
+    """Return whether the body is needed: a caller without a token may not make the server read one."""
+    path: str | None = scope.get("path")  # the server's own events have none
+    if path == invocations.PATH:
+        method: str = scope["method"]
+        return method == "POST"
+    return path is not None and not _is_open(path)
+
+
+def create_api(plane: DataPlane, publish: Callable[[], None]) -> FastAPI:
+    """Return all routes but /invocations; `publish` writes the counts of this process for whoever adds them up."""
+    settings = plane.settings
     app = FastAPI(
         title=f"Inference: {settings.service}",
         version=metadata.version("metalworks"),
-        # Beside the schema itself, which is right behind any gateway and whatever it takes off the path.
+        # Relative to the schema, so that it is right behind any gateway, whatever prefix that removes.
         servers=[{"url": "."}],
-        # These pages load programs from a stranger's server, and a browser has no token to open them with.
+        # FastAPI's pages load scripts from another server, and a browser has no token to open them with.
         docs_url=None,
         redoc_url=None,
         # A redirect would lead past the gateway's prefix.
         redirect_slashes=False,
-        exception_handlers={AnyHTTPException: _refused, RequestValidationError: _invalid},
+        exception_handlers=errors.HANDLERS,
     )
-    app.state.settings, app.state.route, app.state.counts = settings, route, counts
+    app.state.settings, app.state.route, app.state.plane = settings, plane.route, plane
+    app.state.publish = publish
     app.include_router(_open)
     if settings.tokens_sha256:
         app.include_router(_closed, dependencies=[_token], responses=schema.UNAUTHENTICATED)
@@ -57,9 +90,7 @@ def create_app(settings: Settings, route: Route, counts: Stats, log: Log | None 
     app.include_router(openinference.open_router)
     app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    entry = Invocations(app, settings, route, counts, Shadow(counts, log, settings.request_timeout), log)
-    app.state.entry = entry
-    return entry
+    return app
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -83,7 +114,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     # Decoded by the route itself, so FastAPI does not know it.
     asked = openinference.InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= {**asked.pop("$defs"), "InferenceRequest": asked}
-    document["paths"] = {PATH: {"post": operation}, **document["paths"]}
+    document["paths"] = {invocations.PATH: {"post": operation}, **document["paths"]}
     return document
 
 
@@ -97,22 +128,6 @@ def _champion(request: Request) -> Variant:
     if champion is None:
         raise HTTPException(503, "The model is not loaded yet", {"Retry-After": "5"})
     return champion
-
-
-async def _refused(request: Request, refusal: Exception) -> Response:
-    """Answer what has no route, and what a route refuses, in the form of all errors."""
-    assert isinstance(refusal, AnyHTTPException)  # noqa: S101 (the type that the handler is registered for)
-    code = _CODES.get(refusal.status_code, "BAD_REQUEST")
-    headers = dict(refusal.headers or {})
-    return Response(error(code, refusal.detail, request.url.path), refusal.status_code, headers, "application/json")
-
-
-async def _invalid(request: Request, refusal: Exception) -> Response:
-    """Answer what is not of the form that a route declares, in the form of all errors."""
-    assert isinstance(refusal, RequestValidationError)  # noqa: S101 (as above)
-    first = refusal.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return Response(error("BAD_REQUEST", f"{where}: {first['msg']}", request.url.path), 400, None, "application/json")
 
 
 _Configured = Annotated[Settings, Depends(_settings)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,13 +9,44 @@ import numpy as np
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 from pydantic import BaseModel, Field
 
-from metalworks.serving.arrays import Arrays
 from metalworks.serving.http import schema
-from metalworks.serving.http.invocations import Invocations, error
+from metalworks.serving.http.asgi import App, Message, Receive, Scope, Send
+from metalworks.serving.http.errors import error_response
 from metalworks.serving.predict.codecs import open_inference
-from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
 from metalworks.serving.predict.codecs.open_inference import DATATYPES
+from metalworks.serving.predict.data_plane import DataPlane
+from metalworks.serving.predict.failures import Failure
 from metalworks.serving.predict.variants import LoadedVersion, Variant
+
+
+def _is_infer(path: str) -> bool:
+    return path.startswith("/v2/") and path.endswith("/infer")
+
+
+class CountErrors:
+    """Counts error responses to requests for a prediction, also those that FastAPI gives."""
+
+    def __init__(self, app: App, plane: DataPlane) -> None:
+        """Count in the data plane's counts."""
+        self.app, self.plane = app, plane
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        infers = scope["type"] == "http" and scope["method"] == "POST" and _is_infer(scope["path"])
+        await self.app(scope, receive, self._counting(send) if infers else send)
+
+    def _counting(self, send: Send) -> Send:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                status, plane = message["status"], self.plane
+                if status == 503 and plane.route.champion is None:
+                    plane.stats.error("no_model")
+                else:
+                    plane.stats.failed(status)
+            await send(message)
+
+        return counted
+
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
@@ -191,39 +220,18 @@ _BODY = {
 async def infer(request: Request, model: _Model, version: str | None = None) -> Response:
     """Predict."""
     variant = _variant(request, model, version)
-    served = variant.version
-    entry: Invocations = request.app.state.entry
-    began = time.perf_counter()
+    plane: DataPlane = request.app.state.plane
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(400, "The body is to be JSON, with the header Content-Type: application/json")
-    body = await request.body()
-    try:
-        request_id, arrays = await entry.decoded(variant, served.tensors_of(body))
-    except RequestRefusedError as refusal:
-        if not isinstance(refusal, open_inference.MalformedError):
-            variant.series.observe(time.perf_counter() - began, refusal.status)
-        raise HTTPException(refusal.status, refusal.message) from refusal
-    variant.working += 1
-    try:
-        (status, media_type, text), outputs = await entry.ask_arrays(variant, arrays)
-    finally:
-        variant.working -= 1
-    seconds = time.perf_counter() - began
-    variant.series.observe(seconds, status)
-    if outputs is None:
-        headers = {"Retry-After": "1"} if status == 503 else {}
-        refused = json.loads(text)
-        text = error(refused["error_code"], refused["message"], "/v2")
-        return Response(text, status, headers, media_type)
-    written = served.write(outputs) if served.write else b""
-
-    async def again(other: LoadedVersion) -> Arrays:
-        return (await other.tensors_of(body))[1]
-
-    entry.copy(variant, (arrays, outputs), (body if entry.route.shadow else b"", b""), (200, written, seconds), again)
+    inferred = await plane.infer(variant, await request.body())
+    if isinstance(inferred, Failure):
+        headers = {name.decode(): value.decode() for name, value in inferred.headers}
+        return error_response(request, inferred.status, inferred.code, inferred.message, headers)
+    request_id, outputs = inferred
+    served = variant.version
     names = served.facts["form"]["names"] or ["predictions"]
-    answer = {
-        "model_name": request.app.state.settings.service,
+    response: dict[str, Any] = {
+        "model_name": plane.settings.service,
         "model_version": served.number,
         "outputs": [
             {
@@ -236,5 +244,5 @@ async def infer(request: Request, model: _Model, version: str | None = None) -> 
         ],
     }
     if request_id is not None:
-        answer["id"] = request_id
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+        response["id"] = request_id
+    return Response(msgspec.json.encode(response), media_type="application/json")

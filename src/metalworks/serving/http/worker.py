@@ -24,6 +24,7 @@ from metalworks_model_runner import memory
 from metalworks.contracts import ROUTE, stats_file
 from metalworks.serving.http.app import create_app
 from metalworks.serving.http.corked import CorkedProtocol
+from metalworks.serving.predict.data_plane import DataPlane
 from metalworks.serving.predict.variants import Route
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats, write_stats
@@ -55,8 +56,7 @@ class WorkerProcess:
         self.stats = self._read_stats()
         self.route = Route()
         self.log = Log(settings.state / "spool", settings.log_share, self.stats) if settings.log_share else None
-        self.entry = create_app(settings, self.route, self.stats, self.log)
-        self.entry.app.state.publish = self.publish  # type: ignore[attr-defined]
+        self.app = create_app(DataPlane(settings, self.route, self.stats, self.log), self.publish)
         self._seen, self._is_following, self._tried_at = 0, True, 0.0
         self._last_error = ""
         self._parent = os.getppid()
@@ -120,7 +120,7 @@ class WorkerProcess:
         """Serve until told to end; what is under way is answered first."""
         settings = self.settings
         config = uvicorn.Config(
-            self.entry,
+            self.app,
             loop="uvloop",
             http=CorkedProtocol,
             proxy_headers=False,

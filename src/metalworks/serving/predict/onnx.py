@@ -59,12 +59,11 @@ class OnnxModel:
         """Return one array per output."""
         fed = self._columns(arrays) if self._by_columns else self._matrix(arrays)
         results = self._run(self._outputs, fed, None)
-        wanted = zip(results, self._types, self._flat, strict=True)
-        return [_fit(each, dtype, flat) for each, dtype, flat in wanted]
+        return [*map(_fit, results, self._types, self._flat)]
 
     def _matrix(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         matrix = arrays[0]
-        return {self._names[0]: matrix if matrix.dtype == self._number else matrix.astype(self._number)}
+        return {self._names[0]: matrix if matrix.dtype is self._number else matrix.astype(self._number, copy=False)}
 
     def _columns(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         columns = arrays[0].T if len(arrays) == 1 and arrays[0].ndim == 2 else arrays
@@ -84,7 +83,8 @@ _NUMPY = {
 
 
 def _fit(array: Any, wanted: np.dtype[Any] | None, flat: bool) -> np.ndarray:
-    result: np.ndarray = np.asarray(array)
+    result: np.ndarray = array if type(array) is np.ndarray else np.asarray(array)
     if flat and result.ndim == 2 and result.shape[1] == 1:
-        result = result[:, 0]  # converters make a column of what is one value per row
-    return result if wanted is None or result.dtype == wanted else result.astype(wanted)
+        result = result.ravel()  # converters make a column of what is one value per row
+    dtype = result.dtype
+    return result if wanted is None or dtype is wanted or dtype == wanted else result.astype(wanted)

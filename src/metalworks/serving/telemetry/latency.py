@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 SMALLEST = 50e-6
@@ -17,10 +17,12 @@ def bound(bucket: int) -> float:
     return float(SMALLEST * STEP**bucket)
 
 
+_BOUNDS = [bound(bucket) for bucket in range(BUCKETS - 1)]  # the last bucket takes whatever is longer
+
+
 def bucket_of(seconds: float) -> int:
     """Return the bucket that a latency is counted in."""
-    at = math.ceil(math.log2(seconds / SMALLEST) * PER_DOUBLING) if seconds > SMALLEST else 0
-    return min(at, BUCKETS - 1)
+    return bisect_left(_BOUNDS, seconds)
 
 
 def quantile(buckets: Sequence[int], share: float) -> float:

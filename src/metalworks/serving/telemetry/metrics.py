@@ -33,7 +33,10 @@ class Series(msgspec.Struct):
     def observe(self, seconds: float, status: int) -> None:
         """Count an answer."""
         key = str(status)
-        self.statuses[key] = self.statuses.get(key, 0) + 1
+        try:
+            self.statuses[key] += 1
+        except KeyError:
+            self.statuses[key] = 1
         self.seconds += seconds
         self.buckets[bucket_of(seconds)] += 1
 
@@ -80,6 +83,11 @@ class Stats(msgspec.Struct):
     def error(self, kind: str) -> None:
         """Count an error of a kind."""
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
+
+    def failed(self, status: int) -> None:
+        """Count an error response to a request for a prediction, by its status."""
+        kinds = {413: "too_much", 503: "queue_full", 504: "timeout"}
+        self.error(kinds.get(status, "refused" if status < 500 else "failed"))
 
     def batch(self, rows: int) -> None:
         """Count a batch."""

@@ -125,18 +125,16 @@ class TableDecoder:
         return self._checked([[getattr(record, name) for record in records] for name in self._record_fields])
 
     def _ordered(self, columns: list[str], data: list[list[Any]]) -> Arrays | None:
-        matrix = np.array(data, dtype=self._matrix)
+        matrix = np.array(data, self._matrix)
         # Of a single row, Python is quicker than numpy to say that it is sound.
         sound = len(data) == 1 and not self.nulls and min(data[0]) > -LARGEST and max(data[0]) < LARGEST
-        if matrix.ndim != 2 or not len(matrix):
+        if matrix.shape != (len(data), len(columns)) or not data:
             return None
         if columns != self.names:
             order = self._order(tuple(columns))
-            if order is None or matrix.shape[1] != len(columns):
+            if order is None:
                 return None
             matrix = np.ascontiguousarray(matrix[:, order[1]])
-        elif matrix.shape[1] != len(columns):
-            return None
         return [matrix] if sound or self._sound(matrix) else None
 
     def _order(self, columns: tuple[str, ...]) -> tuple[Any, list[int]] | None:
