@@ -53,7 +53,7 @@ from metalworks.serving.rollout.supervisor import Supervisor
 from metalworks.serving.settings import CanaryRules, Settings, SettingsError
 from metalworks.serving.telemetry import latency, metrics
 from metalworks.serving.telemetry.metrics import Series, Stats
-from metalworks.serving.telemetry.prediction_log import Log, PredictionSource
+from metalworks.serving.telemetry.prediction_log import Log, LoggedRequest, PredictionSource
 from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
@@ -797,9 +797,15 @@ def test_log_is_written_in_whole_segments(tmp_path: Path) -> None:
     log = Log(tmp_path / "spool", 1.0, counts)
     facts = {"columns": DOUBLES}
     source = PredictionSource("champion", "4", facts)  # type: ignore[arg-type]
-    log.add(source, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25)
-    log.add(source, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
-    log.add(source, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5)
+    log.add(
+        LoggedRequest(
+            source, [np.array([[1.0, 2.0], [3.0, 4.0]])], b"{}", 200, b'{"predictions": [5.0, 6.0]}', 0.00125, 0.25
+        )
+    )
+    log.add(
+        LoggedRequest(source, None, b'\xff{"inputs": 1}', 400, b'{"error_code": "BAD_REQUEST", "message": "no"}', 0.5)
+    )
+    log.add(LoggedRequest(source, None, b"x", 415, b"The scoring server only supports UTF-8", 0.5))
     log.close()
     assert not [*log.folder.glob("*.part")]
     (segment,) = log.folder.glob("*.jsonl")
@@ -829,7 +835,7 @@ def test_log_takes_its_share_and_drops_what_nobody_takes_away(tmp_path: Path, mo
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log.SPOOL_BYTES", 10)
     (log.folder / "1-1.jsonl").write_bytes(b"x" * 11)
     source = PredictionSource("champion", "4", {"columns": None})  # type: ignore[arg-type]
-    log.add(source, None, b"x", 200, b"{}", 0.1)
+    log.add(LoggedRequest(source, None, b"x", 200, b"{}", 0.1))
     log.close()
     assert (counts.log, len([*log.folder.iterdir()])) == ({"dropped": 1}, 1)
 
@@ -842,7 +848,7 @@ def test_log_that_is_full_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.Mo
     log = Log(tmp_path / "spool", 1.0, counts)
     source = PredictionSource("champion", "4", {"columns": None})  # type: ignore[arg-type]
     for _ in range(10):
-        log.add(source, None, b"x", 200, b"{}", 0.1)
+        log.add(LoggedRequest(source, None, b"x", 200, b"{}", 0.1))
     held.set()
     log.close()
     assert counts.log["dropped"] >= 7
@@ -854,9 +860,9 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
     held = threading.Event()
     bodies = []
 
-    def line(*of: Any) -> bytes:
+    def line(request: LoggedRequest) -> bytes:
         assert held.wait(30)
-        bodies.append(of[3])
+        bodies.append(request.body)
         return b"\n"
 
     monkeypatch.setattr("metalworks.serving.telemetry.prediction_log._line", line)
@@ -864,8 +870,8 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
     log = Log(tmp_path / "spool", 1.0, counts)
     source = PredictionSource("champion", "4", {"columns": None})  # type: ignore[arg-type]
     for _ in range(5):
-        log.add(source, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1)
-        log.add(source, None, b"x" * 4_000, 200, b"{}", 0.1)
+        log.add(LoggedRequest(source, [np.array([["x" * 4_100]], dtype=object)], b"x" * 4_100, 200, b"{}", 0.1))
+        log.add(LoggedRequest(source, None, b"x" * 4_000, 200, b"{}", 0.1))
     held.set()
     log.close()
     assert bodies == [b"", b"x" * 4_000, b""]  # of what was decoded, nobody writes the body
@@ -879,7 +885,7 @@ def test_request_that_cannot_be_written_ends_no_log(tmp_path: Path, caplog: pyte
     facts = {"columns": [{"name": "a", "type": "string", "required": True}]}
     source = PredictionSource("champion", "4", facts)  # type: ignore[arg-type]
     for text in ("\ud800", "\ud801", "a"):
-        log.add(source, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1)
+        log.add(LoggedRequest(source, [np.array([text], dtype=object)], b"", 200, b'{"predictions": [1.0]}', 0.1))
     log.close()
     assert counts.log == {"dropped": 2, "written": 1}
     (segment,) = log.folder.glob("*.jsonl")

@@ -33,7 +33,7 @@ from metalworks.serving.predict.shadow import Decode, Shadow
 from metalworks.serving.predict.variants import LoadedVersion, Route, Variant
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats
-from metalworks.serving.telemetry.prediction_log import Log
+from metalworks.serving.telemetry.prediction_log import Log, LoggedRequest
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class DataPlane:
             self.shadow.copy(self.route.shadow, prediction.outputs, (body, content_type), decode)
         if self.log is not None and self.log.takes():
             status, text, seconds = prediction.status, prediction.body, prediction.seconds
-            self.log.add(variant.source, prediction.arrays, body, status, text, seconds)
+            self.log.add(LoggedRequest(variant.source, prediction.arrays, body, status, text, seconds))
 
     async def _ask_model(
         self, variant: Variant, arrays: Arrays | None, body: bytes, content_type: bytes, began: float

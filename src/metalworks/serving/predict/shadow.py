@@ -1,4 +1,4 @@
-"""A shadow: a version that gets a copy of the requests. Nobody waits for it, and nobody sees its answers."""
+"""A shadow: a version that gets a copy of the requests. Nobody waits for it or sees its responses."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from metalworks.serving.arrays import Arrays
 from metalworks.serving.predict.variants import LoadedVersion, Variant
 from metalworks.serving.telemetry.metrics import Stats
-from metalworks.serving.telemetry.prediction_log import Log
+from metalworks.serving.telemetry.prediction_log import Log, LoggedRequest
 
 Decode = Callable[[LoadedVersion], Awaitable[Arrays | None]]
 
 
 class Shadow:
-    """Asks the shadow version, and compares."""
+    """Asks the shadow version, and compares its predictions with the champion's."""
 
     MOST = 64
     MOST_BYTES = 64 * 2**20
-    """Copies that may wait, and how long together; more are dropped, and counted."""
+    """Copies that may wait, and their bytes together; further ones are dropped and counted."""
 
     def __init__(self, stats: Stats, log: Log | None, timeout: float) -> None:
-        """Count in `stats`; write what the log's share takes to `log`; give a copy up after `timeout` seconds."""
+        """Count in `stats`, write a share to `log`, and give up a copy after `timeout` seconds."""
         self._stats, self._log, self._timeout = stats, log, timeout
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
@@ -35,11 +35,11 @@ class Shadow:
     def copy(
         self, variant: Variant, outputs: Arrays | None, request: tuple[bytes, bytes], decode: Decode | None = None
     ) -> None:
-        """Take a copy of a request (body and content type), and of what the champion answered where it was decoded.
+        """Take a copy of a request (body and content type), and the champion's outputs if the request was decoded.
 
-        `decode` makes the version's inputs of a request in another protocol than MLflow's.
+        `decode` turns a request of another protocol than MLflow's into a version's inputs.
         """
-        # MLflow's own functions take no request of another protocol.
+        # A version that MLflow's own functions answer can take no other protocol.
         size = len(request[0])
         if (
             len(self._tasks) >= self.MOST
@@ -82,8 +82,9 @@ class Shadow:
                     if status != 200:
                         raise ValueError(answer[:200])
                     if self._log is not None and self._log.takes():
-                        self._log.add(variant.source, None, body, status, answer, time.perf_counter() - began)
-        except Exception:  # a shadow may fail in any way; that is what it is there to show
+                        seconds = time.perf_counter() - began
+                        self._log.add(LoggedRequest(variant.source, None, body, status, answer, seconds))
+        except Exception:  # a shadow may fail in any way: showing that is its purpose
             self._count("failed")
             variant.series.observe(time.perf_counter() - began, 500)
             return
@@ -100,11 +101,11 @@ class Shadow:
     ) -> None:
         if self._log is not None and self._log.takes():
             answer = variant.version.write(outputs) if variant.version.write else b"null"
-            self._log.add(variant.source, arrays, body, 200, answer, seconds, difference)
+            self._log.add(LoggedRequest(variant.source, arrays, body, 200, answer, seconds, difference))
 
 
 def _difference(ours: Arrays, theirs: Arrays) -> float:
-    """Return the largest difference between two answers: of numbers, or 1 for other values that are not the same."""
+    """Return the largest difference between two predictions; values other than numbers differ by 1."""
     largest = 0.0
     if len(ours) != len(theirs):
         return 1.0
