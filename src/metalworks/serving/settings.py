@@ -1,4 +1,4 @@
-"""What the server is told by its environment."""
+"""Settings of an inference service, from environment variables."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ MODELS = "models"
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong; the message names it and says what it wants."""
+    """A setting is missing or wrong; the message names it and says what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryRules:
-    """When a version that gets a share of the requests takes all of them, or none."""
+    """When a canary is promoted or withdrawn."""
 
     percent: float
     """Share of the requests, 0 to 100."""
     min_requests: int = 200
-    """Requests that it answers before anything is decided in its favour."""
+    """Requests that it must answer before it can be promoted."""
     min_seconds: float = 60
-    """Seconds that it serves before anything is decided in its favour."""
+    """Seconds that it must serve before it can be promoted."""
     max_error_rate_increase: float = 0.01
-    """Errors of it, as share of its requests, beyond those of the served version."""
+    """How much larger its share of errors may be than the champion's."""
     max_latency_ratio: float = 1.5
-    """Its 95th percentile of latency to that of the served version."""
+    """How many times the champion's 95th percentile of latency its own may be."""
 
     def __post_init__(self) -> None:
-        """Refuse shares that are none."""
+        """Refuse a share without a comparison."""
         if not 0 < self.percent < 100:
             raise ValueError("percent must be above 0 and below 100, so that the canary is compared with the champion")
 
@@ -48,19 +48,19 @@ class Settings:
     service: str
     """Name of the service."""
     wanted: Path
-    """File that says which versions are to be served."""
+    """File with the desired state, written by the model follower."""
     runtime: Path
-    """Folder for sockets and for what the server says of itself; gone after a reboot."""
+    """Folder for sockets, route, state and counts; empty after a reboot."""
     state: Path
-    """Folder for what is kept: proofs, and the prediction log until it is fetched."""
+    """Folder for results of the equivalence check, and for the prediction log until it is collected."""
     launcher_runtime: Path | None = None
-    """Folder with the sockets of the launcher and its models; without one the service runs a launcher of its own."""
+    """Folder with the sockets of the launcher and its models; without it the service runs a launcher itself."""
     launcher_state: Path | None = None
-    """Folder for what models are found to be, written by the launcher's user, hence hostile."""
+    """Folder for the facts about models. The launcher's user writes it, so nothing in it is trusted."""
     fetched: Path | None = None
-    """File in which whoever fetches versions says of which it could not."""
+    """File with the model follower's status, such as versions that it could not install."""
     alias: str = "champion"
-    """Alias in the registry that names the version, for whoever asks."""
+    """Alias in the registry that names the version, as shown by /version."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8000
@@ -70,35 +70,35 @@ class Settings:
     key: str = ""
     """File with the certificate's key."""
     workers: int = 1
-    """Processes that speak HTTP."""
+    """Number of worker processes."""
     tokens_sha256: frozenset[str] = frozenset()
-    """SHA-256 of the tokens that callers may show, as JSON list; empty: anyone may ask."""
+    """SHA-256 of the accepted tokens, as a JSON list; empty: anyone may ask."""
     request_timeout: float = 60
     """Seconds until a request is answered with 504."""
     max_body_bytes: int = 64 * 2**20
     """A longer request body is answered with 413."""
     max_rows: int = LIMITS.rows
-    """Rows that a request may have; one with more is answered with 413, as with more of what follows."""
+    """Rows that a request may have. Beyond this and the next three limits, the response is 413."""
     max_columns: int = LIMITS.columns
     """Columns that a request's table may have."""
     max_cells: int = LIMITS.cells
-    """Values that a request may have, also when what is missing is filled up."""
+    """Values that a request may have, counted after short rows are filled up."""
     max_depth: int = LIMITS.depth
-    """Lists and objects that may be in one another."""
+    """How deep lists and objects may be nested."""
     max_queue: int = 256
     """Requests that may wait for the model in one process; more are answered with 503."""
     max_batch_rows: int = 1024
     """Rows that go through the model together."""
     keep_previous: float = 600
-    """Seconds that a replaced version stays ready to be gone back to."""
+    """Seconds that a replaced version stays loaded, for a rollback."""
     load_timeout: float = 300
-    """Seconds that a version has to load and to prove itself."""
+    """Seconds that a version may take to load and to pass its checks."""
     return_timeout: float = 30
-    """Seconds that a model's process which ended has to come back; after that another host is better asked."""
+    """Seconds that a model's process may take to come back after it ended; then the response is 502."""
     executors: tuple[str, ...] = EXECUTORS
-    """Ways to ask a model that may be used, as JSON list: the first that is proven equal is."""
+    """Executors that may be used, as a JSON list: the first one that passes the equivalence check is."""
     canary: CanaryRules | None = None
-    """How a canary is judged, as JSON object."""
+    """When a canary is promoted or withdrawn, as a JSON object."""
     log_share: float = 0
     """Share of the requests that are written to the prediction log, 0 to 1."""
 
@@ -121,7 +121,7 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        """What a request may cost."""
+        """Limits of a request's size."""
         return Limits(self.max_rows, self.max_columns, self.max_cells, self.max_depth)
 
     @property
@@ -131,12 +131,12 @@ class Settings:
 
     @property
     def models_state(self) -> Path:
-        """Folder for what models are found to be."""
+        """Folder for the facts about models."""
         return self.launcher_state or self.state / MODELS
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """Read the settings from environment variables; systemd's folders are the defaults of both folders.
+        """Read the settings from environment variables; runtime and state default to systemd's directories.
 
         Raises SettingsError, which names the variable.
         """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Return the user at the other end of a Unix socket: whoever connected or, at the connecting end, listens."""
+    """Return the user at the other end of a Unix socket."""
     size = struct.calcsize("3i")
     return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
 
@@ -17,7 +17,7 @@ def peer_uid(connection: socket.socket) -> int:
 async def connect(path: Path) -> socket.socket:
     """Connect to a Unix socket that belongs to its folder's owner; raise OSError if it does not.
 
-    Whoever may write to the folder could also put a link to another user's socket there.
+    Anyone who may write to the folder could put a link to another user's socket there.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -1,5 +1,5 @@
-"""A model's own process: what runs in the environment that the model recorded.
+"""The model runner: code that runs in the environment that a model recorded.
 
-The standard library, numpy and MLflow alone: a model's environment holds nothing else for sure, and a new version of
-the platform must not mean a new environment for every model.
+It imports only the standard library, numpy and MLflow, since a model's environment is certain to have nothing else. So
+a new release of the platform needs no new environments.
 """

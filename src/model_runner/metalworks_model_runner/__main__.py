@@ -10,34 +10,34 @@ import traceback
 from pathlib import Path
 
 REFUSED = 3
-"""Exit code of a model that must not be served; the last line on standard error says why."""
+"""Exit code if the model must not be served; the last line on standard error is the reason."""
 
 
 CAP_SYS_NICE = 23
-"""As <linux/capability.h> numbers it."""
+"""Its number in <linux/capability.h>."""
 
 
 class Polite:
-    """Lets those go first who answer requests, until `end`: loading and proving a model can wait."""
+    """Runs this process at low priority until `end`, so that loading and checking a model do not slow down requests."""
 
     STEPS = 10
 
     def __init__(self, *, for_good: bool) -> None:
-        """Begin: `for_good`, or where the limits allow to end it."""
+        """Lower the priority if it is `for_good`, or if the limits allow to raise it again."""
         self.now = os.getpriority(os.PRIO_PROCESS, 0)
         self.may = for_good or _may_be_as_important_as(self.now)
         if self.may:
             os.setpriority(os.PRIO_PROCESS, 0, self.now + self.STEPS)
 
     def end(self) -> None:
-        """Be as important as before, with the threads that libraries have made since."""
+        """Restore the priority, also of threads that libraries have started since."""
         if self.may:
             for thread in Path("/proc/self/task").iterdir():
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), self.now)
 
 
 def _may_be_as_important_as(nice: int) -> bool:
-    """Tell whether a process that stepped back may have this nice value again: by its limit, or its capability."""
+    """Return whether the process may return to this nice value, by its limit or capability."""
     if 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= nice:
         return True
     status = Path("/proc/self/status").read_text()
@@ -49,24 +49,29 @@ def main() -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(prog="metalworks_model_runner")
     commands = parser.add_subparsers(dest="command", required=True)
-    prove = commands.add_parser("prove", help="find out what is true of the model")
-    prove.add_argument("--into", type=Path, required=True, help="folder for what is found")
+    prove = commands.add_parser("prove", help="load the model, compare executors with MLflow, and record what is found")
+    prove.add_argument("--into", type=Path, required=True, help="folder for the results")
     serve = commands.add_parser(
         "serve",
-        help="answer on a Unix socket",
-        description="Loads the model, reads from standard input how to ask it (pyfunc, mlflow, or a way proven equal), "
-        "and answers until standard input ends.",
+        help="serve the model on a Unix socket",
+        description="Load the model, read the executor from standard input (pyfunc, mlflow, or the name of a native "
+        "function that `prove` found), and serve until standard input ends.",
     )
     serve.add_argument("--socket", type=Path, required=True)
-    serve.add_argument("--proof", type=Path, required=True, help="folder with what `prove` found")
-    serve.add_argument("--stuck-after", type=float, default=60, help="seconds that no answer may take")
-    serve.add_argument("--first-after", type=float, default=300, help="seconds that the first answer may take")
-    serve.add_argument("--max-rows", type=int, default=1024, help="rows that go through the model together")
+    serve.add_argument("--proof", type=Path, required=True, help="folder with the results of `prove`")
+    serve.add_argument(
+        "--stuck-after",
+        type=float,
+        default=60,
+        help="seconds after which a prediction is considered stuck and the process ends",
+    )
+    serve.add_argument("--first-after", type=float, default=300, help="the same for the first prediction")
+    serve.add_argument("--max-rows", type=int, default=1024, help="largest batch")
     for command in (prove, serve):
         command.add_argument("--model", type=Path, required=True, help="folder of the MLflow model")
     arguments = parser.parse_args()
     polite = Polite(for_good=arguments.command == "prove")
-    # Models with type hints hold callers to them only where MLflow is told that it serves.
+    # Only in a serving environment does MLflow enforce a model's type hints.
     os.environ["_MLFLOW_IS_IN_SERVING_ENVIRONMENT"] = "true"
     try:
         if arguments.command == "prove":

@@ -1,4 +1,4 @@
-"""When the arrays of two answers are the same, and what is not."""
+"""Compares the arrays of two predictions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from metalworks_model_runner.json_equality import RELATIVE
 
 OF_SCALE = 1e-6
-"""Numbers may differ by `RELATIVE` of the value, or by this share of the largest that the model answered."""
+"""Numbers may differ by `RELATIVE` of the value, or by this share of the model's largest output."""
 
 
 def difference(
     ours: Sequence[np.ndarray], expected: Sequence[np.ndarray], all_of: Sequence[np.ndarray] | None = None
 ) -> str:
-    """Say how two answers differ; nothing where kinds and shapes are the same, and numbers within the tolerance.
+    """Describe how two predictions differ; empty if types and shapes agree, and numbers are within the tolerance.
 
-    `all_of`: the whole answer that `expected` is a part of; its largest value gives the scale.
+    `all_of`: the whole prediction that `expected` is a part of; its largest value gives the scale.
     """
     if len(ours) != len(expected):
         return f"{len(ours)} outputs instead of {len(expected)}"

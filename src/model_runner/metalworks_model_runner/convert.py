@@ -1,4 +1,4 @@
-"""ONNX files of a model: candidates, which somebody else proves equal or not."""
+"""Converts a model to ONNX. The results are candidates: the equivalence check compares them with MLflow."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from metalworks_model_runner.model import Model
 
 OPSET = 17
-"""Old enough for every converter and runtime of these years, new enough for all that they convert."""
+"""Supported by every current converter and runtime, and recent enough for all models that they convert."""
 
 
 def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
-    """Write what `model` converts to; return [{file, double, columns}], best first, or why there are none."""
+    """Write the converted models; return [{file, double, columns}], best first, or the reason why there are none."""
     signature = model.signature
     if not signature["columns"] and not signature["tensor"]:
         return [], "its signature is not of plain columns or one tensor"
@@ -32,12 +32,12 @@ def candidates(model: Model, into: Path) -> tuple[list[dict[str, Any]], str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 converted = _convert(model, double)
-        except Exception as error:  # whatever a converter raises, that is the reason why there is no such file
+        except Exception as error:  # converters raise many types; the message is the reason
             reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         file.write_bytes(converted.SerializeToString())
         found.insert(0, {"file": file.name, "double": double, "columns": columns})
-        # Trees compare in single precision, both here and there, and ONNX has no others.
+        # Trees compare in single precision in either file, since ONNX has no other trees.
         if any(node.op_type.startswith("TreeEnsemble") for node in converted.graph.node):
             break
     return found, "" if found else reason
@@ -68,7 +68,7 @@ def _convert(model: Model, double: bool) -> Any:
 
 
 def _types(model: Model, double: bool) -> list[tuple[str, Any]]:
-    """Return the inputs as skl2onnx wants them: one matrix, or one column each."""
+    """Return the inputs for skl2onnx: one matrix, or one input per column."""
     types = importlib.import_module("skl2onnx.common.data_types")
     number = types.DoubleTensorType if double else types.FloatTensorType
     if _is_matrix(model):
@@ -102,7 +102,7 @@ def _sklearn(model: Model, raw: Any, double: bool) -> Any:
 
 
 def _imputer(scope: Any, operator: Any, container: Any) -> None:
-    """Convert a SimpleImputer: the library's way, or for double precision, which ONNX's Imputer lacks, ours."""
+    """Convert a SimpleImputer. ONNX's Imputer has no double precision, so that case is converted here."""
     library = importlib.import_module("skl2onnx.operator_converters.imputer_op")
     types = importlib.import_module("skl2onnx.common.data_types")
     imputer = operator.raw_operator
@@ -134,7 +134,7 @@ def _only(converted: Any, output: str) -> Any:
 def _xgboost(model: Model, raw: Any, double: bool) -> Any:
     raw = copy.deepcopy(raw)
     booster = raw if type(raw).__name__ == "Booster" else raw.get_booster()
-    booster.feature_names = None  # the converter knows numbered ones alone
+    booster.feature_names = None  # the converter knows only numbered features
     return _onnxmltools(model, raw, double, "convert_xgboost")
 
 

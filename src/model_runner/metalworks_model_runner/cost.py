@@ -1,7 +1,7 @@
-"""What a request may cost, known before it is decoded: rows, columns, values and nesting of JSON, CSV and Parquet.
+"""Checks what a request would cost before it is decoded: rows, columns, values and nesting of JSON, CSV and Parquet.
 
-A parser of any of these makes hundreds of times of some bodies' length: an empty list is three bytes and becomes 64, a
-name of a column becomes two kilobytes, and Parquet says in some bytes that a value comes millions of times.
+Decoding can take hundreds of times a body's length: an empty list has three bytes and takes 64, a column name takes two
+kilobytes, and Parquet can repeat a value millions of times in a few bytes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from metalworks_model_runner.limits import TEXT_PER_CELL, Limits, TooMuchError
 
 CHUNK = 2**18
-"""Bytes that are looked at together: little memory, and other threads get their turn."""
+"""Bytes that are scanned at a time, to save memory and to let other threads run."""
 BYTES_PER_CELL = 128
-"""What values of a Parquet file may take when they are unpacked."""
+"""Bytes that a value of a Parquet file may take, on average, when it is unpacked."""
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
 def check_cost(body: bytes, content_type: str, limits: Limits) -> None:
-    """Raise TooMuchError for a body that MLflow's functions are not to read.
+    """Raise TooMuchError for a body that exceeds the limits.
 
-    Raises ValueError or RecursionError for JSON that is none.
+    Raises ValueError or RecursionError for malformed JSON.
     """
     media_type = content_type.partition(";")[0].strip()
     if media_type in ("application/json", "text/csv") and _tiny(body, limits):
@@ -41,7 +41,7 @@ def check_cost(body: bytes, content_type: str, limits: Limits) -> None:
 
 
 def _tiny(body: bytes, limits: Limits) -> bool:
-    """Tell whether nothing of this length can be too much, whatever is in it."""
+    """Return whether a body of this length cannot exceed the limits, whatever it contains."""
     length = len(body)
     return (
         length * length <= limits.cells
@@ -61,14 +61,14 @@ def _judge_json(body: bytes, limits: Limits) -> None:
     for form in _FORMS:
         if form in value:
             _check_table(form, value[form], limits)
-            # Of these MLflow makes arrays, of the columns or of all.
+            # MLflow turns these into arrays, in which each text takes as much room as the longest.
             if form in ("instances", "inputs") and values * len(body) > TEXT_PER_CELL * limits.cells:
                 limits.check_texts(max((_room(each) for each in _arrays(value[form])), default=0))
 
 
 def scan_json(body: bytes, limits: Limits) -> int:
-    """Return how many values there are at most in JSON, of which nothing is decoded; raise TooMuchError."""
-    if b"\\" in body:  # what is escaped ends no text
+    """Return an upper bound of the number of values in JSON, without decoding it; raise TooMuchError."""
+    if b"\\" in body:  # an escaped quote ends no text
         body = body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     commas = containers = depth = inside = 0
     for start in range(0, len(body), CHUNK):
@@ -76,7 +76,7 @@ def scan_json(body: bytes, limits: Limits) -> int:
         quotes = np.cumsum(part == 0x22, dtype=np.uint32)
         outside = (quotes + inside) % 2 == 0
         inside = (inside + int(quotes[-1])) % 2
-        brackets = part | 0x20  # [ is { then, and ] is }
+        brackets = part | 0x20  # turns [ into { and ] into }
         opening, closing = (brackets == 0x7B) & outside, (brackets == 0x7D) & outside
         commas += int(np.count_nonzero((part == 0x2C) & outside))
         containers += int(np.count_nonzero(opening))
@@ -87,7 +87,7 @@ def scan_json(body: bytes, limits: Limits) -> int:
 
 
 def _check_table(form: str, value: Any, limits: Limits) -> None:
-    """Look at what a table becomes: shorter rows are filled up, and every name is a column of all rows."""
+    """Check the size of the whole table: short rows are filled up, and every name is a column of all rows."""
     named = True
     if form == "dataframe_split":
         if not isinstance(value, dict):
@@ -101,7 +101,7 @@ def _check_table(form: str, value: Any, limits: Limits) -> None:
 
 
 def _size(data: Any) -> tuple[int, int, bool]:
-    """Return how many rows and columns a table of these would have, and whether the columns have names."""
+    """Return how many rows and columns the table would have, and whether its columns have names."""
     if isinstance(data, dict):
         inner = [each for each in data.values() if isinstance(each, dict)]
         return max([_names(inner), *map(_length, data.values())], default=0), len(data), True
@@ -121,7 +121,7 @@ def _length(value: Any) -> int:
 
 
 def _arrays(value: Any) -> Iterable[Any]:
-    """Return what becomes an array each."""
+    """Return the lists that become arrays."""
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, list) and any(isinstance(each, dict) for each in value):
@@ -134,7 +134,7 @@ def _arrays(value: Any) -> Iterable[Any]:
 
 
 def _room(values: Any) -> int:
-    """Return how many characters an array of these has room for."""
+    """Return how many characters an array of these values takes."""
     count = longest = 0
     pending = [values]
     while pending:
@@ -149,11 +149,11 @@ def _room(values: Any) -> int:
 
 
 def _judge_csv(body: bytes, limits: Limits) -> None:
-    """Count as if no comma and no line break were part of a text, and only where that is too much, precisely."""
+    """Count as if no text contained a comma or a line break; count precisely only if that exceeds a limit."""
     commas, ends = _places(body, b",", limits), _places(body, b"\n\r", limits)
     ends = np.append(ends, len(body))
     columns = int(np.diff(np.searchsorted(commas, ends), prepend=0).max()) + 1
-    rows = int(np.count_nonzero(np.diff(ends, prepend=-1) > 1)) - 1  # blank lines are none, nor is the first
+    rows = int(np.count_nonzero(np.diff(ends, prepend=-1) > 1)) - 1  # without blank lines and the header
     try:
         limits.check(rows, columns, max(len(commas), rows * columns))
     except TooMuchError:
@@ -176,7 +176,7 @@ def _csv_size(body: bytes, limits: Limits) -> tuple[int, int, int]:
 
 
 def _places(body: bytes, marks: bytes, limits: Limits) -> np.ndarray:
-    """Return where marks are; raise TooMuchError where these are far more than there may be values."""
+    """Return the positions of marks; raise TooMuchError if there are far more than values allowed."""
     found, count = [np.empty(0, np.int64)], 0
     for start in range(0, len(body), CHUNK):
         part = np.frombuffer(body, np.uint8, min(CHUNK, len(body) - start), start)
@@ -187,7 +187,7 @@ def _places(body: bytes, marks: bytes, limits: Limits) -> np.ndarray:
 
 
 def _judge_parquet(body: bytes, limits: Limits) -> None:
-    """Look at what the file says of itself, and at its texts, of which one may stand for many."""
+    """Check the file's metadata, and its texts, since one stored text may occur in many rows."""
     try:
         parquet, compute, arrow = (importlib.import_module(f"pyarrow{name}") for name in (".parquet", ".compute", ""))
         about = parquet.read_metadata(io.BytesIO(body))
@@ -198,7 +198,7 @@ def _judge_parquet(body: bytes, limits: Limits) -> None:
     cells = size = 0
     for group in map(about.row_group, range(about.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
-            cells += column.num_values  # of lists there are more than rows
+            cells += column.num_values  # a list has several per row
             size += column.total_uncompressed_size
     limits.check(cells=cells)
     limits.check_texts(size // (BYTES_PER_CELL // TEXT_PER_CELL))

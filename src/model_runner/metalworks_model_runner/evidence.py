@@ -1,4 +1,4 @@
-"""The rows that a proof was made with, and what the model answered them: a file for those who compare with it."""
+"""samples.bin: sample rows with MLflow's predictions for them, for the equivalence check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = "samples.bin"
 
 
 def write(folder: Path, groups: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Keep groups of arrays by their names."""
+    """Write named groups of arrays."""
     header, buffers = {}, []
     for name, arrays in groups.items():
         header[name], more = packing.pack(arrays)
@@ -22,7 +22,7 @@ def write(folder: Path, groups: Mapping[str, Sequence[np.ndarray]]) -> None:
 
 
 def read(folder: Path) -> dict[str, list[np.ndarray]]:
-    """Return the groups; none where the model could be asked by MLflow's own functions alone."""
+    """Return the groups; empty if only MLflow's own functions can ask the model."""
     if not (folder / FILE).exists():
         return {}
     ((_, _, payload),) = frames.Buffer().feed((folder / FILE).read_bytes())

@@ -1,4 +1,4 @@
-"""facts.json: what is known of a model once its own environment has loaded it. Imports the standard library alone.
+"""facts.json: what was found when the model's own environment loaded it. Imports the standard library alone.
 
 The model runner writes the file, the server reads it.
 """

@@ -24,7 +24,7 @@ from metalworks_model_runner.signature import NUMPY
 FACTS = "facts.json"
 EDGES = 256
 EXPECTED = "metalworks.example_predictions"
-"""Key of a model's own metadata: what it answered to its example when it was made."""
+"""Key in the model's metadata of its predictions for its example when it was logged."""
 
 
 class InspectionError(Exception):
@@ -32,9 +32,9 @@ class InspectionError(Exception):
 
 
 def inspect_model(folder: Path, into: Path) -> dict[str, Any]:
-    """Ask the model in `folder`, and write facts, samples and candidates to `into`.
+    """Inspect the model in `folder`; write facts, samples and converted models to `into`.
 
-    Raises InspectionError when it does not answer its own example; whatever loading it raises comes through.
+    Raises InspectionError if the model does not answer its own example, and whatever loading it raises.
     """
     into.mkdir(parents=True, exist_ok=True)
     model = Model(folder)
@@ -65,7 +65,7 @@ def _dictionaries(schema: Any) -> Any:
 
 
 def _example(model: Model, facts: dict[str, Any]) -> Any:
-    """Ask for the recorded example as a client would, and return it as MLflow loads it; None where there is none."""
+    """Ask the recorded example as a client would, and return it as MLflow loads it; None if there is none."""
     file = model.folder / "serving_input_example.json"
     if not file.is_file():
         return None
@@ -92,7 +92,7 @@ def _short(value: Any) -> str:
 
 
 def _arrays_of(model: Model, example: Any) -> list[np.ndarray] | None:
-    """Return the example as columns, or as the tensor; None where it has no such form."""
+    """Return the example as columns or as the tensor; None if it has another form."""
     if example is None:
         return None
     if model.signature["tensor"]:
@@ -107,7 +107,7 @@ def _arrays_of(model: Model, example: Any) -> list[np.ndarray] | None:
 
 
 def _grouped(model: Model, arrays: list[np.ndarray]) -> Arrays:
-    """Return columns of one type as the one matrix that the decoder makes of them."""
+    """Join columns of one type into a matrix, as the decoder does."""
     columns = model.signature["columns"]
     if columns and len({each["type"] for each in columns}) == 1 and columns[0]["type"] != "string":
         return [np.column_stack(arrays)]
@@ -115,7 +115,7 @@ def _grouped(model: Model, arrays: list[np.ndarray]) -> Arrays:
 
 
 def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> str:
-    """Compare the executors on sample rows; return why only MLflow itself can answer, or nothing."""
+    """Compare the executors on sample rows; return why only MLflow itself can answer, or an empty text."""
     if model.pyfunc.metadata._is_signature_from_type_hint():
         return "its signature comes from type hints"
     if not facts["columns"] and not facts["tensor"]:
@@ -152,7 +152,7 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
 
 
 def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, Form, Outputs] | str:
-    """Return a level of sample rows, the rows, and MLflow's predictions; or why there are no such rows."""
+    """Return the level of sample rows, the rows, their form and MLflow's predictions; or why there are none."""
     reason = "it has no example, and random rows are not what it wants"
     for level in samples.LEVELS:
         columns = samples.rows(model.signature, known, level)
@@ -161,7 +161,7 @@ def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, For
         rows = _grouped(model, columns)
         try:
             answered = model.by_pyfunc(rows)
-        except Exception as error:  # what a model raises; its example it answered
+        except Exception as error:  # models raise many types
             reason = f"it answers no rows made for its signature: {' '.join(str(error).split())[:200]}"
             continue
         try:
@@ -173,23 +173,23 @@ def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, For
 
 
 def _parts(rows: Arrays) -> list[list[np.ndarray]]:
-    """Return the rows in pieces of several sizes, as requests bring them."""
+    """Return the rows in parts of several sizes, like requests."""
     bounds = [0, 1, 2, 9, 40, len(rows[0])]
     return [[each[a:b] for each in rows] for a, b in itertools.pairwise(bounds) if b > a]
 
 
 def _apart(ask: Callable[[Arrays], Any], rows: Arrays, expected: Outputs) -> bool:
-    """Tell whether the model answers pieces as it answers all of it."""
+    """Return whether predictions for parts are the same as for all rows together."""
     try:
         answers = [outputs_of(ask(part), len(part[0]))[1] for part in _parts(rows)]
-    except Exception:  # whatever it raises, it does not answer them
+    except Exception:  # models raise many types
         return False
     joined = [np.concatenate(each) for each in zip(*answers, strict=True)]
     return not array_equality.difference(joined, expected)
 
 
 def _with_nulls(facts: dict[str, Any], rows: Arrays) -> Arrays:
-    """Return the rows with nulls in columns that may hold NaN; none where no column may."""
+    """Return the rows with nulls in columns that can hold NaN; empty if no column can."""
     if not facts["columns"] or not any(each["type"] == "double" for each in facts["columns"]):
         return []
     random = np.random.default_rng(samples.SEED)
@@ -206,7 +206,7 @@ def _null_answers(model: Model, nulls: Arrays) -> Outputs | None:
         return None
     try:
         answers = outputs_of(model.by_pyfunc(nulls), len(nulls[0]))[1]
-    except Exception:  # most models refuse nulls, each in its way
+    except Exception:  # most models refuse nulls, with many types of errors
         return None
     return answers if _apart(model.by_pyfunc, nulls, answers) else None
 
@@ -217,14 +217,14 @@ def _native(
     """Return the first native function that predicts what MLflow predicts, or why none does."""
     try:
         functions = model.native()
-    except Exception as error:  # a library that is not there, or another version of it
+    except Exception as error:  # a library is missing, or has another version
         return {"ok": False, "why": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     reasons = [] if functions else [f"none is known for {', '.join(sorted(set(model.flavors) - {'python_function'}))}"]
     for name, ask in functions.items():
         try:
             form, ours = outputs_of(ask(rows), len(rows[0]))
             fits = form == wanted[0] and not array_equality.difference(ours, wanted[1]) and _apart(ask, rows, wanted[1])
-        except Exception as error:  # the library's way of refusing
+        except Exception as error:  # libraries raise many types
             reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
             continue
         if fits:
@@ -235,7 +235,7 @@ def _native(
 
 
 def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
-    """Return rows with values on, and next to, the thresholds of converted trees: where roundings show."""
+    """Return rows with values at and next to the thresholds of converted trees, where rounding shows."""
     file = next((each["file"] for each in found if not each["columns"]), None)
     if file is None or len(rows) != 1 or rows[0].ndim != 2:
         return []
@@ -253,7 +253,7 @@ def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
         pairs += [
             (int(feature), float(value))
             for feature, value, kind in zip(given["nodes_featureids"], numbers, kinds, strict=True)
-            # Behind steps that make more columns of the model's, a tree's column is none of those.
+            # After steps that add columns, a tree's feature may be none of the model's columns.
             if kind != b"LEAF" and feature < rows[0].shape[1]
         ]
     if not pairs:
@@ -263,7 +263,7 @@ def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:
     edges = rows[0][random.integers(0, len(rows[0]), 5 * len(chosen))].astype(np.float64)
     for i, which in enumerate(chosen):
         feature, value = pairs[which]
-        # In both precisions: what is next to it in double is the same in single.
+        # In both precisions, since the next double is the same number in single precision.
         near = [
             np.nextafter(number(value), number(to)) for number in (np.float64, np.float32) for to in (-np.inf, np.inf)
         ]

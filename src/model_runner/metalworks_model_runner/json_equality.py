@@ -1,4 +1,4 @@
-"""When two answers in JSON are the same. The standard library alone, as the module frames."""
+"""Compares two predictions in JSON. Imports the standard library alone, since the supervisor uses it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 RELATIVE = 1e-5
-"""Two numbers are the same when they differ by at most this share of the value."""
+"""Two numbers are the same if they differ by at most this share of the value."""
 OF_SMALL = 1e-9
-"""Or by this, however small they are."""
+"""Or by at most this."""
 
 
 def same(ours: Any, expected: Any) -> bool:
-    """Tell whether two answers are the same: kinds, names and lengths exactly, numbers within the tolerance."""
+    """Return whether two predictions are the same: types, names and lengths exactly, numbers within the tolerance."""
     if isinstance(expected, list) and isinstance(ours, list):
         return len(ours) == len(expected) and all(map(same, ours, expected))
     if isinstance(expected, dict) and isinstance(ours, dict):

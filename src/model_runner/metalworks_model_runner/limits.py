@@ -1,20 +1,20 @@
-"""What a request may have. The standard library alone: the service's main process, which is to be small, reads it."""
+"""Limits of a request's size. Imports the standard library alone, since the supervisor uses it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 TEXT_PER_CELL = 32
-"""Characters that texts may take in memory, for each value of a request: in an array all are as long as the longest."""
+"""Characters of text per value: in an array, each text takes as much memory as the longest."""
 
 
 class TooMuchError(Exception):
-    """A request is more than the service takes; the message says what of it, and which option says so."""
+    """A request exceeds a limit; the message names it and its option."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of each a request may have."""
+    """The limits of a request."""
 
     rows: int = 100_000
     columns: int = 10_000
@@ -22,7 +22,7 @@ class Limits:
     depth: int = 32
 
     def check(self, rows: int = 0, columns: int = 0, cells: int = 0, depth: int = 0) -> None:
-        """Raise TooMuchError when any is beyond its limit."""
+        """Raise TooMuchError if any number exceeds its limit."""
         if rows > self.rows:
             raise self._error("rows", "rows", self.rows)
         if columns > self.columns:
@@ -33,7 +33,7 @@ class Limits:
             raise self._error("lists or objects in one another", "depth", self.depth)
 
     def check_texts(self, characters: int) -> None:
-        """Raise TooMuchError when texts take more room than the values of a request may."""
+        """Raise TooMuchError if texts take too much memory."""
         if characters > TEXT_PER_CELL * self.cells:
             raise TooMuchError(
                 f"The request's texts take room for more than {TEXT_PER_CELL * self.cells} characters in memory, "

@@ -1,4 +1,4 @@
-"""Gives memory back to the system."""
+"""Gives memory back to the operating system."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import gc
 import sys
 import threading
 
-_MMAP_THRESHOLD = -3  # as <malloc.h> has it
+_MMAP_THRESHOLD = -3  # its number in <malloc.h>
 
 
 def trim() -> None:
-    """Return what was needed to load a model and is free now; glibc would keep it, often as much as the model takes.
+    """Return memory that loading a model needed; glibc would keep it, often as much as the model itself takes.
 
-    What is left is moved out of the garbage collector's way: it stays for as long as the process does.
+    What remains is excluded from garbage collection, since it stays as long as the process.
     """
     gc.collect()
     gc.freeze()
@@ -22,20 +22,20 @@ def trim() -> None:
 
 
 def release_soon() -> None:
-    """Give back what a large request needs when it is answered."""
+    """Return the memory of a large request once it is answered."""
     timer = threading.Timer(1.0, release)
     timer.daemon = True
     timer.start()
 
 
 def give_back_at_once() -> None:
-    """Have all that is larger than a mebibyte given back when it is free; glibc learns to keep it."""
+    """Have blocks of more than a mebibyte returned as soon as they are free; by default, glibc starts to keep them."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def release() -> None:
-    """Return what a large request needed and is free now."""
+    """Return memory that is free."""
     if pyarrow := sys.modules.get("pyarrow"):
         pyarrow.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -22,20 +22,20 @@ from metalworks_model_runner.limits import Limits, TooMuchError
 from metalworks_model_runner.signature import describe
 
 RELEASE_BYTES, ECHO_BYTES = 2**20, 2**16
-"""Bodies after which memory is given back, and those that an error may repeat."""
+"""After a body longer than the first, memory is given back; an error may repeat one up to the second."""
 Arrays = Sequence[np.ndarray]
-"""One array per column, each of one value per row; or a single array, the tensor or the matrix of equal columns."""
+"""One array per column with one value per row; or a single array: a tensor, or a matrix of columns of one type."""
 Outputs = list[np.ndarray]
-"""One array per output, of one entry per row."""
+"""One array per output, with one entry per row."""
 
 
 class UnfitError(Exception):
-    """What a model answers cannot be handed on as arrays; the message says why."""
+    """A model's result cannot be sent as arrays; the message says why."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How MLflow writes a model's answers: a `list`, `records` (objects, one per row) or a `dict` of lists."""
+    """How MLflow encodes a model's predictions: a `list`, `records` (one object per row) or a `dict` of lists."""
 
     kind: str
     names: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Model:
     """One model, loaded as MLflow loads it for serving."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the model in `folder`; whatever its own code raises comes through."""
+        """Load the model in `folder`; raises whatever its code raises."""
         self.folder = folder
         self.pyfunc: PyFuncModel = load_model(str(folder))
         self.schema = self.pyfunc.metadata.get_input_schema()
@@ -54,9 +54,9 @@ class Model:
         self.names = [each["name"] for each in self.signature["columns"] or ()]
 
     def answer(self, body: bytes, about: str | Sequence[Any]) -> tuple[int, str, bytes]:
-        """Answer a request as `mlflow models serve` does, by the same functions: status, media type, body.
+        """Answer a request with the functions of `mlflow models serve`; return status, media type and body.
 
-        `about` is its content type, or that and the numbers of the limits that it has to keep.
+        `about` is the content type, or a list of it and the limits that the request must keep.
         """
         given: Sequence[Any] = [about] if isinstance(about, str) else about
         content_type, numbers = given[0], given[1:]
@@ -70,7 +70,7 @@ class Model:
         except MlflowException as error:
             return error.get_http_status_code(), "application/json", error.serialize_as_json().encode()
         except (ValueError, RecursionError) as error:
-            # what MLflow does not expect of a parser, as numbers with thousands of digits
+            # what MLflow does not expect, such as numbers with thousands of digits
             reason = "It is nested too deeply." if isinstance(error, RecursionError) else str(error)
             refusal = MlflowException(f"Invalid input. {reason}", error_code=BAD_REQUEST)
             return 400, "application/json", refusal.serialize_as_json().encode()
@@ -84,12 +84,12 @@ class Model:
         try:
             check_cost(body, content_type, limits)
         except (ValueError, RecursionError):
-            # MLflow says it better, and sends the body back with it, several times as long.
+            # MLflow's message is better, but repeats the body several times.
             if len(body) > ECHO_BYTES:
                 raise
 
     def table(self, arrays: Arrays) -> Any:
-        """Return the arrays as what MLflow would make of the request: a DataFrame, or the tensor itself."""
+        """Return what MLflow would make of the request: a DataFrame, or the tensor."""
         if self.signature["tensor"]:
             return arrays[0]
         import pandas as pd
@@ -99,11 +99,11 @@ class Model:
         return pd.DataFrame(dict(zip(self.names, arrays, strict=True)))
 
     def by_pyfunc(self, arrays: Arrays) -> Any:
-        """Ask through MLflow, with its enforcement of the schema."""
+        """Predict through MLflow, which enforces the schema."""
         return self.pyfunc.predict(self.table(arrays))
 
     def native(self) -> dict[str, Callable[[Arrays], Any]]:
-        """Return the ways past MLflow that this flavour knows, quickest first, by name."""
+        """Return functions by name, fastest first, that predict without MLflow."""
         for flavor in ("sklearn", "xgboost", "lightgbm", "pytorch", "onnx"):
             if flavor in self.flavors:
                 functions: dict[str, Callable[[Arrays], Any]] = getattr(_Native(self), flavor)()
@@ -112,7 +112,7 @@ class Model:
 
 
 class _Native:
-    """The flavours' own libraries, on arrays."""
+    """Predicts with the flavors' own libraries."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -121,7 +121,7 @@ class _Native:
     def sklearn(self) -> dict[str, Callable[[Arrays], Any]]:
         from sklearn import config_context
 
-        # They are in the order of the signature already.
+        # Columns are in the order of the signature already.
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
         name = self.model.flavors["python_function"].get("predict_fn") or "predict"
         predict = getattr(self.raw, name)
@@ -130,11 +130,11 @@ class _Native:
             return predict(self.model.table(arrays))
 
         def on_array(arrays: Arrays) -> Any:
-            # Whoever decoded them saw to it that they are finite.
+            # The decoder accepts only finite numbers.
             with config_context(assume_finite=True, skip_parameter_validation=True):
                 return predict(_matrix(arrays))
 
-        # With names a model checks what it gets; a pipeline may choose columns by them.
+        # A frame is slower, since names are checked, but a pipeline may select columns by name.
         return {"arrays": on_array, "frame": on_frame}
 
     def xgboost(self) -> dict[str, Callable[[Arrays], Any]]:
@@ -156,28 +156,28 @@ class _Native:
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = self.raw.to(device)
-        with contextlib.suppress(NotImplementedError):  # a traced graph has one mode
+        with contextlib.suppress(NotImplementedError):  # a traced graph has only one mode
             network.eval()
         frame = not self.model.signature["tensor"]
 
         def on_tensor(arrays: Arrays) -> Any:
             values = _matrix(arrays)
             if frame:
-                values = values.astype(np.float32, copy=False)  # as MLflow does with tables
+                values = values.astype(np.float32, copy=False)  # as MLflow converts tables
             with torch.inference_mode():
                 result = network(torch.from_numpy(np.array(values)).to(device)).cpu().numpy()
-            # MLflow answers a table with a table, whose columns are numbered.
+            # For a table, MLflow returns a table with numbered columns.
             return _Named({str(i): result[:, i] for i in range(result.shape[1])}) if frame else result
 
         return {"cuda" if device.type == "cuda" else "arrays": on_tensor}
 
     def onnx(self) -> dict[str, Callable[[Arrays], Any]]:
-        # On the CPU the HTTP processes run it themselves.
+        # On the CPU, the worker processes run it themselves.
         return {}
 
 
 class _Named(dict[str, np.ndarray]):
-    """Outputs with names, row by row: what MLflow writes as records."""
+    """Named outputs that MLflow encodes as records."""
 
 
 def _matrix(arrays: Arrays) -> np.ndarray:
@@ -189,16 +189,16 @@ def _matrix(arrays: Arrays) -> np.ndarray:
 
 
 def outputs_of(result: Any, rows: int) -> tuple[Form, Outputs]:
-    """Return a model's answer as arrays, and how MLflow would write it.
+    """Return a model's result as arrays, and how MLflow would encode it.
 
-    Raises UnfitError where it is not one entry for each of `rows` rows.
+    Raises UnfitError unless it has one entry for each of `rows` rows.
     """
     pandas = importlib.import_module("pandas")
     if isinstance(result, pandas.Series):
-        result = pandas.DataFrame(result)  # as MLflow does, so that it becomes records
+        result = pandas.DataFrame(result)  # as MLflow does: it becomes records
     if isinstance(result, pandas.DataFrame):
         names = tuple(map(str, result.columns))
-        # In JSON, numbers are names as well.
+        # JSON turns integer names into strings.
         if len(set(names)) < len(names) or not all(type(name) in (str, int) for name in result.columns):
             raise UnfitError("its columns have no names of their own")
         form, arrays = Form("records", names), [result[name].to_numpy() for name in result.columns]

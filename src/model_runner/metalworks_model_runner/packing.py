@@ -1,4 +1,4 @@
-"""Arrays in the messages of the module frames."""
+"""Encodes arrays for the messages of the module frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TEXT = "text"
 
 
 def pack(arrays: Sequence[np.ndarray]) -> tuple[list[Any], list[bytes | memoryview]]:
-    """Return what tells of the arrays, for a header, and their bytes. Arrays of objects hold strings (or null)."""
+    """Return a description of the arrays for a header, and their bytes. Arrays of objects hold strings or null."""
     about: list[Any] = []
     buffers: list[bytes | memoryview] = []
     for array in arrays:
@@ -27,13 +27,13 @@ def pack(arrays: Sequence[np.ndarray]) -> tuple[list[Any], list[bytes | memoryvi
 
 
 def unpack(about: Sequence[Any], data: memoryview) -> list[np.ndarray]:
-    """Return the arrays that `pack` was given."""
+    """Return the arrays that were packed."""
     arrays, start = [], 0
     for dtype, shape, size in about:
         part = data[start : start + size]
         start += size
         if dtype == _TEXT:
-            # As large as what came, whatever shape is said of it.
+            # Its size is that of the data; a wrong shape raises.
             array = np.array(json.loads(bytes(part)), dtype=object).reshape(shape)
         else:
             array = np.frombuffer(part, dtype=np.dtype(dtype)).reshape(shape)

@@ -1,4 +1,4 @@
-"""Rows to compare ways of asking a model with: its recorded example, and random ones."""
+"""Sample rows to compare executors: the recorded example, and random rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SEED = 20130101
 
 WIDE, WITHIN, EXAMPLE = "wide", "within", "example"
 LEVELS = (WIDE, WITHIN, EXAMPLE)
-"""How far rows go from the example: anything of the type; between its extremes; its own values in a new order."""
+"""Where random values come from: the whole type, the range of the example, or the values of the example."""
 
 
 def rows(signature: dict[str, Any], example: list[np.ndarray] | None, level: str) -> list[np.ndarray] | None:
-    """Return columns (or the one tensor) of the example's rows and `ROWS` more; None where the level needs an example.
+    """Return columns (or the tensor) with the example's rows and `ROWS` more; None if the level needs an example.
 
-    The same every time, so that a proof can be made again.
+    They are the same every time, so a check can be repeated.
     """
     random = np.random.default_rng(SEED)
     if example is None and level != WIDE:
@@ -56,7 +56,7 @@ def _column(
     if level == WITHIN:
         values = random.uniform(low, high, shape)
     else:
-        # Most near the example, some far from it, and the values that programs treat in ways of their own.
+        # Most are near the example, some far from it, and some exactly in its middle.
         scale = random.choice([0.0, 0.1, 1.0, 1.0, 10.0], shape) * spread
         values = (low + high) / 2 + scale * random.standard_normal(shape)
     if dtype.kind in "iu":

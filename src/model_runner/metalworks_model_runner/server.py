@@ -1,4 +1,4 @@
-"""Serves one loaded model to the HTTP processes, over a Unix socket: arrays together, single requests in threads."""
+"""Serves one loaded model to the worker processes over a Unix socket: arrays in batches, raw requests in threads."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from metalworks_model_runner.model import Arrays, Model, Outputs, outputs_of
 from metalworks_model_runner.threads import Threads
 
 THREADS = 8
-"""Requests that MLflow answers one by one, at the same time: its own server does so in threads, too."""
+"""Raw requests that MLflow answers at the same time; its own server uses threads, too."""
 CHUNK = 2**20
 
 
 class _Peer:
-    """One HTTP process."""
+    """The connection of a worker process."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -34,7 +34,7 @@ class _Peer:
         self._lock = threading.Lock()
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; one that nobody waits for any more is dropped."""
+        """Send a frame; drop it if the connection is closed."""
         with self._lock:
             try:
                 self.connection.sendall(frame)
@@ -43,27 +43,28 @@ class _Peer:
 
 
 class ModelServer:
-    """The loop of the process."""
+    """The event loop of a model's process."""
 
     def __init__(self, model: Model, executor: str, max_rows: int, rows: Arrays = ()) -> None:
-        """Serve `model`, arrays by `executor`: `pyfunc`, or the name of a native one; at most `max_rows` at a time.
+        """Serve `model` with at most `max_rows` rows at a time.
 
-        `rows` are some to try how many threads are best.
+        `executor`, for arrays, is pyfunc, mlflow or the name of a native function. `rows` are samples to measure how
+        many threads are best.
         """
         self.model, self.max_rows = model, max_rows
         by_pyfunc: Callable[[Arrays], Any] = model.by_pyfunc
-        # Of a way that is not there any more, such as a GPU that broke, MLflow's own takes the place.
+        # MLflow replaces a native function that is no longer there, for example because a GPU broke.
         self.ask = by_pyfunc if executor in ("pyfunc", "mlflow") else model.native().get(executor, by_pyfunc)
         self._pool = ThreadPoolExecutor(THREADS)
         self._selector = selectors.DefaultSelector()
         self._pending: list[tuple[_Peer, int, list[np.ndarray]]] = []
         self._rows, self._threads = rows, Threads()
         self._since: dict[int, float] = {}
-        """When what a thread works on now was begun (monotonic clock)."""
+        """When each thread began its current task, by the monotonic clock."""
         self._answered = False
 
     def listen(self, path: Path) -> None:
-        """Answer for ever on a socket at `path`, which is there once somebody may connect."""
+        """Serve forever on a socket at `path`, which appears once it accepts connections."""
         if self._rows:
             self._threads.measure(self.ask, self._rows)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -71,11 +72,11 @@ class ModelServer:
         new.unlink(missing_ok=True)
         listener.bind(str(new))
         listener.listen(64)
-        new.chmod(0o660)  # the service is another user, of the folder's group
+        new.chmod(0o660)  # the service runs as another user, in the folder's group
         new.rename(path)
         self._selector.register(listener, selectors.EVENT_READ, None)
         while True:
-            # What waits already is taken along, so that several processes' rows go through the model together.
+            # Read everything that waits first, so that rows of several worker processes share a batch.
             for key, _ in self._selector.select(0 if self._pending else None):
                 if key.data is None:
                     connection, _address = listener.accept()
@@ -86,18 +87,18 @@ class ModelServer:
                 self._answer_arrays()
 
     def end_when_stuck(self, seconds: float, first: float) -> None:
-        """End this process, so that another takes its place, when the model works on one thing for longer.
+        """End this process, so that another replaces it, when the model works on one task for longer than `seconds`.
 
-        `first` is for the first answer, for which many a model makes itself ready. After about twice so long the
-        stacks go to standard error. A model that keeps the interpreter's lock is noticed, too: the timer that ends the
-        process is not the interpreter's, and has to be put off.
+        `first` applies until the first response, since many models initialize during it. The process ends after about
+        twice the time, with its stack traces on standard error. This also works if the model holds the interpreter's
+        lock: faulthandler's timer runs outside the interpreter and ends the process unless it is reset in time.
         """
 
         def watch() -> None:
             while True:
                 limit = seconds if self._answered else max(seconds, first)
                 if time.monotonic() - min([*self._since.values()], default=float("inf")) < limit:
-                    # The file by its number: a model may have put another in the place of sys.stderr.
+                    # By number, since a model may have replaced sys.stderr.
                     faulthandler.dump_traceback_later(limit * 1.25, exit=True, file=2)
                 time.sleep(seconds / 8)
 
@@ -123,7 +124,7 @@ class ModelServer:
         self._since[threading.get_ident()] = time.monotonic()
         try:
             status, media_type, answer = self.model.answer(body, about)
-        except BaseException as error:  # the caller must hear of it, whatever it is
+        except BaseException as error:  # the caller must get a response in any case
             peer.send(frames.frame(number, frames.FAILED, f"{type(error).__name__}: {error}"))
             raise
         finally:
@@ -146,7 +147,7 @@ class ModelServer:
             self._threads.fit(rows)
             outputs = outputs_of(self._work(joined), rows)[1]
         except Exception as error:  # whatever a model raises
-            if len(batch) > 1:  # one of them is to blame, and only that one is to hear of it
+            if len(batch) > 1:  # only the request at fault should fail
                 for each in batch:
                     self._alone(*each)
             else:
@@ -183,7 +184,7 @@ class ModelServer:
 
 
 def end_with(parent: int) -> None:
-    """End this process when the other end of the pipe `parent` is closed: nobody is left to serve."""
+    """End this process when the other end of the pipe `parent` is closed."""
 
     def watch() -> None:
         os.read(parent, 1)

@@ -1,4 +1,4 @@
-"""What a model takes, said without MLflow, for the processes that decode requests."""
+"""Describes a model's inputs for the processes that decode requests, which do not have MLflow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NUMPY: dict[str, str] = {
     "double": "float64",
     "string": "object",
 }
-"""The types of columns that are decoded straight into arrays → the arrays' types."""
+"""Types of columns that are decoded straight into arrays, with the arrays' types."""
 
 
 def describe(schema: Any) -> dict[str, Any]:
-    """Return the columns or the one tensor of an MLflow input schema, as far as requests are decoded by them.
+    """Return the columns or the tensor of an MLflow input schema, if requests can be decoded by them.
 
-    `columns`: [{name, type, required}], of named columns of plain types; `tensor`: {dtype, shape}, of one tensor
-    without a name. Both null: requests are left to MLflow.
+    `columns` is [{name, type, required}] for named columns of plain types; `tensor` is {dtype, shape} for one unnamed
+    tensor. If both are null, requests are left to MLflow.
     """
     nothing: dict[str, Any] = {"columns": None, "tensor": None}
     if schema is None or not schema.inputs:

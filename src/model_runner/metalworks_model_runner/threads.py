@@ -1,4 +1,4 @@
-"""OpenMP's threads, with which libraries compute: for a few rows, one is often quicker than all."""
+"""Chooses the number of OpenMP threads: for a few rows, one is often faster than all."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import numpy as np
 Ask = Callable[[Sequence[np.ndarray]], Any]
 
 COUNTS = (1, 8, 64)
-"""Rows that are tried; of more, nobody asks at once and waits for the answer."""
+"""Numbers of rows that are measured; larger batches use all threads."""
 SLOW_SECONDS = 0.1
-"""A model that takes longer has work for every thread."""
+"""A model that takes longer has work for all threads."""
 TRIES = 5
 
 
 class Threads:
-    """Gives the calling thread's work on a few rows one thread, and on more of them as many as the library would."""
+    """Sets one thread for a few rows, and the library's own number for more."""
 
     def __init__(self) -> None:
-        """Start with as many as the libraries take that are loaded now; without threadpoolctl, leave it at that."""
+        """Find the loaded libraries and their threads; without threadpoolctl, change nothing."""
         self.few = 0
         self._alone = False
         try:
             known = importlib.import_module("threadpoolctl").ThreadpoolController().select(user_api="openmp")
-        except ImportError:  # it comes with scikit-learn, which MLflow needs, but MLflow's smaller packages do not
+        except ImportError:  # it comes with scikit-learn, which mlflow-skinny does not need
             self._libraries = []
         else:
             self._libraries = [(each, each.num_threads) for each in known.lib_controllers if each.num_threads > 1]
 
     def measure(self, ask: Ask, rows: Sequence[np.ndarray]) -> None:
-        """Find out up to how many rows `ask` is quicker with one thread, on this machine as it is now."""
+        """Measure up to how many rows `ask` is faster with one thread."""
         self.few = 0
         if not self._libraries:
             return
@@ -49,7 +49,7 @@ class Threads:
         self._set(alone=False)
 
     def fit(self, rows: int) -> None:
-        """Make ready for so many rows."""
+        """Set the number of threads for this many rows."""
         if (alone := rows <= self.few) is not self._alone:
             self._set(alone=alone)
 
@@ -60,7 +60,7 @@ class Threads:
 
 
 def _least(ask: Ask, rows: Sequence[np.ndarray]) -> float:
-    """Return the least time that it took, in seconds; one try, if that is slow."""
+    """Return the shortest time in seconds of several tries, or of one if that is slow."""
     best = float("inf")
     for _ in range(TRIES):
         began = time.perf_counter()

@@ -64,7 +64,7 @@ def _reads_body(scope: Scope) -> bool:
 
 
 def create_api(plane: DataPlane, publish: Callable[[], None]) -> FastAPI:
-    """Return all routes but /invocations; `publish` writes the counts of this process for whoever adds them up."""
+    """Return all routes but /invocations; `publish` writes the counts of this process for /metrics."""
     settings = plane.settings
     app = FastAPI(
         title=f"Inference: {settings.service}",
@@ -194,7 +194,7 @@ async def metrics(settings: _Configured, request: Request) -> PlainTextResponse:
 
 
 def _refused_versions(settings: Settings) -> set[str]:
-    """Return the versions that do not serve though they are to: refused here, or by whoever fetches them."""
+    """Return the versions that were refused, here or by the model follower."""
     found = set(_read(settings.runtime / STATE).get("refused", ()))
     if settings.fetched is not None:
         roles = _read(settings.fetched).get("roles", {}).values()
@@ -203,7 +203,7 @@ def _refused_versions(settings: Settings) -> set[str]:
 
 
 def _set_aside(settings: Settings) -> int:
-    """Return how many requests whoever sends the prediction log could not write."""
+    """Return how many requests fit no file of the prediction log."""
     try:
         return int(settings.fetched.with_suffix(".set-aside").read_text()) if settings.fetched is not None else 0
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""uvicorn's protocol, with what is written in one turn of the loop sent at once.
+"""uvicorn's protocol, except that everything written in one turn of the event loop is sent together.
 
-uvicorn writes an answer's head and its body one after the other, each a call to the kernel (and a record of TLS), and
-two calls to the kernel cost more than decoding a small request.
+uvicorn writes a response's head and body separately, each with a system call (and a TLS record), and two system calls
+cost more than decoding a small request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_UNREAD = 128 * 2**20
-"""What a connection may send of bodies that were refused, so that whoever sends one comes to read why."""
+"""Bytes of a refused body that a connection may still send, so that its client gets to read the response."""
 
 
 class _Corked:
@@ -44,15 +44,15 @@ class _Corked:
 
 
 class CorkedProtocol(HttpToolsProtocol):
-    """What uvicorn is given as its HTTP implementation."""
+    """The HTTP implementation that uvicorn is given."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection."""
+        """Wrap the connection's transport."""
         super().connection_made(_Corked(transport))  # type: ignore[arg-type]
         self._unread = 0
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body; one that nobody reads any more, since it was refused, is not waited for for ever."""
+        """Take a part of a body; close the connection if too much of a refused body still comes."""
         if self.cycle.response_complete:
             self._unread += len(body)
             if self._unread > MOST_UNREAD:

@@ -53,7 +53,7 @@ open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 
 class Tensor(BaseModel):
-    """A tensor of a request or an answer."""
+    """A tensor of a request or a response."""
 
     name: str
     shape: list[int] = Field(description="The first size is the number of rows.")
@@ -72,7 +72,7 @@ class InferenceRequest(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """What a tensor is."""
+    """Name, type and shape of a tensor."""
 
     name: str
     datatype: str
@@ -80,7 +80,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and answers."""
+    """A model's inputs and outputs."""
 
     name: str
     versions: list[str]
@@ -90,7 +90,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """What the server is."""
+    """Name and version of the server."""
 
     name: str = "metalworks"
     version: str
@@ -149,7 +149,7 @@ _Model = Annotated[str, Path(description="Name of the service, or of its model."
 
 @router.get("")
 async def server(request: Request) -> ServerMetadata:
-    """Say what this server is."""
+    """Return name and version of this server."""
     return ServerMetadata(version=request.app.version)
 
 
@@ -177,7 +177,7 @@ async def model_ready(request: Request, model: _Model, version: str | None = Non
 @router.get("/models/{model}", responses=_REFUSED)
 @router.get("/models/{model}/versions/{version}", responses=_REFUSED)
 async def model_metadata(request: Request, model: _Model, version: str | None = None) -> ModelMetadata:
-    """Say what the model takes and answers."""
+    """Return the model's inputs and outputs."""
     served = _variant(request, model, version).version
     return ModelMetadata(
         name=request.app.state.settings.service,
@@ -189,7 +189,7 @@ async def model_metadata(request: Request, model: _Model, version: str | None = 
 
 
 def inputs_of(served: LoadedVersion) -> list[TensorMetadata]:
-    """Return the tensors that a model takes; none where requests are left to MLflow."""
+    """Return the tensors that a model takes; none if requests are left to MLflow."""
     if served.decode is None:
         return []
     return [

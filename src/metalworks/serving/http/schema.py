@@ -1,4 +1,4 @@
-"""What the server says of itself in /openapi.json: the model's own columns, and every answer that may come back."""
+"""Parts of /openapi.json: the model's own columns, and every response that may come back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON, CSV, PARQUET, TEXT = "application/json", "text/csv", "application/vnd.apac
 
 
 class Version(BaseModel):
-    """What is served, what runs it, and where it came from."""
+    """The version in service, its executor, and where it came from."""
 
     service: str
     model: str
@@ -39,7 +39,7 @@ class Working(BaseModel):
 
 
 class Error(BaseModel):
-    """Why a request was not answered, in the form that MLflow's clients read."""
+    """An error, in the form that MLflow's clients read."""
 
     error_code: str = Field(description="One of MLflow's names of errors.")
     message: str
@@ -114,7 +114,7 @@ def _forms(facts: Facts | dict[str, Any]) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Return a value of MLflow's JSON as JSON has it: no NaN, for which a request may say null as well."""
+    """Return a value of MLflow's JSON as strict JSON: null for NaN, which a request may use too."""
     if isinstance(value, dict):
         return {name: _strict(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -123,7 +123,7 @@ def _strict(value: Any) -> Any:
 
 
 def invocations(served: LoadedVersion | None) -> dict[str, Any]:
-    """Return the operation POST /invocations, as OpenAPI has it, for the model in service."""
+    """Return OpenAPI's description of POST /invocations for the model in service."""
     facts: Facts | dict[str, Any] = served.facts if served else {"columns": None, "tensor": None, "example": None}
     forms = _forms(facts)
     payload: dict[str, Any] = {

@@ -35,11 +35,11 @@ _logger = logging.getLogger("uvicorn.error")
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server, except that it does not raise the signal again: the process has work to do after serving."""
+    """uvicorn's server, except that it does not raise the signal again, since the process has work to do afterwards."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take a signal as the wish to end, also while what comes after serving is done."""
+        """Handle signals as requests to end, also during the work after serving."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
@@ -47,10 +47,10 @@ class HttpServer(uvicorn.Server):
 
 
 class WorkerProcess:
-    """A process's route, counts and server."""
+    """The process's route, counts and server."""
 
     def __init__(self, settings: Settings, slot: int, shared: int) -> None:
-        """Go on counting where the slot's last process ended."""
+        """Continue the counts of the slot's previous process."""
         self.settings, self._shared = settings, shared
         self.file = settings.runtime / stats_file(slot)
         self.stats = self._read_stats()
@@ -75,7 +75,7 @@ class WorkerProcess:
         self.stats.queue = sum(variant.version.queue for variant in self.route.variants)
         try:
             write_stats(self.stats, self.file)
-        except OSError as error:  # no room, or no file that may be opened: the next time there may be
+        except OSError as error:  # a full disk, or too many open files: try again next time
             if str(error) != self._last_error:
                 _logger.error("Cannot write the counts; trying again: %s", error)
             self._last_error = str(error)
@@ -83,7 +83,7 @@ class WorkerProcess:
             self._last_error = ""
 
     async def follow_route(self) -> None:
-        """Follow the route, if it is another than before."""
+        """Follow the route if it has changed."""
         path = self.settings.runtime / ROUTE
         try:
             changed = path.stat().st_mtime_ns
@@ -95,7 +95,7 @@ class WorkerProcess:
         try:
             await self.route.follow(json.loads(path.read_text()), self.settings, self.stats)
         except Exception as error:
-            # The supervisor waits for the revision in vain, and says so; what is served goes on.
+            # Go on with the old route; the supervisor logs that this process does not follow.
             self._is_following = False
             if first:
                 _logger.exception("Cannot follow the new route yet; the old one stays: %s", error)
@@ -105,7 +105,7 @@ class WorkerProcess:
         self.publish()
 
     async def watch(self, server: uvicorn.Server) -> None:
-        """Look and publish until the server ends; end it when the supervisor is gone."""
+        """Follow the route and publish counts until the server ends; end it if the supervisor is gone."""
         published = 0.0
         while not server.should_exit:
             await self.follow_route()
@@ -117,7 +117,7 @@ class WorkerProcess:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def run(self) -> None:
-        """Serve until told to end; what is under way is answered first."""
+        """Serve until told to end, then answer open requests first."""
         settings = self.settings
         config = uvicorn.Config(
             self.app,
@@ -130,14 +130,14 @@ class WorkerProcess:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
-            # No request that is under way is given up before its own time is over.
+            # An open request may take its full time.
             timeout_graceful_shutdown=math.ceil(settings.request_timeout) + 5,
             ssl_certfile=settings.certificate or None,
             ssl_keyfile=settings.key or None,
         )
         server = HttpServer(config)
-        self.publish()  # that no route is followed yet, whatever the slot's last process did
-        # Nobody is let in before there is something to say: whoever asks meanwhile tries another host, or again.
+        self.publish()  # before any route, whatever the slot's previous process followed
+        # Accept no connection before there is a route: callers try again or ask another host.
         while not self._seen:
             await self.follow_route()
             if os.getppid() != self._parent:
@@ -152,7 +152,7 @@ class WorkerProcess:
 
 
 def main() -> None:
-    """Serve as the environment says."""
+    """Run the worker process that the environment and the arguments describe."""
     import uvloop
 
     memory.give_back_at_once()

@@ -1,4 +1,4 @@
-"""Micro-batching: requests that are there at the same time go through the model together."""
+"""Micro-batching: requests that wait at the same time go through the model together."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from metalworks.serving.predict.client import ModelFailedError
 
 
 class QueueFullError(Exception):
-    """More requests wait than are allowed to."""
+    """Too many requests wait."""
 
 
 class Batcher:
-    """Puts rows together for `ask`, one batch at a time.
+    """Joins rows into batches and passes them to `ask`, one batch at a time.
 
-    Nobody waits for company while the model is idle: a batch leaves at the end of the loop's turn in which its first
-    request came. Right after a batch, those that were answered tend to come again at once, so the next one waits for
-    as many, but for no longer than `PATIENCE` of what the last one took: else callers stay in groups that take turns.
+    While the model is idle, no request is delayed: a batch leaves at the end of the event loop's turn in which its
+    first request came. Right after a batch, the callers that were answered tend to send again at once. So the next
+    batch waits for as many requests, but only for the share `PATIENCE` of the time that the last one took. Without
+    this, callers would stay split into groups that take turns.
     """
 
     PATIENCE = 0.15
@@ -35,9 +36,10 @@ class Batcher:
         observe: Callable[[int], None],
         timeout: float | None = None,
     ) -> None:
-        """Ask at most `max_rows` rows at a time, let at most `max_queue` requests wait; `observe` hears each size.
+        """Pass on at most `max_rows` rows at a time, and let at most `max_queue` requests wait.
 
-        A batch is given up after `timeout` seconds, when nobody waits for it any more.
+        `observe` is called with the rows of each batch. A batch is given up after `timeout` seconds, when nobody waits
+        for it any more.
         """
         self._ask, self._observe, self._timeout = ask, observe, timeout
         self.max_rows, self.max_queue = max_rows, max_queue
@@ -45,7 +47,7 @@ class Batcher:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_size, self._last_seconds, self._last_end = 0, 0.0, 0.0
-        self._awaited = 0  # requests that are enough for the timer's batch to leave before its time
+        self._awaited = 0  # once so many requests wait, the batch leaves before its timer
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -54,10 +56,7 @@ class Batcher:
         return len(self._queue)
 
     def put(self, arrays: Arrays) -> asyncio.Future[list[np.ndarray]]:
-        """Return what will hold the outputs for these rows.
-
-        Raises QueueFullError at once when too many wait.
-        """
+        """Return a future of the outputs for these rows; raise QueueFullError if too many requests wait."""
         if len(self._queue) >= self.max_queue:
             raise QueueFullError
         loop = asyncio.get_running_loop()
@@ -98,7 +97,7 @@ class Batcher:
         rows = 0
         while self._queue and (not batch or rows + len(self._queue[0][0][0]) <= self.max_rows):
             arrays, future = self._queue.popleft()
-            if future.cancelled():  # the caller's time is over
+            if future.cancelled():  # its caller timed out
                 continue
             batch.append((arrays, future))
             rows += len(arrays[0])
@@ -115,7 +114,7 @@ class Batcher:
                 self._next()
 
     def _next(self) -> None:
-        """Start what waited under the last batch, once those that it answered had a moment to come again."""
+        """Start the next batch, after the callers of the last one had a moment to send again."""
         if sum(len(arrays[0]) for arrays, _ in self._queue) >= self.max_rows:
             self._busy = True
             self._start()
@@ -129,7 +128,7 @@ class Batcher:
             async with asyncio.timeout(self._timeout):
                 outputs = await self._ask(joined)
         except Exception as error:
-            if isinstance(error, ModelFailedError) and len(batch) > 1:  # one request's fault is not the others'
+            if isinstance(error, ModelFailedError) and len(batch) > 1:  # find the request that is at fault
                 middle = len(batch) // 2
                 await self._answer(batch[:middle])
                 await self._answer(batch[middle:])

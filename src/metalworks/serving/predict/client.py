@@ -19,21 +19,21 @@ from metalworks.serving.sockets import connect
 _logger = logging.getLogger("uvicorn.error")
 
 ANSWER_BYTES = 2**29
-"""What a model may answer at a time: its process is not ours, and may say anything."""
+"""The longest response that is accepted: the model's code may send anything."""
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+")
 _WRONG = "its process answers what is no answer"
 
 
 class ModelFailedError(Exception):
-    """The model raised where arrays were asked; MLflow's own functions are to say what."""
+    """The model raised an error."""
 
 
 class ModelLostError(Exception):
-    """The model's process ended under the question, and again under its repetition."""
+    """The model's process ended during a request, and again when the request was repeated."""
 
 
 class ModelDownError(Exception):
-    """The model's process ended, and none that answers took its place."""
+    """The model's process ended, and no other took its place in time."""
 
 
 class _Protocol(asyncio.Protocol):
@@ -49,14 +49,14 @@ class _Protocol(asyncio.Protocol):
 
 
 class ModelClient:
-    """Asks one model's process; a process that ends is waited for, since somebody starts it again."""
+    """Asks one model's process. If that ends, it waits for the next one, which the supervisor starts."""
 
     RECONNECT_SECONDS = 0.1
     TRIES = 2
-    """A question that ends two processes is the cause, and is not asked a third time."""
+    """A request that ended two processes is probably the cause and is not sent a third time."""
 
     def __init__(self, path: Path, patience: float) -> None:
-        """Connect to the socket at `path` when first asked; a process that ended has `patience` seconds to return."""
+        """Connect to the socket at `path` on first use; wait up to `patience` seconds for a process that ended."""
         self.path, self.patience = path, patience
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Lock = asyncio.Lock()
@@ -69,7 +69,7 @@ class ModelClient:
         self._gone_since: float | None = None
 
     async def connect(self) -> asyncio.Transport:
-        """Return the connection, made anew if there is none; raise ModelDownError when it cannot be."""
+        """Return the connection, opened if there is none; raise ModelDownError if that fails."""
         async with self._connecting:
             while self._transport is None or self._transport.is_closing():
                 if self._closed:
@@ -89,17 +89,17 @@ class ModelClient:
 
     @property
     def requests_given_up(self) -> int:
-        """Whole requests that the process works on, or has yet to, though nobody waits for them any more."""
+        """Number of raw requests that the process still has although nobody waits for them any more."""
         return sum(kind == frames.RAW for kind in self._given_up.values())
 
     def close(self) -> None:
-        """End the connection; nobody asks any more."""
+        """Close the connection."""
         self._closed = True
         if self._transport is not None:
             self._transport.close()
 
     def lost(self) -> None:
-        """Tell those who wait that their process is gone."""
+        """Fail the requests that wait, since their process is gone."""
         self._transport = None
         waiting, self._waiting = self._waiting, {}
         self._given_up.clear()
@@ -109,7 +109,7 @@ class ModelClient:
                 future.set_exception(ConnectionResetError())
 
     def arrived(self, number: int, kind: int, payload: memoryview) -> None:
-        """Hand an answer to whoever waits for it."""
+        """Pass a response to the request that waits for it."""
         future = self._waiting.pop(number, None)
         if future is None:
             self._given_up.pop(number, None)
@@ -131,10 +131,10 @@ class ModelClient:
                 answered, payload = await future
             except ConnectionResetError:
                 _logger.warning("The model's process ended; repeating its requests")
-                await asyncio.sleep(self.RECONNECT_SECONDS)  # one that is about to end may take connections yet
+                await asyncio.sleep(self.RECONNECT_SECONDS)  # a process that is ending may still accept connections
                 continue
             except asyncio.CancelledError:
-                if number in self._waiting:  # the process does not know that, and answers
+                if number in self._waiting:  # the process does not know, and will respond
                     self._given_up[number] = kind
                     if kind == frames.ARRAYS:
                         self._arrays_free.clear()
@@ -143,7 +143,7 @@ class ModelClient:
                 self._waiting.pop(number, None)
             try:
                 header, body = frames.body_of(payload)
-            except Exception as error:  # of the many that such bytes may cause
+            except Exception as error:  # malformed bytes raise many types
                 raise ModelFailedError(_WRONG) from error
             if answered == frames.FAILED:
                 raise ModelFailedError(str(header))
@@ -153,12 +153,12 @@ class ModelClient:
         raise ModelLostError("The model's process ended twice under this request")
 
     async def arrays(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the model's outputs for these rows.
+        """Return the model's outputs for these inputs.
 
         Raises ModelFailedError if the model raises, ModelLostError if its process ends twice, and ModelDownError if no
         process takes its place.
         """
-        # Rows behind others that the process works on for nobody would only be late, too; here they can be given up.
+        # Behind arrays that the process computes for nobody, more would only queue, and could not be withdrawn there.
         await self._arrays_free.wait()
         about, buffers = packing.pack(arrays)
         header, body = await self._ask(frames.ARRAYS, about, buffers)
@@ -168,12 +168,12 @@ class ModelClient:
             raise ModelFailedError(_WRONG) from error
 
     async def raw(self, body: bytes, about: str | Sequence[Any]) -> tuple[int, str, bytes]:
-        """Return status, media type and body as MLflow's scoring server answers this request.
+        """Return status, media type and body as MLflow's scoring server would.
 
-        `about` is its content type, or that and the numbers of the limits that it has to keep.
+        `about` is the content type, or a list of it and the limits that the request must keep.
 
-        Raises ModelFailedError if even that raises, ModelLostError if its process ends twice, and ModelDownError if no
-        process takes its place.
+        Raises ModelFailedError if MLflow's functions raise, ModelLostError if the process ends twice, and
+        ModelDownError if no process takes its place.
         """
         header, answer = await self._ask(frames.RAW, about, [body])
         match header:

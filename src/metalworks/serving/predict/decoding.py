@@ -1,7 +1,7 @@
-"""Decodes large requests in a process of its own: `python -m metalworks.serving.predict.decoding`.
+"""Decodes large requests in a separate process: `python -m metalworks.serving.predict.decoding`.
 
-A decoder keeps the interpreter to itself until it is done, so a thread would hold up the event loop. The process starts
-when it is first needed and ends when it is idle, and the memory that a large request took goes with it.
+A decoder holds the interpreter lock until it is done, so a thread would block the event loop. The process starts when
+it is first needed and ends when it is idle, which also frees the memory that a large request took.
 """
 
 # Not a pool: loky takes 3 processes and 80 MB where this takes 42, ProcessPoolExecutor 130 MB; the loop waits longer.
@@ -30,21 +30,21 @@ from metalworks.serving.predict.codecs.mlflow_request import RequestRefusedError
 INVOCATIONS, TENSORS = "invocations", "tensors"
 IDLE_SECONDS = 30
 LIGHT_BYTES, LOOK_BYTES, LIGHT_MARKS = 2**17, 2**20, 2**16
-"""Bodies so small are decoded at once; others up to the second size if they have few enough values."""
+"""Bodies up to the first size are decoded at once, and up to the second if they have few enough values."""
 
 
 def light(body: bytes) -> bool:
-    """Return whether decoding this body takes at most some 20 ms, whatever is in it."""
+    """Return whether decoding this body takes at most about 20 ms, whatever it contains."""
     if len(body) <= LIGHT_BYTES:
         return True
     return len(body) <= LOOK_BYTES and sum(map(body.count, (b",", b"[", b"{"))) <= LIGHT_MARKS
 
 
 class DecodingProcess:
-    """The process that decodes for one version, one request after the other."""
+    """The process that decodes for one version, one request at a time."""
 
     def __init__(self, facts: Facts, limits: Limits) -> None:
-        """Decode for a model of which this is known."""
+        """Decode for the model that `facts` describes."""
         self._known = (facts, limits)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,12 +57,12 @@ class DecodingProcess:
         return result
 
     def close(self) -> None:
-        """End the process; nobody asks any more."""
+        """End the process."""
         self._pool.submit(self._end)
         self._pool.shutdown(wait=False)
 
     def _ask(self, protocol: str, body: bytes) -> Any:
-        for _ in range(2):  # one that had nothing to do may be about to end
+        for _ in range(2):  # an idle process may be about to end
             try:
                 process = self._running()
                 _put((protocol, body), process.stdin)
@@ -95,7 +95,7 @@ def _put(value: Any, stream: IO[bytes] | None) -> None:
 
 
 def decode(facts: Facts, limits: Limits, protocol: str, body: bytes) -> Any:
-    """Return arrays (None where MLflow is to judge), of the other protocol the request's id and arrays."""
+    """Return the inputs (None to leave the request to MLflow); for the Open Inference Protocol, id and inputs."""
     try:
         scan_json(body, limits)
     except TooMuchError as error:
@@ -106,12 +106,12 @@ def decode(facts: Facts, limits: Limits, protocol: str, body: bytes) -> Any:
 
 
 def main() -> None:
-    """Decode what comes on standard input until nothing does."""
+    """Decode requests from standard input until it ends."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # keeps what libraries print apart from results
     facts, limits = pickle.load(source)  # noqa: S301 (from our own process)
     while True:
-        signal.alarm(IDLE_SECONDS)  # ends the process; whoever is just asking asks another
+        signal.alarm(IDLE_SECONDS)  # ends the process; a request that comes just then starts another
         try:
             protocol, body = pickle.load(source)  # noqa: S301 (as above)
         except EOFError:

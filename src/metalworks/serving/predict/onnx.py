@@ -1,4 +1,4 @@
-"""A converted model in ONNX Runtime, in the HTTP process itself."""
+"""A converted model in ONNX Runtime, inside the worker process."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import onnxruntime
 
 @dataclass(frozen=True)
 class Feed:
-    """How a converted model wants its numbers."""
+    """The form in which a converted model takes its inputs."""
 
     double: bool
-    """In double precision, else single."""
+    """Numbers in double precision, otherwise single."""
     columns: bool
-    """One input per column, of one value per row, else one matrix."""
+    """One input per column with one value per row, otherwise one matrix."""
 
 
 class OnnxModel:
-    """Answers arrays."""
+    """Computes outputs from arrays."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class OnnxModel:
         output_shapes: Sequence[Sequence[int]],
         threads: int = 1,
     ) -> None:
-        """Load `file`; outputs are made of the types (numpy's names, or text) and shapes that MLflow answers with."""
+        """Load `file`; outputs get the types (numpy's names, or text) and shapes that MLflow's predictions have."""
         options = onnxruntime.SessionOptions()
-        # Requests are the parallelism; threads that spin for more work take it from the next process.
+        # Requests run in parallel already; threads that spin would take time from other processes.
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own, which it checks less
-        options.log_severity_level = 4  # what it refuses it raises; a line in the log per request would say no more
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is validated less
+        options.log_severity_level = 4  # it raises what it refuses, so a log line per request adds nothing
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()
         self._names = [each.name for each in inputs]
@@ -49,11 +49,11 @@ class OnnxModel:
         if len(self._types) != len(self._outputs):
             raise ValueError(f"it has {len(self._outputs)} outputs, not {len(self._types)}")
         self._number = np.dtype(np.float64 if feed.double else np.float32)
-        # No method of its own as attribute: a cycle would keep it in memory when its version is gone.
+        # No bound method as an attribute: that cycle would keep the model in memory after its version is gone.
         self._by_columns = feed.columns
         self._exact = [np.dtype(_NUMPY[each.type]) if each.type in _NUMPY else None for each in inputs]
         self._number = self._exact[0] if not feed.columns and self._exact[0] is not None else self._number
-        self._run = self.session._sess.run  # the session's own method, without its checks of what is checked here
+        self._run = self.session._sess.run  # skips checks that are made here already
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return one array per output."""
@@ -85,6 +85,6 @@ _NUMPY = {
 def _fit(array: Any, wanted: np.dtype[Any] | None, flat: bool) -> np.ndarray:
     result: np.ndarray = array if type(array) is np.ndarray else np.asarray(array)
     if flat and result.ndim == 2 and result.shape[1] == 1:
-        result = result.ravel()  # converters make a column of what is one value per row
+        result = result.ravel()  # converters make one value per row a column
     dtype = result.dtype
     return result if wanted is None or dtype is wanted or dtype == wanted else result.astype(wanted)

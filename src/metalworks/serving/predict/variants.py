@@ -1,4 +1,4 @@
-"""A version in service, as one HTTP process has it; and which version gets a request."""
+"""Versions in service, as one worker process holds them, and the choice of the version for a request."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from metalworks.serving.telemetry.metrics import Series, Stats
 from metalworks.serving.telemetry.prediction_log import PredictionSource
 
 LOADING_SWITCH_SECONDS = 0.5e-3
-"""After so long the thread that loads a version lets those go on who answer requests."""
+"""The thread that loads a version yields to those that answer requests after this long."""
 INLINE_ROW_LIMIT_SECONDS = 2e-3
-"""Requests of so many rows that the model takes longer than this run in a thread."""
+"""A request whose rows take the model longer than this runs in a thread."""
 
 
 class LoadedVersion:
     """One version of a model, ready to answer."""
 
     def __init__(self, entry: RouteEntry, settings: Settings, stats: Stats) -> None:
-        """Make ready the version that an entry of the route describes; raises what loading it raises."""
+        """Load the version that an entry of the route describes; raises whatever loading raises."""
         proof = Path(entry["proof"])
         self.id: str = entry["id"]
         self.card: Card = entry["card"]
@@ -72,12 +72,12 @@ class LoadedVersion:
                 self.inline = model
                 self.inline_rows = max(1, int(INLINE_ROW_LIMIT_SECONDS / self.verdict["seconds_per_row"]))
             pool = self._thread = ThreadPoolExecutor(1)
-            client = self.client  # not this version itself: a cycle would keep it in memory
+            client = self.client  # not self: a reference cycle would keep the version in memory
 
             async def ask(arrays: Any) -> Arrays:
                 try:
                     return await asyncio.get_running_loop().run_in_executor(pool, model, arrays)
-                except Exception:  # what the runtime refuses, the model itself may take
+                except Exception:  # the model itself may accept what the runtime refuses
                     return await client.arrays(arrays)
 
             memory.trim()
@@ -86,23 +86,23 @@ class LoadedVersion:
 
     @property
     def queue(self) -> int:
-        """Requests that wait for the model."""
+        """The number of requests that wait for the model."""
         return self.raw_waiting + self.client.requests_given_up + (self.batcher.waiting if self.batcher else 0)
 
     async def arrays_of(self, body: bytes) -> Arrays | None:
-        """Return the rows of a request to /invocations; None where MLflow is to judge.
+        """Return the inputs of a request to /invocations; None to leave the request to MLflow.
 
-        Raises RequestRefusedError, and ModelLostError.
+        Raises RequestRefusedError and ModelLostError.
         """
-        assert self.decode is not None  # noqa: S101 (whoever asks has looked)
-        assert self.decoding is not None  # noqa: S101 (whoever decodes has one)
+        assert self.decode is not None  # noqa: S101 (the caller has checked)
+        assert self.decoding is not None  # noqa: S101 (set together with decode)
         if light(body):
             return self.decode(body)
         arrays: Arrays | None = await self.decoding(INVOCATIONS, body)
         return arrays
 
     async def tensors_of(self, body: bytes) -> tuple[str | None, Arrays]:
-        """Return the id and the rows of a request of the Open Inference Protocol.
+        """Return the id and the inputs of a request of the Open Inference Protocol.
 
         Raises RequestRefusedError and ModelLostError.
         """
@@ -114,22 +114,22 @@ class LoadedVersion:
         return found
 
     async def outputs(self, arrays: Arrays) -> Arrays:
-        """Return the model's outputs for these rows.
+        """Return the model's outputs for these inputs.
 
-        Raises QueueFullError, ModelLostError, and ModelFailedError when the model raises.
+        Raises QueueFullError, ModelLostError, ModelDownError, and ModelFailedError if the model raises.
         """
         if self.inline is not None and len(arrays[0]) <= self.inline_rows:
             try:
                 return self.inline(arrays)
             except Exception:  # as above
                 return await self.client.arrays(arrays)
-        assert self.batcher is not None  # noqa: S101 (whoever decodes has one)
+        assert self.batcher is not None  # noqa: S101 (set together with decode)
         return await self.batcher.put(arrays)
 
     async def raw(self, body: bytes, content_type: str) -> tuple[int, str, bytes]:
-        """Return status, media type and body, as MLflow's scoring server would answer.
+        """Return status, media type and body as MLflow's scoring server would.
 
-        Raises QueueFullError, ModelLostError, ModelFailedError.
+        Raises QueueFullError, ModelLostError, ModelDownError and ModelFailedError.
         """
         if self.raw_waiting + self.client.requests_given_up >= self._max_queue:
             raise QueueFullError
@@ -142,7 +142,7 @@ class LoadedVersion:
             self.raw_waiting -= 1
 
     def close(self) -> None:
-        """Let go of the model's process and of threads."""
+        """Disconnect from the model's process and end the threads."""
         self.client.close()
         if self.decoding is not None:
             self.decoding.close()
@@ -152,18 +152,18 @@ class LoadedVersion:
 
 @dataclass
 class Variant:
-    """A version in a role, and what it has counted there."""
+    """A version in a role, with its counts there."""
 
     version: LoadedVersion
     role: str
     series: Series
     raw_series: Series
     working: int = 0
-    """Requests under way."""
+    """Requests that it is answering."""
 
     @property
     def source(self) -> PredictionSource:
-        """What the prediction log says of it."""
+        """How the prediction log names it."""
         return PredictionSource(self.role, self.version.number, self.version.facts)
 
     @classmethod
@@ -174,42 +174,42 @@ class Variant:
 
 
 class Route:
-    """Who gets a request: the champion, or for a share the canary; and the shadow its copy."""
+    """Which version gets a request: the champion or, for a share, the canary; the shadow gets a copy."""
 
     def __init__(self) -> None:
-        """Start with nobody."""
+        """Start without a version."""
         self.champion: Variant | None = None
         self.canary: Variant | None = None
         self.shadow: Variant | None = None
         self.canary_share = 0.0
         self.revision = 0
         self.leaving: list[tuple[Variant, float]] = []
-        """Arms that get no more requests, and since when."""
+        """Variants that get no more requests, and since when."""
 
     def choose(self) -> Variant | None:
-        """Return who answers the next request."""
+        """Return the variant that answers the next request."""
         if self.canary is not None and random.random() < self.canary_share:  # noqa: S311 (no secret)
             return self.canary
         return self.champion
 
     @property
     def variants(self) -> list[Variant]:
-        """Everybody who gets requests, or still works on one."""
+        """All variants that get requests or are still answering one."""
         return [variant for variant in (self.champion, self.canary, self.shadow) if variant] + [
             variant for variant, _ in self.leaving
         ]
 
     async def follow(self, wanted: RouteFile, settings: Settings, stats: Stats) -> None:
-        """Become what the supervisor's file says; versions that are known already are kept.
+        """Apply the supervisor's route; versions that are loaded already are reused.
 
-        Raises what loading a version raises; the route is then as before.
+        Raises whatever loading a version raises; the route then stays as it was.
         """
         loaded: dict[str, LoadedVersion] = {}
 
         def known() -> dict[str, LoadedVersion]:
             return {variant.version.id: variant.version for variant in self.variants} | loaded
 
-        # Once more where one that was here has left meanwhile.
+        # Check again after each: a version that was loaded may have left meanwhile.
         entries: dict[str, RouteEntry | None] = {
             "champion": wanted.get("champion"),
             "shadow": wanted.get("shadow"),
@@ -235,7 +235,7 @@ class Route:
         self.revision = wanted["revision"]
 
     def in_flight(self) -> dict[str, int]:
-        """Return how many requests each version works on, by its id; versions that are done leave."""
+        """Return the number of requests that each version is answering, by id; let go of versions that are done."""
         gone = [variant.version for variant, _ in self.leaving if not variant.working]
         self.leaving = [(variant, since) for variant, since in self.leaving if variant.working]
         staying = {variant.version.id for variant in self.variants}
@@ -249,9 +249,9 @@ class Route:
 
 
 def _load(loaded: dict[str, LoadedVersion], entry: RouteEntry, settings: Settings, stats: Stats) -> None:
-    """Make a version ready, in a thread: to read a converted forest takes as long as thousands of requests.
+    """Load a version in a thread, since reading a converted forest takes as long as thousands of requests.
 
-    A thread's result would stay referred to by what carried it over, and the version in memory for good.
+    It goes into `loaded` rather than being returned: what carries a thread's result would keep the version in memory.
     """
     usual = sys.getswitchinterval()
     sys.setswitchinterval(LOADING_SWITCH_SECONDS)

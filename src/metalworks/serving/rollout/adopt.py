@@ -1,8 +1,8 @@
-"""What the models' user found out about a model, taken over into a folder of ours.
+"""Copies what the models' user recorded about a model into a folder of the service.
 
-A model's code ran in the process that wrote it, and may have written anything, or write it still. So it is copied once,
-plain files of bounded sizes by known names, and whoever serves reads the copy: JSON, arrays and ONNX, of which nothing
-is run but by ONNX Runtime. The standard library alone.
+A model's code ran in the process that wrote these files, so they may contain anything and change at any time. They are
+copied once: plain files with known names and bounded sizes. The server reads only the copy, which has JSON, arrays and
+ONNX models, and no code. Imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from metalworks import plain_files
 from metalworks.contracts import FACTS, SAMPLES
 
 FACTS_BYTES, SAMPLES_BYTES, ONNX_BYTES = 64 * 2**20, 2**30, 2**31
-"""At most; ONNX files cannot be longer than that."""
+"""Largest sizes; an ONNX file cannot be longer."""
 CANDIDATES = ("model.onnx", "model-single.onnx", "model-double.onnx")
 
 
 def adopt(root: Path, path: tuple[str, ...], into: Path) -> None:
-    """Copy the folder of evidence that `path` leads to from `root`, whole or not at all.
+    """Copy the folder of evidence at `path` below `root`, completely or not at all.
 
     Raises OSError or ValueError if it is malformed.
     """
@@ -45,15 +45,15 @@ def adopt(root: Path, path: tuple[str, ...], into: Path) -> None:
 
 
 def _others(facts: Any) -> dict[str, int]:
-    """Return the files that go with these facts, and how long they may be."""
+    """Return the files that belong to these facts, with their largest sizes."""
     try:
         candidates = {each["file"] for each in facts["onnx"]["candidates"]}
-        proven = any(each["ok"] for each in facts["executors"].values())
+        has_executor = any(each["ok"] for each in facts["executors"].values())
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{FACTS} is malformed: {error!r}") from error
     if not candidates <= set(CANDIDATES):
         raise ValueError(f"{FACTS} names files that are none of {', '.join(CANDIDATES)}")
-    return dict.fromkeys(candidates, ONNX_BYTES) | ({SAMPLES: SAMPLES_BYTES} if proven or candidates else {})
+    return dict.fromkeys(candidates, ONNX_BYTES) | ({SAMPLES: SAMPLES_BYTES} if has_executor or candidates else {})
 
 
 def _copy(source: int, name: str, most: int, into: Path) -> None:

@@ -1,6 +1,6 @@
-"""When a canary takes all requests, and when none: judged on what the HTTP processes count while it is tried.
+"""Decides when a canary is promoted or withdrawn, from the counts of the worker processes during its trial.
 
-Standard library alone, as the supervisor that asks.
+Imports the standard library alone, like the supervisor.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from metalworks.serving.settings import CanaryRules
 from metalworks.serving.telemetry.latency import BUCKETS, STEP, quantile
 
 MIN_FOR_ERRORS = 20
-"""Requests from which on a share of errors says something."""
+"""Fewer requests than this say nothing about a share of errors."""
 ERRORS_CERTAIN = 5
-"""Errors of the canary from which on it is withdrawn without waiting for more."""
+"""With this many errors, a canary that is worse is withdrawn before min_requests and min_seconds."""
 CHANCE = 3.0
-"""Standard deviations of the difference in refused requests that are none."""
+"""A difference in refused requests within this many standard deviations is taken for chance."""
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Requests that failed (5xx but for full queues), those and refused ones (4xx), and latencies by bucket.
+    """Requests of one version: failed, unsuccessful, and latencies by bucket.
 
-    Callers' own mistakes are among the refused ones, but so is whatever a model raises: MLflow answers that with 400.
+    `failed` has responses of 5xx, but not 503 for full queues; `wrong` adds those of 4xx. These are not only callers'
+    mistakes: MLflow responds with 400 to whatever a model raises.
     """
 
     failed: int
@@ -44,10 +45,10 @@ class _Counts:
 
 
 class Trial:
-    """A canary beside a champion, from now on: what either did before is not compared."""
+    """A comparison of canary and champion by the requests from its start."""
 
     def __init__(self, runtime: Path, champion: str, canary: str) -> None:
-        """Begin; `runtime` is the folder in which the HTTP processes leave their counts."""
+        """Begin; `runtime` is the folder with the counts of the worker processes."""
         self.versions = (champion, canary)
         self._runtime, self._began = runtime, time.monotonic()
         self._before = self._now()
@@ -57,9 +58,9 @@ class Trial:
         return _counts(self._runtime, "champion", champion), _counts(self._runtime, "canary", canary)
 
     def verdict(self, rules: CanaryRules, seconds: float | None = None) -> CanaryVerdict | None:
-        """Return {verdict: promote or withdraw, reason}; None while it is too early to say.
+        """Return {verdict: promote or withdraw, reason}; None while it is too early.
 
-        `seconds` is how long the trial has lasted, by the clock unless given.
+        `seconds`: how long the trial has lasted; by default, measured.
         """
         if seconds is None:
             seconds = time.monotonic() - self._began
@@ -73,7 +74,7 @@ class Trial:
         if not worse and theirs.count:
             share, base = ours.wrong / count, theirs.wrong / theirs.count
             of_all = (ours.wrong + theirs.wrong) / (count + theirs.count)
-            # Callers' mistakes do not come evenly.
+            # Callers' mistakes are not spread evenly over the versions.
             chance = CHANCE * math.sqrt(of_all * (1 - of_all) * (1 / count + 1 / theirs.count))
             worse, errors = share > base + rules.max_error_rate_increase + chance, ours.wrong
             word = "were refused or failed"
@@ -84,7 +85,7 @@ class Trial:
             return None
         mine, others = quantile(ours.buckets, 0.95), quantile(theirs.buckets, 0.95)
         latency = f"95 of 100 requests took it at most {mine * 1000:.1f} ms, the champion {others * 1000:.1f} ms"
-        # Latencies are known to a bucket: less than one bucket is no difference.
+        # Latencies are known only to a bucket, so one bucket is no difference.
         if mine > others * max(rules.max_latency_ratio, STEP) * 1.001:
             return {"verdict": "withdraw", "reason": latency}
         return {
@@ -94,7 +95,7 @@ class Trial:
 
 
 def _counts(runtime: Path, role: str, version: str) -> _Counts:
-    """Return what all processes counted of a version in a role."""
+    """Return the counts of a version in a role, summed over all worker processes."""
     failed, wrong, buckets = 0, 0, [0] * BUCKETS
     for file in runtime.glob(stats_file("*")):
         stats: StatsFile = json.loads(file.read_text())

@@ -1,8 +1,8 @@
-"""The equivalence check: choose the fastest allowed executor that predicts what MLflow predicts.
+"""The equivalence check: chooses the fastest allowed executor that gives MLflow's predictions.
 
-`python -m metalworks.serving.rollout.equivalence FOLDER EXECUTORS` runs once per version, in the server's environment,
-on what the package metalworks_model_runner left there from the model's own environment. It is a process of its own, so
-that the memory it takes is given back when it ends.
+`python -m metalworks.serving.rollout.equivalence FOLDER EXECUTORS` runs once per version in the server's environment.
+It reads the samples that the model runner recorded in the model's own environment. It is a separate process, so its
+memory is free again when it ends.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
 from metalworks.serving.predict.onnx import Feed, OnnxModel
 
 INLINE_SECONDS = 200e-6
-"""What one row may take for the model to run between two turns of the loop; what takes longer runs in a thread."""
+"""A model that takes longer for one row runs in a thread instead of the event loop."""
 
 
 def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerdict:
-    """Return the verdict on the model that was inspected into `folder`; write it there, too.
+    """Return the verdict on the model whose facts are in `folder`, and write it there.
 
-    executor: onnx (with file, feed and inline), native, pyfunc or mlflow. Raises ValueError when none is allowed.
+    Raises ValueError if no allowed executor gives MLflow's predictions.
     """
     facts: Facts = json.loads((folder / FACTS).read_text())
     reasons: list[str] = []
@@ -52,7 +52,7 @@ def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerd
             "nulls": False,
             "why": "request by request, by MLflow's own functions",
         }
-    if verdict["executor"] != "mlflow":  # what those who serve make of the facts can be made, whoever wrote them
+    if verdict["executor"] != "mlflow":  # the codecs can be made of these facts, which are not trusted
         mlflow_request.decoder(facts | {"nulls": verdict["nulls"]})
         mlflow_response.writer(facts["form"])
     verdict["why"] = "; ".join([verdict["why"], *reasons])
@@ -64,7 +64,7 @@ def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerd
 
 
 def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], reasons: list[str]) -> EquivalenceVerdict | None:
-    """Return the verdict for the first candidate that answers all samples as MLflow does."""
+    """Return the verdict for the first candidate that gives MLflow's predictions for all samples."""
     found = facts["onnx"]["candidates"]
     if not found:
         reasons.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
@@ -84,7 +84,9 @@ def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], reasons: list[st
             rest = f"; the model itself answers what it refuses, as {refused} more of them" if refused else ""
             return {
                 "executor": "onnx",
-                "way": native["way"] if quick else "pyfunc",  # of the model's process, for what the runtime refuses
+                "way": native["way"]
+                if quick
+                else "pyfunc",  # of the model's process, for rows that the runtime refuses
                 "why": f"ONNX Runtime's answers are equal to MLflow's on {equal} rows{rest}",
                 "file": candidate["file"],
                 "feed": {"double": feed.double, "columns": feed.columns},
@@ -99,15 +101,15 @@ def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], reasons: list[st
 ROWS = (("rows", "expected", "rows of its kind"), ("edges", "edge_answers", "rows at its trees' thresholds"))
 NULLS = (("nulls", "null_answers", "rows with nulls"),)
 ENOUGH = 32
-"""Rows that must be answered to be compared."""
+"""Rows that a model must accept for a comparison to count."""
 
 
 def _equal(
     model: OnnxModel, known: dict[str, list[np.ndarray]], groups: Iterable[tuple[str, str, str]]
 ) -> tuple[int, int]:
-    """Return how many rows the model answers as MLflow does, and how many it refuses, as it does unknown categories.
+    """Return how many rows the model answers as MLflow does, and how many it refuses, such as unknown categories.
 
-    Raises ValueError when it answers one otherwise, refuses one of the recorded example, or takes too few to tell.
+    Raises ValueError if it answers a row differently, refuses a row of the recorded example, or accepts too few rows.
     """
     equal = refused = 0
     for group, answered, what in groups:
@@ -127,7 +129,7 @@ def _equal(
 
 
 def _taken(model: OnnxModel, rows: list[np.ndarray]) -> tuple[np.ndarray, str]:
-    """Return which rows the model answers at all, and why it does not answer the others."""
+    """Return which rows the model accepts, and why it refuses the others."""
     try:
         model(rows)
     except Exception:  # the runtime has errors of many types
@@ -155,7 +157,7 @@ def _short(error: Exception) -> str:
 
 
 def _seconds(model: OnnxModel, rows: list[np.ndarray]) -> float:
-    """Return the least time that one row took, of those that the model answers."""
+    """Return the shortest time that the model took for one row that it accepts."""
     first = int(np.argmax(_taken(model, rows)[0]))
     one = [each[first : first + 1] for each in rows]
     best = float("inf")

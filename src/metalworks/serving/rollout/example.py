@@ -1,4 +1,4 @@
-"""Asks a model's process for its recorded example, with the standard library alone."""
+"""Asks a model's process its recorded example. Imports the standard library alone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from metalworks.serving.sockets import connect
 
 
 async def ask(path: Path, body: bytes) -> Any:
-    """Return the answer, as JSON, to a request that MLflow's functions answer in the process behind a socket.
+    """Return the JSON response of the process behind a socket, where MLflow's functions answer.
 
-    Raises OSError or asyncio.IncompleteReadError when nobody answers, ValueError where it is no answer.
+    Raises OSError or asyncio.IncompleteReadError if there is no response, ValueError if it is malformed.
     """
     reader, writer = await asyncio.open_unix_connection(sock=await connect(path))
     try:
         writer.write(frames.frame(1, frames.RAW, "application/json", [body]))
         size, _, _ = frames.PREFIX.unpack(await reader.readexactly(frames.PREFIX.size))
-        if size > FACTS_BYTES:  # the answer of before is among the facts
+        if size > FACTS_BYTES:  # facts.json, which has the earlier response, is limited to this
             raise ValueError(f"an answer of {size} bytes to its example")
         answer = await reader.readexactly(size)
     finally:

@@ -36,29 +36,29 @@ SOCKET, EVIDENCE = "launcher.sock", "proofs"
 STOP_SECONDS = 10.0
 LINE_BYTES = 2**20
 SAID_LINES, SAID_BYTES = 30, 16 * 2**10
-"""What a process said last on standard error, of what is told."""
+"""How much of a process's last lines on standard error it reports."""
 LOOK_SECONDS = 0.2
 
 
 def runner_folder() -> Path:
-    """Return the folder that a model's own interpreter finds the package metalworks_model_runner in."""
+    """Return the folder from which a model's own interpreter imports metalworks_model_runner."""
     found = importlib.util.find_spec(RUNNER)
     assert found is not None and found.origin is not None  # noqa: S101 (it is part of this package)
     beside = Path(found.origin).parent.parent
     if beside.name == "model_runner":  # a checkout
         return beside
-    # Not among the server's own modules: those are not for a model's interpreter.
+    # Apart from the server's own modules, which a model's interpreter must not see.
     return Path(sysconfig.get_path("data"), "share", "metalworks", "model_runner")
 
 
 class Launcher:
-    """Answers the supervisor."""
+    """Serves the supervisor's requests."""
 
     def __init__(self, runtime: Path, state: Path, uid: int) -> None:
-        """Put sockets into `runtime` and evidence into `state`; only the user `uid` may ask."""
+        """Put sockets into `runtime` and evidence into `state`; serve only the user `uid`."""
         self.runtime, self.evidence, self._uid = runtime, state / EVIDENCE, uid
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By what a process is named after: it would take the files of one that is about to end."""
+        """By name: a process must not start while one of its name, with the same files, is ending."""
         self._proving: set[str] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
@@ -76,7 +76,7 @@ class Launcher:
     def _environment(self, request: LaunchRequest) -> dict[str, str]:
         own = {"PYTHONPATH": str(runner_folder()), "PYTHONDONTWRITEBYTECODE": "1", "DO_NOT_TRACK": "true"}
         if request["do"] == "prove":
-            # Libraries would take a thread per core, from those who answer requests meanwhile.
+            # Libraries would start a thread per core and slow down requests.
             own |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **own}
 
@@ -100,7 +100,7 @@ class Launcher:
                 return
             async with self._turns[f"{request['do']} {request['id']}"]:
                 await self._run(request, reader, writer)
-        except (OSError, ValueError, KeyError) as error:  # it has hung up, or its request is malformed
+        except (OSError, ValueError, KeyError) as error:  # the caller hung up, or its request is malformed
             _logger.error("Cannot do what was asked: %r", error)
         finally:
             self._connections.discard(task)
@@ -122,14 +122,14 @@ class Launcher:
                 stderr=pipe if proving else None,
                 start_new_session=True,
             )
-        except OSError as error:  # no such interpreter, too many processes, no memory for one more
+        except OSError as error:  # no such interpreter, too many processes or no memory
             self._proving.discard(request["proof"] if proving else "")
             _send(writer, {"error": str(error)})
             return
         _send(writer, {"started": process.pid})
         told = asyncio.create_task(self._tell(process, reader))
         output = asyncio.create_task(_last_lines(process.stderr))
-        # asyncio's own way would also wait for what it started, and what that has open.
+        # process.wait() would also wait for child processes that hold its pipes open.
         while process.returncode is None:
             await asyncio.sleep(LOOK_SECONDS / 4)
         told.cancel()
@@ -144,7 +144,7 @@ class Launcher:
         except TimeoutError:
             lines = []
         _send(writer, {"code": process.returncode, "said": lines})
-        # Who writes where nobody listens any more loses what is still to be read.
+        # If this end closed first, the caller could lose replies that it has not read yet.
         while await reader.read(LINE_BYTES):
             pass
 
@@ -160,7 +160,7 @@ class Launcher:
             process.kill()
 
     async def run(self) -> None:
-        """Serve until told to end, and then for as long as the service has processes here."""
+        """Serve until told to end, and then until the service has no process here."""
         path, new = self.runtime / SOCKET, self.runtime / f"{SOCKET}.new"
         for folder in (self.runtime, self.evidence):
             folder.mkdir(parents=True, exist_ok=True)
@@ -171,8 +171,8 @@ class Launcher:
             loop.add_signal_handler(number, self._ending.set)
         server = await asyncio.start_unix_server(self._answer, new, limit=LINE_BYTES)
         new.chmod(0o660)  # the service is of the folder's group
-        new.rename(path)  # there once somebody may connect
-        # A service that ends still answers what it has been asked, and then hangs up.
+        new.rename(path)  # appears only once it accepts connections
+        # A service that is ending still answers open requests, and then closes its connections.
         while not (self._ending.is_set() and not self._connections) and os.getppid() == parent:
             await asyncio.sleep(LOOK_SECONDS)
         server.close()
@@ -187,7 +187,7 @@ def _send(writer: asyncio.StreamWriter, what: LaunchReply) -> None:
 
 
 async def _last_lines(stream: asyncio.StreamReader | None) -> list[str]:
-    """Return the last lines that come, once nothing more does."""
+    """Return the last lines of a stream, once it ends."""
     if stream is None:
         return []
     kept = b""
@@ -197,10 +197,12 @@ async def _last_lines(stream: asyncio.StreamReader | None) -> list[str]:
 
 
 def main() -> int:
-    """Run until told to end; systemd says where."""
+    """Run until told to end, in the directories that systemd names."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(prog="metalworks-models", description=__doc__)
-    parser.add_argument("--for", required=True, dest="user", help="name or number of the user who may ask")
+    parser.add_argument(
+        "--for", required=True, dest="user", help="name or number of the user whose requests are served"
+    )
     user = parser.parse_args().user
     uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     runtime, state = (Path(os.environ[name]) for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"))

@@ -1,7 +1,6 @@
-"""The supervisor's end of a model's process; the launcher starts the process, see there.
+"""The supervisor's side of a model's process, which the launcher starts.
 
-The launcher's replies may come from a model, which runs as the same user. So they are read as text and numbers of
-bounded length.
+A model runs as the launcher's user and could fake its replies. So they are read as text and numbers of bounded length.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ class End:
     """How a process ended."""
 
     code: int
-    """As Python's module subprocess has it: negative, the signal."""
+    """As in Python's subprocess: negative for a signal."""
     last_lines: list[str]
-    """Its last lines on standard error, where those are for whoever started it."""
+    """Its last lines on standard error, if the launcher reads them."""
 
 
 async def _launcher(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Return a connection to the launcher, once there is one."""
+    """Return a connection to the launcher; wait until there is one."""
     loop = asyncio.get_running_loop()
     say_at: float | None = loop.time() + SAY_SECONDS
     while True:
@@ -58,16 +57,18 @@ class ModelProcess:
     """A model's process, running or ended."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Wait for its end."""
+        """Follow the process until it ends."""
         self._reader, self._writer = reader, writer
         self._end: asyncio.Task[End] = asyncio.create_task(self._follow())
-        self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody may have waited
+        self._end.add_done_callback(
+            lambda end: end.cancelled() or end.exception()
+        )  # keeps asyncio from logging an error that nobody waited for
 
     @classmethod
     async def start(cls, launcher: Path, request: LaunchRequest) -> ModelProcess:
-        """Have a process started; a launcher that is not there is waited for.
+        """Have the launcher start a process; wait for the launcher if necessary.
 
-        Raises OSError where the process cannot be started, and LauncherLostError where the launcher ends meanwhile.
+        Raises OSError if the process cannot be started, and LauncherLostError if the launcher ends meanwhile.
         """
         reader, writer = await _launcher(launcher)
         try:
@@ -91,7 +92,7 @@ class ModelProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it has."""
+        """Whether the process has ended."""
         return self._end.done()
 
     def tell(self, text: str) -> None:
@@ -99,27 +100,27 @@ class ModelProcess:
         self._writer.write(text.encode())
 
     async def wait(self) -> End:
-        """Return how it ended, once it has; raise LauncherLostError where the launcher did before."""
+        """Wait for the end and return it; raise LauncherLostError if the launcher ends first."""
         return await asyncio.shield(self._end)
 
     def hang_up(self) -> None:
-        """Have it ended, without waiting for that."""
+        """End the process without waiting."""
         self._writer.close()
         self._end.cancel()
 
     async def stop(self) -> None:
-        """End it, and wait for that."""
+        """End the process and wait for it."""
         with contextlib.suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
         with contextlib.suppress(LauncherLostError, TimeoutError):
-            # The launcher waits as long before it kills.
+            # The launcher kills it after STOP_SECONDS.
             await asyncio.wait_for(self.wait(), STOP_SECONDS + 5)
         self.hang_up()
 
 
 async def keep(launcher: Path, proofs: Callable[[], list[str]]) -> None:
-    """Have the launcher remove all evidence but the folders that `proofs` names by then."""
+    """Have the launcher remove all evidence except the folders that `proofs` returns once it is connected."""
     _, writer = await _launcher(launcher)
     writer.write(json.dumps({"do": "keep", "proofs": proofs()}).encode() + b"\n")
     with contextlib.suppress(OSError):
@@ -128,10 +129,10 @@ async def keep(launcher: Path, proofs: Callable[[], list[str]]) -> None:
 
 
 async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """Return a line's JSON; raise LauncherLostError where none comes any more, or another thing."""
+    """Return the JSON of the next line; raise LauncherLostError if there is none."""
     try:
         reply = json.loads(await reader.readline())
-    except (OSError, ValueError, RecursionError) as error:  # too long, the end, no JSON
+    except (OSError, ValueError, RecursionError) as error:  # too long, at the end, or not JSON
         raise LauncherLostError("the launcher ended") from error
     if not isinstance(reply, dict):
         raise LauncherLostError("the launcher sent a malformed reply")
@@ -139,5 +140,5 @@ async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Return what can be a line in the journal."""
+    """Return the value as printable text on one line."""
     return "".join(each if each.isprintable() else " " for each in str(value))

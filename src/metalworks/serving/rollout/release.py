@@ -1,4 +1,4 @@
-"""A version of a model on this host: proven, started, kept running, ended."""
+"""A version of a model on this host: checks it, starts its process, keeps that running, ends it."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _logger = logging.getLogger("metalworks.serving")
 
 CARD_BYTES = 2**20
 STUCK_SECONDS = 30.0
-"""A model may work on one thing for so long, however short its callers' patience is."""
+"""A model may always work on one task for this long, however short request_timeout is."""
 EVIDENCE_KEPT = 8
 LOST_MOST = 3
-"""So often a version is made ready again under which the launcher ended, which may be its own doing."""
+"""A version is refused when the launcher ended this often while it was prepared: it may be the cause."""
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def release_id(desired: DesiredVersion) -> str:
-    """Return the name of a version's processes and files, which differs for a model that was registered again."""
-    # A model that is deleted and registered again counts its versions from 1 again.
+    """Return the name of a version's processes and files; it differs if the model was deleted and registered again."""
+    # Versions of a model that is registered again start at 1.
     card = Path(desired.path, CARD)
     about = read(card, CARD_BYTES).decode() if card.exists() else ""
     total = hashlib.sha256(f"{about}\0{desired.path}\0{desired.python}\0{desired.environment}".encode())
@@ -55,23 +55,23 @@ def release_id(desired: DesiredVersion) -> str:
 
 
 class VersionRefusedError(Exception):
-    """The version must not serve; the message says why, in one line."""
+    """The version must not serve; the message gives the reason in one line."""
 
 
 @functools.cache
 def _checks_digest() -> str:
-    """Return a name for the programs that prove, and the device: what others found is not to be relied on."""
+    """Return a digest of the programs that check a model, and of the device; results of others are not reused."""
     total = hashlib.sha256()
     package = Path(__file__).parent.parent
     own = [package / "rollout/equivalence.py", package / "predict/onnx.py"]
     for file in [*sorted((runner_folder() / RUNNER).glob("*.py")), *own]:
         total.update(file.read_bytes())
-    total.update(str(GPUS.is_dir()).encode())  # what was proven with one says nothing of serving without
+    total.update(str(GPUS.is_dir()).encode())  # results with a GPU are not valid without one
     return total.hexdigest()[:8]
 
 
 def remove_old_evidence(settings: Settings, releases: Iterable[Release]) -> list[str]:
-    """Remove proofs that none of these versions is served from, but for the newest; return the names of what stays."""
+    """Remove evidence that none of these versions uses, except the newest; return the names of what stays."""
     releases = [*releases]
     folders = {path: path.stat().st_mtime for path in (settings.state / EVIDENCE).glob("*")}
     others = sorted(folders.keys() - {release.evidence for release in releases}, key=lambda path: folders[path])
@@ -81,10 +81,10 @@ def remove_old_evidence(settings: Settings, releases: Iterable[Release]) -> list
 
 
 class Release:
-    """One version, and its process."""
+    """One version and its process."""
 
     def __init__(self, desired: DesiredVersion, settings: Settings) -> None:
-        """Start with nothing done."""
+        """Prepare nothing yet."""
         self.desired, self.settings = desired, settings
         self.id = release_id(desired)
         self.ready = self.preparing = self._ended = False
@@ -97,17 +97,17 @@ class Release:
 
     @property
     def idle(self) -> bool:
-        """Whether it is to be prepared."""
+        """Whether it has yet to be prepared."""
         return not (self.ready or self.preparing or self.refused or self._ended)
 
     @property
     def executor(self) -> str:
-        """What answers, once that was decided."""
+        """The executor, once it is chosen."""
         return self.verdict["executor"] if self.verdict else ""
 
     @property
     def evidence(self) -> Path:
-        """Folder with what is known of the version, and what it is served from."""
+        """Folder with facts, samples, verdict and converted models of the version."""
         return self.settings.state / EVIDENCE / f"{self.id}-{_checks_digest()}"
 
     @property
@@ -120,7 +120,7 @@ class Release:
 
     @property
     def reason(self) -> str:
-        """Why this executor."""
+        """The reason for the executor."""
         return self.verdict.get("why", "") if self.verdict else ""
 
     def summarize(self, since: float) -> ServingState:
@@ -145,9 +145,9 @@ class Release:
         }
 
     async def prepare(self, *, hurry: bool) -> None:
-        """Prove the version, start its process, and ask it for its example; ready or refused in the end.
+        """Check the version, start its process and ask it its example; in the end it is ready or refused.
 
-        In a `hurry`, because nobody serves, with all processors; else it leaves one to those who answer requests.
+        `hurry`: no version is in service, so take all processors instead of leaving one for requests.
         """
         if self.preparing:
             return
@@ -156,7 +156,7 @@ class Release:
         try:
             async with asyncio.timeout(self.settings.load_timeout):
                 self.card = json.loads(read(Path(self.desired.path, CARD), CARD_BYTES))
-                if hurry:  # loading a model takes about as long as proving it
+                if hurry:  # loading takes about as long as the checks
                     self._process = await self._spawn()
                 await self._choose_executor()
                 self._process = self._process or await self._spawn()
@@ -186,7 +186,7 @@ class Release:
         _logger.error("Refused version %s; the version in service stays: %s", self.desired.version, reason)
 
     async def _choose_executor(self) -> None:
-        """Find out how the version is to be asked, or take that from the last time."""
+        """Choose the executor, or reuse the last choice."""
         evidence = self.evidence
         if (evidence / VERDICT).exists():
             self.verdict = json.loads((evidence / VERDICT).read_text())
@@ -200,7 +200,7 @@ class Release:
         self.verdict = json.loads((evidence / VERDICT).read_text())
 
     async def _inspect(self) -> None:
-        """Have the model inspected as its own user; raise VersionRefusedError with the reason if that fails."""
+        """Have the launcher inspect the model; raise VersionRefusedError with the reason if that fails."""
         process = await self._launch({"do": "prove"})
         try:
             end = await process.wait()
@@ -209,7 +209,7 @@ class Release:
         _require_success(end.code, end.last_lines)
 
     async def _check_equivalence(self, evidence: Path) -> None:
-        """Choose the executor in a process of its own; raise VersionRefusedError if none fits."""
+        """Run the equivalence check in a separate process; raise VersionRefusedError if no executor fits."""
         process = await asyncio.create_subprocess_exec(
             *(
                 sys.executable,
@@ -242,7 +242,7 @@ class Release:
         return await ModelProcess.start(self.settings.models_runtime / SOCKET, version)
 
     async def _start(self, process: ModelProcess) -> None:
-        """Let the model's process serve, and ask it for the example; then keep it running."""
+        """Let the model's process serve and ask it the example; then keep it running."""
         if not await self._serves(process):
             raise VersionRefusedError("its process ended while it loaded the model; see the journal")
         facts: Facts = json.loads((self.evidence / FACTS).read_text())
@@ -251,26 +251,26 @@ class Release:
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def _spawn(self) -> ModelProcess:
-        """Start a process that loads the model, and then waits to be told how to serve it."""
+        """Start a process that loads the model and then waits for its executor."""
         options = ["--max-rows", str(self.settings.max_batch_rows)]
-        # Nobody waits for it any more then; but short times are no reason to take a busy process for one that hangs.
+        # After request_timeout nobody waits any more, but a short timeout must not end a process that is only busy.
         options += ["--stuck-after", str(max(STUCK_SECONDS, self.settings.request_timeout))]
         options += ["--first-after", str(self.settings.load_timeout)]
         return await self._launch({"do": "serve", "options": options})
 
     async def _serves(self, process: ModelProcess) -> bool:
-        """Tell a process by which way to ask the model; whether it then listens, or has ended."""
-        # For whole requests it asks MLflow, whatever the way for arrays is.
+        """Tell a process its executor; return whether it then listens, as opposed to having ended."""
+        # Raw requests go through MLflow in any case.
         assert self.verdict is not None  # noqa: S101 (the equivalence check came first)
         process.tell(f"{self.verdict['way']}\n")
         while not process.ended and not self._socket.is_socket():
             await asyncio.sleep(0.05)
         if process.ended:
-            await process.wait()  # may have something else to say than that it ended
+            await process.wait()  # raises if the launcher was lost
         return not process.ended
 
     async def _ask_example(self, facts: Facts) -> None:
-        """Raise VersionRefusedError unless the process answers the recorded example as it did when it was inspected."""
+        """Raise VersionRefusedError unless the process answers the example as it did during the inspection."""
         from metalworks_model_runner.json_equality import same
 
         from metalworks.serving.rollout.example import ask
@@ -285,7 +285,7 @@ class Release:
             )
 
     async def _keep(self) -> None:
-        """Start the process again when it ends."""
+        """Restart the process whenever it ends."""
         wait = 0.1
         while not self._ended:
             if self._process is not None:
@@ -299,10 +299,10 @@ class Release:
             try:
                 self._process = await self._spawn()
                 await self._serves(self._process)
-            except OSError as error:  # too many processes, or no memory for one more: for now
+            except OSError as error:  # too many processes or no memory: this may pass
                 _logger.error("Cannot start it; trying again: %s", error)
                 wait, self._process = min(max(wait * 2, 0.1), 10.0), None
-            except LauncherLostError:  # the next one is waited for
+            except LauncherLostError:  # wait for the next launcher
                 self._process = None
 
     async def _stop(self) -> None:

@@ -50,7 +50,7 @@ LOOK_SECONDS = 0.2
 RETRY_SECONDS = 900.0
 """A refused version is tried again after this long: what was missing may be there now."""
 SILENT_SECONDS = 60.0
-"""So long nobody is let in while the first version is loaded: a gateway asks another host meanwhile."""
+"""For this long no connection is accepted while the first version loads, so the gateway asks another host."""
 FOLLOW_SECONDS = 30.0
 """How long worker processes may take to follow a new route."""
 DESIRED_STATE_BYTES = 2**20
@@ -76,14 +76,14 @@ class Supervisor:
         self._seen = 0
         self._published = self._last_error = ""
         self._resuming = False
-        """Whether the version of before the restart is made ready: alone, for two may not fit into memory."""
+        """Whether the version from before the restart is loading. No other loads meanwhile, to save memory."""
         self._replaced: dict[str, float] = {}
 
     # -- Files
 
     @property
     def _last(self) -> Path:
-        """File with the version that served last: after a restart it serves again before anything else is tried."""
+        """File with the last champion, which is loaded first after a restart."""
         return self.settings.state / SERVING
 
     def _read_desired_state(self) -> None:
@@ -106,9 +106,9 @@ class Supervisor:
             self.verdict = None
         promotes = self.verdict is not None and self.verdict["verdict"] == "promote"
         if self.verdict and promotes and champion is not None and champion.version != self.verdict["champion"]:
-            self.verdict = None  # it is to be better than that one
+            self.verdict = None  # it was compared with another champion
         for release in self.releases.values():
-            # What is asked for anew is tried anew.
+            # A version that is desired again later is tried again.
             if release.refused and release.desired not in self.desired.values():
                 release.forget()
 
@@ -144,7 +144,7 @@ class Supervisor:
     # -- Processes
 
     async def _keep_launcher(self) -> None:
-        """Run a launcher of our own, and start it again whenever it ends, until the service ends."""
+        """Run a launcher and restart it whenever it ends, until the service ends."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         environment["RUNTIME_DIRECTORY"] = str(self.settings.models_runtime)
         environment["STATE_DIRECTORY"] = str(self.settings.models_state)
@@ -165,7 +165,7 @@ class Supervisor:
             await asyncio.sleep(1.0)
 
     async def _keep_worker(self, slot: int) -> None:
-        """Run a worker process, and start another whenever it ends, until the service ends."""
+        """Run a worker process and restart it whenever it ends, until the service ends."""
         while not self.ending.is_set():
             began = time.monotonic()
             shared = self.socket.fileno()
@@ -174,12 +174,12 @@ class Supervisor:
                     *(sys.executable, "-m", "metalworks.serving.http.worker", str(slot), str(shared)),
                     pass_fds=(shared,),
                 )
-            except OSError as error:  # too many processes, or no memory for one more: for now
+            except OSError as error:  # too many processes or no memory: this may pass
                 _logger.error("Cannot start worker process %s; trying again: %s", slot, error)
                 await asyncio.sleep(1.0)
                 continue
             self.workers[slot] = process
-            if self.ending.is_set():  # while it was started: nobody else will end it
+            if self.ending.is_set():  # it started while the others were ended
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
             code = await process.wait()
@@ -205,14 +205,14 @@ class Supervisor:
         return self.releases[name]
 
     def _reconcile(self) -> None:
-        """Take a step from what is served towards the desired state."""
+        """Take a step from the current state towards the desired one."""
         changed = False
         withdrawn = self.verdict is not None and self.verdict["verdict"] == "withdraw"
         for role in ROLES:
-            # One that is withdrawn is named until the follower has moved its alias.
+            # A withdrawn canary stays in the desired state until the follower has moved its alias.
             desired = None if role == "canary" and withdrawn else self.desired[role]
             if desired is None:
-                # Without a champion named, the one that serves serves on.
+                # If no champion is desired, the current one stays in service.
                 if role != "champion" and self.serving[role] is not None:
                     self._set(role, None)
                     changed = True
@@ -230,12 +230,12 @@ class Supervisor:
         if changed:
             self._spawn(self._route())
         else:
-            self._retire()  # never before the route says that it is gone
+            self._retire()  # only after the route no longer has it
 
     def _remember(self, desired: DesiredVersion) -> None:
         try:
             self._write(self._last, {"champion": dataclasses.asdict(desired)})
-        except OSError as error:  # a full disk is no reason not to serve it
+        except OSError as error:  # it can serve despite a full disk
             _logger.error("Cannot write %s; after a restart the version before will serve first: %s", self._last, error)
 
     def _set(self, role: str, release: Release | None) -> None:
@@ -255,7 +255,7 @@ class Supervisor:
         route: RouteFile = {
             "champion": entries["champion"],
             "shadow": entries["shadow"],
-            "canary": entries["canary"] if canary else None,  # without settings it has no share
+            "canary": entries["canary"] if canary else None,  # without settings it gets no requests
             "canary_share": canary.percent / 100 if canary and self.serving["canary"] else 0.0,
             "revision": revision,
         }
@@ -278,9 +278,9 @@ class Supervisor:
         return counts
 
     def _retire(self) -> None:
-        """End versions that are not needed any more, once no request waits for them and their time is up."""
+        """End versions that are no longer needed, once keep_previous is over and no request waits for them."""
         if any(each.get("routed", 0) < self.revision for each in self._counts()):
-            return  # an HTTP process may still send requests to it
+            return  # a worker process may still send requests to it
         needed = {release_id(each) for each in self.desired.values() if each}
         needed |= {each.id for each in self.serving.values() if each}
         for release in [*self.releases.values()]:
@@ -304,7 +304,7 @@ class Supervisor:
             self._trial = None
             return
         if release.desired != self.desired["canary"]:
-            return  # the next one is being made ready
+            return  # the next canary is loading
         versions = (self.serving["champion"].desired.version, release.desired.version)
         if self._trial is None or self._trial.versions != versions:
             self._trial = Trial(self.settings.runtime, *versions)
@@ -314,7 +314,7 @@ class Supervisor:
             _logger.warning("Canary %s: %s, %s", release.desired.version, verdict["verdict"], verdict["reason"])
 
     async def _first(self) -> None:
-        """Put the version in service that served before the restart, if it is still there."""
+        """Put the version back in service that served before the restart, if its files are still there."""
         try:
             desired = DesiredVersion.parse(json.loads(self._last.read_text())["champion"])
             if desired is None or desired == self.desired["champion"] or not Path(desired.path).is_dir():
@@ -336,7 +336,7 @@ class Supervisor:
         for stale in self.settings.runtime.glob("*.json"):
             stale.unlink()
         spool = self.settings.state / "spool"
-        for part in spool.glob("*.part"):  # of processes that were killed
+        for part in spool.glob("*.part"):  # left by processes that were killed
             part.rename(part.with_suffix(".jsonl"))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -352,14 +352,14 @@ class Supervisor:
             try:
                 self._read_desired_state()
                 self._reconcile()
-                await asyncio.sleep(0)  # what was started is under way
+                await asyncio.sleep(0)  # let the tasks begin
                 self._open(began)
                 if time.monotonic() - compared_at > 1:
                     compared_at = time.monotonic()
                     self._compare_canary()
                 self._publish_state()
                 self._last_error = ""
-            except OSError as error:  # no room on the disk, no file that may be opened: what serves, serves on
+            except OSError as error:  # a full disk, or too many open files: go on serving
                 if str(error) != self._last_error:
                     _logger.error("Versions cannot change until this is fixed: %s", error)
                 self._last_error = str(error)
@@ -371,7 +371,7 @@ class Supervisor:
             await asyncio.gather(launcher, return_exceptions=True)
 
     def _open(self, since: float) -> None:
-        """Let requests in without a version, where none is to be waited for any longer."""
+        """Accept connections without a version if none is loading, or loading takes too long."""
         coming = any(release.preparing for release in self.releases.values())
         if self.revision == 0 and (not coming or time.monotonic() - since > SILENT_SECONDS):
             self._spawn(self._route())

@@ -1,4 +1,4 @@
-"""Latencies as counts per bucket: small to keep, and enough to say a percentile. The standard library alone."""
+"""Latencies as counts per bucket, from which percentiles are computed. Imports the standard library alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 SMALLEST = 50e-6
-"""Upper bound of the first bucket, in seconds; each next bound is a fixed factor above."""
+"""Upper bound of the first bucket, in seconds; each next bound is larger by the factor STEP."""
 PER_DOUBLING = 4
 BUCKETS = 4 * 21
 STEP = 2 ** (1 / PER_DOUBLING)
@@ -26,7 +26,7 @@ def bucket_of(seconds: float) -> int:
 
 
 def quantile(buckets: Sequence[int], share: float) -> float:
-    """Return the latency in seconds below which this share of the counted stayed, from above."""
+    """Return an upper bound, in seconds, of the latency that this share of the requests did not exceed."""
     left = share * sum(buckets)
     for bucket, count in enumerate(buckets):
         left -= count

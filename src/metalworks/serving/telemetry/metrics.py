@@ -1,7 +1,7 @@
-"""What a process counts, and all of a service's counts together.
+"""The counts of a worker process, and the metrics of a service.
 
-Every HTTP process keeps its own and leaves them in a file twice a second, so that whichever is asked for the metrics
-knows the others' too, and so that a process that takes another's place goes on counting where that one ended.
+Each worker process writes its counts to a file twice a second. So the process that gets a request for /metrics can add
+up the counts of all, and a process that replaces another counts on from there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from metalworks.contracts import stats_file
 from metalworks.serving.telemetry.latency import BUCKETS, PER_DOUBLING, bound, bucket_of
 
 SIZES = tuple(2**i for i in range(15))
-"""Upper bounds of the buckets of batch sizes, in rows."""
+"""Upper bounds of the buckets for batch sizes, in rows."""
 
 
 class Series(msgspec.Struct):
-    """Requests that one version answered in one way."""
+    """Requests that one version answered in one role by one executor."""
 
     role: str
     version: str
@@ -31,7 +31,7 @@ class Series(msgspec.Struct):
     buckets: list[int] = msgspec.field(default_factory=lambda: [0] * BUCKETS)
 
     def observe(self, seconds: float, status: int) -> None:
-        """Count an answer."""
+        """Count a response."""
         key = str(status)
         try:
             self.statuses[key] += 1
@@ -42,11 +42,11 @@ class Series(msgspec.Struct):
 
     @property
     def count(self) -> int:
-        """Answers in all."""
+        """All responses."""
         return sum(self.buckets)
 
     def add(self, other: Series) -> None:
-        """Add another's counts."""
+        """Add the counts of another series."""
         for status, count in other.statuses.items():
             self.statuses[status] = self.statuses.get(status, 0) + count
         self.seconds += other.seconds
@@ -54,7 +54,7 @@ class Series(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
-    """All that one process counts."""
+    """The counts of one worker process."""
 
     series: list[Series] = msgspec.field(default_factory=list)
     kinds: dict[str, int] = msgspec.field(default_factory=dict)
@@ -62,18 +62,18 @@ class Stats(msgspec.Struct):
     batch_rows: list[int] = msgspec.field(default_factory=lambda: [0] * (len(SIZES) + 1))
     batched_rows: int = 0
     shadow: dict[str, float] = msgspec.field(default_factory=dict)
-    """compared, differing (of these), answered (in a form that is not compared), dropped, failed; the largest
-    difference is `largest`."""
+    """Copied requests by outcome: compared, differing (of these), answered (in a form that is not compared), dropped,
+    failed. `largest` is the largest difference."""
     log: dict[str, int] = msgspec.field(default_factory=dict)
     """Rows of the prediction log: written, dropped."""
     queue: int = 0
     in_flight: dict[str, int] = msgspec.field(default_factory=dict)
-    """Requests that a version is working on, by the version's id."""
+    """Requests that a version is answering, by its id."""
     routed: int = 0
     """Revision of the route that this process follows."""
 
     def of(self, role: str, version: str, executor: str) -> Series:
-        """Return the series, made if need be."""
+        """Return the series; create it if there is none."""
         for each in self.series:
             if (each.role, each.version, each.executor) == (role, version, executor):
                 return each
@@ -96,13 +96,13 @@ class Stats(msgspec.Struct):
 
 
 def read_stats(folder: Path) -> Iterator[Stats]:
-    """Yield what every process of the service left."""
+    """Yield the counts of every worker process."""
     for file in sorted(folder.glob(stats_file("*"))):
         yield msgspec.json.decode(file.read_bytes(), type=Stats)
 
 
 def add_up(all_of: Iterable[Stats]) -> Stats:
-    """Return the counts of all processes together."""
+    """Return the sum of all counts."""
     result = Stats()
     kinds: dict[str, int] = defaultdict(int)
     for each in all_of:
@@ -123,14 +123,14 @@ def add_up(all_of: Iterable[Stats]) -> Stats:
 
 
 def write_stats(stats: Stats, file: Path) -> None:
-    """Leave the counts for the others; nobody reads half of them."""
+    """Replace the file of counts in one step."""
     new = file.with_suffix(".new")
     new.write_bytes(msgspec.json.encode(stats))
     new.replace(file)
 
 
 def render_metrics(stats: Stats, info: list[dict[str, Any]], refused: int, set_aside: int) -> str:
-    """Return the counts in Prometheus' text format; `info` has the labels of every version in service."""
+    """Return the counts in Prometheus' text format; `info` has the labels of each version in service."""
     out = _Text()
     out.head("requests_total", "counter", "Answers, by role and version, by what answered, by status.")
     for each in stats.series:

@@ -1,8 +1,9 @@
-"""Requests as arrays: decoded by the model's own columns, or left to MLflow.
+"""Decodes requests of MLflow's scoring protocol by the model's columns.
 
-Only what needs no judgement is decoded here: every column there, every value of its very type, finite, not null (or
-NaN, where the model was seen to treat that as MLflow does). Everything else (other forms, other types, mistakes) is
-left to MLflow's own functions in the model's process, whose answers, also the refusals, are then the answers.
+Only plain requests are decoded here: all columns are there, and every value has exactly its column's type, is finite
+and not null (or null, if the equivalence check found that the executor treats NaN as MLflow does). Everything else
+(other forms, other types, mistakes) is left to MLflow's own functions in the model's process, which give the response
+or the error.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from metalworks.serving.arrays import Arrays
 
 LIMITS = Limits()
 LARGEST = 3.0e38
-"""Numbers beyond single precision are refused by some libraries and taken for infinite by others."""
+"""Beyond single precision, some libraries refuse a number and others treat it as infinite."""
 _TYPES: dict[str, Any] = {"boolean": bool, "integer": int, "long": int, "float": float, "double": float, "string": str}
 
 MORE_COLUMNS = 256
-"""Columns beyond the model's own that are skipped here; what has more of them is not worth a decoder of its own."""
+"""Unknown columns that are skipped here; a request with more is left to MLflow."""
 
 
 class RequestRefusedError(Exception):
-    """A request that is not answered: status, and why."""
+    """A request is refused, with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
         """Refuse with an HTTP status."""
@@ -54,10 +55,10 @@ class _ScoringRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass
 class TableDecoder:
-    """Decodes tables of named columns.
+    """Decodes tables with named columns.
 
-    `arrays_of` gives one matrix (rows x columns) where all columns are numbers of one type, else one array each, in
-    the order of the signature.
+    `arrays_of` returns one matrix (rows x columns) if all columns are numbers of one type, otherwise one array per
+    column, in the order of the signature.
     """
 
     columns: Sequence[ColumnFacts]
@@ -68,7 +69,7 @@ class TableDecoder:
         """Prepare the decoders that do not depend on a request."""
         self.names = [each["name"] for each in self.columns]
         types = [_TYPES[each["type"]] for each in self.columns]
-        if self.nulls:  # null is NaN, which only these columns can hold
+        if self.nulls:  # null becomes NaN, which only double columns can hold
             types = [t | None if each["type"] == "double" else t for t, each in zip(types, self.columns, strict=True)]
         self._types = dict(zip(self.names, types, strict=True))
         self._dtypes = [np.dtype(NUMPY[each["type"]]) for each in self.columns]
@@ -87,7 +88,7 @@ class TableDecoder:
 
     @staticmethod
     def _quick_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-        """Return the decoder of a whole split table whose values are all of one type, whatever their order."""
+        """Return a decoder for a whole split table whose values are all of one type, in any column order."""
         split = msgspec.defstruct(
             "Split",
             [("columns", list[str]), ("data", list[list[kind]]), ("index", list[int | float | str] | None, None)],
@@ -98,7 +99,7 @@ class TableDecoder:
         )
 
     def arrays_of(self, body: bytes) -> Arrays | None:
-        """Return the request's columns; None where MLflow is to judge."""
+        """Return the request's columns; None to leave it to MLflow."""
         try:
             if self._quick is not None and body.startswith(b'{"dataframe_split"'):
                 split = self._quick.decode(body).dataframe_split
@@ -126,7 +127,7 @@ class TableDecoder:
 
     def _ordered(self, columns: list[str], data: list[list[Any]]) -> Arrays | None:
         matrix = np.array(data, self._matrix)
-        # Of a single row, Python is quicker than numpy to say that it is sound.
+        # For a single row, Python checks faster than numpy.
         sound = len(data) == 1 and not self.nulls and min(data[0]) > -LARGEST and max(data[0]) < LARGEST
         if matrix.shape != (len(data), len(columns)) or not data:
             return None
@@ -138,11 +139,11 @@ class TableDecoder:
         return [matrix] if sound or self._sound(matrix) else None
 
     def _order(self, columns: tuple[str, ...]) -> tuple[Any, list[int]] | None:
-        """Return the decoder of rows in this order of columns, and where the model's columns are among them."""
+        """Return a decoder for rows with these columns, and the positions of the model's columns among them."""
         if len(columns) > len(self.names) + MORE_COLUMNS:
             return None
         if columns not in self._orders:
-            if len(self._orders) > 64:  # callers choose what stands here
+            if len(self._orders) > 64:  # callers choose the keys
                 self._orders.clear()
             known = None
             if len(set(columns)) == len(columns) and set(self.names) <= set(columns):
@@ -187,14 +188,14 @@ def _array(values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
 
 @dataclass
 class TensorDecoder:
-    """Decodes `instances` and `inputs` of models that take one tensor without a name."""
+    """Decodes `instances` and `inputs` for models that take one unnamed tensor."""
 
     dtype: str
     shape: Sequence[int]
-    """Of which the first, -1, is the rows."""
+    """The first size is -1: the rows."""
 
     def __post_init__(self) -> None:
-        """Prepare the decoder: nested lists of numbers, as deep as the shape is long."""
+        """Prepare a decoder for lists of numbers, nested as deep as the shape is long."""
         kind: Any = float if np.dtype(self.dtype).kind == "f" else int
         for _ in self.shape:
             kind = list[kind]
@@ -202,7 +203,7 @@ class TensorDecoder:
         self._values = msgspec.json.Decoder(kind)
 
     def arrays_of(self, body: bytes) -> Arrays | None:
-        """Return the tensor; None where MLflow is to judge."""
+        """Return the tensor; None to leave the request to MLflow."""
         try:
             request = self._request.decode(body)
             given = [name for name in request.__struct_fields__ if getattr(request, name) is not msgspec.UNSET]
@@ -219,7 +220,7 @@ class TensorDecoder:
 
 
 def most_rows(facts: Facts, limits: Limits) -> int:
-    """Return how many rows a request to a model of which this is known may have."""
+    """Return how many rows a request to this model may have."""
     columns, tensor = facts["columns"], facts["tensor"]
     width = len(columns) if columns else math.prod(tensor["shape"][1:]) if tensor else 1
     return min(limits.rows, limits.cells // max(width, 1))
@@ -233,9 +234,9 @@ def refuse_rows(count: int, most: int) -> None:
 
 
 def decoder(facts: Facts, limits: Limits = LIMITS) -> Callable[[bytes], Arrays | None]:
-    """Return what makes arrays of the bodies of requests to a model of which this is known.
+    """Return a function that decodes request bodies for the model that `facts` describes.
 
-    It raises RequestRefusedError where these would be more rows than a request may have.
+    It raises RequestRefusedError for more rows than a request may have.
     """
     if columns := facts["columns"]:
         arrays_of = TableDecoder(columns, bool(facts.get("nulls"))).arrays_of

@@ -1,4 +1,4 @@
-"""Predictions as MLflow writes them."""
+"""Encodes predictions as MLflow's scoring server does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _START, _END = b'{"predictions": ', b"}"
 def _values(array: np.ndarray) -> bytes:
     values = array.tolist()
     if array.dtype.kind == "f":
-        # A sum tells of a few numbers sooner than numpy does; one that overflows only takes the other way.
+        # For a few numbers, a sum is faster than numpy; if it overflows, the slower encoder is used.
         finite = math.isfinite(sum(values)) if array.ndim == 1 else np.isfinite(array).all()
         if not finite:
             return json.dumps(values).encode()  # NaN, as MLflow writes it
@@ -29,9 +29,9 @@ def _list(outputs: Sequence[np.ndarray]) -> bytes:
 
 
 def writer(form: FormFacts) -> Callable[[Sequence[np.ndarray]], bytes]:
-    """Return what writes outputs (one array each, of one entry per row) in a model's form of answer.
+    """Return a function that encodes outputs (one array each, with one entry per row) in the form of the model.
 
-    `form`: kind is list, records (with the outputs' names) or dict (likewise).
+    The kind of `form` is list, records or dict; the latter two use the outputs' names.
     """
     names: list[str] = form["names"]
 

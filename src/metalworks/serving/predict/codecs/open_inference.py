@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol as arrays: by the model's own columns, and nothing else."""
+"""Decodes requests of the Open Inference Protocol, which must have exactly the model's columns."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DATATYPES = {
 }
 _NUMPY = {datatype: name for name, datatype in DATATYPES.items()}
 _QUOTED = 200
-"""Characters of what a caller sent that an error repeats."""
+"""Characters of the caller's input that an error repeats."""
 
 
 class MalformedError(RequestRefusedError):
-    """A body that is not of the protocol's form."""
+    """A body does not have the protocol's form."""
 
 
 class _Tensor(msgspec.Struct):
@@ -65,24 +65,24 @@ _FLAT: dict[str, Any] = {
     "f": msgspec.json.Decoder(list[float]),
     "O": msgspec.json.Decoder(list[str]),
 }
-"""Decoders of the usual form; whole numbers are looked at one by one, since 1.0 is none."""
+"""Decoders for flat lists. Integers are checked one by one, since a decoder would take 1.0 for one."""
 
 
 def expected_tensors(facts: Facts) -> list[TensorSpec]:
-    """Return the tensors that a model takes of which this is known."""
+    """Return the tensors that this model takes."""
     if tensor := facts["tensor"]:
         return [TensorSpec("input", DATATYPES[tensor["dtype"]], tensor["shape"])]
     return [TensorSpec(each["name"], DATATYPES[NUMPY[each["type"]]], [-1]) for each in facts["columns"] or ()]
 
 
 def decode(facts: Facts, most: int, body: bytes) -> tuple[str | None, Arrays]:
-    """Return a request's id, and its tensors in the order of the model's columns; refuse what is not just these.
+    """Return a request's id and its tensors in the order of the model's columns.
 
-    `most`: rows that it may have. Raises RequestRefusedError.
+    Raises RequestRefusedError unless it has exactly these, with at most `most` rows.
     """
     try:
         request = _request.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError) as wrong:  # half a surrogate pair, too
+    except (msgspec.DecodeError, ValueError, RecursionError) as wrong:  # also half a surrogate pair
         reason = "it is nested too deeply" if isinstance(wrong, RecursionError) else str(wrong)
         raise MalformedError(400, f"The body is no request of this protocol: {reason}") from wrong
     given = {each.name: each for each in request.inputs}
@@ -91,7 +91,7 @@ def decode(facts: Facts, most: int, body: bytes) -> tuple[str | None, Arrays]:
     tensor = bool(facts["tensor"])
     wanted = {each.name: each for each in expected_tensors(facts)}
     if tensor and len(given) == 1:
-        wanted = dict.fromkeys(given, wanted["input"])  # a tensor without a name has any
+        wanted = dict.fromkeys(given, wanted["input"])  # an unnamed tensor may have any name
     if missing := wanted.keys() - given.keys():
         raise RequestRefusedError(400, f"Inputs are missing: {', '.join(sorted(missing))}")
     if unknown := given.keys() - wanted.keys():
@@ -108,7 +108,7 @@ def decode(facts: Facts, most: int, body: bytes) -> tuple[str | None, Arrays]:
 
 
 def _array(given: _Tensor, wanted: TensorSpec, tensor: bool) -> np.ndarray:
-    """Return one tensor's values, of the very type that the model wants."""
+    """Return one tensor's values; refuse any but the model's type."""
     where = f"Input {given.name[:_QUOTED]}"
     if given.datatype != wanted.datatype:
         raise RequestRefusedError(400, f"{where}: its datatype is {wanted.datatype}, not {given.datatype[:_QUOTED]}")
@@ -136,7 +136,7 @@ def _values(data: msgspec.Raw, dtype: np.dtype[Any], where: str) -> list[Any]:
         try:
             return flat.decode(data)  # type: ignore[no-any-return]
         except (msgspec.DecodeError, ValueError):
-            pass  # in lists of lists, or wrong: one by one
+            pass  # nested or wrong: check one by one
     try:
         nested = msgspec.json.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as wrong:
