@@ -1,1 +1,1 @@
-"""Metalworks: what its roles install on hosts."""
+"""Metalworks: the programs that its roles install on hosts."""

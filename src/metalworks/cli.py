@@ -1,6 +1,6 @@
-"""Command line of `metalworks`: what `git`, `dvc`, `mlflow` and `prefect` leave to us.
+"""Command line of `metalworks`: what `git`, `dvc`, `mlflow` and `prefect` do not do.
 
-Exit codes: 0 done, 1 it cannot be done (the message says why and what to do), 2 the command line is wrong.
+Exit codes: 0 success, 1 failure (the message says why and what to do), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from importlib import import_module
 from metalworks.errors import CommandError
 
 COMMANDS = {
-    "compare": ("metalworks.runs.compare", "what differs between runs: code, data, parameters, scores, environment"),
-    "reproduce": ("metalworks.runs.reproduce", "make a run again from its code, data and environment"),
-    "deploy": ("metalworks.deploy.command", "check flows in an environment of their own and put them on schedule"),
+    "compare": ("metalworks.runs.compare", "show how runs differ: code, data, parameters, scores, environment"),
+    "reproduce": ("metalworks.runs.reproduce", "repeat a run from its code, data and environment"),
+    "deploy": ("metalworks.deploy.command", "check flows in their project's environment, then deploy them"),
 }
-"""Subcommand → the module that has `add_arguments(parser)` and `run(arguments) -> int`, and its line of help."""
+"""Subcommand → the module with its `add_arguments(parser)` and `run(arguments) -> int`, and its help text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # Clients that report to their makers wait up to a minute for it where a network lets nothing out.
+    # In a network without Internet access, MLflow's telemetry can block for up to a minute.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    parser = argparse.ArgumentParser(prog="metalworks", description="The daily verbs of a team on Metalworks.")
+    parser = argparse.ArgumentParser(prog="metalworks", description="Compare and reproduce runs, deploy flows.")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name in argv[:1]:  # the others' modules would cost their seconds of import for nothing
+        if name in argv[:1]:  # importing the others would take seconds
             import_module(module).add_arguments(command)
     arguments = parser.parse_args(argv)
     try:

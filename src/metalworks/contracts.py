@@ -1,10 +1,10 @@
-"""The files and lines by which the processes of an inference host speak to each other.
+"""The files and messages that the processes of an inference host exchange.
 
-Each type is one file or line; docs/serving-files.md says who writes it, who reads it, and when. Imports the standard
-library alone, as the supervisor and the launcher do.
+Each type is one file or message; docs/serving-files.md says who writes it, who reads it, and when. This module imports
+only the standard library, as do the supervisor and the launcher.
 
-A host is upgraded while files of the previous release are there, and units restart one after the other. So do not
-rename a field: add a new one, and let the reader do without it.
+During an upgrade, files of the previous release are still there and units restart one after the other. So never rename
+a field: add a new one, and let readers work without it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 ROLES = ("champion", "shadow", "canary")
-"""What a version can be in service as."""
+"""The roles that a version in service can have."""
 
 CARD = "model.json"
 DESIRED_STATE = "wanted.json"
@@ -60,7 +60,7 @@ VERDICT = "verdict.json"
 
 
 def stats_file(slot: int | str) -> str:
-    """Return the name of a worker process' file of counts; "*" gives the pattern of all of them."""
+    """Return the name of a worker process's metrics file; "*" gives the pattern that matches all of them."""
     return f"stats-{slot}.json"
 
 
@@ -70,19 +70,19 @@ class Card(TypedDict):
     name: str
     version: str
     alias: str
-    """What named it when it was fetched; by now it may have another role."""
+    """Alias that pointed to it when it was fetched; its role may have changed since."""
     source: str
     """Where the registry keeps the version's files."""
     created: int
     """When the version was registered, in milliseconds since 1970."""
     run_id: str | None
     git_commit: str | None
-    """Commit of the code that trained it, if its run recorded one."""
+    """Commit of the training code, if the run recorded one."""
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredVersion:
-    """A version that the service is to serve: an entry of wanted.json and serving.json, by role."""
+    """A version that the service should serve: the entry of a role in wanted.json and serving.json."""
 
     version: str
     path: str
@@ -90,11 +90,11 @@ class DesiredVersion:
     python: str
     """Interpreter of the version's environment."""
     environment: str
-    """Digest of the lock that the environment was made from."""
+    """Digest of the lock file that the environment was built from."""
 
     @classmethod
     def parse(cls, entry: dict[str, Any] | None) -> DesiredVersion | None:
-        """Return an entry of the file; None if the role is empty. Raises KeyError or TypeError if it is malformed."""
+        """Return an entry of the file, or None if the role is empty. Raises KeyError or TypeError if malformed."""
         return cls(entry["version"], entry["path"], entry["python"], entry["environment"]) if entry else None
 
 
@@ -107,7 +107,7 @@ class RouteEntry(TypedDict):
     proof: str
     """Folder with facts.json, verdict.json and the converted model."""
     socket: str
-    """Socket of the model's process."""
+    """Socket of the model process."""
 
 
 class RouteFile(TypedDict):
@@ -128,7 +128,7 @@ class ServingState(TypedDict):
     model: str
     executor: str
     why: str
-    """Why this executor."""
+    """Why this executor was chosen."""
     since: NotRequired[float]
 
 
@@ -140,7 +140,7 @@ class RefusedVersion(TypedDict):
 
 
 class CanaryVerdict(TypedDict):
-    """How a canary compared with the champion."""
+    """Result of comparing a canary with the champion."""
 
     verdict: Literal["promote", "withdraw"]
     reason: str
@@ -169,17 +169,17 @@ class FeedOptions(TypedDict):
 
 
 class EquivalenceVerdict(TypedDict):
-    """verdict.json: the executor that predicts what MLflow predicts."""
+    """verdict.json: the executor that passed the equivalence check."""
 
     executor: str
     """onnx, native, pyfunc or mlflow."""
     way: str
-    """The function that the model's process is to call."""
+    """The function that the model process should call."""
     why: NotRequired[str]
     nulls: bool
     """Whether the executor treats NaN as MLflow does."""
     allowed: NotRequired[list[str]]
-    """Executors that the settings allowed; with others the check runs anew."""
+    """Executors that the settings allowed; if they change, the check runs again."""
     file: NotRequired[str]
     feed: NotRequired[FeedOptions]
     inline: NotRequired[bool]
@@ -203,9 +203,9 @@ class StatsFile(TypedDict):
 
     series: NotRequired[list[SeriesCounts]]
     in_flight: NotRequired[dict[str, int]]
-    """Requests that a version works on, by the version's id."""
+    """Requests in progress, by the version's id."""
     routed: NotRequired[int]
-    """Revision of the route that the process follows."""
+    """Revision of route.json that the process uses."""
 
 
 class LaunchRequest(TypedDict):
@@ -218,11 +218,11 @@ class LaunchRequest(TypedDict):
     model: NotRequired[str]
     options: NotRequired[list[str]]
     proofs: NotRequired[list[str]]
-    """With keep: the folders that stay."""
+    """With keep: the folders to keep."""
 
 
 class LaunchReply(TypedDict, total=False):
-    """A line from the launcher: `started` or `error` first, then `code` and `said` when the process has ended."""
+    """A line from the launcher: first `started` or `error`, then `code` and `said` (its output) when it has exited."""
 
     started: int
     error: str
@@ -245,7 +245,7 @@ RoleStatus = TypedDict(
 
 
 class FollowerStatus(TypedDict):
-    """<service>.json in the follower's runtime folder: how far it is."""
+    """<service>.json in the follower's runtime folder: its progress."""
 
     polled: float
     """When MLflow last answered."""

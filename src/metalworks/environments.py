@@ -1,4 +1,4 @@
-"""What everything that builds Python environments shares: package names, and what uv's cache may forget."""
+"""Helpers for all code that builds Python environments: package names, and which packages to drop from uv's cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def normalize_name(name: str) -> str:
-    """Return a distribution's name in the form that indexes compare."""
+    """Return a distribution's normalized name, as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -18,9 +18,9 @@ def packages(environment: Path) -> set[str]:
 
 
 def unused(gone: set[str], environments: Iterable[Path]) -> list[str]:
-    """Return the names of removed packages that no remaining environment has in the same version.
+    """Return the names of those removed packages that no remaining environment has in the same version.
 
-    Pass them to `uv cache clean`: nothing else ever removes them from the cache.
+    Pass them to `uv cache clean`; uv never removes them from its cache by itself.
     """
     left = gone - {package for environment in environments for package in packages(environment)}
     return sorted({package.partition("-")[0] for package in left})

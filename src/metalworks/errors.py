@@ -1,21 +1,21 @@
-"""Errors that end what was asked for with a sentence for the person who asked."""
+"""Errors whose message is for the user: what is wrong and what to do."""
 
 
 class CommandError(Exception):
-    """A `metalworks` command cannot do what was asked; the message says why and what to do."""
+    """A `metalworks` command failed; the message says why and what to do."""
 
 
 class FlowRunError(Exception):
-    """A flow run cannot start; the message says why and how to fix it."""
+    """A flow run cannot start; the message says why and what to do."""
 
 
 class FetchError(Exception):
-    """A model cannot be brought to this host; the message says why and how to fix it."""
+    """A model cannot be fetched or installed; the message says why and what to do."""
 
 
 class RegistryError(Exception):
-    """The MLflow server does not answer, or answers with an error."""
+    """The MLflow server did not respond, or responded with an error."""
 
 
 class Stopped(Exception):
-    """The program was asked to end."""
+    """The program was asked to stop."""

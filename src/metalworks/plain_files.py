@@ -1,7 +1,7 @@
-"""Files that another user may have put there: taken as plain files of a bounded size, or not at all.
+"""Open files in folders that another user can write to: only regular files of a bounded size.
 
-Whoever may write in a folder may put a link there that leads elsewhere, a pipe that nobody writes to, or a file without
-an end. The standard library alone.
+Such a user could put a link to some other file there, a pipe that blocks the reader, or an endless file. Uses only the
+standard library.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# O_NONBLOCK: a pipe would be waited for before it could be seen to be one. It means nothing for files.
+# O_NONBLOCK: without it, opening a pipe blocks before we can see that it is one. It has no effect on files.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class NotPlainError(OSError):
-    """It is no plain file, not its folder's owner's, or too long."""
+    """Not a regular file, owned by a user other than the folder's, or too large."""
 
 
 @contextlib.contextmanager
 def folder(root: Path, *names: str) -> Iterator[int]:
-    """Open a folder by its way from `root`, no step of which may be a link; `root` itself stands in a trusted one."""
+    """Open a folder below `root` without following links; the folder that contains `root` must be trusted."""
     descriptor = os.open(root, _FOLDER)
     try:
         for name in names:
@@ -37,40 +37,40 @@ def folder(root: Path, *names: str) -> Iterator[int]:
 
 
 def open_in(descriptor: int, name: str, most: int) -> BinaryIO:
-    """Open a plain file of at most `most` bytes in an open folder; it belongs to the folder's owner, or to us.
+    """Open a regular file of at most `most` bytes in an open folder. Raises OSError.
 
-    Else it may be another name of a file that its owner never put there. Raises OSError.
+    The folder's owner or this user must own the file: otherwise it may be a hard link to somebody else's file.
     """
     return _opened(os.open(name, _FILE, dir_fd=descriptor), name, most, {os.fstat(descriptor).st_uid, os.geteuid()})
 
 
 def open_at(path: Path, most: int) -> BinaryIO:
-    """Open a plain file of at most `most` bytes, in a folder whose way is trusted; raise OSError where it is none."""
+    """Open a regular file of at most `most` bytes in a folder with a trusted path. Raises OSError."""
     return _opened(os.open(path, _FILE), str(path), most)
 
 
 def read(path: Path, most: int) -> bytes:
-    """Return the content of a plain file of at most `most` bytes; raise OSError where it is none."""
+    """Return the content of a regular file of at most `most` bytes. Raises OSError."""
     with open_at(path, most) as stream:
         return content(stream, most)
 
 
 def content(stream: BinaryIO, most: int) -> bytes:
-    """Return all of an open file, which may grow meanwhile, but not beyond `most` bytes."""
+    """Return the content of an open file, which may grow meanwhile, but not beyond `most` bytes."""
     found = stream.read(most + 1)
     if len(found) > most:
-        raise NotPlainError(f"it is longer than {most} bytes")
+        raise NotPlainError(f"the file is larger than {most} bytes")
     return found
 
 
 def _opened(opened: int, name: str, most: int, owners: set[int] | None = None) -> BinaryIO:
     found, wrong = os.fstat(opened), ""
     if not stat.S_ISREG(found.st_mode):
-        wrong = "is no plain file"
+        wrong = "is not a regular file"
     elif owners is not None and found.st_uid not in owners:
-        wrong = "is another's than its folder"
+        wrong = "does not belong to the owner of its folder"
     elif found.st_size > most:
-        wrong = f"is longer than {most} bytes"
+        wrong = f"is larger than {most} bytes"
     if wrong:
         os.close(opened)
         raise NotPlainError(f"{name} {wrong}")

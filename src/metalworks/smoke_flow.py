@@ -1,4 +1,4 @@
-"""The flow that the platform's checks run on every work pool; workers find it in their own environment."""
+"""The flow that the smoke checks run on every work pool; it is installed in the workers' own environment."""
 
 import platform
 

@@ -195,17 +195,17 @@ def of_the_file(old: str, new: str) -> Spoil:
         (lambda site: site.write(flows_py="import surely_missing\n" + FLOW), "flows.py:1: no module surely_missing"),
         (lambda site: site.write(flows_py="1 / 0\n"), "does not load: flows.py:1: ZeroDivisionError"),
         (lambda site: site.write(requirements_txt="prefect==2.1.0\n"), f"`prefect=={PREFECT} in requirements.txt`"),
-        (lambda site: site.write(requirements_txt="mlflow==3\n"), "requirements.txt holds no prefect"),
-        (of_the_file("name: cpu", "name: nowhere"), "no work pool nowhere (of nightly, by-hand); there are cpu, idle"),
+        (lambda site: site.write(requirements_txt="mlflow==3\n"), "requirements.txt does not contain prefect"),
+        (of_the_file("name: cpu", "name: nowhere"), "no work pool nowhere (used by nightly, by-hand), only cpu"),
         (of_the_file("name: cpu", "name: idle"), "no worker of the pool idle"),
-        (of_the_file("name: cpu", "work_queue_name: q, name: cpu"), "has no queue q, but default"),
+        (of_the_file("name: cpu", "work_queue_name: q, name: cpu"), "has no queue q, only default"),
         (of_the_file("0 6 * * *", "0 66 * * *"), "nightly: invalid schedule"),
         (of_the_file("flows.py:learn", "flows.py:lern"), "'lern' not found"),
         (of_the_file("month: May", "moth: May"), "by-hand: the flow has no parameter moth, only month"),
-        (of_the_file("name: by-hand", "name: nightly"), "two deployments are called learn/nightly"),
-        (of_the_file("$MARK", "$UNKNOWN_MARK"), "it asks for $UNKNOWN_MARK"),
+        (of_the_file("name: by-hand", "name: nightly"), "two deployments are named learn/nightly"),
+        (of_the_file("$MARK", "$UNKNOWN_MARK"), "it refers to $UNKNOWN_MARK"),
         (of_the_file("tags: [a-tag]", "tags: [a-tag], build: [{x: {}}]"), "remove the `build` steps"),
-        (another_projects, "learn/nightly is a deployment of the project demo"),
+        (another_projects, "learn/nightly belongs to the project demo"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_changed(
@@ -227,7 +227,7 @@ def test_all_that_is_wrong_is_said_at_once(site: Site, capsys: pytest.CaptureFix
 
 def test_a_deployment_that_was_not_asked_for_does_not_exist(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert deploy("nigthly") == 1
-    assert "no deployment nigthly; it has nightly, by-hand" in capsys.readouterr().err
+    assert "has no deployment nigthly, only nightly, by-hand" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["deployments: [", "name: x", "[]", "deployments: []"])

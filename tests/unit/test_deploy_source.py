@@ -133,7 +133,7 @@ def test_data_in_the_code_is_refused(project: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="in no Git repository"):
+    with pytest.raises(CommandError, match="is not in a Git repository"):
         source.read(tmp_path, as_it_is=False)
 
 

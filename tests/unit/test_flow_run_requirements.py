@@ -56,5 +56,5 @@ def test_hashes_and_markers_are_pins() -> None:
 
 
 def test_without_either_file_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FlowRunError, match=r"has no uv\.lock at its root, and no requirements\.txt"):
+    with pytest.raises(FlowRunError, match=r"has neither uv\.lock nor requirements\.txt at its root"):
         lock.lock_of(tmp_path)

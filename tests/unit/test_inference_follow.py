@@ -461,12 +461,12 @@ def test_a_server_that_is_away_changes_nothing(host: Host, caplog: pytest.LogCap
     host.follower.registry = Registry("http://127.0.0.1:9")
     for _ in range(3):
         assert host.round() == wanted
-    assert [record.levelname for record in caplog.records if "does not answer" in record.message] == ["WARNING"]
-    assert "MLflow at http://127.0.0.1:9 does not answer" in host.status()["mlflow"]
+    assert [record.levelname for record in caplog.records if "does not respond" in record.message] == ["WARNING"]
+    assert "MLflow at http://127.0.0.1:9 does not respond" in host.status()["mlflow"]
     host.follower.registry = there
     host.round()
-    assert "MLflow answers again" in caplog.text
-    assert "MLflow answers again" in caplog.text
+    assert "MLflow responds again" in caplog.text
+    assert "MLflow responds again" in caplog.text
     assert host.status()["mlflow"] == "answers"
 
 
@@ -581,7 +581,7 @@ def test_a_canary_is_promoted_or_withdrawn_once(
     questions.clear()
     host.round()
     assert questions == ["registered-models/get", "model-versions/get", "runs/get"]  # the canary's tag may be emptied
-    assert caplog.text.count(f"version {canary} is no canary again: it was {became}") == 1
+    assert caplog.text.count(f"version {canary} does not become a canary again: it was {became}") == 1
     MlflowClient().set_model_version_tag(host.service.model, canary, CANARY_TAG, "")
     assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
 
@@ -661,7 +661,7 @@ def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
     assert (code, said["version"], said["installed"]) == (0, version, True)
     code, said, err = wait("--timeout", "0.5")
     assert (code, said) == (1, {})
-    assert f"version {version} is being loaded and tried (see `journalctl -u inference-delay -u models-delay`)" in err
+    assert f"version {version} is being loaded and checked (see `journalctl -u inference-delay -u models-delay`)" in err
     host.serves(champion={"version": version, "executor": "onnx", "why": "it is exact", "since": 1.0})
     code, said, _ = wait()
     assert (code, said["missing"], said["version"], said["executor"]) == (0, False, version, "onnx")
@@ -705,13 +705,13 @@ def test_wait_says_that_the_champion_is_being_installed(
 def test_wait_says_who_does_not_answer(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(host.write_config(tmp_path))
     assert main(["--config", config, "wait", "--service", "delay", "--timeout", "0.3"]) == 1
-    assert "model-follower has not asked MLflow since" in capsys.readouterr().err
+    assert "model-follower has not polled MLflow since" in capsys.readouterr().err
     host.follower.registry = Registry("http://127.0.0.1:9")
     host.follower.round()
     assert main(["--config", config, "wait", "--service", "delay", "--timeout", "0.3"]) == 1
-    assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:9 does not respond" in capsys.readouterr().err
     assert main(["--config", config, "wait", "--service", "other"]) == 1
-    assert "no service other on this host, only: delay" in capsys.readouterr().err
+    assert "no service other on this host; its services: delay" in capsys.readouterr().err
     assert main(["--config", str(tmp_path / "none"), "wait", "--service", "delay"]) == 1
     assert f"cannot read {tmp_path}/none" in capsys.readouterr().err
 

@@ -247,5 +247,5 @@ def test_a_program_is_ended_when_the_follower_is_to_end() -> None:
         Programs(stop).run(["sleep", "60"], cwd=Path("/"))
     with pytest.raises(Stopped):
         Programs(stop).run(["touch", "/nothing/is/started"], cwd=Path("/"))
-    with pytest.raises(FetchError, match="sleep did not end within 0 s"):
+    with pytest.raises(FetchError, match="sleep did not finish within 0 s"):
         Programs(threading.Event(), timeout=0.1).run(["sleep", "60"], cwd=Path("/"))

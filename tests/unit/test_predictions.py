@@ -474,7 +474,7 @@ def test_the_command_says_what_is_wrong(
     assert main([*command, "weather"]) == 1
     assert main([*command, "delay"]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "metalworks-model: no service weather on this host, only: delay"
+    assert said[0] == "metalworks-model: no service weather on this host; its services: delay"
     assert said[1].startswith("metalworks-model: cannot write s3://predictions/delay/date=2025-11-25/gpu-1-17")
     assert "http://127.0.0.1:1" in said[1]
     assert sorted(file.suffix for file in folder.iterdir()) == [".batch", ".jsonl"]
@@ -498,7 +498,7 @@ def test_a_store_that_is_away_is_told_of_once(
     monkeypatch.setattr(watch.programs, "run", done)
     watch.look(service)
     watch.look(service)
-    assert caplog.messages[1:] == ["delay: sending the prediction log again"]
+    assert caplog.messages[1:] == ["delay: sending the prediction log works again"]
 
 
 def test_nothing_is_started_for_nothing(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,7 +516,7 @@ def test_what_is_set_aside_is_told_and_counted_for_the_metrics(
     monkeypatch.setattr(watch.programs, "run", lambda *_, **__: type("Done", (), said))
     watch.look(config.services[0])
     watch.look(config.services[0])
-    assert caplog.messages[0].startswith("delay: 3 requests fit no file of the prediction log; they are in ")
+    assert caplog.messages[0].startswith("delay: 3 requests could not be written as Parquet; they are in ")
     settings = Settings(
         service="delay", wanted=folder, runtime=folder, state=folder, fetched=config.status_file(config.services[0])
     )

@@ -192,7 +192,7 @@ def test_runs_without_the_plugin_are_unknown_not_wrong(
     assert "numpy" not in found  # it would be all packages of the run that has them
     assert found["data/features"][-1] == "unknown"
     text = " ".join(shown(bare, capsys).split())
-    assert "Recorded by none: code (7 of 7); environment (Python, host, packages)" in text
+    assert "Not recorded: code (7 of 7); environment (Python, host, packages)" in text
 
 
 def test_a_broken_tag_is_unknown(client: MlflowClient, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,11 +216,11 @@ def test_a_run_has_many_names(client: MlflowClient, store: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gone", "in any experiment no run has this name"),
+        ("gone", "no run in any experiment has this name"),
         ("0" * 32, "not found"),
         ("models:/gone/1", "Model Version (name=gone, version=1) not found"),
-        ("models:/gone/latest", "write models:/NAME/VERSION"),
-        ("both\"and'", "cannot be looked for by its name"),
+        ("models:/gone/latest", "use models:/NAME/VERSION"),
+        ("both\"and'", "cannot search for a name with both kinds of quotes"),
     ],
 )
 def test_a_run_that_is_not_there(name: str, message: str, pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,7 +318,7 @@ def test_a_run_is_made_again_to_the_last_digit(
     told = capfd.readouterr().out
     saw = json.loads((world.base / "saw.json").read_text())
     assert "Equal to the last digit." in told
-    assert f"instead of {minor}.999, which this machine does not have" in told
+    assert f"because this machine does not have {minor}.999" in told
     assert repr(RMSE["double"]) in told
     assert Path(saw["prefix"]).parent == world.base / "cache/metalworks/environments"
     assert saw["tiny"] is True
@@ -342,8 +342,8 @@ def test_a_changed_score_is_found(
     line = ["reproduce", run, "--environment", "current", "--directory"]
     assert cli.main([*line, str(tmp_path / "first")]) == 1
     told = capfd.readouterr().out
-    assert "Not the same: rmse." in told
-    assert "other than in the run: tiny absent (run: 1.0)." in told
+    assert "Different: rmse." in told
+    assert "Packages that differ: tiny absent (run: 1.0)." in told
     assert (tmp_path / "first/code/ml/train.py").exists()
     assert not (tmp_path / "first/code/.git/objects/info/alternates").exists()  # it is to outlive the other clone
 
@@ -353,7 +353,7 @@ def test_a_changed_score_is_found(
     assert saw["prefix"] == sys.prefix
 
     assert cli.main([*line, str(tmp_path / "second")]) == 1
-    assert "not empty" in capfd.readouterr().err
+    assert "is not an empty folder" in capfd.readouterr().err
 
 
 def test_a_command_that_fails_leaves_everything_for_a_look(
@@ -364,7 +364,7 @@ def test_a_command_that_fails_leaves_everything_for_a_look(
     told = capfd.readouterr().err
     (left,) = scratch(world)
     assert "no luck" in told
-    assert f"ended with 1, see above.\nEverything is left in {left}" in told
+    assert f"exited with 1: see its output above.\nCode and data are kept in {left}" in told
     shutil.rmtree(left)
 
 
@@ -393,30 +393,33 @@ def test_a_flow_run_is_its_function_called_again(
 UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "dirty": (
         {"tags": {"git.dirty": "true"}, "diff": "diff --git a/ml/train.py b/ml/train.py\n"},
-        ["the tree was not as committed", "versions/git.diff (ml/train.py)"],
+        ["there were uncommitted changes", "versions/git.diff (ml/train.py)"],
     ),
     "without the plugin": (
         {"tags": dict.fromkeys(["mlflow.source.git.repoURL", "git.dirty", "git.folder", "metalworks.command"])},
         [
             "no remote is recorded",
-            "whether the tree was as committed is not",
-            "how the run was started is not recorded",
+            "it is not recorded whether there were uncommitted changes",
+            "command: it is not recorded",
         ],
     ),
     "an option for Git": ({"tags": {"mlflow.source.git.commit": "--upload-pack=x"}}, ["no commit is recorded"]),
-    "a folder outside": ({"tags": {"git.folder": "../.."}}, ["is none of a repository"]),
+    "a folder outside": ({"tags": {"git.folder": "../.."}}, ["is not inside a repository"]),
     "no such folder": ({"tags": {"git.folder": "other"}}, ["the commit has no folder other"]),
-    "remote gone": ({"tags": {"mlflow.source.git.repoURL": "/nowhere.git"}}, ["/nowhere.git cannot be cloned"]),
+    "remote gone": ({"tags": {"mlflow.source.git.repoURL": "/nowhere.git"}}, ["cannot clone /nowhere.git"]),
     "vanished": ({"tags": {"mlflow.source.git.commit": "0" * 39 + "1"}}, ["0001 is not in ", "vanished"]),
     "data not pushed": ({"data": "unpushed"}, ["data: data (", ".dir) is not in ", "`dvc push` it"]),
     "data unknown": (
         {"tags": {"dvc.other": '{"md5": "ab", "pushed": true}'}},
-        ["no dvc.lock and no .dvc file of the commit has other"],
+        ["other is in no dvc.lock or .dvc file of the commit"],
     ),
-    "text": ({"tags": {"metalworks.command": '["python", "-c", "import train"]'}}, ["given as text (`python -c`)"]),
+    "text": (
+        {"tags": {"metalworks.command": '["python", "-c", "import train"]'}},
+        ["its code was an argument (`python -c`)"],
+    ),
     "notebook": (
         {"tags": {"metalworks.command": '["python", "-m", "ipykernel_launcher", "-f", "kernel.json"]'}},
-        ["made interactively (ipykernel_launcher)"],
+        ["it was an interactive session (ipykernel_launcher)"],
     ),
     "no such script": (
         {"tags": {"metalworks.command": '["python", "/home/anna/scratch/try.py"]'}},
@@ -430,17 +433,17 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "packages": ({"requirements": None}, ["no file versions/requirements.txt"]),
     "a wheel of another machine": (
         {"requirements": "gone @ file:///home/anna/gone-1.0-py3-none-any.whl\n"},
-        ["gone-1.0-py3-none-any.whl was installed from a file of another machine"],
+        ["gone-1.0-py3-none-any.whl was installed from a local file"],
     ),
     "flow parameters": (
         {"tags": {"prefect.flow_run": "0b", "prefect.entrypoint": "flow.py:retrain", "prefect.parameters": '{"fac'}},
-        ["the parameters of the flow run are not recorded, or cannot be read"],
+        ["the flow run's parameters are not recorded, or not readable"],
     ),
     "flow file": (
         {"tags": {"prefect.flow_run": "0b", "prefect.entrypoint": "gone.py:f", "prefect.parameters": "{}"}},
         ["the commit has no gone.py"],
     ),
-    "failed": ({"status": "FAILED"}, ["did not finish, its state is FAILED"]),
+    "failed": ({"status": "FAILED"}, ["did not finish; its state is FAILED"]),
     # All at once: nobody is to mend one thing and then hear of the next.
     "everything": (
         {
@@ -454,9 +457,9 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
             "requirements": None,
         },
         [
-            "not as committed",
-            "cannot be cloned",
-            "interactively",
+            "uncommitted changes",
+            "cannot clone",
+            "an interactive session",
             "3.4.10",
             "was not pushed",
             "versions/requirements.txt",
@@ -492,7 +495,7 @@ def test_data_comes_from_a_remote_that_the_commit_does_not_configure(
     aside.mkdir()
     assert cli.main(["reproduce", run]) == 1
     out, err = capfd.readouterr()
-    assert f"is not in {aside}, or that does not answer" in err
+    assert f"is not in {aside}, or that does not respond" in err
     assert "Starting" not in out
 
 
@@ -521,9 +524,9 @@ def test_the_named_run_must_be_one(recorded: Recorder, capfd: pytest.CaptureFixt
     recorded()
     recorded()
     assert cli.main(["reproduce", "mean", "--experiment", "tiny"]) == 1
-    assert "give the id of one" in capfd.readouterr().err
+    assert "use the id of one" in capfd.readouterr().err
     assert cli.main(["reproduce", "mean", "--experiment", "other"]) == 1
-    assert "There is no experiment 'other'" in capfd.readouterr().err
+    assert "no experiment 'other'" in capfd.readouterr().err
 
 
 @pytest.fixture
@@ -617,6 +620,6 @@ def test_an_environment_is_built_once(world: World) -> None:
 def test_an_environment_that_cannot_be_built_leaves_nothing(variables: Path) -> None:
     folder = variables / "cache/metalworks/environments"
     before = {path for path in folder.glob("*") if path.is_dir()}
-    with pytest.raises(CommandError, match="cannot be built"):
+    with pytest.raises(CommandError, match="cannot build the recorded environment"):
         environment.build(Path(sys.executable), ["absent==9.9"], print)
     assert {path for path in folder.glob("*") if path.is_dir()} == before

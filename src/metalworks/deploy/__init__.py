@@ -1,1 +1,1 @@
-"""`metalworks deploy`: a project's flows, checked in an environment of their own, onto the platform's schedule."""
+"""`metalworks deploy`: check a project's flows in the project's environment, then deploy and schedule them."""

@@ -1,4 +1,4 @@
-"""Whether flows load and have all that they import, in the environment that workers will build."""
+"""Check that flows load and that all their imports are installed, in the environment that workers will build."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from metalworks.flow_run.lock import lock_of, locked_versions, settings
 KEPT = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
 KEPT |= {"DO_NOT_TRACK", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
 KEPT_BEGINNINGS = ("PREFECT_", "MLFLOW_", "AWS_", "METALWORKS_", "LC_")
-"""Of the user's variables, what workers have too: a flow that needs another one is to fail here."""
+"""The user's variables that workers have, too: a flow that needs any other must fail here."""
 PLATFORM = Path("/etc/environment")
-"""What the platform gives to everybody, workers included."""
+"""Variables that the platform sets for everyone, workers included."""
 DISTRIBUTIONS = {
     "attr": "attrs",
     "bs4": "beautifulsoup4",
@@ -54,16 +54,16 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }
-"""Module → distribution, where they have different names and nobody here has it installed."""
+"""Module → distribution, if their names differ and it is not installed here."""
 Starts = tuple[list[str], list[str]]
-"""Files that are run as scripts, and files that are run or imported as modules."""
+"""Files that run as scripts, and files that are run or imported as modules."""
 SHOWN = 3
-"""So many places of one import are named; more are counted."""
+"""Name at most this many places of one import, and count the others."""
 
 
 @dataclass
 class Report:
-    """What the project's own environment says of it."""
+    """The result of checking a project in its own environment."""
 
     flows: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Report:
 
 
 def variables(environment: Path, roots: Sequence[str]) -> dict[str, str]:
-    """Return what a flow finds in its environment, as far as that is not the worker's alone."""
+    """Return the variables that a flow has on a worker, except those that only the worker sets."""
     lines = PLATFORM.read_text().splitlines() if PLATFORM.is_file() else []
     names = KEPT | {line.partition("=")[0] for line in lines}
     kept = {name: value for name, value in os.environ.items() if name in names or name.startswith(KEPT_BEGINNINGS)}
@@ -91,7 +91,7 @@ def variables(environment: Path, roots: Sequence[str]) -> dict[str, str]:
 
 
 def starts(code: Path, deployments: Iterable[Deployment]) -> Starts:
-    """Return the scripts and the modules that runs start with: the flows', and those that DVC's stages call."""
+    """Return the scripts and modules that runs start with: those of flows and of DVC stages."""
     scripts, modules = [], []
     for deployment in deployments:
         script, _, _ = deployment.entrypoint.rpartition(":")
@@ -109,20 +109,20 @@ def starts(code: Path, deployments: Iterable[Deployment]) -> Starts:
 
 
 def _commands(pipeline: Path) -> Iterable[tuple[str, str]]:
-    """Return each word of the pipeline's commands, with the one before it."""
+    """Return each word of the pipeline's commands with the word before it."""
     if not pipeline.is_file():
         return []
     try:
         stages = (yaml.safe_load(pipeline.read_text()) or {}).get("stages") or {}
     except yaml.YAMLError as error:
-        raise CommandError(f"dvc.yaml is no YAML: {error}") from error
+        raise CommandError(f"dvc.yaml is not valid YAML: {error}") from error
     stages = [stage.get("do", stage) for stage in stages.values()]
     words = [word for stage in stages for word in re.split(r"[\s\"',\[\]]+", str(stage.get("cmd", "")))]
     return zip(["", *words], words, strict=False)
 
 
 def ask(environment: Path, code: Path, flows: Mapping[str, Mapping[str, str]], begun: Starts) -> dict[str, Any]:
-    """Return what environment_probe answers in the environment. Raises CommandError."""
+    """Return the result of environment_probe, run in the environment. Raises CommandError."""
     roots = import_path(code)
     request = {"code": str(code), "roots": roots, "scripts": begun[0], "modules": begun[1], "flows": flows}
     with tempfile.TemporaryDirectory() as folder:
@@ -139,12 +139,12 @@ def ask(environment: Path, code: Path, flows: Mapping[str, Mapping[str, str]], b
                 check=False,
             )
         if done.returncode or not answered.exists():
-            raise CommandError(f"the project's environment cannot be looked at:\n{done.stderr.strip()[-2000:]}")
+            raise CommandError(f"cannot inspect the project's environment:\n{done.stderr.strip()[-2000:]}")
         return dict(json.loads(answered.read_text()))
 
 
 def check(environment: Path, code: Path, project: Path, deployments: Sequence[Deployment]) -> Report:
-    """Return what keeps the flows from running in this environment. `project`: where the developer works."""
+    """Return what keeps the flows from running in this environment. `project` is the developer's folder."""
     flows: dict[str, dict[str, str]] = {}
     for deployment in deployments:
         if deployment.entrypoint:
@@ -157,7 +157,7 @@ def check(environment: Path, code: Path, project: Path, deployments: Sequence[De
         if "error" in found:
             module = (found["missing"] or "").split(".")[0]
             if module and module in told:
-                continue  # the list of imports has it, with all its places
+                continue  # already reported by _imports, with all places
             place = f"{found['where']}: " if found["where"] else ""
             cure = f" → {names.add(module)}" if module else ""
             report.problems.append(f"flow {entrypoint} does not load: {place}{found['error']}{cure}")
@@ -165,7 +165,7 @@ def check(environment: Path, code: Path, project: Path, deployments: Sequence[De
 
 
 def _imports(answer: Mapping[str, Any], names: Names, report: Report) -> set[str]:
-    """Put the imports into the report; return the modules that it names as missing."""
+    """Add the imports to the report; return the modules that it names as missing."""
     missing: dict[str, list[str]] = defaultdict(list)
     elsewhere: dict[str, list[str]] = defaultdict(list)
     optional: dict[str, list[str]] = defaultdict(list)
@@ -175,7 +175,7 @@ def _imports(answer: Mapping[str, Any], names: Names, report: Report) -> set[str
         place = f"{row['file']}:{row['line']}"
         if "syntax" in row:
             if row["reached"]:
-                report.problems.append(f"{place}: this Python cannot read it: {row['syntax']}")
+                report.problems.append(f"{place}: syntax error in this Python: {row['syntax']}")
         elif row["missing"] is None:
             brings = answer["distributions"].get(row["module"].split(".")[0], [])
             if row["kind"] == "needed" and row["reached"] and brings and not names.declared(brings):
@@ -187,15 +187,16 @@ def _imports(answer: Mapping[str, Any], names: Names, report: Report) -> set[str
     for module, places in missing.items():
         report.problems.append(f"{_places(places)}: no module {module} in the environment → {names.add(module)}")
     for module, places in own.items():
-        text = f"{_places(places)}: the project has no module {module} → `git add` it, or correct the import"
+        text = f"{_places(places)}: the project has no module {module} → `git add` it, or fix the import"
         report.problems.append(text)
     for module, places in elsewhere.items():
-        report.hints.append(f"{_places(places)}: no module {module}, but no flow gets there")
+        report.hints.append(f"{_places(places)}: no module {module}, but no flow reaches this import")
     for module, places in optional.items():
-        report.hints.append(f"{_places(places)}: no module {module}; the code can do without")
+        report.hints.append(f"{_places(places)}: no module {module}, but the import is optional")
     for distribution, places in borrowed.items():
         cure = names.line(distribution)
-        report.hints.append(f"{_places(places)}: {distribution} is here only because another package needs it → {cure}")
+        text = f"{distribution} is installed only because another package needs it"
+        report.hints.append(f"{_places(places)}: {text} → {cure}")
     return {module.split(".")[0] for module in [*missing, *own]}
 
 
@@ -205,28 +206,28 @@ def _places(places: Sequence[str]) -> str:
 
 
 class Names:
-    """Which distribution brings a module, and what the project declares."""
+    """Which distribution provides a module, and which ones the project declares."""
 
     def __init__(self, code: Path, project: Path) -> None:
-        """Take the deployed code, and the folder where the developer works."""
+        """Take the deployed code and the developer's folder."""
         self.code, self.project = code, project
         self.lock = lock_of(code).name
 
     @cached_property
     def _declared(self) -> set[str] | None:
-        """The distributions that the project names itself; None: the file has all alike."""
+        """The project's direct dependencies; None if its lock file does not tell them apart."""
         if self.lock != "uv.lock":
             return None
         listed = settings(self.code).get("project", {}).get("dependencies", [])
         return {normalize_name(re.split(r"[^A-Za-z0-9._-]", line.strip())[0]) for line in listed}
 
     def declared(self, distributions: Iterable[str]) -> bool:
-        """Tell whether the project names one of these itself."""
+        """Tell whether one of these is a direct dependency of the project."""
         return self._declared is None or any(normalize_name(name) in self._declared for name in distributions)
 
     @cached_property
     def _developers(self) -> dict[str, tuple[str, str]]:
-        """Module → distribution and version, as installed where the developer works."""
+        """Module → distribution and version, as installed in the developer's environment."""
         folders = [self.project / ".venv", Path(os.environ.get("VIRTUAL_ENV") or self.project / ".venv")]
         script = (
             "import importlib.metadata as m, json;"
@@ -242,29 +243,29 @@ class Names:
         return found
 
     def add(self, module: str) -> str:
-        """Return the line that adds what brings a module."""
+        """Return how to add the distribution that provides a module."""
         top = module.split(".")[0]
         if top in self._developers:
             return self.line(*self._developers[top])
         if top in DISTRIBUTIONS:
             return self.line(DISTRIBUTIONS[top])
-        return f"{self.line(module.replace('.', '-'))} (if the package is called that)"
+        return f"{self.line(module.replace('.', '-'))} (if that is the package's name)"
 
     def line(self, distribution: str, version: str = "") -> str:
-        """Return the line that adds a distribution."""
+        """Return how to add a distribution."""
         if self.lock == "uv.lock":
             return f"`uv add {normalize_name(distribution)}`"
         pin = f"=={version}" if version else "==VERSION"
-        return f"`{normalize_name(distribution)}{pin}` into requirements.txt, with what it needs"
+        return f"`{normalize_name(distribution)}{pin}` into requirements.txt, with its dependencies"
 
 
 def versions(code: Path, server: str) -> list[str]:
-    """Return what is wrong with the project's version of Prefect, for this server."""
+    """Return what is wrong with the project's Prefect version for this server."""
     locked = locked_versions(code).get("prefect")
     lock = lock_of(code).name
     line = f"uv add prefect=={server}" if lock == "uv.lock" else f"prefect=={server} in requirements.txt"
     if locked is None:
-        return [f"{lock} holds no prefect → `{line}`"]
+        return [f"{lock} does not contain prefect → `{line}`"]
     if locked.split(".")[:2] != server.split(".")[:2]:
-        return [f"{lock} has prefect {locked}, the server and the workers run {server} → `{line}`"]
+        return [f"{lock} has prefect {locked}, but the server and the workers run {server} → `{line}`"]
     return []

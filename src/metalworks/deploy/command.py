@@ -1,4 +1,4 @@
-"""`metalworks deploy`: check everything, then upload the code and have Prefect make the deployments."""
+"""`metalworks deploy`: check everything, then upload the code and let Prefect create the deployments."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ CREATED, UPDATED, UNCHANGED, DELETED = "created", "updated", "unchanged", "delet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `metalworks deploy` takes."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments of prefect.yaml (default: all)")
-    parser.add_argument("--dirty", action="store_true", help="deploy the working tree, not committed or pushed")
-    parser.add_argument("--dry-run", action="store_true", help="check, say what would change, and change nothing")
-    parser.add_argument("--prune", action="store_true", help="delete deployments that prefect.yaml no longer names")
+    """Define the arguments of `metalworks deploy`."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments in prefect.yaml (default: all)")
+    parser.add_argument("--dirty", action="store_true", help="deploy the working tree as it is, committed or not")
+    parser.add_argument("--dry-run", action="store_true", help="check and show what would change, but change nothing")
+    parser.add_argument("--prune", action="store_true", help="delete deployments that are no longer in prefect.yaml")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Deploy the project of the current folder; 0 if its deployments are as its file says."""
+    """Deploy the project in the current folder; return 0 if its deployments match its file."""
     project = Path.cwd()
     if not (project / definition.FILE).is_file():
         raise CommandError(
-            f"{project} has no {definition.FILE}: go to the project's folder (`prefect init` makes one)."
+            f"{project} has no {definition.FILE}. Go to the project's folder, or run `prefect init` to create it."
         )
     if arguments.prune and arguments.names:
-        raise CommandError("--prune is for all deployments of the project: name none.")
+        raise CommandError("--prune applies to all deployments of the project: do not name any.")
     scratch = cache_folder() / "deploy"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass
 class Change:
-    """What becomes of one deployment."""
+    """The change to one deployment."""
 
     deployment: Deployment
     what: str
@@ -58,10 +58,10 @@ class Change:
 
 
 class Deploy:
-    """One project, deployed."""
+    """One deployment of one project."""
 
     def __init__(self, project: Path, folder: Path, arguments: argparse.Namespace) -> None:
-        """Take the project's folder, an empty folder to work in, and what was asked for."""
+        """Take the project's folder, an empty working folder, and the command's arguments."""
         self.project, self.folder = project, folder
         self.code = folder / "code"
         self.names: list[str] = arguments.names
@@ -72,7 +72,7 @@ class Deploy:
         self.hints: list[str] = []
 
     def run(self) -> int:
-        """Check, and if nothing is wrong, upload and deploy."""
+        """Check; if nothing is wrong, upload and deploy."""
         code = self._code()
         asked = self._definition()
         environment = self._environment()
@@ -82,7 +82,7 @@ class Deploy:
         for hint in self.hints:
             _tell(f"  note: {hint}")
         if self.problems or environment is None or known is None or uploads is None:
-            raise CommandError("\n  - ".join(["nothing was deployed. To mend:", *self.problems]))
+            raise CommandError("\n  - ".join(["nothing was deployed. Fix these problems first:", *self.problems]))
         variables = definition.contract(code, uploads[0].url, uploads[0].digest)
         changes = [self._change(item, code.version, variables, known) for item in wanted]
         left = self._left(asked, known, uploads[0])
@@ -94,7 +94,7 @@ class Deploy:
         return 0
 
     def _code(self) -> Source:
-        """Return the code, unpacked as a worker does it."""
+        """Return the code, unpacked as a worker unpacks it."""
         code = source.read(self.project, as_it_is=self.dirty)
         self.problems += [f"code: {text}" for text in code.problems]
         state = "the working tree on commit" if code.dirty else "commit"
@@ -115,18 +115,18 @@ class Deploy:
         self.hints += asked.hints
         if unknown := sorted({name.rpartition("/")[2] for name in self.names} - {d.name for d in asked.deployments}):
             known = ", ".join(item.name for item in asked.deployments)
-            self.problems.append(f"{definition.FILE}: no deployment {', '.join(unknown)}; it has {known}")
+            self.problems.append(f"{definition.FILE} has no deployment {', '.join(unknown)}, only {known}")
         for item in asked.deployments:
             self.problems += [f"{definition.FILE}: {text}" for text in _incomplete(item)]
         return asked
 
     def _environment(self) -> Path | None:
-        """Return the project's environment, as workers build it; None: it cannot be built."""
-        # uv's own, where the developer's environment has left most packages.
+        """Return the project's environment, built as on workers, or None if it cannot be built."""
+        # The user's own uv cache, which has most packages from the developer's environment.
         os.environ.setdefault("UV_CACHE_DIR", str(cache_folder().parent / "uv"))
         try:
             name = lock_of(self.code).name
-            _tell(f"Environment: from {name} alone, as on workers.")
+            _tell(f"Environment: built from {name} only, as on workers.")
             return environment_of(self.code, cache_folder(), lambda text: _tell(f"  {text}"))
         except FlowRunError as error:
             if (text := f"environment: {error}") not in self.problems:
@@ -134,10 +134,10 @@ class Deploy:
             return None
 
     def _flows(self, environment: Path | None, asked: Definition) -> list[Deployment]:
-        """Return the deployments that were asked for, their flows loaded."""
+        """Load the flows and return the requested deployments."""
         items = asked.deployments
         if environment is not None:
-            _tell(f"Flows: {len({item.entrypoint for item in items})} loaded there, and all imports looked up.")
+            _tell(f"Flows: loading {len({item.entrypoint for item in items})} and checking all imports.")
             report = check.check(environment, self.code, self.project, items)
             self.problems += report.problems
             self.hints += report.hints
@@ -148,12 +148,12 @@ class Deploy:
                     self.problems += [f"{definition.FILE}: {item.name}: {text}" for text in _parameters(item, found)]
         slugs = [item.slug for item in items]
         for slug in sorted({slug for slug in slugs if slugs.count(slug) > 1}):
-            self.problems.append(f"{definition.FILE}: two deployments are called {slug}")
+            self.problems.append(f"{definition.FILE}: two deployments are named {slug}")
         return [item for item in items if not self.names or item.name in self.names or item.slug in self.names]
 
     def _server(self, asked: Definition, wanted: list[Deployment]) -> PrefectServer | None:
-        """Return what the server knows; None: it does not answer."""
-        _tell("Prefect: versions, work pools and workers.")
+        """Return what the server knows, or None if it does not respond."""
+        _tell("Prefect: checking versions, work pools and workers.")
         try:
             known = server.look({item.pool for item in wanted})
         except CommandError as error:
@@ -165,28 +165,28 @@ class Deploy:
             users = ", ".join(item.name for item in wanted if item.pool == pool)
             if pool not in known.pools:
                 there = ", ".join(sorted(known.pools)) or "none"
-                self.problems.append(f"prefect: no work pool {pool} (of {users}); there are {there}")
+                self.problems.append(f"prefect: no work pool {pool} (used by {users}), only {there}")
             elif pool not in known.online:
                 self.problems.append(
-                    f"prefect: no worker of the pool {pool} (of {users}) is online: look at its hosts "
-                    f"(systemctl status prefect-worker-{pool})"
+                    f"prefect: no worker of the pool {pool} (used by {users}) is online → "
+                    f"`systemctl status prefect-worker-{pool}` on its hosts"
                 )
         for item in wanted:
             queues = known.pools.get(item.pool, set())
             if item.queue and item.pool in known.online and item.queue not in queues:
                 there = ", ".join(sorted(queues))
                 self.problems.append(
-                    f"prefect: {item.name}: the pool {item.pool} has no queue {item.queue}, but {there}"
+                    f"prefect: {item.name}: the pool {item.pool} has no queue {item.queue}, only {there}"
                 )
             owner = known.deployments.get(item.slug)
             if owner is not None and owner.code and _project(owner.code) != asked.project:
                 self.problems.append(
-                    f"prefect: {item.slug} is a deployment of the project {_project(owner.code)}: choose another name"
+                    f"prefect: {item.slug} belongs to the project {_project(owner.code)} → choose another name"
                 )
         return known
 
     def _uploads(self, asked: Definition, code: Source) -> list[Upload] | None:
-        """Return what goes to the object store; None: it cannot."""
+        """Return what to upload to the object store, or None if that is not possible."""
         try:
             place = Store()
             lock = lock_of(self.code)
@@ -195,11 +195,11 @@ class Deploy:
         except CommandError as error:
             self.problems.append(f"store: {error}")
         except FlowRunError:
-            pass  # is among the problems, for the environment
+            pass  # already reported for the environment
         return None
 
     def _change(self, item: Deployment, version: str, variables: dict[str, str], known: PrefectServer) -> Change:
-        """Return what becomes of a deployment."""
+        """Return the change to a deployment."""
         there = known.deployments.get(item.slug)
         if there is None:
             return Change(item, CREATED, [])
@@ -209,7 +209,7 @@ class Deploy:
         return Change(item, UPDATED, details or ["its definition"])
 
     def _left(self, asked: Definition, known: PrefectServer, code: Upload) -> list[Known]:
-        """Return deployments of this project that its file no longer names."""
+        """Return deployments of this project that are no longer in its file."""
         named = {item.slug for item in asked.deployments}
         above = f"s3://{code.bucket}/{asked.project}/"
         return [
@@ -227,7 +227,7 @@ class Deploy:
         changes: list[Change],
         uploads: list[Upload],
     ) -> None:
-        """Upload, and have the project's own Prefect make the deployments that are not as they should be."""
+        """Upload, and let the project's own Prefect create or update the deployments that differ."""
         stale = [change.deployment for change in changes if change.what != UNCHANGED]
         if not stale:
             return
@@ -240,7 +240,7 @@ class Deploy:
         file = self.folder / definition.FILE
         file.write_text(definition.generated(asked.project, stale, code.version, variables))
         line = ["-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
-        # Its templates may ask for any variable of the user's.
+        # Templates may refer to any of the user's variables.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         done = subprocess.run(
             [f"{environment}/bin/python", *line],
@@ -252,7 +252,8 @@ class Deploy:
         )
         if done.returncode:
             raise CommandError(
-                f"Prefect could not deploy; some may be done:\n{(done.stdout + done.stderr).strip()[-3000:]}"
+                "`prefect deploy` failed; some deployments may have changed:\n"
+                f"{(done.stdout + done.stderr).strip()[-3000:]}"
             )
         known = server.look([])
         wrong = [
@@ -267,13 +268,13 @@ class Deploy:
             )
 
     def _show(self, changes: list[Change], left: list[Known], code: Source, uploads: list[Upload]) -> None:
-        """Print what became of each deployment."""
+        """Print the change to each deployment."""
         from rich.console import Console
         from rich.table import Table
 
         if self.dry:
             for upload in uploads:
-                _tell(f"Would upload {upload.url}." if not upload.there else f"Is uploaded: {upload.url}.")
+                _tell(f"Would upload {upload.url}." if not upload.there else f"Already uploaded: {upload.url}.")
             for change in changes:
                 for text in change.details:
                     _tell(f"  {change.deployment.slug}: {text}")
@@ -293,7 +294,7 @@ class Deploy:
         console = Console(width=None if os.isatty(1) else 160)
         console.print(table)
         if left and not self.prune:
-            _tell("What prefect.yaml no longer names goes on as it is: `metalworks deploy --prune` deletes it.")
+            _tell("Deployments that are not in prefect.yaml stay active: `metalworks deploy --prune` deletes them.")
         if self.dry:
             _tell("Nothing was changed (--dry-run).")
 
@@ -307,12 +308,12 @@ def _time(moment: datetime | None) -> str:
 
 
 def _project(url: str) -> str:
-    """Return the project that an archive is of."""
+    """Return the project that an archive belongs to."""
     return url.rpartition("/")[0].rpartition("/")[2]
 
 
 def _incomplete(item: Deployment) -> list[str]:
-    """Return what a deployment of the file lacks."""
+    """Return what a deployment in the file lacks."""
     from pydantic import ValidationError
 
     if not item.name:
@@ -335,7 +336,7 @@ def _incomplete(item: Deployment) -> list[str]:
 
 
 def _validate(schedule: dict[str, Any]) -> None:
-    """Raise an error if a schedule of the file is none that Prefect knows."""
+    """Raise an error if Prefect does not accept a schedule of the file."""
     from prefect.client.schemas.schedules import construct_schedule
     from pydantic import TypeAdapter
 
@@ -347,7 +348,7 @@ def _validate(schedule: dict[str, Any]) -> None:
 
 
 def _parameters(item: Deployment, found: dict[str, object]) -> list[str]:
-    """Return what is wrong with a deployment's parameters, for its flow."""
+    """Return which of a deployment's parameters do not fit its flow."""
     known, required = found["parameters"], found["required"]
     assert isinstance(known, list) and isinstance(required, list)  # noqa: S101
     lacking = []

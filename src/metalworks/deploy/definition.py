@@ -1,4 +1,4 @@
-"""What a project's prefect.yaml asks for, and the file that Prefect gets instead."""
+"""A project's prefect.yaml, and the file generated from it that Prefect gets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from metalworks.errors import CommandError
 FILE = "prefect.yaml"
 CODE = "METALWORKS_FLOW_CODE"
 MARK = "METALWORKS_DEPLOYMENT_SHA256"
-"""Variable of a deployment: digest of all that it was made from."""
+"""Variable of a deployment: digest of everything that it was made from."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PULL = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
-"""The worker has put the code where the run starts."""
+"""No pull steps are needed: the worker puts the code into the folder where the run starts."""
 
 
 @dataclass
@@ -31,24 +31,24 @@ class Deployment:
     """One deployment of the file."""
 
     raw: dict[str, Any]
-    """As written, with templates that Prefect resolves."""
+    """As written, with its templates."""
     resolved: dict[str, Any]
     flow: str = ""
-    """The flow's name, once it was loaded."""
+    """The flow's name, once loaded."""
 
     @property
     def name(self) -> str:
-        """Return its name."""
+        """Return the deployment's name."""
         return str(self.resolved.get("name") or "")
 
     @property
     def slug(self) -> str:
-        """Return the name that Prefect knows it by."""
+        """Return the name that Prefect uses: flow/deployment."""
         return f"{self.flow or self.entrypoint.rpartition(':')[2]}/{self.name}"
 
     @property
     def entrypoint(self) -> str:
-        """Return where its flow is."""
+        """Return the location of its flow."""
         return str(self.resolved.get("entrypoint") or "")
 
     @property
@@ -58,7 +58,7 @@ class Deployment:
 
     @property
     def queue(self) -> str | None:
-        """Return the name of its work queue; None: the pool's own."""
+        """Return the name of its work queue, or None for the pool's default queue."""
         return self._pool.get("work_queue_name")
 
     @property
@@ -94,30 +94,30 @@ class Definition:
 
 
 def read(code: Path, project: Path) -> Definition:
-    """Return what the project's file asks for, its templates resolved; raise CommandError if it cannot be read."""
+    """Read the project's prefect.yaml and resolve its templates. Raises CommandError if it cannot be read."""
     path = code / FILE
     if not path.is_file():
-        raise CommandError(f"{FILE} is not in the code: `git add {FILE}`, commit and push.")
+        raise CommandError(f"{FILE} is not in the commit: `git add {FILE}`, commit and push.")
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise CommandError(f"{FILE} is no YAML: {error}") from error
+        raise CommandError(f"{FILE} is not valid YAML: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("deployments"), list) or not raw["deployments"]:
         raise CommandError(f"{FILE} has no list of `deployments`: see https://docs.prefect.io (prefect.yaml).")
-    raw = json.loads(json.dumps(raw, default=str))  # dates are text there, too
+    raw = json.loads(json.dumps(raw, default=str))  # dates become text, as Prefect reads them
     problems = [f"{FILE}: {text}" for text in [*_unlike_prefects(raw), *_unset(raw["deployments"])]]
     if any(not isinstance(item, dict) for item in raw["deployments"]):
         raise CommandError("\n  - ".join([f"{FILE} cannot be read:", *problems]))
     name = str(raw.get("name") or _own_name(code) or project.name)
     if not NAME.fullmatch(name):
-        problems.append(f"{FILE}: name: {name!r} has other characters than letters, digits, dot, - and _")
+        problems.append(f"{FILE}: name: {name!r} may contain only letters, digits, dot, - and _")
     hints = []
     for where in (raw, *raw["deployments"]):
         for steps in ("build", "push"):
             if where.get(steps):
-                problems.append(f"{FILE}: remove the `{steps}` steps: the code goes to the object store by itself")
+                problems.append(f"{FILE}: remove the `{steps}` steps: this command uploads the code")
         if where.get("pull") and where["pull"] != PULL:
-            hints.append(f"{FILE}: its `pull` steps are not used: workers fetch the code of the commit")
+            hints.append(f"{FILE}: its `pull` steps are ignored: workers fetch the code of the commit")
     resolved = [_resolved(item, problems) for item in raw["deployments"]]
     pairs = zip(raw["deployments"], resolved, strict=True)
     return Definition(name, [Deployment(*pair) for pair in pairs], problems, list(dict.fromkeys(hints)))
@@ -135,14 +135,14 @@ def _own_name(code: Path) -> str | None:
 
 
 def _unlike_prefects(raw: dict[str, Any]) -> list[str]:
-    """Return where the file is not as Prefect reads it."""
+    """Return where the file does not follow Prefect's schema."""
     from prefect.cli.deploy._models import PrefectYamlModel
     from pydantic import ValidationError
 
     try:
         PrefectYamlModel.model_validate(raw)
     except ValidationError as error:
-        # Of a schedule each kind that it could have been is told; the first says enough.
+        # An invalid schedule gives one error for each kind of schedule; keep the first.
         found: dict[str, str] = {}
         for problem in error.errors():
             place = [str(part) for part in problem["loc"][:3]]
@@ -166,15 +166,15 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _unset(value: Any) -> list[str]:
-    """Return which variables of the shell the file asks for in vain."""
+    """Return which environment variables the file refers to that are not set."""
     asked = {name for text in _texts(value) for name in re.findall(r"{{\s*\$(\w+)\s*}}", text)}
     return [
-        f"it asks for ${name}, which is not set here: `export {name}=…`" for name in sorted(asked - os.environ.keys())
+        f"it refers to ${name}, which is not set here: `export {name}=…`" for name in sorted(asked - os.environ.keys())
     ]
 
 
 def _resolved(item: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Return a deployment with the values of its templates, but those of blocks: they may be secrets."""
+    """Return a deployment with its templates resolved, except blocks, which may hold secrets."""
     from prefect.utilities.templating import apply_values, resolve_block_document_references, resolve_variables
 
     text = json.dumps(item)
@@ -184,13 +184,13 @@ def _resolved(item: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             found = asyncio.run(resolve_variables(item))
             asyncio.run(resolve_block_document_references(found))
         except Exception as error:
-            problems.append(f"{FILE}: {item.get('name')}: a block or variable of Prefect cannot be read: {error}")
+            problems.append(f"{FILE}: {item.get('name')}: cannot read a Prefect block or variable: {error}")
     resolved: Any = apply_values(found, {}, remove_notset=False)
     return dict(resolved)
 
 
 def contract(source: Source, url: str, digest: str) -> dict[str, str]:
-    """Return what each run of the deployments finds in its environment about its code."""
+    """Return the variables that describe the code to each run of the deployments."""
     return {
         CODE: url,
         "METALWORKS_FLOW_CODE_SHA256": digest,
@@ -203,7 +203,7 @@ def contract(source: Source, url: str, digest: str) -> dict[str, str]:
 
 
 def _with(item: Mapping[str, Any], version: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Return a deployment with the platform's part."""
+    """Return a deployment with the platform's version and variables added."""
     pool = dict(item.get("work_pool") or {})
     job = dict(pool.get("job_variables") or {})
     job["env"] = {**(job.get("env") or {}), **variables}
@@ -212,7 +212,7 @@ def _with(item: Mapping[str, Any], version: str, variables: Mapping[str, str]) -
 
 
 def mark(deployment: Deployment, version: str, variables: Mapping[str, str]) -> str:
-    """Return the digest of all that a deployment is made from."""
+    """Return the digest of everything that a deployment is made from."""
     whole = _with(deployment.resolved, version, variables)
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 

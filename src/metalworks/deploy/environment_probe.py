@@ -1,7 +1,7 @@
-"""What is asked of a project inside its own environment, as JSON: what it imports, and whether its flows load.
+"""Find out, inside a project's environment, what the project imports and whether its flows load.
 
-Runs with that environment's Python, given through standard input, and so uses nothing but the standard library and
-the Prefect of that environment: ``python -I - REQUEST ANSWER < environment_probe.py``.
+Runs with that environment's Python, which reads it from standard input, so it may use only the standard library and
+that environment's Prefect: ``python -I - REQUEST ANSWER < environment_probe.py``. Both files are JSON.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 LOAD_SECONDS = 120
-"""A flow whose import takes longer does not load."""
+"""Time limit for importing a flow."""
 TESTS = {"tests", "test", "conftest"}
 SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 NEEDED, OPTIONAL, TYPING = "needed", "optional", "typing"
 
 
 class Imports(ast.NodeVisitor):
-    """The imports of one file, wherever in it they are: (module, level, names, line, kind)."""
+    """Collects the imports of a file, at any depth: (module, level, names, line, kind)."""
 
     def __init__(self) -> None:
         """Start with none."""
@@ -68,20 +68,20 @@ class Imports(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Try(self, node: ast.Try) -> None:
-        """Tell apart what may be missing."""
+        """Mark imports in `try: … except ImportError` as optional."""
         caught = {name for handler in node.handlers for name in _names(handler.type)}
         guarded = caught & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException", ""}
         self._within(OPTIONAL if guarded else self.kind, [*node.body, *node.handlers])
         self._within(self.kind, [*node.orelse, *node.finalbody])
 
     def visit_With(self, node: ast.With) -> None:
-        """Tell apart what `contextlib.suppress(ImportError)` lets be missing."""
+        """Mark imports in `contextlib.suppress(ImportError)` as optional."""
         named = {name for item in node.items for inner in ast.walk(item.context_expr) for name in _names(inner)}
         guarded = "suppress" in named and named & {"ImportError", "ModuleNotFoundError", "Exception"}
         self._within(OPTIONAL if guarded else self.kind, ast.iter_child_nodes(node))
 
     def visit_If(self, node: ast.If) -> None:
-        """Tell apart what is for type checkers, and what is for other versions or systems."""
+        """Mark imports for type checkers, and as optional those for other Python versions or systems."""
         named = {name for inner in ast.walk(node.test) for name in _names(inner)}
         if "TYPE_CHECKING" in named:
             self._within(TYPING, node.body)
@@ -93,7 +93,7 @@ class Imports(ast.NodeVisitor):
 
 
 def _names(node: ast.AST | None) -> set[str]:
-    """Return what an expression names: of `except (A, b.C)` A and C, of a bare `except` the empty name."""
+    """Return the names in an expression: A and C for `except (A, b.C)`, the empty name for a bare `except`."""
     if node is None:
         return {""}
     if isinstance(node, ast.Tuple):
@@ -102,12 +102,12 @@ def _names(node: ast.AST | None) -> set[str]:
 
 
 class Project:
-    """The files of a project, and where its modules are looked for."""
+    """The files of a project and its module search path."""
 
     def __init__(self, code: Path, roots: Sequence[str], scripts: Sequence[str], modules: Sequence[str]) -> None:
-        """Take the project's folder, the folders of its import path, and the files that it starts with.
+        """Take the project's folder, its import path, and the scripts and modules that runs start with.
 
-        Of scripts Python has the folder on the import path, too; of modules it has not.
+        Python adds the folder of a script to the import path, but not that of a module.
         """
         self.code = code.resolve()
         begun = [path for path in (self.code / script for script in scripts) if path.is_file()]
@@ -118,7 +118,7 @@ class Project:
         self.specs: dict[str, ModuleSpec | None] = {}
 
     def spec(self, name: str) -> ModuleSpec | None:
-        """Return where a module is, without importing anything; None: nowhere."""
+        """Return where a module is, without importing anything, or None if it does not exist."""
         if name not in self.specs:
             above = name.rpartition(".")[0]
             parent = self.spec(above) if above else None
@@ -127,12 +127,12 @@ class Project:
         return self.specs[name]
 
     def own(self, spec: ModuleSpec) -> bool:
-        """Tell whether a module is the project's."""
+        """Tell whether a module belongs to the project."""
         places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
         return any(Path(place).resolve().is_relative_to(self.code) for place in places)
 
     def files(self) -> Iterator[Path]:
-        """Return all Python files but tests."""
+        """Return all Python files except tests."""
         for folder, below, names in os.walk(self.code):
             below[:] = sorted(name for name in below if name not in TESTS | SKIPPED and not name.startswith("."))
             for name in sorted(names):
@@ -141,7 +141,7 @@ class Project:
                     yield Path(folder, name)
 
     def missing(self, name: str) -> str | None:
-        """Return the part of a module's name that nothing provides; None: all is there."""
+        """Return the shortest missing part of a module's name, or None if the module exists."""
         parts = name.split(".")
         if parts[0] in sys.stdlib_module_names or parts[0] in sys.builtin_module_names:
             return None
@@ -150,13 +150,13 @@ class Project:
             if self.spec(part) is not None:
                 continue
             above = self.spec(part.rpartition(".")[0]) if count > 1 else None
-            # Packages of others may make modules as they are imported; a folder without code, and our own, do not.
+            # Installed packages may create modules at import; namespace packages and the project's own do not.
             silent = above is not None and (above.loader is None or above.origin is None or self.own(above))
             return part if count == 1 or silent else None
         return None
 
     def modules(self, name: str, names: Iterable[str]) -> Iterator[Path]:
-        """Return the files of the project that an import runs."""
+        """Return the project's files that an import executes."""
         parts = name.split(".")
         for full in [*(".".join(parts[: count + 1]) for count in range(len(parts))), *(f"{name}.{n}" for n in names)]:
             spec = self.spec(full)
@@ -164,7 +164,7 @@ class Project:
                 yield Path(spec.origin).resolve()
 
     def relative(self, file: Path, level: int, module: str, names: Iterable[str]) -> tuple[list[Path], str | None]:
-        """Return the files that `from .module import names` runs, or what it names that is not there."""
+        """Return the files that `from .module import names` executes, or the module that is missing."""
         folder = file.parents[level - 1]
         place = folder.joinpath(*module.split(".")) if module else folder
         found = [path for path in _module_files(place) if path.is_file()]
@@ -183,7 +183,7 @@ LOADERS: list[tuple[Any, list[str]]] = [
 
 
 def _find(name: str, path: Sequence[str]) -> ModuleSpec | None:
-    """Return where a module is. Python's own search goes by what is imported already where folders have no code."""
+    """Return where a module is. For namespace packages, Python's own search depends on what is imported already."""
     parts: list[str] = []
     for folder in path:
         spec = FileFinder(folder, *LOADERS).find_spec(name)
@@ -203,9 +203,9 @@ def _module_files(place: Path) -> list[Path]:
 
 
 def imports(project: Project) -> list[dict[str, Any]]:
-    """Return each import that something of the project makes of other people's modules, or that is missing.
+    """Return each import in the project that is third-party or missing.
 
-    What flows can reach is told from what they cannot: of a package that a flow touches, all modules.
+    `reached` tells whether flows can reach it; if a flow imports a package, all modules of that package count.
     """
     everything = list(project.files())
     reached: dict[Path, None] = {}
@@ -227,7 +227,7 @@ def imports(project: Project) -> list[dict[str, Any]]:
 
 
 def _package(file: Path, project: Project) -> Path | None:
-    """Return the folder of the whole package that a file is of; None: it is a script."""
+    """Return the folder of the top-level package that a file belongs to, or None for a script."""
     top = None
     for folder in file.parents:
         if str(folder) in project.roots or not (folder / "__init__.py").is_file():
@@ -237,7 +237,7 @@ def _package(file: Path, project: Project) -> Path | None:
 
 
 def _imports_of(project: Project, file: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Return what a file imports of others or in vain, and the project's files that it imports."""
+    """Return a file's third-party and missing imports, and the project's files that it imports."""
     place = str(file.relative_to(project.code))
     try:
         tree = ast.parse(file.read_bytes(), filename=place)
@@ -260,7 +260,7 @@ def _imports_of(project: Project, file: Path) -> tuple[list[dict[str, Any]], lis
         files += project.modules(module, names)
         gone = project.missing(module)
         if gone is None and spec is not None and spec.submodule_search_locations is not None and spec.origin is None:
-            # `from google.cloud import storage`: of a folder without code, names can only be modules.
+            # `from google.cloud import storage`: names in a namespace package can only be modules.
             gone = next(
                 (part for part in map(project.missing, (f"{module}.{n}" for n in names if n != "*")) if part), None
             )
@@ -270,7 +270,7 @@ def _imports_of(project: Project, file: Path) -> tuple[list[dict[str, Any]], lis
 
 
 def load(entrypoint: str, code: str, roots: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
-    """Return what a flow is, loaded as a worker does, or why it does not load; for a process of its own."""
+    """Load a flow as a worker does; return its name and parameters, or the error. Run it in a separate process."""
     import inspect
 
     from prefect.flows import load_flow_from_entrypoint
@@ -297,7 +297,7 @@ def load(entrypoint: str, code: str, roots: Sequence[str], variables: dict[str, 
 
 
 def _problem(error: BaseException, code: str) -> dict[str, Any]:
-    """Return an error, and the place in the project's code where it happened."""
+    """Return an error and the line of the project's code that caused it."""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         frames.append((error.filename or "", error.lineno))
@@ -313,7 +313,7 @@ def _problem(error: BaseException, code: str) -> dict[str, Any]:
 
 
 def load_apart(entrypoint: str, code: str, roots: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
-    """Do `load` in a process of its own, so that no flow leaves anything behind for the next."""
+    """Call `load` in a separate process, so that flows do not affect each other."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -331,16 +331,16 @@ def load_apart(entrypoint: str, code: str, roots: Sequence[str], variables: dict
     if output:
         return dict(json.loads(output))
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return {"error": f"its import takes more than {LOAD_SECONDS} s", "where": None, "missing": None}
-    return {"error": f"its import ended Python (status {status})", "where": None, "missing": None}
+        return {"error": f"importing it takes longer than {LOAD_SECONDS} s", "where": None, "missing": None}
+    return {"error": f"importing it ended Python (status {status})", "where": None, "missing": None}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that the request asks for."""
+    """Answer a request."""
     project = Project(Path(request["code"]), request["roots"], request["scripts"], request["modules"])
     flows = {}
     if request["flows"]:
-        import prefect.flows  # noqa: F401  # once, for all of the processes below
+        import prefect.flows  # noqa: F401  # once, before the processes below are forked
     for entrypoint, variables in request["flows"].items():
         flows[entrypoint] = load_apart(entrypoint, request["code"], request["roots"], variables)
     return {

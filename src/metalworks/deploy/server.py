@@ -1,4 +1,4 @@
-"""What the Prefect server knows: its version, pools with their workers, and deployments."""
+"""Query the Prefect server: its version, work pools with their workers, and deployments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class Known:
-    """One deployment that the server has."""
+    """A deployment on the server."""
 
     id: Any
     slug: str
@@ -33,39 +33,39 @@ class Known:
 
     @property
     def mark(self) -> str:
-        """Return the digest of what it was made from; empty: somebody else made it."""
+        """Return the digest of what it was made from; empty if `metalworks deploy` did not create it."""
         return str(self.variables.get(MARK, ""))
 
     @property
     def code(self) -> str:
-        """Return the address of its code."""
+        """Return the URL of its code."""
         return str(self.variables.get(CODE, ""))
 
 
 @dataclass
 class PrefectServer:
-    """The server's answers."""
+    """What the server knows."""
 
     version: str
     pools: dict[str, set[str]]
     """Pool → its queues."""
     online: set[str]
-    """Pools that a worker takes work from."""
+    """Pools with an online worker."""
     deployments: dict[str, Known] = field(default_factory=dict)
 
 
 def client() -> Any:
-    """Return a client of the server that the user's settings name. Raises CommandError."""
+    """Return a client for the server in the user's settings. Raises CommandError."""
     from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings
 
     if not get_current_settings().api.url:
-        raise CommandError("PREFECT_API_URL is not set: log in on a workstation of the platform, or set it.")
+        raise CommandError("PREFECT_API_URL is not set. Log in to one of the platform's dev hosts, or set it.")
     return get_client(sync_client=True)
 
 
 def asked(question: Callable[[Any], T]) -> T:
-    """Return what the server answers; raise CommandError if it does not."""
+    """Return the server's answer. Raises CommandError."""
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
@@ -74,14 +74,14 @@ def asked(question: Callable[[Any], T]) -> T:
             return question(connection)
     except PrefectHTTPStatusError as error:
         raise CommandError(
-            f"Prefect's server says: {error.response.status_code} {error.response.text[:300]}"
+            f"the Prefect server responded with {error.response.status_code}: {error.response.text[:300]}"
         ) from error
     except (httpx.HTTPError, RuntimeError) as error:
-        raise CommandError(f"Prefect's server does not answer: {error}") from error
+        raise CommandError(f"the Prefect server does not respond: {error}") from error
 
 
 def look(pools: Iterable[str]) -> PrefectServer:
-    """Return what the server knows; of these pools also their queues and workers."""
+    """Return what the server knows, with queues and workers for these pools."""
 
     def questions(connection: Any) -> PrefectServer:
         from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
@@ -103,7 +103,7 @@ def look(pools: Iterable[str]) -> PrefectServer:
 
 
 def _all(page: Callable[..., list[Any]]) -> list[Any]:
-    """Return all that a list of the server's has."""
+    """Return all items of a paginated list."""
     found: list[Any] = []
     while True:
         more = page(limit=PAGE, offset=len(found))
@@ -129,7 +129,7 @@ def _known(item: Any, flow: str) -> Known:
 
 
 def _schedule(schedule: Any, active: bool) -> str:
-    """Return a schedule of the server's as text."""
+    """Return a schedule on the server as text."""
     zone = getattr(schedule, "timezone", None) or "UTC"
     text = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
     if text is None:
@@ -138,7 +138,7 @@ def _schedule(schedule: Any, active: bool) -> str:
 
 
 def asked_schedule(item: dict[str, Any]) -> str | None:
-    """Return a schedule of the file as the server's are written; None: only Prefect can tell."""
+    """Return a schedule from the file in the same form; None if only Prefect can interpret it."""
     from datetime import timedelta
 
     from pydantic import TypeAdapter
@@ -154,7 +154,7 @@ def asked_schedule(item: dict[str, Any]) -> str | None:
 
 
 def difference(deployment: Deployment, version: str, known: Known) -> list[str]:
-    """Return in what a deployment of the server differs from the file: what, what it is, what it will be."""
+    """Return how a deployment on the server differs from the file: `name: old → new`."""
     schedules = [asked_schedule(item) for item in deployment.schedules]
     tags = deployment.resolved.get("tags") or []
     rows: list[tuple[str, Any, Any]] = [
@@ -177,7 +177,7 @@ def _shown(value: Any) -> str:
 
 
 def next_runs(slugs: Iterable[str]) -> dict[str, datetime | None]:
-    """Return when the server's schedules start these deployments next."""
+    """Return when these deployments run next by schedule."""
     import asyncio
 
     from prefect.server.schemas import schedules as kinds
@@ -201,7 +201,7 @@ def next_runs(slugs: Iterable[str]) -> dict[str, datetime | None]:
 
 
 def delete(deployments: Iterable[Known]) -> None:
-    """Delete deployments."""
+    """Delete deployments from the server."""
 
     def questions(connection: Any) -> None:
         for known in deployments:

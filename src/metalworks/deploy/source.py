@@ -16,23 +16,23 @@ from urllib.parse import urlsplit, urlunsplit
 from metalworks.errors import CommandError
 
 LIMIT_BYTES = 100_000_000
-"""Of an archive unpacked: code is small; what is larger is data, which belongs into DVC."""
+"""Size limit of the unpacked archive. Code is small; anything larger is data, which belongs in DVC."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A project at a commit, or as it is now."""
+    """A project at a commit, or its working tree."""
 
     folder: str
-    """Of the project in the repository; empty: its root."""
+    """Folder of the project in the repository; empty for the root."""
     commit: str
     branch: str
     remote: str
-    """URL to clone, without credentials; empty: there is none."""
+    """URL to clone, without credentials; empty if there is none."""
     dirty: bool
-    """The code is that of the working tree."""
+    """Whether the code is that of the working tree."""
     content: bytes
-    """tar.gz, the same for the same files."""
+    """A tar.gz archive, identical for identical files."""
     problems: tuple[str, ...]
     """Why a worker or a colleague could not get this code."""
 
@@ -43,12 +43,12 @@ class Source:
 
     @property
     def version(self) -> str:
-        """Return what the deployments are called after."""
+        """Return the version of the deployments."""
         return f"{self.commit}-dirty-{self.digest[:8]}" if self.dirty else self.commit
 
 
 def git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
-    """Run Git, whatever comes of it; it asks nobody for a password."""
+    """Run Git without password prompts; the caller checks the return code."""
     quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     return subprocess.run(
         ["git", *arguments], cwd=folder, env={**os.environ, **quiet}, capture_output=True, check=False
@@ -56,12 +56,12 @@ def git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
 
 
 def _line(*arguments: str, folder: Path) -> str:
-    """Return what Git answers; empty: it has no answer."""
+    """Return Git's output; empty if it fails."""
     return git(*arguments, folder=folder).stdout.decode(errors="replace").strip()
 
 
 def address(url: str) -> str:
-    """Return a URL to clone without credentials: of SSH with its user, which is no secret."""
+    """Return a URL to clone without credentials; SSH URLs keep their user, which is not a secret."""
     if "://" not in url:
         return url
     parts = urlsplit(url)
@@ -71,16 +71,16 @@ def address(url: str) -> str:
 
 
 def read(project: Path, *, as_it_is: bool) -> Source:
-    """Return the project's code; what keeps it from being deployed is among its problems.
+    """Return the project's code, with the problems that prevent deploying it.
 
-    `as_it_is`: a working tree that was not committed or pushed is deployed, too.
+    With `as_it_is`, a working tree that is not committed or pushed is not a problem.
     """
     inside = git("rev-parse", "--show-prefix", folder=project)
     if inside.returncode:
-        raise CommandError(f"{project} is in no Git repository: `git init`, commit, and push to the team's Git host.")
+        raise CommandError(f"{project} is not in a Git repository: `git init`, commit, and push to your Git host.")
     commit = _line("rev-parse", "--quiet", "--verify", "HEAD", folder=project)
     if not commit:
-        raise CommandError("the repository has no commit yet: commit and push.")
+        raise CommandError("the repository has no commits yet: commit and push.")
     branch = _line("symbolic-ref", "--quiet", "--short", "HEAD", folder=project)
     changed = _changed(project)
     remote, url = _remote(project, branch)
@@ -109,11 +109,11 @@ def _uncommitted(changed: list[str]) -> list[str]:
     if not changed:
         return []
     shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-    return [f"not committed: {shown}. Commit and push, or drop the changes (for a try: --dirty)"]
+    return [f"not committed: {shown}. Commit and push, or discard the changes (to try them out: --dirty)"]
 
 
 def _remote(project: Path, branch: str) -> tuple[str, str]:
-    """Return name and URL of the branch's remote, or else origin's, or else the only one's."""
+    """Return name and URL of the branch's remote, else of origin, else of the only remote."""
     known = _line("remote", folder=project).splitlines()
     wanted = [_line("config", f"branch.{branch}.remote", folder=project) if branch else "", "origin"]
     name = next((name for name in wanted if name in known), known[0] if len(known) == 1 else "")
@@ -121,24 +121,22 @@ def _remote(project: Path, branch: str) -> tuple[str, str]:
 
 
 def _unpushed(project: Path, commit: str, branch: str, remote: str) -> list[str]:
-    """Return why nobody else can get the commit, after a look at the remote."""
+    """Fetch the remote and return why nobody else can get the commit."""
     if not remote:
-        return ["the repository has no remote to push to: `git remote add origin URL`, and push"]
+        return ["the repository has no remote: `git remote add origin URL`, then push"]
     fetched = git("fetch", "--quiet", "--prune", remote, folder=project)
     if fetched.returncode:
         lines = re.sub(r"://[^\s/@]*@", "://", fetched.stderr.decode(errors="replace")).splitlines()
-        return [
-            f"whether it is pushed is not known, `git fetch {remote}` fails: {lines[-1] if lines else 'no message'}"
-        ]
+        return [f"cannot tell whether it is pushed: `git fetch {remote}` fails: {lines[-1] if lines else 'no message'}"]
     refs = f"refs/remotes/{remote}"
     if _line("for-each-ref", "--count=1", f"--contains={commit}", refs, folder=project):
         return []
-    push = f"git push {remote} {branch}" if branch else "git push of a branch with it"
-    return [f"commit {commit[:10]} is in no branch of {remote}: `{push}` (for a try: --dirty)"]
+    push = f"git push {remote} {branch}" if branch else f"git push {remote} HEAD:refs/heads/BRANCH"
+    return [f"commit {commit[:10]} is in no branch of {remote}: `{push}` (to try it out: --dirty)"]
 
 
 def _committed(project: Path, commit: str) -> bytes:
-    """Return the folder at the commit as a tar, with the commit's time; the user's settings do not matter."""
+    """Return the folder at the commit as a tar with the commit's time, whatever the user's Git settings are."""
     done = git("-c", "tar.umask=0002", "-c", "core.autocrlf=false", "archive", "--format=tar", commit, folder=project)
     if done.returncode:
         raise CommandError(f"Git cannot pack the commit: {done.stderr.decode(errors='replace').strip()}")
@@ -146,14 +144,14 @@ def _committed(project: Path, commit: str) -> bytes:
 
 
 def _working_tree(project: Path) -> bytes:
-    """Return the folder's files that are tracked or that nobody ignores, as a tar without times and owners."""
+    """Return the folder's files, except ignored ones, as a tar without times and owners."""
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".", folder=project).stdout
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted({os.fsdecode(name) for name in listed.split(b"\0") if name}):
             path = project / name
             if not (path.is_symlink() or path.is_file()):
-                continue  # removed but still tracked, or a repository within this one
+                continue  # deleted but still tracked, or a nested repository
             entry = archive.gettarinfo(path, name)
             entry.mtime = entry.uid = entry.gid = 0
             entry.uname = entry.gname = "root"
@@ -169,7 +167,7 @@ def _working_tree(project: Path) -> bytes:
 
 
 def _packed(tar: bytes) -> bytes:
-    """Return the tar compressed, always the same way."""
+    """Return the tar compressed reproducibly."""
     if len(tar) > LIMIT_BYTES:
         with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
             sizes = {entry.name: entry.size for entry in archive}
@@ -180,6 +178,6 @@ def _packed(tar: bytes) -> bytes:
 def _too_large(sizes: dict[str, int]) -> str:
     named = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in sizes.items())
     return (
-        f"the project's files are more than {LIMIT_BYTES / 1e6:.0f} MB, the largest: {named}. Data belongs into DVC "
-        "(`dvc add`), results into .gitignore."
+        f"the project's files are larger than {LIMIT_BYTES / 1e6:.0f} MB; the largest: {named}. Put data into DVC "
+        "(`dvc add`) and list results in .gitignore."
     )

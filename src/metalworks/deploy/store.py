@@ -1,4 +1,4 @@
-"""The place of flows' code in the object store."""
+"""Flow code in the object store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "METALWORKS_FLOW_CODE_BUCKET"
 
 @dataclass(frozen=True)
 class Upload:
-    """One object, and whether the store has it already."""
+    """An object to upload, and whether the store already has it."""
 
     bucket: str
     key: str
@@ -26,12 +26,12 @@ class Upload:
 
     @property
     def url(self) -> str:
-        """Return its address."""
+        """Return its URL."""
         return f"s3://{self.bucket}/{self.key}"
 
     @property
     def digest(self) -> str:
-        """Return its content's SHA-256."""
+        """Return the content's SHA-256."""
         return hashlib.sha256(self.content).hexdigest()
 
 
@@ -39,12 +39,12 @@ class Store:
     """The bucket of flow code."""
 
     def __init__(self) -> None:
-        """Open it as the user's environment says. Raises CommandError."""
+        """Connect as the user's environment says. Raises CommandError."""
         import botocore.session
 
         self.bucket = os.environ.get(BUCKET, "")
         if not self.bucket:
-            raise CommandError(f"{BUCKET} is not set: log in on a workstation of the platform, or set it.")
+            raise CommandError(f"{BUCKET} is not set. Log in to one of the platform's dev hosts, or set it.")
         self.client = botocore.session.get_session().create_client("s3")
 
     def _ask(self, call: str, **arguments: Any) -> Any:
@@ -58,12 +58,12 @@ class Store:
             raise CommandError(f"s3://{self.bucket}/{arguments['Key']}: {error}") from error
         except BotoCoreError as error:
             store = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "AWS")
-            raise CommandError(f"the object store {store} cannot be used: {error}") from error
+            raise CommandError(f"cannot use the object store {store}: {error}") from error
 
     def plan(self, key: str, content: bytes) -> Upload:
-        """Return an upload; of a commit that somebody has uploaded already, with what is there.
+        """Return what to upload; if somebody has already uploaded the commit, return that archive.
 
-        Versions of Python and Git pack the same files differently: one archive per commit is enough.
+        The same files pack differently with other versions of Python and Git, and one archive per commit is enough.
         """
         head = self._ask("head_object", Key=key)
         if head is None:
@@ -75,12 +75,12 @@ class Store:
         if _unpacked(known) == _unpacked(content):
             return Upload(self.bucket, key, known, there=True)
         raise CommandError(
-            f"s3://{self.bucket}/{key} is there with another content, and deployments may use it. Two projects of one "
-            "name? `name` in prefect.yaml must be the project's own; or commit again."
+            f"s3://{self.bucket}/{key} already exists with different content, and deployments may use it. If two "
+            "projects have the same name, change `name` in prefect.yaml; otherwise make a new commit."
         )
 
     def put(self, upload: Upload) -> None:
-        """Upload, unless the store has it."""
+        """Upload, unless the store already has it."""
         if not upload.there:
             self._ask("put_object", Key=upload.key, Body=upload.content, Metadata={"sha256": upload.digest})
 

@@ -1,6 +1,6 @@
-"""Prefect's API in as much as a flow run's start and end need it.
+"""The part of Prefect's API that starting and ending a flow run needs.
 
-Without Prefect's own client: importing that takes longer than everything else that is done here.
+Does not use Prefect's own client, because importing it takes longer than everything else here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from urllib.parse import urlsplit
 
 TIMEOUT_SECONDS = 10.0
 AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
-"""Pauses before a question is put again that Prefect answered 503: its database was busy, and nothing was done."""
+"""Pauses before a request is repeated after a 503: Prefect's database was busy, and nothing was done."""
 
 
 class ApiError(Exception):
-    """The API cannot be asked, or does not do what it was asked for; the message says why."""
+    """The API does not respond or refuses a request; the message says why."""
 
 
 class _SocketConnection(http.client.HTTPConnection):
-    """HTTP at a Unix socket."""
+    """HTTP over a Unix socket."""
 
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=TIMEOUT_SECONDS)
@@ -38,10 +38,10 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class Api:
-    """Prefect's API as the usual variables name it, or at the Unix socket of the server itself."""
+    """Prefect's API at the URL in its usual variables, or at the server's own Unix socket."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        """Take over the settings; nothing is asked yet."""
+        """Read the settings; do not connect yet."""
         self.url = urlsplit(variables.get("PREFECT_API_URL", ""))
         self.login = variables.get("PREFECT_API_AUTH_STRING", "")
         self.ca = variables.get("PREFECT_API_SSL_CERT_FILE") or None
@@ -51,14 +51,14 @@ class Api:
         if self.socket:
             return _SocketConnection(self.socket)
         if not self.url.hostname:
-            raise ApiError("PREFECT_API_URL names no host.")
+            raise ApiError("PREFECT_API_URL is not set, or has no host.")
         if self.url.scheme == "http":
             return http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=TIMEOUT_SECONDS)
         trust = ssl.create_default_context(cafile=self.ca)
         return http.client.HTTPSConnection(self.url.hostname, self.url.port, timeout=TIMEOUT_SECONDS, context=trust)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Return what the API answers, None where it has nothing to say; ApiError where it refuses or is away."""
+        """Return the API's response, or None if it is empty. Raises ApiError."""
         content = None if body is None else json.dumps(body)
         try:
             status, text = self._answer(method, path, content)
@@ -69,10 +69,10 @@ class Api:
                 status, text = self._answer(method, path, content)
             if status >= http.client.BAD_REQUEST:
                 words = text.decode(errors="replace")[:500]
-                raise ApiError(f"Prefect answers {status} to {method} {path}: {words}")
+                raise ApiError(f"Prefect responded with {status} to {method} {path}: {words}")
             return json.loads(text) if text else None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise ApiError(f"Prefect cannot be asked for {method} {path}: {error}") from error
+            raise ApiError(f"Prefect does not respond to {method} {path}: {error}") from error
 
     def _answer(self, method: str, path: str, content: str | None) -> tuple[int, bytes]:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""The end of a flow run that nobody else reports: its worker has ended with it, or it could not start."""
+"""Report the end of a flow run that nobody else reports: its worker ended too, or the run could not start."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 from metalworks.flow_run.api import Api, ApiError
 
 REPORT_SECONDS = 10.0
-"""A worker that lives this long after its flow has reported the end itself."""
+"""A worker that is still alive this long after its flow ended has reported the end itself."""
 BEAT_SECONDS = 30.0
-"""Between two signs of life of a flow run; without them its whole host counts as gone (metalworks.flow_run.lost)."""
+"""Interval of a flow run's heartbeats. Without them, metalworks.flow_run.lost considers the host lost."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
-"""Prefect's own name for such an event. Prefect would send them only once the flow runs, and not while a library
-keeps Python's interpreter to itself."""
+"""Prefect's own heartbeat event. Prefect itself sends it only once the flow runs, and not while a library holds the
+GIL."""
 UNBEGUN_CRASHES = 3
-"""A run that crashes before its flow's first line is put back this often: of what it does, nothing is done yet."""
+"""How often a run that crashes before its flow's first line is rescheduled: it has not done anything yet."""
 
 
 def alive(process: int) -> bool:
-    """Tell whether a process is there, whoever's it is."""
+    """Tell whether a process exists, whichever user it belongs to."""
     return Path(f"/proc/{process}").exists()
 
 
 def beat(api: Api, run: str) -> None:
-    """Tell Prefect that a flow run's process is there."""
+    """Send a heartbeat for a flow run."""
     event = {
         "id": str(uuid.uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
@@ -41,16 +41,16 @@ def beat(api: Api, run: str) -> None:
 
 
 def _set_state(api: Api, run: str, **state: object) -> bool:
-    """Tell whether Prefect took the state over."""
+    """Set a flow run's state; tell whether Prefect accepted it."""
     answer = api.ask("POST", f"/flow_runs/{run}/set_state", {"state": state})
     return bool(answer["status"] == "ACCEPT")
 
 
 def end(api: Api, run: str, reason: str, again: bool = True) -> str:
-    """Make the reason the end of a flow run that has none; return the name of the state that it is in then.
+    """End a flow run that has not ended, with this reason; return the name of its state afterwards.
 
-    With `again` it goes back on schedule, for another worker of its pool, where its flow still has retries. Of a run
-    that crashed already, only that is left to do: a flow that is told to stop says so itself, and counts as crashed.
+    With `again`, a crashed run whose flow has retries left is rescheduled for another worker of its pool. This applies
+    to runs that have crashed already, too: a flow that is told to stop reports that itself, as a crash.
     """
     found = api.ask("GET", f"/flow_runs/{run}")
     state = found["state"] or {"type": "PENDING", "name": "Pending"}
@@ -70,16 +70,17 @@ def end(api: Api, run: str, reason: str, again: bool = True) -> str:
         return "Crashed"
     due = datetime.now(UTC) + timedelta(seconds=policy["retry_delay"] or 0)
     details = {"scheduled_time": due.isoformat()}
-    words = f"Once more after a crash: {reason}"
+    words = f"Retry after a crash: {reason}"
     taken = _set_state(api, run, type="SCHEDULED", name="AwaitingRetry", message=words, state_details=details)
     return "AwaitingRetry" if taken else "Crashed"
 
 
 def watch(run: str) -> None:
-    """Leave a process behind that gives signs of life, and ends the run when this process and its worker have ended.
+    """Start a background process that sends heartbeats, and ends the run once this process and its worker have ended.
 
-    A worker reports what becomes of its flows, but one that is stopped kills them without a word: they would count as
-    running for ever. The process left behind notices the end by a pipe that this one, and what it becomes, holds open.
+    A worker reports the end of its flows, but one that is stopped kills them without reporting it, and they would
+    count as running for ever. The background process notices the end by a pipe that this process holds open, also
+    after exec.
     """
     worker = os.getppid()
     reading, writing = os.pipe()
@@ -89,11 +90,11 @@ def watch(run: str) -> None:
         os.set_inheritable(writing, True)
         os.waitpid(child, 0)
         return
-    if os.fork():  # the worker must not wait for a grandchild of its own
+    if os.fork():  # fork twice, so that the worker does not wait for the background process
         os._exit(0)
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # systemd stops all of the service at once; this one has work then
+        signal.signal(number, signal.SIG_IGN)  # systemd stops the whole service; this process still has to report
     os.chdir("/")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -103,13 +104,13 @@ def watch(run: str) -> None:
         api = Api(os.environ)
         ended = False
         while not ended:
-            with contextlib.suppress(ApiError):  # the server is away: the next one may get through
+            with contextlib.suppress(ApiError):  # the next heartbeat may get through
                 beat(api, run)
             ended = bool(select.select([reading], [], [], BEAT_SECONDS)[0])
         deadline = time.monotonic() + REPORT_SECONDS
         while alive(worker) and time.monotonic() < deadline:
             time.sleep(0.2)
         if not alive(worker):
-            end(api, run, "The worker was stopped, restarted or killed while this run was on it.")
+            end(api, run, "The worker was stopped, restarted or killed while it was executing this run.")
     finally:
         os._exit(0)

@@ -1,4 +1,4 @@
-"""The environment that a project locks, built once per host and shared by all commits that lock the same."""
+"""The environment of a project, built once per host and shared by all commits with the same lock file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from metalworks.flow_run.lock import check_requirements, has_hashes, lock_of, lo
 Tell = Callable[[str], None]
 
 MARKER = ".complete"
-"""Written last into an environment; its age is the time since a run last used the environment."""
+"""Written when an environment is complete; its modification time is when a run last used the environment."""
 KEEP_SECONDS = 30 * 24 * 3600
-"""Archives and environments that no run used for this long are removed when a new environment is built."""
+"""Archives and environments that no run has used for this long are removed when a new environment is built."""
 
 
 def identity(code: Path) -> str:
-    """Return the name of the environment that this project locks, with this interpreter."""
+    """Return the name of this project's environment: a digest of its lock file, settings and interpreter."""
     parts: list[Any] = [settings(code).get("tool", {}).get("uv", {}), sys.version]
     lock = lock_of(code)
     python = code / ".python-version"
@@ -43,7 +43,7 @@ def identity(code: Path) -> str:
 
 
 def import_path(code: Path) -> list[str]:
-    """Return where the project and its local packages are imported from: the run's own copy of them."""
+    """Return the folders that the project and its local packages are imported from: in the run's own copy."""
     roots = [code]
     lock = lock_of(code)
     if lock.name != "uv.lock":
@@ -59,24 +59,24 @@ def import_path(code: Path) -> list[str]:
 
 
 def require_prefect(code: Path, tell: Tell) -> None:
-    """Refuse a project that cannot report to Prefect; warn when its version is not the platform's."""
+    """Refuse a project without Prefect; warn if its version differs from the platform's."""
     locked = locked_versions(code).get("prefect")
     ours = metadata.version("prefect")
     lock = lock_of(code).name
     if locked is None:
         how = f"run `uv add prefect=={ours}` in its project" if lock == "uv.lock" else f"add prefect=={ours} to it"
-        raise FlowRunError(f"The flow's {lock} holds no prefect: {how}.")
+        raise FlowRunError(f"The flow's {lock} does not contain prefect: {how}.")
     if locked != ours:
-        tell(f"The flow's project locks prefect {locked}, this platform runs {ours}: lock the same version.")
+        tell(f"The flow's project has prefect {locked}, but this platform runs {ours}: lock the same version.")
 
 
 def uv_cache(cache: Path) -> Path:
-    """Return where uv keeps packages: beside the environments, unless somebody says otherwise."""
+    """Return uv's cache folder: beside the environments, unless UV_CACHE_DIR names another."""
     return Path(os.environ.get("UV_CACHE_DIR", cache / "uv"))
 
 
 def build(code: Path, target: Path, cache: Path, lock: int) -> None:
-    """Install what the project locks, all but the project itself, from nothing."""
+    """Build the environment from scratch, without the project itself."""
     shutil.rmtree(target, ignore_errors=True)
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")},
@@ -85,7 +85,7 @@ def build(code: Path, target: Path, cache: Path, lock: int) -> None:
         "UV_PYTHON_DOWNLOADS": "never",
     }
     for line in _install_commands(code, target):
-        # uv holds the lock too: were this process killed, the next run must not build beside uv.
+        # uv holds the lock, too: if this process is killed, the next run must not build while uv still does.
         done = subprocess.run(
             line,
             cwd=code,
@@ -98,11 +98,11 @@ def build(code: Path, target: Path, cache: Path, lock: int) -> None:
         if done.returncode:
             shutil.rmtree(target, ignore_errors=True)
             name = lock_of(code).name
-            raise FlowRunError(f"The flow's environment cannot be installed from its {name}:\n{done.stderr.strip()}")
+            raise FlowRunError(f"Cannot install the flow's environment from its {name}:\n{done.stderr.strip()}")
 
 
 def _install_commands(code: Path, target: Path) -> list[list[str]]:
-    """Return how the environment is made of the project's lock."""
+    """Return the commands that build the environment."""
     if lock_of(code).name == "uv.lock":
         options = ["--locked", "--no-dev", "--no-install-local", "--compile-bytecode", "--no-progress"]
         return [["uv", "sync", *options]]
@@ -113,13 +113,13 @@ def _install_commands(code: Path, target: Path) -> list[list[str]]:
     return [
         ["uv", "venv", "--quiet", str(target)],
         ["uv", "pip", "sync", *options, *python, "requirements.txt"],
-        # Nothing is installed that the file does not name: what it forgot is noticed here.
+        # `sync` installs only what the file names; this finds missing dependencies.
         ["uv", "pip", "check", *python],
     ]
 
 
 def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> set[str]:
-    """Remove archives and environments that no run used for long; return the packages that these had."""
+    """Remove archives and environments that no run has used for long; return the removed packages."""
     oldest = time.time() - keep_seconds
     had = set[str]()
     for packed in (cache / "code").glob("*"):
@@ -129,7 +129,7 @@ def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> set[str]:
         if marker.stat().st_mtime >= oldest:
             continue
         with marker.parent.with_suffix(".lock").open("w") as lock, contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: a run is just taking this environment
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held while a run takes this environment
             if marker.stat().st_mtime < oldest:
                 had |= packages(marker.parent)
                 shutil.rmtree(marker.parent)
@@ -137,19 +137,19 @@ def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> set[str]:
 
 
 def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
-    """Return the environment that the project locks, built if this host does not have it yet."""
+    """Return the project's environment, built if this host does not have it yet."""
     folder = cache / "environments"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / identity(code)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / MARKER).exists():
-            tell(f"Installing environment {target.name}, the first on this host for this {lock_of(code).name}.")
+            tell(f"Installing environment {target.name}: this {lock_of(code).name} is new on this host.")
             began = time.monotonic()
             build(code, target, cache, lock.fileno())
             if names := unused(prune(cache), folder.glob("*/")):
                 clean = ["uv", "cache", "clean", "--quiet", "--cache-dir", str(uv_cache(cache)), *names]
-                subprocess.run(clean, cwd=folder, capture_output=True, check=False)  # another run may try again
+                subprocess.run(clean, cwd=folder, capture_output=True, check=False)  # a later run tries again
             tell(f"Installed environment {target.name} in {time.monotonic() - began:.1f} s.")
         (target / MARKER).touch()
     return target

@@ -1,4 +1,4 @@
-"""What a project says its environment is: uv.lock, or a requirements.txt that pins everything."""
+"""The lock file of a project: uv.lock, or a requirements.txt that pins everything."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from metalworks.errors import FlowRunError
 PIN = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^]]*])?\s*(===?\s*(?P<version>[^\s;*,]+)\s*(;.*)?$|@\s*\S+)"
 )
-"""A line that leaves no choice."""
+"""A line that allows exactly one version."""
 CHOICES = ("--index-url", "--extra-index-url", "-i", "--find-links", "-f", "--no-index", "--only-binary", "--no-binary")
-"""Options of a requirements.txt that say where packages are from; others name more packages."""
+"""Options in a requirements.txt that say where packages come from; other options add packages."""
 
 
 @cache
 def _parsed(text: str) -> dict[str, Any]:
-    return tomllib.loads(text)  # a tenth of a second for a large uv.lock, which several here want to know of
+    return tomllib.loads(text)  # parsing a large uv.lock takes 0.1 s, and several callers need it
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file's content, which is not to be changed."""
+    """Return a TOML file's content. It is cached: do not change it."""
     try:
         return _parsed(path.read_text())
     except tomllib.TOMLDecodeError as error:
-        raise FlowRunError(f"{path.name} is no TOML: {error}") from error
+        raise FlowRunError(f"{path.name} is not valid TOML: {error}") from error
 
 
 def settings(code: Path) -> dict[str, Any]:
-    """Return the project's pyproject.toml; a project that has none has no settings."""
+    """Return the content of the project's pyproject.toml, empty if there is none."""
     path = code / "pyproject.toml"
     return read_toml(path) if path.is_file() else {}
 
@@ -43,18 +43,18 @@ def lock_of(code: Path) -> Path:
     lock, requirements = code / "uv.lock", code / "requirements.txt"
     if lock.is_file():
         if not (code / "pyproject.toml").is_file():
-            raise FlowRunError("The flow's code has no pyproject.toml beside its uv.lock: pack the folder that has it.")
+            raise FlowRunError("The flow's code has uv.lock but no pyproject.toml: deploy the folder that has both.")
         return lock
     if not requirements.is_file():
         raise FlowRunError(
-            "The flow's code has no uv.lock at its root, and no requirements.txt: `uv lock`, or pack the folder "
-            "that holds it."
+            "The flow's code has neither uv.lock nor requirements.txt at its root: run `uv lock`, or deploy the "
+            "folder that has one."
         )
     return requirements
 
 
 def requirement_lines(text: str) -> list[tuple[int, str]]:
-    """Return the lines of a requirements.txt with their numbers: without comments, continued ones as one."""
+    """Return the numbered lines of a requirements.txt, without comments and with continuation lines joined."""
     found: list[tuple[int, str]] = []
     pending, began = "", 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -68,17 +68,17 @@ def requirement_lines(text: str) -> list[tuple[int, str]]:
 
 
 def has_hashes(text: str) -> bool:
-    """Tell whether a requirements.txt says what its files' hashes are."""
+    """Tell whether a requirements.txt contains hashes."""
     return any("--hash" in line for _, line in requirement_lines(text))
 
 
 def _pin(line: str) -> re.Match[str] | None:
-    """Return what a line pins, whatever hashes it has."""
+    """Return what a line pins, ignoring its hashes."""
     return PIN.match(re.sub(r"\s--hash[=\s]\S+", "", line).strip())
 
 
 def check_requirements(text: str) -> None:
-    """Refuse a requirements.txt that means another environment tomorrow."""
+    """Refuse a requirements.txt that does not pin everything."""
     loose = []
     for number, line in requirement_lines(text):
         if line.split("=")[0].split()[0] in CHOICES:
@@ -87,14 +87,14 @@ def check_requirements(text: str) -> None:
             loose.append(f"  line {number}: {line}")
     if loose:
         raise FlowRunError(
-            "The flow's requirements.txt does not pin everything (name==version), so that no two machines need have "
-            "the same; make it from these lines by `uv pip compile --generate-hashes`, or use `uv lock`:\n"
+            "The flow's requirements.txt does not pin everything (name==version), so environments built from it can "
+            "differ. Generate it from these lines with `uv pip compile --generate-hashes`, or use `uv lock`:\n"
             + "\n".join(loose)
         )
 
 
 def locked_versions(code: Path) -> dict[str, str]:
-    """Return package → version of what the project locks, as far as the file says it."""
+    """Return the locked package → version; the version is empty if the file does not have it."""
     lock = lock_of(code)
     if lock.name == "uv.lock":
         packages = read_toml(lock).get("package", [])

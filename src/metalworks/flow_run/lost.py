@@ -1,8 +1,8 @@
-"""Flow runs whose whole host is gone: beside the server, for nobody on such a host can report anything.
+"""End flow runs whose whole host is lost. Runs beside the server, because nothing on such a host can report it.
 
-A flow run that was started by `metalworks-flow-run` gives signs of life. One that has given them and is silent for
-long is ended as if its worker had been killed, and goes back on schedule where its flow has retries. Whoever never
-gave one is left alone: a flow served from somebody's own shell, or run by another command.
+Flow runs that `metalworks-flow-run` starts send heartbeats. A run whose heartbeats have stopped is ended as if its
+worker had been killed, and rescheduled if its flow has retries. Runs that never sent a heartbeat are left alone: for
+example, a flow served from a user's shell, or started by another command.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.end import HEARTBEAT, end
 
 SILENT_SECONDS = 120.0
-"""Four signs of life that did not come."""
+"""Four missed heartbeats."""
 LOOK_SECONDS = 15.0
 PAGE = 200
 
 
 def unfinished(api: Api) -> list[dict[str, Any]]:
-    """Return the flow runs that somebody is at work on."""
+    """Return the flow runs in progress."""
     found: list[dict[str, Any]] = []
     wanted = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
     while True:
@@ -33,12 +33,12 @@ def unfinished(api: Api) -> list[dict[str, Any]]:
 
 
 def silence(api: Api, run: dict[str, Any], now: datetime) -> float | None:
-    """Return the seconds since the last sign of life, by the server's clock; None for a run that never gave one."""
+    """Return the seconds since the last heartbeat by the server's clock, or None if there was none."""
     wanted = {"event": {"name": [HEARTBEAT]}, "resource": {"id": [f"prefect.flow-run.{run['id']}"]}, "order": "DESC"}
     events = api.ask("POST", "/events/filter", {"filter": wanted, "limit": 1})["events"]
     if not events:
         return None
-    # A run that was put back begins anew: its earlier signs are those of the process that is gone.
+    # The heartbeats of a rescheduled run may be those of its previous process, so count from its last state, too.
     last = max(datetime.fromisoformat(text) for text in (events[0]["received"], run["state"]["timestamp"]))
     return (now - last).total_seconds()
 
@@ -50,16 +50,16 @@ def look(api: Api) -> list[str]:
     for run in unfinished(api):
         seconds = silence(api, run, now)
         if seconds is not None and seconds > SILENT_SECONDS:
-            state = end(api, run["id"], f"Its host has not been heard of for {seconds:.0f} s.")
-            lines.append(f"{run['name']} ({run['id']}): silent for {seconds:.0f} s, now {state}")
+            state = end(api, run["id"], f"Its host has sent no heartbeat for {seconds:.0f} s.")
+            lines.append(f"{run['name']} ({run['id']}): no heartbeat for {seconds:.0f} s, state is now {state}")
     return lines
 
 
 def main() -> None:
-    """Look again and again. After a time without answers everybody first gets the chance to be heard again.
+    """Look regularly. After an outage, all runs first get the time to send a heartbeat again.
 
-    Whether the server answers is asked the way the workers go, through the gateway: were that closed, all would be
-    silent and none lost.
+    The server's health is checked through the gateway, as workers reach it: if the gateway is down, all runs are silent
+    but none are lost.
     """
     api = Api(os.environ)
     gateway = Api({**os.environ, "METALWORKS_PREFECT_SOCKET": ""})
@@ -75,7 +75,7 @@ def main() -> None:
         except ApiError as error:
             judge_from = time.monotonic() + SILENT_SECONDS
             if not away:
-                print(f"{error} Asking again every {LOOK_SECONDS:.0f} s.", flush=True)
+                print(f"{error} Retrying every {LOOK_SECONDS:.0f} s.", flush=True)
             away = True
         time.sleep(LOOK_SECONDS)
 

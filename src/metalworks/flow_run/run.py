@@ -1,4 +1,4 @@
-"""From what the worker says to the process of the flow run."""
+"""Prepare code and environment, then become the flow run's process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_CACHE = "/var/lib/prefect-worker"
 
 
 def command(code: Path, variables: Mapping[str, str], tell: Tell) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and the environment variables that run the flow, everything it needs in place."""
+    """Prepare everything the flow needs; return the command line and environment variables that run it."""
     url = variables.get("METALWORKS_FLOW_CODE", "")
     if not url:
         return [sys.executable, *ENGINE], dict(variables)
@@ -40,17 +40,17 @@ def command(code: Path, variables: Mapping[str, str], tell: Tell) -> tuple[list[
 
 
 def log(message: str) -> None:
-    """Print a line, and put it among the flow run's own logs."""
+    """Print a line and add it to the flow run's logs."""
     print(message, flush=True)
     if run := os.environ.get(RUN_ID):
         now = datetime.now(UTC).isoformat()
         line = {"name": "metalworks", "level": logging.INFO, "message": message, "timestamp": now, "flow_run_id": run}
-        with contextlib.suppress(ApiError):  # it is in the worker's journal, too
+        with contextlib.suppress(ApiError):  # the worker's journal has it, too
             Api(os.environ).ask("POST", "/logs/", [line])
 
 
 def main() -> None:
-    """Become the flow run's process, or end the flow run with the reason why it cannot start."""
+    """Become the flow run's process; if it cannot start, end the flow run with the reason."""
     run = os.environ.get(RUN_ID)
     if run:
         watch(run)

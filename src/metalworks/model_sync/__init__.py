@@ -1,6 +1,6 @@
-"""Brings registered models to an inference host and keeps them what their aliases name: `metalworks-model`.
+"""`metalworks-model`: fetches registered models to an inference host and follows their aliases.
 
-No code of a model runs in it, and MLflow is imported only by the process that downloads.
+Runs no code of a model; only the download process imports MLflow.
 """
 
 from metalworks.model_sync.card import ModelCard

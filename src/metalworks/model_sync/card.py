@@ -1,4 +1,4 @@
-"""What is known about a fetched model: the file model.json beside its files."""
+"""The card of a fetched model: model.json beside its files."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from metalworks.contracts import CARD
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A registered model's version, as the registry described it when it was fetched."""
+    """A version of a registered model, as the registry described it when it was fetched."""
 
     name: str
     version: str
     alias: str
-    """What named it when it was fetched; by now it may have another role."""
+    """Alias that pointed to it when it was fetched; its role may have changed since."""
     source: str
     """Where the registry keeps the version's files."""
     created: int
     """When the version was registered, in milliseconds since 1970."""
     run_id: str | None = None
     git_commit: str | None = None
-    """Commit of the code that trained it, where its run recorded one."""
+    """Commit of the training code, if the run recorded one."""
 
     @classmethod
     def read(cls, version_dir: Path) -> ModelCard:
         """Read the card of a fetched version.
 
-        Raises FileNotFoundError where there is none.
+        Raises FileNotFoundError if there is none.
         """
         return cls(**json.loads((version_dir / CARD).read_text()))
 
     def write(self, version_dir: Path) -> None:
-        """Write the card; a reader never sees half of it."""
+        """Write the card atomically."""
         new = version_dir / f"{CARD}.new"
         new.write_text(json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n")
         new.replace(version_dir / CARD)
 
     def has_files_of(self, other: ModelCard) -> bool:
-        """Tell whether both name the same registered files.
+        """Tell whether both cards describe the same registered files.
 
-        A model that is deleted and registered anew counts its versions from 1 again, so the number is not enough.
+        Comparing version numbers is not enough: a model that is deleted and registered again starts at version 1.
         """
         mine, theirs = dataclasses.replace(self, alias=""), dataclasses.replace(other, alias="")
         return mine == theirs

@@ -1,8 +1,8 @@
-"""Command line of `metalworks-model`, which brings registered models to an inference host.
+"""Fetch registered models to an inference host and keep them in step with their aliases.
 
-`follow` is the daemon. `wait` prints one JSON line; its exit codes: 0 the version that the alias names is served,
-1 it is not, and standard error says why, 3 there is no such model or alias yet. `ship` prints one JSON line, too: what
-of the prediction log it brought to the object store; the daemon starts it when there is something.
+`follow` is the daemon. `wait` prints one JSON line; its exit codes: 0 the alias's version is served, 1 it is not
+(standard error says why), 3 the model or alias does not exist yet. `ship` sends the prediction log to the object store
+and prints one JSON line about it; the daemon starts it when there is something to send.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from metalworks.model_sync.config import FILE, Config, Service
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(prog="metalworks-model", description=__doc__)
-    parser.add_argument("--config", type=Path, default=FILE, help="services of this host (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=FILE, help="configuration file (default: %(default)s)")
     commands = parser.add_subparsers(required=True, dest="command")
-    commands.add_parser("follow", help="keep the host's models what their aliases name, until SIGTERM")
-    command = commands.add_parser("wait", help="wait until a service serves what its alias names")
+    commands.add_parser("follow", help="follow the aliases of the host's models until SIGTERM")
+    command = commands.add_parser("wait", help="wait until a service serves the version of its alias")
     command.add_argument("--service", required=True, help="name of the service")
-    command.add_argument("--timeout", type=float, default=600, help="seconds to wait at most (default: %(default)s)")
-    command.add_argument("--installed", action="store_true", help="only until the version is on this host")
-    command = commands.add_parser("ship", help="bring a service's prediction log to the object store")
+    command.add_argument("--timeout", type=float, default=600, help="maximum seconds to wait (default: %(default)s)")
+    command.add_argument("--installed", action="store_true", help="wait only until the version is on this host")
+    command = commands.add_parser("ship", help="send a service's prediction log to the object store")
     command.add_argument("--service", required=True, help="name of the service")
     arguments = parser.parse_args(argv)
     try:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     service = next((each for each in config.services if each.name == arguments.service), None)
     if service is None:
         names = ", ".join(each.name for each in config.services) or "none"
-        return _complain(f"no service {arguments.service} on this host, only: {names}")
+        return _complain(f"no service {arguments.service} on this host; its services: {names}")
     if arguments.command == "ship":
         return _ship(config, service)
     return _wait(config, service, arguments.timeout, arguments.installed)

@@ -1,6 +1,6 @@
-"""Brings a version's files here and ends, so that the memory MLflow's client takes is free again.
+"""Download a version's files in a separate process, which frees the memory of MLflow's client when it exits.
 
-Run as `python -m metalworks.model_sync.download MODEL VERSION FOLDER`; what is wrong stands on standard error.
+Run as `python -m metalworks.model_sync.download MODEL VERSION FOLDER`; errors go to standard error.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# By itself MLflow's client tries for minutes to reach a server that is down, draws bars where nobody watches, and
-# reports to its makers.
+# By default, MLflow's client retries for minutes if the server is down, draws progress bars, and sends telemetry.
 QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -20,7 +19,7 @@ QUIET = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Download; return 0, or 1 when the files are not all here."""
+    """Download; return 0, or 1 if the files are incomplete."""
     name, version, into = argv
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
@@ -34,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
     if not Path(into, "MLmodel").is_file():
-        print("there is no file MLmodel among them: it is not an MLflow model", file=sys.stderr)
+        print("it has no file MLmodel, so it is not an MLflow model: log it with MLflow", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""Environments of models, each made once per lock and Python, whole or not at all."""
+"""Environments of models, each built once per lock file and Python, completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MARKER = ".complete"
 
 
 class Environments:
-    """A folder with one environment per lock; versions with the same lock share one."""
+    """A folder with one environment per lock file; versions with the same lock share one."""
 
     def __init__(self, root: Path, programs: Programs, uv: str, python: str, *, build_packages: bool = False) -> None:
-        """Remember how they are made, and remove those that a killed program left half made."""
+        """Take the settings, and remove environments that a killed program left incomplete."""
         self.root = root
         self.programs = programs
         self.uv = uv
@@ -31,7 +31,7 @@ class Environments:
                 shutil.rmtree(folder)
 
     def ensure(self, lock: Path) -> Path:
-        """Return the interpreter of the environment that the lock describes, built unless it stands."""
+        """Return the interpreter of the lock's environment, built if it does not exist."""
         if (here := self.find(lock)) is not None:
             return here
         folder = self.root / self._name(lock)
@@ -45,10 +45,10 @@ class Environments:
             for step in ([self.uv, "venv", "--quiet", "--python", self.python, str(folder)], install):
                 done = self.programs.run(step, cwd=self.root)
                 if done.returncode:
-                    error = done.stderr.strip() or f"uv ended with {done.returncode}"
+                    error = done.stderr.strip() or f"uv exited with {done.returncode}"
                     raise FetchError(f"cannot install the model's environment: {error}")
-            # By another interpreter than the environment's: that one would run what packages put into its start. It
-            # ends with 1 where a package has a file that is no Python, which harms nobody.
+            # Do not use the environment's interpreter: it would run the packages' startup code. Exit code 1 is
+            # harmless: some package has a file that is not valid Python.
             self.programs.run([self.python, "-I", "-m", "compileall", "-q", str(folder / "lib")], cwd=self.root)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -58,18 +58,18 @@ class Environments:
         return python
 
     def find(self, lock: Path) -> Path | None:
-        """Return the interpreter of the environment that the lock describes, if that stands."""
+        """Return the interpreter of the lock's environment, if it exists."""
         folder = self.root / self._name(lock)
         if not (folder / MARKER).exists():
             return None
-        (folder / MARKER).touch()  # its age says when it was last wanted, which is what tidy() sorts by
+        (folder / MARKER).touch()  # tidy() sorts by when an environment was last wanted
         return folder / "bin/python"
 
     def tidy(self, keep: Iterable[Path], more: int) -> None:
-        """Remove all but the environments of these locks and as many of the others that were wanted last.
+        """Remove all environments except those of these locks and the `more` others that were wanted last.
 
-        What uv keeps of their packages goes with them, unless an environment that stays has the same versions. Nobody
-        may install meanwhile.
+        Also removes their packages from uv's cache, unless a remaining environment has the same versions. No
+        installation may run meanwhile.
         """
         stays = {self.root / self._name(lock) for lock in keep if lock.exists()}
         others = {folder for folder in self.root.glob("*") if folder.is_dir()} - stays
@@ -81,5 +81,5 @@ class Environments:
             self.programs.run([self.uv, "cache", "clean", "--quiet", *names], cwd=self.root)
 
     def _name(self, lock: Path) -> str:
-        """Return 16 hexadecimal digits over the lock and the interpreter's version."""
+        """Return the first 16 hexadecimal digits of a digest of the lock and the interpreter's version."""
         return hashlib.sha256(lock.read_bytes() + f"\0{self.version}".encode()).hexdigest()[:16]

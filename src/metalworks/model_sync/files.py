@@ -1,4 +1,4 @@
-"""Files that others read while they are written."""
+"""JSON files that other programs read while they are written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_BYTES = 2**24
 
 
 def write_json(path: Path, content: Any, mode: int = 0o640) -> None:
-    """Replace a file in one step: a reader finds the old content or the new one."""
+    """Replace a file atomically: readers see the old content or the new one."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     new.chmod(mode)
@@ -20,7 +20,7 @@ def write_json(path: Path, content: Any, mode: int = 0o640) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what another program replaces in one step; nothing there, or nothing of use, is an empty mapping."""
+    """Read a file that another program replaces atomically; empty if it is missing or invalid."""
     try:
         content = json.loads(plain_files.read(path, LARGEST_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Follows the aliases of a host's services: what they name is brought here, and the servers are told."""
+"""Follow the aliases of a host's services: install the versions they point to, and tell the servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("metalworks.model_sync")
 
 @dataclass(slots=True)
 class Refusal:
-    """A version that could not be installed, and when it is tried again."""
+    """A version that could not be installed, and when to try again."""
 
     card: ModelCard
     reason: str
@@ -44,25 +44,25 @@ class Refusal:
     again: float = 0.0
 
     def __post_init__(self) -> None:
-        """Set the next attempt: each failure doubles the time to it."""
+        """Set the time of the next attempt: each failure doubles the wait."""
         self.again = self.at + min(FIRST_RETRY * 2 ** (self.failures - 1), LAST_RETRY)
 
 
 @dataclass(slots=True)
 class Named:
-    """What the aliases name, as long as they name the same."""
+    """The versions that the aliases point to, cached until an alias moves."""
 
     fingerprint: tuple[object, ...] = ()
     cards: dict[str, ModelCard] = field(default_factory=dict)
     settled: str = ""
-    """What became of the canary that is no canary again; nothing where there is none."""
+    """Outcome of a canary that was decided before, so is not tried again; empty if there is none."""
 
 
 class Follower:
-    """Keeps one service's wanted.json what the registry says; each round compares everything with everything."""
+    """Keeps a service's desired state (wanted.json) in step with the registry; each round compares everything."""
 
     def __init__(self, config: Config, service: Service, registry: Registry, programs: Programs, mlflow: str) -> None:
-        """Look at what is here from before."""
+        """Read what is on this host from before."""
         self.config = config
         self.service = service
         self.registry = registry
@@ -82,7 +82,7 @@ class Follower:
         self.refused: dict[str, Refusal] = {}
         self._installer = ThreadPoolExecutor(len(ROLES), thread_name_prefix=service.name)
         self._coming: dict[str, tuple[ModelCard, Future[DesiredVersion]]] = {}
-        """What is installed beside the rounds, by role."""
+        """Installations in progress, by role."""
         self._untidy = False
         self.away = ""
         self.polled = 0.0
@@ -92,11 +92,11 @@ class Follower:
         stored = read_json(self.root / DESIRED_STATE)
         try:
             self.desired = {role: DesiredVersion.parse(stored.get(role)) for role in ROLES}
-        except (KeyError, TypeError):  # of another release, or damaged: written anew
+        except (KeyError, TypeError):  # from another release, or damaged: will be rewritten
             self.desired = dict.fromkeys(ROLES)
 
     def round(self) -> None:
-        """Do what there is to do; a registry that does not answer changes nothing."""
+        """Compare the aliases with what is here, and act; if the registry does not respond, change nothing."""
         try:
             model = self.registry.model(self.service.model)
             self.polled = time.time()
@@ -106,9 +106,9 @@ class Follower:
             return
         if self.away:
             self.away = ""
-            logger.warning("%s: MLflow answers again", self.service.name)
+            logger.warning("%s: MLflow responds again", self.service.name)
         if self._apply_verdict(cards):
-            return  # the aliases have moved: the next round sees where
+            return  # the aliases have moved; the next round follows them
         self._read_desired_state()
         entries: dict[str, DesiredVersion | None] = {}
         self.refused = {role: refusal for role, refusal in self.refused.items() if refusal.card == cards.get(role)}
@@ -116,10 +116,10 @@ class Follower:
             wanted = cards.get(role)
             entries[role] = self._entry(role, wanted) if wanted else None
         for role, (card, future) in [*self._coming.items()]:
-            if future.done() and (entries[role] or cards.get(role) != card):  # it is here, or nobody asks for it now
+            if future.done() and (entries[role] or cards.get(role) != card):  # it is installed, or no longer wanted
                 del self._coming[role]
-        # What is served is served on while the new version comes, and when that or its alias is no good. A shadow or a
-        # canary that nobody asks for any more is not, nor one that would be compared with itself.
+        # Keep the current champion while its successor is being installed, and if that or its alias is unusable. Drop a
+        # shadow or canary that is no longer wanted, or that would be compared with itself.
         entries["champion"] = champion = entries["champion"] or self.desired["champion"]
         entries |= {role: None for role in ROLES[1:] if entries[role] == champion}
         if entries != self.desired or not (self.root / DESIRED_STATE).exists():
@@ -131,16 +131,16 @@ class Follower:
         self._write_status(cards)
 
     def _cards(self, model: RegisteredModel | None) -> dict[str, ModelCard]:
-        """Return role → the version that is wanted in it; asked for again only when an alias has moved.
+        """Return role → wanted version; the registry is asked for versions only after an alias has moved.
 
-        A canary that was settled is asked for each time: its tag may be emptied.
+        A canary that was decided before is looked up each time, because somebody may have cleared its tag.
         """
         if model is None:
             self.named = Named()
             return {}
         numbers = {role: model.aliases.get(alias) for role, alias in self.service.aliases().items()}
         champion = numbers.get("champion")
-        # One version in two roles would be compared with itself.
+        # A version in two roles would be compared with itself.
         wanted = {role: n for role, n in numbers.items() if n and (role == "champion" or n != champion)}
         fingerprint = (model.created, *sorted(wanted.items()))
         before = self.named if fingerprint == self.named.fingerprint else Named()
@@ -160,19 +160,19 @@ class Follower:
                 settled = became
                 if settled != before.settled:
                     logger.warning(
-                        "%s: version %s is no canary again: it was %s. To try it once more, set its tag %s to nothing",
+                        "%s: version %s does not become a canary again: it was %s. To retry it, clear its tag %s",
                         self.service.name, number, became, report.canary_key(self.service),
                     )  # fmt: skip
                 continue
             cards[role] = card
         if cards.get("shadow") and cards["shadow"].version == numbers.get("canary") and "canary" in cards:
-            del cards["shadow"]  # it answers requests already
+            del cards["shadow"]  # as the canary, it already answers requests
         self.named = Named(fingerprint, cards, settled)
         return cards
 
     def _entry(self, role: str, card: ModelCard) -> DesiredVersion | None:
-        """Return the version as it stands here, brought here unless it is; None until then, or when it cannot be."""
-        for known in self.desired.values():  # the canary that becomes champion is here already
+        """Return the installed version, or start to install it; None until it is installed, or if that failed."""
+        for known in self.desired.values():  # for example, a canary that becomes champion
             if known and self._is_complete(known, card):
                 return known
         refusal = self.refused.get(role)
@@ -197,16 +197,16 @@ class Follower:
         return entry
 
     def _find(self, card: ModelCard) -> DesiredVersion | None:
-        """Return a version all of which is here, as one that is gone back to: that waits for nobody's installation."""
+        """Return a version that is complete on this host, so that a rollback does not wait for other installations."""
         folder = self.versions.find(card)
         lock = self.resolver.find_lock(folder) if folder else None
         python = self.environments.find(lock) if lock else None
         return _entry_of(card, folder, lock, python) if folder and lock and python else None
 
     def _bring(self, role: str, card: ModelCard) -> DesiredVersion | None:
-        """Return a version once it is brought here; None until then.
+        """Return a version once it is installed; None until then.
 
-        The aliases are followed meanwhile: an installation may take minutes, and begins after another service's.
+        An installation may take minutes and waits for those of other services; meanwhile, the rounds go on.
         """
         if role not in self._coming:
             self._coming[role] = (card, self._installer.submit(self._install, card))
@@ -223,7 +223,7 @@ class Follower:
             return _entry_of(card, folder, lock, self.environments.ensure(lock))
 
     def _is_complete(self, entry: DesiredVersion, card: ModelCard) -> bool:
-        """Tell whether an entry is this version's, and all of it still here."""
+        """Tell whether an entry is for this version, and its files are still here."""
         try:
             stored = ModelCard.read(Path(entry.path))
         except (OSError, ValueError, TypeError):
@@ -231,14 +231,14 @@ class Follower:
         return stored.has_files_of(card) and Path(entry.python).exists()
 
     def _is_retry_wanted(self, refusal: Refusal) -> bool:
-        """Tell whether somebody touched the file that asks for another attempt since the last one failed."""
+        """Tell whether somebody asked for another attempt since the last one failed, by touching a file."""
         try:
             return self.config.retry_file.stat().st_mtime > refusal.at
         except OSError:
             return False
 
     def _write_desired_state(self, entries: dict[str, DesiredVersion | None]) -> None:
-        """Tell the server; what nobody needs any more is removed soon."""
+        """Write the desired state for the server; unused versions are removed later."""
         write_json(self.root / DESIRED_STATE, {role: entry and asdict(entry) for role, entry in entries.items()})
         for role in ROLES:
             old, new = self.desired[role], entries[role]
@@ -248,7 +248,7 @@ class Follower:
         self.desired, self._untidy = entries, True
 
     def _tidy(self) -> None:
-        """Remove what nobody needs any more; never beside an installation: its files are nobody's yet."""
+        """Remove unused versions, but never during an installation: its files look unused until it is complete."""
         if not self.programs.turn.acquire(blocking=False):
             return
         try:
@@ -263,14 +263,14 @@ class Follower:
         folders = [Path(entry.path) for entry in self.desired.values() if entry]
         for folder in folders:
             if (folder / CARD).exists():
-                (folder / CARD).touch()  # its age says when it was last wanted
+                (folder / CARD).touch()  # its modification time is when the version was last wanted
         stay = self.versions.tidy(folders, served, self.config.keep)
         self.environments.tidy([folder / LOCK for folder in stay], self.config.keep)
 
     def _apply_verdict(self, cards: dict[str, ModelCard]) -> bool:
-        """Do what the server says of a canary; tell whether an alias was moved.
+        """Promote or withdraw a canary as the server decided; tell whether an alias was moved.
 
-        Where several hosts serve, the first to judge decides: the alias then names what it names for all.
+        If several hosts serve the model, the first to decide moves the alias for all of them.
         """
         verdict = read_json(self.config.state_file(self.service)).get("canary_verdict") or {}
         canary, champion = cards.get("canary"), cards.get("champion")
@@ -278,48 +278,48 @@ class Follower:
         if became is None or canary is None or champion is None or str(verdict.get("version")) != canary.version:
             return False
         if became == "promoted" and str(verdict.get("champion")) != champion.version:
-            return False  # it was compared with another than is wanted by now
+            return False  # it was compared with a champion that has been replaced since
         if time.monotonic() < self.settle_after:
             return False
         service, reason, now = self.service, report.short(str(verdict.get("reason", ""))), report.when(time.time())
         note = f"{became} by {self.config.host} at {now}: {reason}"
-        # An alias that names the champion's version names no canary. To take it away altogether, MLflow would want
-        # the right to delete the model.
+        # Withdraw a canary by pointing its alias to the champion: to remove an alias, MLflow requires the permission
+        # to delete the model.
         alias, to = (service.alias, canary.version) if became == "promoted" else (canary.alias, champion.version)
         try:
-            # Said first: what ends between the two must not try a settled version again.
+            # Tag first: if this process is killed between the two, the version must not be tried again.
             self.registry.tag(service.model, canary.version, report.canary_key(service), note)
-            if became == "withdrawn":  # the alias stays there when another becomes champion
+            if became == "withdrawn":  # the alias stays on this version even when it is no longer the champion
                 self._park(champion, f"served when version {canary.version} was withdrawn")
             self.registry.point(service.model, alias, to)
         except RegistryError as error:
             self.settle_after = time.monotonic() + report.RETRY_SECONDS
-            logger.error("%s: canary version %s cannot be %s: %s", service.name, canary.version, became, error)
+            logger.error("%s: canary version %s could not be %s: %s", service.name, canary.version, became, error)
             return False
         level = logging.INFO if became == "promoted" else logging.ERROR
-        logger.log(level, "%s: canary version %s is %s: %s", service.name, canary.version, became, reason)
+        logger.log(level, "%s: canary version %s was %s: %s", service.name, canary.version, became, reason)
         self.named = Named()
         return True
 
     def _park(self, champion: ModelCard, note: str) -> None:
-        """Say on a champion that the canary's alias names it for want of another place."""
+        """Tag a champion to say that the canary's alias points to it only because a canary was withdrawn."""
         found = self.registry.version(self.service.model, champion.version, self.service.alias)
         key = report.canary_key(self.service)
-        if found and not found[1].get(key, "").startswith(report.SETTLED):  # what it became is said already
+        if found and not found[1].get(key, "").startswith(report.SETTLED):  # its own outcome is tagged already
             self.registry.tag(self.service.model, champion.version, key, note)
 
     def _reasons(self) -> dict[str, str]:
         return {refusal.card.version: refusal.reason for refusal in self.refused.values()}
 
     def _registry_is_down(self, reason: str) -> None:
-        """Say once that nothing is known of the registry; what serves, serves on."""
+        """Log once that the registry does not respond; services keep their versions."""
         if not self.away:
-            logger.warning("%s: %s. The versions in service stay", self.service.name, reason)
+            logger.warning("%s: %s. The service keeps its versions", self.service.name, reason)
         self.away = reason
         self._write_status(self.named.cards)
 
     def _write_status(self, cards: dict[str, ModelCard]) -> None:
-        """Say what is done, for those who wait for it."""
+        """Report the progress, for `metalworks-model wait`."""
         roles: dict[str, RoleStatus] = {}
         for role, alias in self.service.aliases().items():
             refusal, entry, card = self.refused.get(role), self.desired[role], cards.get(role)
@@ -341,7 +341,7 @@ def _entry_of(card: ModelCard, folder: Path, lock: Path, python: Path) -> Desire
 
 
 def _follow(follower: Follower, stop: threading.Event, seconds: float) -> None:
-    """Go round until the end; what nobody thought of must not end it."""
+    """Run rounds until the stop; no exception may end the loop."""
     while not stop.is_set():
         try:
             follower.round()
@@ -357,7 +357,7 @@ def follow(config: Config) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    os.umask(0o027)  # the servers' group reads, and nobody else
+    os.umask(0o027)  # readable by the servers' group only
     config.home.mkdir(parents=True, exist_ok=True)
     config.runtime.mkdir(parents=True, exist_ok=True)
     mlflow, programs = installed("mlflow-skinny"), Programs(stop)
@@ -365,7 +365,7 @@ def follow(config: Config) -> int:
         try:
             fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.error("another follower is running in %s", config.home)
+            logger.error("another follower already uses %s: stop it first", config.home)
             return 1
         followers = [
             Follower(config, service, Registry.from_environment(), programs, mlflow) for service in config.services
@@ -380,7 +380,8 @@ def follow(config: Config) -> int:
             thread.daemon = True
             thread.start()
         stop.wait()
-        # Programs are ended at once; who waits for a server that is silent is not waited for. Files are replaced whole.
+        # Programs are killed at once. Do not wait for threads that wait for a silent server: files are replaced
+        # atomically.
         until = time.monotonic() + END_SECONDS
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))

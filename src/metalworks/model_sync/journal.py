@@ -1,4 +1,4 @@
-"""Lines for the journal, with the level that it shows them at."""
+"""Logging for the journal, with systemd's priority prefixes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Formatter(logging.Formatter):
 
 
 def log_to_journal() -> None:
-    """Write what is logged to standard error; for systemd, each line with its level."""
+    """Log to standard error; under systemd, prefix each line with its priority."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter() if os.environ.get("JOURNAL_STREAM") else logging.Formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""The environment a model runs in: what it recorded, locked with hashes."""
+"""Lock a model's recorded requirements, with hashes."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from metalworks.model_sync.programs import Programs
 
 FILE_NAME = "requirements.lock"
 OLDEST_MLFLOW = "2.6"
-"""The first with `mlflow.pyfunc.scoring_server.invocations`, which answers requests."""
+"""The first version with `mlflow.pyfunc.scoring_server.invocations`, which answers requests."""
 CONVERTERS = {
     "sklearn": ("skl2onnx>=1.17", "onnx>=1.16"),
     "xgboost": ("onnxmltools>=1.13", "skl2onnx>=1.17", "onnx>=1.16"),
     "lightgbm": ("onnxmltools>=1.13", "skl2onnx>=1.17", "onnx>=1.16"),
 }
-"""What turns a model of a flavour into ONNX, which the server runs faster; a model is served without, too."""
+"""Packages that convert a flavor to ONNX, which runs faster. Without them the model is served unconverted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """How versions are chosen."""
+    """Chooses package versions with uv."""
 
     programs: Programs
     uv: str
     python: str
     mlflow: str
-    """For models that recorded none: the platform's."""
+    """The platform's MLflow version, for models that recorded none."""
     build_packages: bool = False
 
     def ensure_lock(self, version_dir: Path) -> Path:
-        """Return the lock of a fetched version, made unless it is the one its requirements ask for.
+        """Return the lock file of a fetched version, created or replaced if it does not match its requirements.
 
-        Models that record the same requirements share one lock, hence one environment. Otherwise versions are chosen
-        anew only where they must be: those of the newest lock beside this one come first.
+        Models with the same requirements share one lock, hence one environment. For others, uv prefers the package
+        versions of the service's newest lock.
         """
         own, converters, header = self._asked(version_dir)
         lock = version_dir / FILE_NAME
@@ -54,7 +54,7 @@ class Resolver:
             shutil.copyfile(fitting[0], new)
         else:
             error = self._compile(version_dir, [*own, *converters], new, known)
-            if error and converters:  # they must not decide whether a model is served
+            if error and converters:  # a model must be servable without them
                 error = self._compile(version_dir, own, new, known)
             if error:
                 raise FetchError(f"no environment satisfies the model's requirements: {error}")
@@ -65,33 +65,33 @@ class Resolver:
         return lock
 
     def find_lock(self, version_dir: Path) -> Path | None:
-        """Return the lock that ensure_lock made of the version's requirements, if it is there."""
+        """Return the version's lock file if it exists and matches its requirements."""
         lock = version_dir / FILE_NAME
         return lock if lock.exists() and lock.read_text().startswith(self._asked(version_dir)[2]) else None
 
     def _asked(self, version_dir: Path) -> tuple[list[str], list[str], str]:
-        """Return what is asked for besides the recorded requirements, the converters, and how a lock of them begins."""
+        """Return the requirements besides the recorded ones, the converters, and the header of the lock file."""
         recorded = version_dir / "model" / "requirements.txt"
         if not recorded.is_file():
-            raise FetchError(f"{recorded} is missing: log the model with its requirements")
+            raise FetchError(f"{recorded} is missing: log the model again with its requirements")
         own = _mlflow(recorded, self.mlflow)
         converters = sorted({each for flavour in _flavours(version_dir / "model") for each in CONVERTERS[flavour]})
         digest = _digest(own, converters, recorded)
         return own, converters, f"# Locked by metalworks-model from requirements {digest}\n"
 
     def _compile(self, version_dir: Path, more: list[str], output: Path, known: list[Path]) -> str:
-        """Resolve; return what is wrong, or nothing. uv prefers the versions that stand in the output file already."""
+        """Resolve, and return the error, or an empty string. uv prefers the versions already in the output file."""
         before = pins(known[0].read_text()) if known else {}
         output.write_text("".join(f"{name}=={version}\n" for name, version in sorted(before.items())))
         command = [self.uv, "pip", "compile", "-", "model/requirements.txt", "--output-file", output.name, "--quiet"]
         command += ["--generate-hashes", "--no-header", "--no-annotate", "--python", self.python]
         command += [] if self.build_packages else ["--no-build"]
         done = self.programs.run(command, cwd=version_dir, text="\n".join(more) + "\n")
-        return (done.stderr.strip() or f"uv ended with {done.returncode}") if done.returncode else ""
+        return (done.stderr.strip() or f"uv exited with {done.returncode}") if done.returncode else ""
 
 
 def pins(text: str) -> dict[str, str]:
-    """Return what a lock installs on this host: versions by name."""
+    """Return name → version of the packages that a lock installs on this host."""
     return {
         canonicalize_name(each.name): specifier.version
         for each in _requirements(text)
@@ -101,7 +101,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def _requirements(text: str) -> Iterator[Requirement]:
-    """Yield the packages a requirements file names; its options, comments and paths are for uv to judge."""
+    """Yield the packages in a requirements file; options, comments and paths are left to uv."""
     for line in text.splitlines():
         try:
             yield Requirement(line.partition(" #")[0].removesuffix("\\").strip())
@@ -110,12 +110,12 @@ def _requirements(text: str) -> Iterator[Requirement]:
 
 
 def _mlflow(recorded: Path, ours: str) -> list[str]:
-    """Return what is asked for besides the recorded requirements, so that there is an MLflow, and all of it."""
+    """Return the requirements to add so that the full MLflow is installed."""
     found = {str(canonicalize_name(each.name)): each for each in _requirements(recorded.read_text())}
     if "mlflow" in found:
         _check_pin(found["mlflow"])
         return []
-    if "mlflow-skinny" in found:  # which serves nothing; the two have the same version
+    if "mlflow-skinny" in found:  # cannot serve; mlflow has the same version numbers
         _check_pin(found["mlflow-skinny"])
         return [f"mlflow{found['mlflow-skinny'].specifier}"]
     return [f"mlflow=={ours}"]
@@ -128,22 +128,22 @@ def _check_pin(mlflow: Requirement) -> None:
 
 
 def _check_age(mlflow: str) -> None:
-    """Refuse an MLflow that has nothing to answer requests with."""
+    """Refuse an MLflow too old to answer requests."""
     if Version(mlflow) < Version(OLDEST_MLFLOW):
         raise FetchError(
-            f"the model asks for mlflow {mlflow}, and {OLDEST_MLFLOW} is the oldest that can be served: "
-            "log the model again with a newer one"
+            f"the model requires mlflow {mlflow}, but the oldest version that can be served is {OLDEST_MLFLOW}: "
+            "log the model again with a newer MLflow"
         )
 
 
 def _flavours(model: Path) -> list[str]:
-    """Return the model's flavours that can be converted."""
+    """Return the model's flavors that can be converted."""
     import yaml
 
     try:
         flavours = yaml.safe_load((model / "MLmodel").read_text())["flavors"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise FetchError(f"{model / 'MLmodel'} cannot be read: log the model again") from error
+        raise FetchError(f"cannot read {model / 'MLmodel'}: log the model again") from error
     return sorted(set(flavours) & set(CONVERTERS))
 
 

@@ -1,4 +1,4 @@
-"""Sends segments when there are enough of them or they are old enough, in a process that ends: pyarrow is large."""
+"""Send segments of the prediction log once they are large or old enough, in a separate process: pyarrow is large."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from metalworks.prediction_log.spool import Spool
 
 LOOK_SECONDS, RETRY_SECONDS, LONGEST_SECONDS = 5.0, 60.0, 600.0
 SET_ASIDE = ".set-aside"
-"""Suffix of the file, beside what is said of a service's versions, with how many requests are in no file."""
+"""Suffix of the file, beside a service's status file, with the number of requests that could not be shipped."""
 logger = logging.getLogger("metalworks.prediction_log")
 
 
 class LogShipping:
-    """Looks at the spools of a host's services."""
+    """Sends the prediction logs of a host's services."""
 
     def __init__(self, config: Config, stop: threading.Event) -> None:
-        """Remember what to look at, and what ends it."""
+        """Take the services and the event that stops it."""
         self.config = config
         self.stop = stop
         self.programs = Programs(stop, LONGEST_SECONDS)
@@ -34,7 +34,7 @@ class LogShipping:
         self._set_aside: dict[str, int] = {}
 
     def run(self) -> None:
-        """Look until the end."""
+        """Look at the spools until stopped."""
         while not self.stop.wait(LOOK_SECONDS):
             for service in self.config.services:
                 try:
@@ -45,7 +45,7 @@ class LogShipping:
                     logger.exception("%s: internal error", service.name)
 
     def look(self, service: Service) -> None:
-        """Send what is due; a store that does not answer is told of once, and asked again later."""
+        """Send what is due; log once if the store does not respond, and retry later."""
         name = service.name
         if time.monotonic() < self._again.get(name, 0.0):
             return
@@ -57,7 +57,7 @@ class LogShipping:
             done = self.programs.run(command, cwd=self.config.folder(service), secrets=True)
             self._count(service, done.stdout)
             complaint = (
-                (done.stderr.strip().splitlines() or ["it ended without an error message"])[-1]
+                (done.stderr.strip().splitlines() or ["it failed without an error message"])[-1]
                 if done.returncode
                 else ""
             )
@@ -69,20 +69,18 @@ class LogShipping:
             if not known:
                 logger.warning("%s: cannot send the prediction log, keeping it here: %s", name, complaint)
         elif known:
-            logger.warning("%s: sending the prediction log again", name)
+            logger.warning("%s: sending the prediction log works again", name)
         self._complaints[name] = complaint
 
     def _count(self, service: Service, output: str) -> None:
-        """Say what could not be written, and count it for the service, which is asked for the metrics."""
+        """Log and count requests that could not be written; the service exposes the number as a metric."""
         try:
             lines = int(json.loads(output)["set_aside"])
         except (ValueError, TypeError, KeyError):  # it failed
             return
         if lines:
             kept = self.config.folder(service) / ASIDE
-            logger.warning(
-                "%s: %s requests fit no file of the prediction log; they are in %s", service.name, lines, kept
-            )
+            logger.warning("%s: %s requests could not be written as Parquet; they are in %s", service.name, lines, kept)
             total = self._set_aside[service.name] = self._set_aside.get(service.name, 0) + lines
             file = self.config.status_file(service).with_suffix(SET_ASIDE)
             new = file.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""Programs that do the heavy work, each ended when the follower is to end."""
+"""Run the programs that do the heavy work, and kill them when the follower stops."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SECRETS = frozenset({"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"})
 
 
 class Programs:
-    """Runs programs one at a time; those of a service wait for another's."""
+    """Runs programs; `turn` lets services install one after the other."""
 
     def __init__(self, stop: threading.Event, timeout: float = 3600) -> None:
-        """Remember what ends a program early."""
+        """Take the event and the timeout that end a program early."""
         self.stop = stop
         self.timeout = timeout
         self.turn = threading.Lock()
@@ -27,9 +27,9 @@ class Programs:
     def run(
         self, command: list[str], *, cwd: Path, text: str | None = None, secrets: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end, without passwords unless it needs them; its output is returned, whatever its code.
+        """Run a program and return its result; it gets passwords only with `secrets`.
 
-        Raises FetchError where it cannot be started or takes too long, and Stopped when the follower is to end.
+        Raises FetchError if it cannot be started or takes too long, and Stopped if the follower stops.
         """
         if self.stop.is_set():
             raise Stopped
@@ -44,7 +44,7 @@ class Programs:
                 text=True,
                 start_new_session=True,
             )
-        except (FileNotFoundError, PermissionError) as error:  # the latter of a folder on PATH that is another's
+        except (FileNotFoundError, PermissionError) as error:  # the latter for an unreadable folder on PATH
             raise FetchError(f"{command[0]} is not installed on this host") from error
         until = time.monotonic() + self.timeout
         try:
@@ -52,14 +52,14 @@ class Programs:
                 try:
                     out, err = process.communicate(text, timeout=LOOK_SECONDS)
                 except subprocess.TimeoutExpired:
-                    text = None  # it is on its way; the next call goes on with it
+                    text = None  # passed already; the next call continues
                 else:
                     return subprocess.CompletedProcess(command, process.returncode, out, err)
                 if self.stop.is_set():
                     raise Stopped
                 if time.monotonic() > until:
-                    raise FetchError(f"{Path(command[0]).name} did not end within {self.timeout:.0f} s")
+                    raise FetchError(f"{Path(command[0]).name} did not finish within {self.timeout:.0f} s")
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with what it started; what it left half done is removed later
+                os.killpg(process.pid, signal.SIGKILL)  # with its children; incomplete files are removed later
                 process.communicate()

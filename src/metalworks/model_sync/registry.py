@@ -1,4 +1,4 @@
-"""What the MLflow server knows about a model, asked with the standard library: MLflow's client takes 100 MB."""
+"""Client for MLflow's model registry that uses only the standard library: MLflow's own client takes 100 MB."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A registered model: which version each alias names."""
+    """A registered model and its aliases."""
 
     created: int
-    """When it was registered: one that is deleted and registered anew counts its versions from 1 again."""
+    """When it was registered. A model that is deleted and registered again starts at version 1."""
     aliases: Mapping[str, str]
 
 
 class Registry:
-    """MLflow's REST API, over one connection that is kept; for one thread."""
+    """MLflow's REST API over one persistent connection; not thread-safe."""
 
     def __init__(self, url: str, *, login: str = "", ca: str | None = None) -> None:
-        """Remember where, as whom (name:password) and whose certificates count."""
+        """Take the URL, the login (name:password) and the CA file."""
         self.url = urlsplit(url)
         self.headers = {"Content-Type": "application/json"}
         if login:
@@ -45,10 +45,10 @@ class Registry:
 
     @classmethod
     def from_environment(cls) -> Registry:
-        """Connect as MLflow's own client would: the same variables, the same file with name and password."""
+        """Connect with the variables and the credentials file of MLflow's own client."""
         url = os.environ.get("MLFLOW_TRACKING_URI")
         if not url:
-            raise RegistryError("MLFLOW_TRACKING_URI is not set: it names the MLflow server")
+            raise RegistryError("MLFLOW_TRACKING_URI is not set: set it to the URL of the MLflow server")
         names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
         file = configparser.ConfigParser(interpolation=None)
         file.read(Path.home() / ".mlflow/credentials")
@@ -59,7 +59,7 @@ class Registry:
         return cls(url, login=login, ca=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
 
     def model(self, name: str) -> RegisteredModel | None:
-        """Return what the model's aliases name; None while there is no such model."""
+        """Return the model with its aliases, or None if it does not exist."""
         answer = self._ask("GET", "registered-models/get", name=name)
         if answer is None:
             return None
@@ -68,7 +68,7 @@ class Registry:
         return RegisteredModel(int(model["creation_timestamp"]), aliases)
 
     def version(self, name: str, number: str, alias: str) -> tuple[ModelCard, dict[str, str]] | None:
-        """Return the card of a version and its tags; None where it is gone by now."""
+        """Return the card and the tags of a version, or None if it no longer exists."""
         answer = self._ask("GET", "model-versions/get", name=name, version=number)
         if answer is None:
             return None
@@ -91,15 +91,15 @@ class Registry:
         return next((str(tag["value"]) for tag in tags if tag["key"] == GIT_COMMIT), None)
 
     def tag(self, name: str, version: str, key: str, value: str) -> None:
-        """Tag a version; one that is gone by now needs none."""
+        """Tag a version, if it still exists."""
         self._ask("POST", "model-versions/set-tag", name=name, version=version, key=key, value=value)
 
     def point(self, name: str, alias: str, version: str) -> None:
-        """Make an alias name a version."""
+        """Point an alias to a version."""
         self._ask("POST", "registered-models/alias", name=name, alias=alias, version=version)
 
     def _ask(self, method: str, path: str, **values: str) -> dict[str, Any] | None:
-        """Return what the server answers; None where it says that there is no such thing."""
+        """Return the server's response, or None if what was asked for does not exist."""
         target = f"{quote(self.url.path.rstrip('/'))}/api/2.0/mlflow/{path}"
         body = None if method == "GET" else json.dumps(values)
         target += f"?{urlencode(values)}" if method == "GET" else ""
@@ -107,7 +107,8 @@ class Registry:
             status, text = self._exchange(method, target, body)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise RegistryError(f"MLflow at {self._name()} does not answer: {error or type(error).__name__}") from error
+            reason = error or type(error).__name__
+            raise RegistryError(f"MLflow at {self._name()} does not respond: {reason}") from error
         try:
             answer = json.loads(text or b"{}")
         except ValueError:
@@ -117,10 +118,10 @@ class Registry:
         if status == 404 and answer.get("error_code") == _NOT_FOUND:
             return None
         message = " ".join(str(answer.get("message") or text.decode(errors="replace")).split())[:300]
-        raise RegistryError(f"MLflow at {self._name()} answers {path} with {status}: {message}")
+        raise RegistryError(f"MLflow at {self._name()} responded with {status} to {path}: {message}")
 
     def _exchange(self, method: str, target: str, body: str | None) -> tuple[int, bytes]:
-        """Ask once, or twice where the server has closed the connection that was kept: nothing was said on it."""
+        """Send a request; repeat it once if the server had closed the persistent connection."""
         kept = self.connection is not None
         if self.connection is None:
             host, port = self.url.hostname or "", self.url.port
@@ -140,11 +141,11 @@ class Registry:
             return self._exchange(method, target, body)
 
     def close(self) -> None:
-        """End the connection; the next question opens another."""
+        """Close the connection; the next request opens another."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
 
     def _name(self) -> str:
-        """Return the server's URL without a password that stands in it."""
+        """Return the server's URL without credentials."""
         return f"{self.url.scheme}://{self.url.netloc.rpartition('@')[2]}{self.url.path}"

@@ -1,4 +1,4 @@
-"""What MLflow is told about a model's versions: where each is in service, or why it is not."""
+"""Tag a model's versions in MLflow: where each is in service, or why it is not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("metalworks.model_sync")
 
 
 def canary_key(service: Service) -> str:
-    """Return the tag that says what became of a canary."""
+    """Return the tag that holds the outcome of a canary."""
     return f"metalworks.inference.{service.name}.canary"
 
 
@@ -34,16 +34,16 @@ def short(text: str) -> str:
 
 
 def when(seconds: float) -> str:
-    """Return a time for people."""
+    """Return a time as readable text."""
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def wanted_tags(state: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, str]:
-    """Return version → what its tag should say, from the server's state and what the follower refused."""
+    """Return version → value of its tag, from the server's state and the versions that the follower refused."""
     tags = {version: f"refused: {short(reason)}" for version, reason in refused.items()}
     for version, refusal in (state.get("refused") or {}).items():
         tags[str(version)] = f"refused: {short(str(refusal.get('reason', '')))}"
-    for role, word in reversed(ROLES.items()):  # the champion has the last word
+    for role, word in reversed(ROLES.items()):  # the champion last, so that it wins
         if serving := state.get(role):
             since, executor = when(float(serving.get("since", 0))), serving.get("executor", "?")
             tags[str(serving["version"])] = f"{word} since {since} as {executor}"
@@ -51,10 +51,10 @@ def wanted_tags(state: Mapping[str, Any], refused: Mapping[str, str]) -> dict[st
 
 
 class VersionTags:
-    """The tags of one service on this host; what was told survives a restart."""
+    """The tags of one service on this host; it remembers across restarts what it has tagged."""
 
     def __init__(self, service: Service, host: str, folder: Path) -> None:
-        """Remember what was told before."""
+        """Read what was tagged before."""
         self.service = service
         self.key = f"metalworks.inference.{service.name}.{host}"
         self.file = folder / TOLD
@@ -63,7 +63,7 @@ class VersionTags:
         self.complaint = ""
 
     def tell(self, registry: Registry, tags: Mapping[str, str]) -> None:
-        """Tag the versions whose state is another than they were told; what is no longer served says so."""
+        """Tag the versions whose state has changed, including those no longer in service."""
         if time.monotonic() < self.not_before:
             return
         now = dict(tags)

@@ -1,4 +1,4 @@
-"""The versions of a service's model on this host, each whole or not at all."""
+"""The versions of a service's model on this host, each complete or not there at all."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class VersionStore:
     """A folder with one folder per version: model/ (MLflow's files), model.json and, once locked, requirements.lock."""
 
     def __init__(self, root: Path, programs: Programs) -> None:
-        """Remember the folder, and remove what a download that was killed left there."""
+        """Take the folder, and remove incomplete downloads from it."""
         self.root = root
         self.programs = programs
         for leftover in root.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover)
 
     def place(self, card: ModelCard) -> Path:
-        """Return the folder with the files that the card names, downloaded unless they are here.
+        """Return the folder with the card's files, downloaded if necessary.
 
-        A folder never changes: a version that was deleted and registered anew under the same number gets another one,
-        so the server sees that it is another, and one that changes its role is served on by the same process.
+        A folder never changes. A version that was deleted and registered again under the same number gets a new folder,
+        so that the server notices it; a version that changes its role keeps its folder, hence its process.
         """
         if (here := self.find(card)) is not None:
             return here
@@ -46,23 +46,23 @@ class VersionStore:
         )
         if done.returncode:
             shutil.rmtree(partial)
-            words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise FetchError(f"cannot fetch the files of model {card.name} version {card.version}: {words}")
         card.write(partial)
-        _settle(partial)  # the rename must not survive a power cut that the files do not
-        if folder.exists():  # without a card: nobody's
+        _settle(partial)  # after a power cut, a renamed folder must be complete
+        if folder.exists():  # without a card, so not in use
             shutil.rmtree(folder)
         partial.rename(folder)
         return folder
 
     def find(self, card: ModelCard) -> Path | None:
-        """Return the folder with the files that the card names, if they are here."""
+        """Return the folder with the card's files, if it exists."""
         return next((folder for folder, stored in self._stored() if stored.has_files_of(card)), None)
 
     def tidy(self, keep: Iterable[Path], served: Iterable[str], more: int) -> set[Path]:
-        """Remove all but these folders, those of versions that are served, and as many of the newest others.
+        """Remove all folders except these, those of served versions, and the `more` newest others.
 
-        Returns what stays.
+        Returns the remaining folders.
         """
         folders = {folder: card.version for folder, card in self._stored()}
         stays = {folder for folder in folders if folder in set(keep) or folders[folder] in set(served)}
@@ -74,19 +74,19 @@ class VersionStore:
         return stays
 
     def _stored(self) -> list[tuple[Path, ModelCard]]:
-        """Return the folders that are whole, with their cards."""
+        """Return the complete folders with their cards."""
         found = []
         for file in self.root.glob(f"*/{CARD}"):
             if not file.parent.name.endswith(_PARTIAL):
                 try:
                     found.append((file.parent, ModelCard.read(file.parent)))
-                except (OSError, ValueError, TypeError):  # a card of another release: fetched anew
+                except (OSError, ValueError, TypeError):  # a card of another release: will be fetched again
                     shutil.rmtree(file.parent)
         return found
 
 
 def _settle(folder: Path) -> None:
-    """Have a folder and all in it on the disk; nobody else's files, which a training run may be writing."""
+    """Flush a folder and its content to disk. `sync` would also wait for other programs' writes."""
     for path in (*folder.rglob("*"), folder):
         opened = os.open(path, os.O_RDONLY)
         try:

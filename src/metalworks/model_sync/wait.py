@@ -1,4 +1,4 @@
-"""Waits until a service serves what its alias names, or until it is known why it does not."""
+"""Wait until a service serves its alias's version, or until it is known why it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it ended: the program's exit code, its line of JSON, and what is wrong."""
+    """The program's exit code, its JSON line, and its error message."""
 
     code: int
     result: dict[str, Any]
@@ -23,9 +23,9 @@ class Outcome:
 
 
 def wait(config: Config, service: Service, timeout: float, *, installed: bool = False) -> Outcome:
-    """Wait until the version that the alias names is served; with `installed`, until it is on this host."""
+    """Wait until the alias's version is served; with `installed`, until it is on this host."""
     began = time.time()
-    with contextlib.suppress(OSError):  # only root may: what was refused is tried again now
+    with contextlib.suppress(OSError):  # only root may; refused versions are then tried again
         config.retry_file.touch()
     asked = config.retry_file.exists() and config.retry_file.stat().st_mtime >= began - 1
     while True:
@@ -33,13 +33,13 @@ def wait(config: Config, service: Service, timeout: float, *, installed: bool = 
         if outcome is not None:
             return outcome
         if time.time() - began > timeout:
-            complaint = f"{service.name} does not serve alias {service.alias} of {service.model} yet: {waits_for}"
+            complaint = f"{service.name} does not yet serve alias {service.alias} of {service.model}: {waits_for}"
             return Outcome(1, {}, complaint)
         time.sleep(LOOK_SECONDS)
 
 
 def _look(config: Config, service: Service, began: float, asked: bool, installed: bool) -> tuple[Outcome | None, str]:
-    """Return how it ended, or what is waited for."""
+    """Return the outcome, or what is being waited for."""
     result = {"service": service.name, "model": service.model, "alias": service.alias}
     follower = "journalctl -u model-follower"
     server = f"journalctl -u inference-{service.name} -u models-{service.name}"
@@ -47,7 +47,7 @@ def _look(config: Config, service: Service, began: float, asked: bool, installed
     if float(status.get("polled", 0)) < began:
         away = status.get("mlflow", "answers")
         return None, (
-            f"{away if away != 'answers' else 'model-follower has not asked MLflow since'} (see `{follower}`)"
+            f"{away if away != 'answers' else 'model-follower has not polled MLflow since'} (see `{follower}`)"
         )
     state = read_json(config.state_file(service))
     serving = state.get("champion") or {}
@@ -67,4 +67,4 @@ def _look(config: Config, service: Service, began: float, asked: bool, installed
                        f"More: `{server}`. Version {serving.get('version') or 'none'} is served."), ""  # fmt: skip
     if str(serving.get("version")) == version:
         return Outcome(0, {**result, "missing": False, **serving}), ""
-    return None, f"version {version} is being loaded and tried (see `{server}`)"
+    return None, f"version {version} is being loaded and checked (see `{server}`)"

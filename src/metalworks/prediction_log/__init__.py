@@ -1,1 +1,1 @@
-"""Takes finished segments of the prediction log from an inference host to the object store, as Parquet files."""
+"""Send finished segments of the prediction log from an inference host to the object store, as Parquet files."""

@@ -1,4 +1,4 @@
-"""Finished segments to the object store: `metalworks-model ship`, a process that ends."""
+"""Send finished segments to the object store: `metalworks-model ship`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from metalworks import plain_files
 from metalworks.prediction_log.spool import LARGEST_BYTES, Batch, Spool, here
 
 ASIDE = "not-logged.jsonl"
-"""File beside the models, of the last lines that are in no file of the object store."""
+"""File beside the models with the last lines that could not be written to the object store."""
 ASIDE_BYTES = 4 * 2**20
 Put = Callable[[str, bytes], None]
-"""Writes an object, whole or not at all."""
+"""Writes an object atomically."""
 
 
 class ShipError(Exception):
-    """It is not in the object store; the message says why. Everything is kept."""
+    """Writing to the object store failed; the message says why. All segments are kept."""
 
 
 def ship(spool: Spool, service: str, host: str, models: Path, put: Put) -> dict[str, Any]:
-    """Send all segments and remove them; return what was done, for people.
+    """Send all segments and remove them; return a summary for people.
 
-    Lines that cannot be read or written are kept in `models`, as many as fit there, and nothing waits for them.
-    Two at once would send the same twice: the second has nothing to do.
+    Lines that cannot be read or written are set aside in `models`, up to ASIDE_BYTES, and do not hold up the others.
+    A lock keeps two processes from sending the same segments: the second does nothing.
     """
     done: dict[str, Any] = {"service": service, "files": 0, "rows": 0, "set_aside": 0}
     with plain_files.folder(spool.folder) as descriptor:
@@ -43,7 +43,7 @@ def ship(spool: Spool, service: str, host: str, models: Path, put: Put) -> dict[
 
 
 def _send(batch: Batch, service: str, host: str, models: Path, put: Put, done: dict[str, Any]) -> None:
-    """Put a file of each day; the same batch makes the same files again."""
+    """Write one file per day; repeating it with the same batch writes the same files."""
     from metalworks.prediction_log.table import files
 
     days, aside = files(_lines(batch), host, kinds(models))
@@ -57,7 +57,7 @@ def _send(batch: Batch, service: str, host: str, models: Path, put: Put, done: d
 
 
 def _keep(file: Path, lines: list[bytes]) -> None:
-    """Keep lines for people, the newest instead of older ones where all would be too much."""
+    """Keep lines for people to look at; the newest replace the oldest once the file is full."""
     before = file.read_bytes() if file.exists() else b""
     kept = before + b"".join(line.removesuffix(b"\n") + b"\n" for line in lines)
     new = file.with_suffix(".new")
@@ -72,7 +72,7 @@ def _lines(batch: Batch) -> Iterator[bytes]:
 
 
 def kinds(models: Path) -> dict[str, str]:
-    """Return column → MLflow's type of it, where the signatures of the versions here agree; else the values tell."""
+    """Return column → its MLflow type, or "" if the signatures of the versions on this host disagree."""
     import yaml
 
     found: dict[str, str] = {}
@@ -82,17 +82,17 @@ def kinds(models: Path) -> dict[str, str]:
             inputs, outputs = (json.loads(signature.get(side) or "[]") for side in ("inputs", "outputs"))
             plain = {f"input_{each['name']}": str(each["type"]) for each in inputs if "name" in each}
             for each in outputs:
-                # A class or a count in this version may be a number with a fraction in the next.
+                # Integers in this version's predictions may become fractions in the next.
                 kind = "string" if each["type"] == "string" else "double"
                 plain[f"prediction_{each['name']}" if len(outputs) > 1 else "prediction"] = kind
         except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-            continue  # removed meanwhile, or without a signature of this kind
+            continue  # removed meanwhile, or without a signature by columns
         found |= {name: kind if found.get(name, kind) == kind else "" for name, kind in plain.items()}
     return found
 
 
 def bucket(name: str) -> Put:
-    """Return what writes into a bucket of the store that the environment's AWS_* variables name."""
+    """Return a function that writes to a bucket of the store that the AWS_* variables name."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError

@@ -1,4 +1,4 @@
-"""Lines of the prediction log as tables: a row per predicted row, a table per day."""
+"""Convert lines of the prediction log to tables: one row per predicted row, one table per day."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ KINDS: dict[str, pa.DataType] = {
     "double": pa.float64(),
     "string": pa.string(),
 }
-"""MLflow's types of columns → theirs here: as few as possible, so that a column is of one type in all files."""
+"""MLflow's column types → Arrow types: as few as possible, so that a column has the same type in all files."""
 MOST_STRANGE = 1000
-"""Columns of a file that are in no signature: each takes room in every row, and callers may invent them."""
+"""Maximum number of columns per file that are in no signature: clients can invent them, and each takes space."""
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError, KeyError)
 
 
 class File(NamedTuple):
-    """What goes to the object store."""
+    """A Parquet file and its number of rows."""
 
     rows: int
     content: bytes
@@ -49,7 +49,7 @@ class File(NamedTuple):
 
 @dataclass
 class _Columns:
-    """Lists that grow together."""
+    """Columns that are padded to the same length as rows are added."""
 
     rows: int = 0
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -73,9 +73,9 @@ class _Line:
 
 
 def files(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[dict[str, File], list[bytes]]:
-    """Return day (of UTC) → the file of its lines, and the lines that cannot be read or written.
+    """Return UTC day → the file of its lines, and the lines that cannot be read or written.
 
-    `kinds`: column → MLflow's type of it, as far as that is known.
+    `kinds`: column → its MLflow type, if known.
     """
     days: dict[str, list[_Line]] = {}
     aside: list[bytes] = []
@@ -87,7 +87,7 @@ def files(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[
                 if len(strange | (values.keys() - kinds.keys())) > MOST_STRANGE:
                     when, count, values = _read(text, host, tables=False)
                 strange |= values.keys() - kinds.keys()
-        except _UNFIT:  # written half when its process was killed, or a caller's invention
+        except _UNFIT:  # incomplete because its process was killed, or a client's invention
             aside.append(text)
             continue
         days.setdefault(f"{when:%Y-%m-%d}", []).append(_Line(text, count, values))
@@ -96,19 +96,19 @@ def files(lines: Iterable[bytes], host: str, kinds: Mapping[str, str]) -> tuple[
         try:
             written[day] = _file(those, kinds)
         except _UNFIT:
-            # Nothing that a caller can send is known to lead here; if it does, it must not hold the others up.
+            # No request is known to lead here; if one does, it must not hold up the others.
             fit, unfit = _parted(those, kinds)
             aside += [line.text for line in unfit]
             if fit:
                 try:
                     written[day] = _file(fit, kinds)
-                except _UNFIT:  # each by itself would do, so text does for all
+                except _UNFIT:  # the lines only conflict with each other, which text columns avoid
                     written[day] = _file(fit, None)
     return written, aside
 
 
 def _parted(lines: Sequence[_Line], kinds: Mapping[str, str]) -> tuple[list[_Line], list[_Line]]:
-    """Return the lines of which a file can be made, and the others."""
+    """Return the lines that can be written to a file, and the others."""
     fit: list[_Line] = []
     unfit: list[_Line] = []
     for line in lines:
@@ -131,7 +131,7 @@ def _file(lines: Sequence[_Line], kinds: Mapping[str, str] | None) -> File:
 
 
 def _read(line: bytes, host: str, tables: bool = True) -> tuple[datetime, int, dict[str, Sequence[Any]]]:
-    """Return time, number of rows and columns of a request; with `tables`, also those that MLflow read itself."""
+    """Return time, number of rows and columns of a request; with `tables`, also of bodies that MLflow parsed."""
     entry = _text(json.loads(line))
     when = datetime.fromtimestamp(entry["time"], UTC)
     answered = _predictions(entry["predictions"]) if entry["status"] == 200 else {}
@@ -142,20 +142,20 @@ def _read(line: bytes, host: str, tables: bool = True) -> tuple[datetime, int, d
     columns: dict[str, Sequence[Any]] = {f"input_{name}": column for name, column in (inputs or {}).items()}
     if any(len(column) != count for column in columns.values()):
         raise ValueError
-    if any(len(column) != count for column in answered.values()):  # one answer to all rows
+    if any(len(column) != count for column in answered.values()):  # one prediction for all rows
         answered = {"prediction": [json.dumps(entry["predictions"]), *[None] * (count - 1)]}
     columns |= answered
     same = {"time": when, "request": entry["request"], "host": host, "role": entry["role"], "version": entry["version"]}
     same |= {"status": entry["status"], "seconds": entry["seconds"], "difference": entry["difference"]}
     columns |= {name: [value] * count for name, value in same.items()}
-    # As long as a request: once is enough.
+    # It is as large as the request, so store it once.
     columns |= {"row": range(count), "raw": [raw, *[None] * (count - 1)]}
     return when, count, columns
 
 
 def _predictions(answer: Any) -> dict[str, list[Any]]:
-    """Return what was predicted, by columns: one `prediction`, or a `prediction_<name>` for each of several outputs."""
-    if isinstance(answer, str):  # NaN is in it, which is no JSON to all
+    """Return the predictions by column: `prediction`, or `prediction_<name>` for each of several outputs."""
+    if isinstance(answer, str):  # it contains NaN, which is not valid JSON
         try:
             answer = _text(json.loads(answer))
         except (ValueError, RecursionError):
@@ -183,7 +183,7 @@ def _named(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _rows_of(raw: str, count: int) -> dict[str, Sequence[Any]] | None:
-    """Return the columns of a table that MLflow read itself, if it is JSON of named columns."""
+    """Return the columns of a body that MLflow parsed, if it is JSON with named columns."""
     try:
         body = _text(json.loads(raw))
         if split := body.get("dataframe_split"):
@@ -199,7 +199,7 @@ def _rows_of(raw: str, count: int) -> dict[str, Sequence[Any]] | None:
 
 
 def _text(value: Any) -> Any:
-    """Return a value of JSON whose texts can all be written: half a surrogate pair is no character to Arrow."""
+    """Replace lone surrogates in the strings of a JSON value, because Arrow cannot write them."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, list):
@@ -210,9 +210,9 @@ def _text(value: Any) -> Any:
 
 
 def _table(columns: Mapping[str, list[Any]], kinds: Mapping[str, str] | None) -> pa.Table:
-    """Return a table with the columns in their order, of the same types on every day as far as that is possible.
+    """Return a table with the columns in order and, as far as possible, with the same types every day.
 
-    Without `kinds`, all that callers and models said is text.
+    Without `kinds`, inputs and predictions are text.
     """
     inputs = [name for name in columns if name.startswith("input_")]
     outputs = [name for name in columns if name.startswith("prediction")] or ["prediction"]
@@ -237,12 +237,12 @@ def _array(values: Sequence[Any], kind: str) -> pa.Array:
         return _as_json(values)
     if not _plain(array.type):
         return _as_json(values)
-    # What is whole today may have a fraction tomorrow.
+    # Integers today may be fractions tomorrow.
     return array.cast(pa.float64(), safe=False) if pa.types.is_integer(array.type) else array
 
 
 def _plain(kind: pa.DataType) -> bool:
-    """Tell whether a column is of numbers, texts or lists of these: objects are others in each request, or empty."""
+    """Tell whether a type is a number, text or list of these: objects differ between requests, or are empty."""
     return _plain(kind.value_type) if pa.types.is_list(kind) else not pa.types.is_nested(kind)
 
 
@@ -255,7 +255,7 @@ def _json(value: Any) -> str | None:
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:
-    """Return a value of which MLflow made what the model wanted; None where it is nothing of that kind."""
+    """Convert a value as MLflow did for the model; None if it cannot be converted."""
     if pa.types.is_string(kind):
         return _json(value)
     try:

@@ -1,1 +1,1 @@
-"""Runs in MLflow, after the fact: what differs between them, and making one again."""
+"""Compare and reproduce runs that are recorded in MLflow."""

@@ -12,43 +12,43 @@ from metalworks.runs.record import Recorded
 
 
 def git(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Git, whatever comes of it."""
+    """Run Git; the caller checks the return code."""
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
 def last_line(text: str) -> str:
-    """Return what a program said last, which mostly is why it failed."""
+    """Return the last line of a program's output, which usually says why it failed."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message").strip()
 
 
 def places(old: Recorded) -> bool:
-    """Tell whether the run says where its code is."""
+    """Tell whether the run recorded where its code is."""
     commit = re.fullmatch("[0-9a-f]{40,64}", old.tags.get(record.COMMIT, ""))
     return bool(commit and old.tags.get(record.REMOTE) and _inside(old.tags.get(record.FOLDER, "")))
 
 
 def check(old: Recorded) -> list[str]:
-    """Return what the run's record of its code lacks for making it again."""
+    """Return what is missing in the run's record of its code to reproduce it."""
     tags, missing = old.tags, []
     if not re.fullmatch("[0-9a-f]{40,64}", tags.get(record.COMMIT, "")):
-        missing.append("code: no commit is recorded (made outside a Git repository, or without the MLflow plugin)")
+        missing.append("code: no commit is recorded (it ran outside a Git repository, or without the MLflow plugin)")
     if not tags.get(record.REMOTE):
-        missing.append("code: no remote is recorded to clone from (the repository had none: `git remote add`)")
+        missing.append("code: no remote is recorded to clone from: `git remote add`, push, and run again")
     if tags.get(record.DIRTY) == "true":
-        missing.append(f"code: the tree was not as committed; {_describe(old.diff)}: commit, push and run again")
+        missing.append(f"code: there were uncommitted changes; {_describe(old.diff)}: commit, push and run again")
     elif tags.get(record.DIRTY) != "false":
-        missing.append("code: whether the tree was as committed is not recorded")
+        missing.append("code: it is not recorded whether there were uncommitted changes")
     if not _inside(tags.get(record.FOLDER, "")):
-        missing.append(f"code: the folder {tags[record.FOLDER]!r} is none of a repository")
+        missing.append(f"code: the recorded folder {tags[record.FOLDER]!r} is not inside a repository")
     return missing
 
 
 def _describe(diff: str | None) -> str:
-    """Say what the file git.diff of a run holds."""
+    """Describe the content of a run's file git.diff."""
     if diff is None:
-        return "what differed was not kept"
+        return "they were not recorded"
     files = sorted(set(re.findall(r"^diff --git a/.* b/(.*)$", diff, re.MULTILINE)))
-    return f"the difference is in the run's file versions/git.diff ({', '.join(files) or 'no tracked file'})"
+    return f"they are in the run's file versions/git.diff ({', '.join(files) or 'no tracked file'})"
 
 
 def _inside(folder: str) -> bool:
@@ -57,26 +57,26 @@ def _inside(folder: str) -> bool:
 
 
 def fetch(remote: str, commit: str, into: Path, *, keep: bool) -> str | None:
-    """Make the folder a clone of the remote at the commit; return why that cannot be.
+    """Clone the remote into the folder at the commit; return the problem, or None.
 
-    Objects that the clone around the current directory has are borrowed, or copied if the new one is to outlive it.
+    Objects of the clone around the current directory are borrowed, or copied if the new clone is kept.
     """
     here = git("rev-parse", "--path-format=absolute", "--git-common-dir").stdout.strip()
     borrow = ["--reference-if-able", here, *(["--dissociate"] if keep else [])] if here else []
     cloned = git("clone", "--quiet", "--no-checkout", *borrow, "--", remote, str(into))
     if cloned.returncode:
-        return f"code: {remote} cannot be cloned: {last_line(cloned.stderr)}"
-    # That a commit is here is no proof: it may be a borrowed one that was never pushed.
+        return f"code: cannot clone {remote}: {last_line(cloned.stderr)}"
+    # The commit may be a borrowed object that was never pushed, so check that a remote branch or tag contains it.
     if not git("for-each-ref", f"--contains={commit}", "--count=1", "refs/remotes", "refs/tags", folder=into).stdout:
-        # Hosts keep commits that no branch leads to any more for a while, and give them when asked by name.
+        # Git hosts keep commits that no branch contains for a while, and serve them by name.
         shutil.rmtree(into)
         git("init", "--quiet", str(into))
         git("remote", "add", "--", "origin", remote, folder=into)
         asked = git("fetch", "--quiet", "--depth=1", "origin", commit, folder=into)
         if asked.returncode:
             return (
-                f"code: commit {commit} is not in {remote} (never pushed, or vanished after a rebase): push it from "
-                f"the clone where the run was made ({last_line(asked.stderr)})"
+                f"code: commit {commit} is not in {remote} (never pushed, or removed by a rebase): push it from "
+                f"the clone where the run was started ({last_line(asked.stderr)})"
             )
     placed = git("checkout", "--quiet", "--detach", commit, folder=into)
-    return f"code: commit {commit} cannot be checked out: {last_line(placed.stderr)}" if placed.returncode else None
+    return f"code: cannot check out commit {commit}: {last_line(placed.stderr)}" if placed.returncode else None

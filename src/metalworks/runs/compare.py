@@ -1,4 +1,4 @@
-"""`metalworks compare`: side by side, what differs between runs."""
+"""`metalworks compare`: show the differences between runs side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 NAMED = 4
-"""So many equal things of a section are named; more are counted."""
+"""Name at most this many equal rows of a section; otherwise, count them."""
 Value = str | float | None
 CODE = {
     "commit": record.COMMIT,
@@ -36,12 +36,12 @@ CODE = {
 
 @dataclass(frozen=True)
 class Row:
-    """One thing in all the runs; a value is None where a run does not have it, UNKNOWN where nobody recorded it."""
+    """A value in all runs: None if a run does not have it, UNKNOWN if it was not recorded."""
 
     name: str
     values: list[Value]
     of_known: bool = False
-    """Whether runs where nobody recorded it count for nothing: what else would be all packages of the others."""
+    """Whether to ignore runs that did not record it: otherwise, all packages of the others would differ."""
 
     @property
     def unknown(self) -> bool:
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def equal(self) -> bool:
-        """Tell whether it is the same everywhere."""
+        """Tell whether all runs have the same value."""
         values = [value for value in self.values if value != UNKNOWN] if self.of_known else self.values
         return all(value == values[0] or (_nan(value) and _nan(values[0])) for value in values)
 
@@ -59,16 +59,16 @@ Sections = dict[str, list[Row]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `metalworks compare` takes."""
+    """Define the arguments of `metalworks compare`."""
     parser.add_argument("first", metavar="RUN", help=HELP)
-    parser.add_argument("others", metavar="RUN", nargs="+", help="what to hold against it")
-    parser.add_argument("--experiment", help="look for names in this experiment alone")
-    parser.add_argument("--all", action="store_true", help="show what is equal too")
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser.add_argument("others", metavar="RUN", nargs="+", help="runs to compare with it")
+    parser.add_argument("--experiment", help="look for names only in this experiment")
+    parser.add_argument("--all", action="store_true", help="show equal values, too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what differs; always 0, since a difference is no failure."""
+    """Print the differences; return 0, since a difference is not a failure."""
     from mlflow.exceptions import MlflowException
 
     client = connect()
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         names = [arguments.first, *arguments.others]
         runs = [record.read(client, find(client, name, arguments.experiment)) for name in names]
     except MlflowException as error:
-        raise CommandError(f"MLflow says: {error.message}") from error
+        raise CommandError(f"MLflow: {error.message}") from error
     sections = compare(runs)
     if arguments.json:
         print(json.dumps(_data(runs, sections, arguments.all), indent=2))
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compare(runs: Sequence[Recorded]) -> Sections:
-    """Return all that is known of the runs, equal or not."""
+    """Return all rows, whether equal or not."""
     return {
         "code": [
             *(Row(name, [one.tags.get(tag, UNKNOWN) for one in runs]) for name, tag in CODE.items()),
@@ -125,7 +125,7 @@ def _rows(
 def _describe(data: Data) -> str:
     if data.md5 is None:
         return UNKNOWN
-    clean = {True: "clean", False: "not as in dvc.lock", None: "clean unknown"}[data.clean]
+    clean = {True: "clean", False: "differs from dvc.lock", None: "clean unknown"}[data.clean]
     pushed = {True: "pushed", False: "not pushed", None: "pushed unknown"}[data.pushed]
     return ", ".join([data.md5, *([] if data.size is None else [_bytes(data.size)]), clean, pushed])
 
@@ -143,7 +143,7 @@ def _nan(value: Value) -> bool:
 
 
 def _short(name: str, value: Value) -> str:
-    """Return a value as a table shows it: of hashes the beginning."""
+    """Return a value for a table; commits are shortened."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -187,12 +187,12 @@ def _show(runs: Sequence[Recorded], sections: Sections, everything: bool) -> Non
     console.print()
     console.print(Text(_sentence(sections, lambda row: row.equal and not row.unknown, "Equal", "nothing")))
     if any(row.unknown for rows in sections.values() for row in rows):
-        text = _sentence(sections, lambda row: row.unknown, "Recorded by none", "nothing")
-        console.print(Text(f"{text} (runs made without the platform's MLflow plugin?)"))
+        text = _sentence(sections, lambda row: row.unknown, "Not recorded", "nothing")
+        console.print(Text(f"{text} (did they run without the platform's MLflow plugin?)"))
 
 
 def _table(title: str, rows: Sequence[Row], count: int, console: Console) -> Table:
-    """Return one section: of scores also the difference to the first run."""
+    """Return the table of a section; scores also get their difference from the first run."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -215,7 +215,7 @@ def _table(title: str, rows: Sequence[Row], count: int, console: Console) -> Tab
 
 
 def _hash(described: str) -> str:
-    """Return the description of data with the beginning of its hash; directories stay marked as such."""
+    """Shorten the hash in a description of data; keep the suffix that marks directories."""
     md5, *rest = described.split(", ")
     name, dot, suffix = md5.partition(".")
     return ", ".join([name[:8] + dot + suffix, *rest])
@@ -228,7 +228,7 @@ def _difference(first: Value, other: Value) -> str:
 
 
 def _sentence(sections: Sections, chosen: Callable[[Row], bool], beginning: str, nothing: str) -> str:
-    """Return one line on the rows that are chosen: few by name, many by number."""
+    """Return one line about the chosen rows: names if they are few, otherwise their number."""
     parts = []
     for title, rows in sections.items():
         names = [row.name for row in rows if chosen(row)]
@@ -240,7 +240,7 @@ def _sentence(sections: Sections, chosen: Callable[[Row], bool], beginning: str,
 
 
 def _diffs(runs: Sequence[Recorded], width: int) -> list[str]:
-    """Return `git diff --stat` from the first run's commit to each other one, where this clone has them."""
+    """Return `git diff --stat` from the first run's commit to each other one, if this clone has both."""
     commits = [one.tags.get(record.COMMIT, "") for one in runs]
     found = []
     for commit in dict.fromkeys(commits[1:]):

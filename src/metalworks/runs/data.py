@@ -1,4 +1,4 @@
-"""The data of a run: exactly the versions that were on disk, through DVC's own remote and cache."""
+"""The data of a run: exactly the versions that were on disk, through DVC's remote and cache."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from metalworks.runs.code import git, last_line
 from metalworks.runs.record import Data, Recorded
 
 RECORDED_REMOTE = "recorded"
-"""Name for a remote that neither the commit nor this machine configures."""
+"""Name given to a remote that neither the commit nor this machine configures."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """One of the run's data in the clone."""
+    """A data path of the run, in the clone."""
 
     path: str
-    """As the run names it."""
+    """Path as the run recorded it."""
     target: str
-    """As DVC names it, from its root."""
+    """Path from DVC's root."""
     data: Data
 
 
 def dvc_program() -> str | None:
-    """Return the platform's DVC, beside this Python, or else the one on PATH."""
+    """Return the platform's DVC, beside this Python, else the one on PATH."""
     beside = Path(sys.executable).with_name("dvc")
     return str(beside) if beside.exists() else shutil.which("dvc")
 
@@ -42,7 +42,7 @@ class DataCheckout:
     """The data that a run used, in a clone of its code."""
 
     def __init__(self, old: Recorded, clone: Path, project: Path) -> None:
-        """Look for the project's folder in the clone; nothing is changed yet."""
+        """Find DVC's root in the clone; do not change anything yet."""
         self.wanted = {path: data for path, data in old.data.items() if data.md5}
         self.clone, self.project = clone, project
         above = [folder for folder in (project, *project.parents) if folder.is_relative_to(clone)]
@@ -50,18 +50,18 @@ class DataCheckout:
         self.outputs: dict[str | None, list[Output]] = {}
 
     def prepare(self) -> list[str]:
-        """Make the clone's DVC files name the recorded hashes, and return what cannot be pulled."""
+        """Put the recorded hashes into the clone's DVC files, and return what cannot be pulled."""
         if not self.wanted:
             return []
         if dvc_program() is None:
-            return ["data: this machine has no dvc"]
+            return ["data: dvc is not installed on this machine"]
         if not (self.root / ".dvc").is_dir():
-            return ["data: the run used data of DVC, but the commit has no folder .dvc"]
+            return ["data: the run used DVC data, but the commit has no folder .dvc"]
         tracked, missing = _tracked(self.clone), []
         for path, data in self.wanted.items():
             place = next((place for place in (self.project / path, self.clone / path) if place in tracked), None)
             if place is None:
-                missing.append(f"data: no dvc.lock and no .dvc file of the commit has {path}")
+                missing.append(f"data: {path} is in no dvc.lock or .dvc file of the commit")
                 continue
             _write(tracked[place], data)
             output = Output(path, os.path.relpath(place, self.root), data)
@@ -69,34 +69,34 @@ class DataCheckout:
         return [*missing, *self._missing()]
 
     def pull(self) -> None:
-        """Bring the files; raise CommandError when DVC cannot."""
+        """Pull the files. Raises CommandError."""
         for remote, outputs in self.outputs.items():
             done = self._dvc("pull", "--quiet", *_option(remote), "--", *(output.target for output in outputs))
             if done.returncode:
-                raise CommandError(f"the data cannot be pulled:\n{done.stderr.strip()}")
+                raise CommandError(f"`dvc pull` failed:\n{done.stderr.strip()}")
 
     def _missing(self) -> list[str]:
-        """Ask the remotes. DVC counts as missing too what a remote that does not answer should have."""
+        """Return what the remotes do not have. To DVC, all data of a remote that does not respond is missing."""
         missing = []
         for remote, outputs in self.outputs.items():
             targets = [output.target for output in outputs]
             done = self._dvc("status", "--cloud", "--json", *_option(remote), "--", *targets)
             if done.returncode:
-                missing.append(f"data: DVC cannot ask its remote: {last_line(done.stderr)}")
+                missing.append(f"data: DVC cannot access its remote: {last_line(done.stderr)}")
                 continue
             states: dict[str, str] = json.loads(done.stdout or "{}")
             for output in outputs:
                 files = [state for name, state in states.items() if Path(name).is_relative_to(output.target)]
-                # Of directories that are not there it tells nothing but a warning with their hash.
+                # For missing directories, DVC prints only a warning with their hash.
                 if "missing" in files or str(output.data.md5) in done.stderr:
                     where = output.data.remote or "its remote"
-                    pushed = ": `dvc push` it where the run was made" if output.data.pushed is False else ""
-                    text = f"data: {output.path} ({output.data.md5}) is not in {where}, or that does not answer"
+                    pushed = ": `dvc push` it where the run was started" if output.data.pushed is False else ""
+                    text = f"data: {output.path} ({output.data.md5}) is not in {where}, or that does not respond"
                     missing.append(text + pushed)
         return missing
 
     def _remote(self, url: str | None) -> str | None:
-        """Return DVC's name of the remote with this URL, made up in the clone's own configuration if it has none."""
+        """Return DVC's name for the remote with this URL; add it to the clone's configuration if it has none."""
         if url is None:
             return None
         lines = [line.split("\t") for line in self._dvc("remote", "list").stdout.splitlines()]
@@ -120,19 +120,19 @@ def _option(remote: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a hash stands: in a dvc.lock at a stage, or in a .dvc file."""
+    """The location of a hash: a stage in a dvc.lock, or a .dvc file."""
 
     file: Path
     stage: str | None
     path: str
 
     def outs(self, content: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the outputs among which it is."""
+        """Return the list of outputs that contains it."""
         return list((content if self.stage is None else content["stages"][self.stage]).get("outs") or [])
 
 
 def _tracked(clone: Path) -> dict[Path, Place]:
-    """Return output → where the commit has its hash."""
+    """Return output → location of its hash in the commit."""
     found = {}
     for name in git("ls-files", "-z", "--", "*.dvc", "*dvc.lock", folder=clone).stdout.split("\0"):
         file = clone / name
@@ -157,7 +157,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(place: Place, data: Data) -> None:
-    """Make the file name the hash that was recorded, which what was committed need not be."""
+    """Write the recorded hash into the file; the committed one may differ."""
     content = _read(place.file)
     out = next(out for out in place.outs(content) if out["path"] == place.path)
     if out.get("md5") == data.md5:

@@ -1,4 +1,4 @@
-"""The environment of a run: what was installed, built once per machine and list of packages."""
+"""Rebuild the environment of a run, once per machine and list of packages."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from metalworks.runs.record import Recorded
 from metalworks.runs.start import inside
 
 OURS = {"metalworks", "metalworks-mlflow"}
-"""On no index; the plugin is on PYTHONPATH."""
+"""Packages that are on no index; the plugin is on PYTHONPATH."""
 PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 NAMED = 10
-"""So many packages that differ are named; more are counted."""
+"""Name at most this many differing packages, and count the others."""
 
 
 def cache_folder() -> Path:
-    """Return where this person's environments and reproductions are."""
+    """Return the folder of the user's environments and reproductions."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metalworks"
 
 
 @dataclass
 class Packages:
-    """What of a requirements.txt an index has, and what is in the repository itself."""
+    """The packages in a requirements.txt: those on an index, and those in the repository."""
 
     lines: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
-    """Of local packages in the clone."""
+    """Folders of local packages in the clone."""
     missing: list[str] = field(default_factory=list)
 
 
 def sort_out(requirements: str, project: Path, clone: Path) -> Packages:
-    """Tell the packages of an index from local ones."""
+    """Separate packages from an index from local ones."""
     found = Packages()
     for line in map(str.strip, requirements.splitlines()):
         if not line or line.startswith("#"):
@@ -60,17 +60,17 @@ def sort_out(requirements: str, project: Path, clone: Path) -> Packages:
         if url.startswith("file:") or (editable and not at and "+" not in line.split(":")[0]):
             _local(name if at else None, url or line, found, project, clone)
         elif line.startswith("-"):
-            found.missing.append(f"environment: versions/requirements.txt has an option: {line}")
+            found.missing.append(f"environment: versions/requirements.txt has an unsupported option: {line}")
         else:
             found.lines.append(line)
     return found
 
 
 def _local(name: str | None, url: str, found: Packages, project: Path, clone: Path) -> None:
-    """Note where in the clone a package is that was installed from a folder; the project itself is there anyway."""
+    """Find a package that was installed from a folder in the clone; the project itself is there anyway."""
     path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url)
     if path.suffix in (".whl", ".gz", ".zip"):
-        found.missing.append(f"environment: {path.name} was installed from a file of another machine: publish it")
+        found.missing.append(f"environment: {path.name} was installed from a local file: publish it on an index")
         return
     for start in range(1, len(path.parts)):
         folder = inside(Path(*path.parts[start:]), project, clone)
@@ -83,7 +83,7 @@ def _local(name: str | None, url: str, found: Packages, project: Path, clone: Pa
 
 
 def _name(folder: Path) -> str | None:
-    """Return what the project in a folder is called."""
+    """Return the name of the project in a folder."""
     try:
         found = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {}).get("name")
     except (OSError, tomllib.TOMLDecodeError):
@@ -92,7 +92,7 @@ def _name(folder: Path) -> str | None:
 
 
 def python_path(project: Path, folders: list[Path], inherited: str) -> str:
-    """Return PYTHONPATH for the working tree: the project, its local packages, what was there, the plugin."""
+    """Return PYTHONPATH for the command: the project, its local packages, the inherited value, the plugin."""
     roots = [place for folder in (project, *folders) for place in (folder, folder / "src") if place.is_dir()]
     plugin = Path(sys.prefix) / "share/metalworks/mlflow_plugin"
     parts = [*map(str, roots), *inherited.split(os.pathsep), *([str(plugin)] if plugin.is_dir() else [])]
@@ -105,7 +105,7 @@ def _uv() -> str | None:
 
 
 def _clean() -> dict[str, str]:
-    """Return the variables for uv: no environment of the caller's, and no Python from the Internet."""
+    """Return the variables for uv: without the caller's environment, and without downloading a Python."""
     kept = {
         name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
     }
@@ -113,7 +113,7 @@ def _clean() -> dict[str, str]:
 
 
 def find_python(version: str) -> Path | None:
-    """Return this machine's Python of a version, exactly that or else of the same minor one; None: there is none."""
+    """Return this machine's Python of this version, else of the same minor version, else None."""
     uv = _uv()
     for wanted in (version, ".".join(version.split(".")[:2])):
         line = [uv or "uv", "python", "find", "--no-project", "--no-config", wanted]
@@ -124,30 +124,30 @@ def find_python(version: str) -> Path | None:
 
 
 def check(old: Recorded) -> tuple[Path | None, list[str]]:
-    """Return the Python that the recorded environment needs, and what is missing for building that."""
+    """Return the Python that the recorded environment needs, and what is missing to build the environment."""
     missing = []
     if old.requirements is None:
-        missing.append("environment: what was installed is not recorded (no file versions/requirements.txt)")
+        missing.append("environment: its packages are not recorded (no file versions/requirements.txt)")
     if _uv() is None:
-        return None, [*missing, "environment: this machine has no uv"]
+        return None, [*missing, "environment: uv is not installed on this machine"]
     version = old.tags.get(record.PYTHON, "")
     if not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+\S*", version):
-        return None, [*missing, "environment: the version of Python is not recorded"]
+        return None, [*missing, "environment: its Python version is not recorded"]
     python = find_python(version)
     if python is None:
-        missing.append(f"environment: no Python {version} is on this machine (`uv python install {version}`)")
+        missing.append(f"environment: this machine has no Python {version}: `uv python install {version}`")
     return python, missing
 
 
 def build(python: Path, lines: list[str], tell: Callable[[str], None]) -> Path:
-    """Return an environment with exactly these packages; raise CommandError when they cannot be installed."""
+    """Return an environment with exactly these packages. Raises CommandError if they cannot be installed."""
     identity = "\n".join([version(python), *sorted(lines)])
     target = cache_folder() / "environments" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / MARKER).exists():
-            tell(f"Building the environment: {len(lines)} packages, kept for other runs with the same ones.")
+            tell(f"Building the environment with {len(lines)} packages; other runs with the same ones reuse it.")
             began = time.monotonic()
             _install(python, lines, target, lock.fileno())
             prune(cache_folder())
@@ -167,30 +167,30 @@ def _install(python: Path, lines: list[str], target: Path, lock: int) -> None:
         ),
     ]
     for line, given in steps if lines else steps[:1]:
-        # uv holds the lock too: were this process killed, the next one must not build beside uv.
+        # uv holds the lock, too: if this process is killed, the next one must not build while uv still does.
         done = subprocess.run(
             line, input=given, env=_clean(), pass_fds=[lock], cwd="/", capture_output=True, text=True, check=False
         )
         if done.returncode:
             shutil.rmtree(target, ignore_errors=True)
-            raise CommandError(f"the recorded environment cannot be built:\n{done.stderr.strip()}")
+            raise CommandError(f"cannot build the recorded environment:\n{done.stderr.strip()}")
 
 
 def version(python: Path) -> str:
-    """Return what an interpreter says of itself, its version first."""
+    """Return an interpreter's `sys.version`."""
     line = [str(python), "-c", "import sys; print(sys.version)"]
     return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def current() -> Path:
-    """Return the environment that is active here, or else the one that this program runs in."""
+    """Return the active environment, else the one of this program."""
     return Path(os.environ.get("VIRTUAL_ENV") or sys.prefix)
 
 
 def differences(environment: Path, old: Recorded) -> list[str]:
-    """Say how what is installed here differs from what the run had; what is here beside that does no harm.
+    """Describe how the installed packages differ from those of the run; additional packages do not matter.
 
-    Of what came from a URL the version is not recorded.
+    Packages installed from a URL are skipped: their version is not recorded.
     """
     here, python = _installed(environment)
     lines = []
@@ -198,13 +198,13 @@ def differences(environment: Path, old: Recorded) -> list[str]:
         lines.append(f"Python {python} here, {old.tags.get(record.PYTHON, 'unknown')} in the run.")
     then = old.packages
     if then is None:
-        return [*lines, "What packages the run had is not recorded."]
+        return [*lines, "The packages of the run are not recorded."]
     names = sorted(name for name in then.keys() - OURS if here.get(name) != then[name] and "://" not in then[name])
     if not names:
-        return [*lines, "The packages are those of the run."]
+        return [*lines, "The packages are the same as in the run."]
     shown = [f"{name} {here.get(name, 'absent')} (run: {then[name]})" for name in names[:NAMED]]
     more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
-    return [*lines, f"Packages that are other than in the run: {', '.join([*shown, *more])}."]
+    return [*lines, f"Packages that differ: {', '.join([*shown, *more])}."]
 
 
 def _installed(environment: Path) -> tuple[Mapping[str, str], str]:
@@ -215,6 +215,6 @@ def _installed(environment: Path) -> tuple[Mapping[str, str], str]:
     line = [str(environment / "bin/python"), "-I", "-c", script]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CommandError(f"{environment} is no environment of Python: {done.stderr.strip()}")
+        raise CommandError(f"{environment} is not a Python environment: {done.stderr.strip()}")
     found, python = json.loads(done.stdout)
     return {normalize_name(name): version for name, version in found.items()}, python

@@ -1,4 +1,4 @@
-"""Which run is meant: by its id, the beginning of it, its name, or a version of a registered model."""
+"""Find a run by its id, the beginning of the id, its name, or a version of a registered model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-HELP = "id of a run, six or more digits of its beginning, its name, models:/NAME/VERSION or models:/NAME@ALIAS"
+HELP = "a run's id, the first six or more digits of it, a run's name, models:/NAME/VERSION or models:/NAME@ALIAS"
 SHOWN = 5
-"""So many of those that could be meant are named."""
+"""List at most this many candidates."""
 
 
 def connect() -> MlflowClient:
-    """Return a client of the server in MLFLOW_TRACKING_URI; raise CommandError without one."""
+    """Return a client for the server in MLFLOW_TRACKING_URI. Raises CommandError if it is not set."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise CommandError("MLFLOW_TRACKING_URI is not set: it names the MLflow server.")
-    # By itself the client tries for minutes to reach a server that is down, and draws bars over our output.
+        raise CommandError("MLFLOW_TRACKING_URI is not set: set it to the URL of the MLflow server.")
+    # By default, the client retries for minutes if the server is down, and draws progress bars over our output.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ def connect() -> MlflowClient:
 
 
 def find(client: MlflowClient, text: str, experiment: str | None = None) -> Run:
-    """Return the one run that the text means, looking for names in one experiment or in all; else CommandError."""
+    """Return the run that the text identifies, looking for names in one experiment or in all. Raises CommandError."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -40,17 +40,17 @@ def find(client: MlflowClient, text: str, experiment: str | None = None) -> Run:
             else _by_text(client, text, experiment)
         )
     except MlflowException as error:
-        raise CommandError(f"{text}: MLflow says: {error.message}") from error
+        raise CommandError(f"{text}: MLflow: {error.message}") from error
     if run.info.lifecycle_stage == "deleted":
-        raise CommandError(f"{text}: run {run.info.run_id} is deleted; `mlflow runs restore --run-id` brings it back.")
+        raise CommandError(f"{text}: run {run.info.run_id} is deleted: `mlflow runs restore --run-id` restores it.")
     return run
 
 
 def _of_model(client: MlflowClient, text: str) -> str:
-    """Return the id of the run that made a version of a model."""
+    """Return the id of the run that created a version of a model."""
     found = re.fullmatch(r"models:/([^/@]+)(?:/([0-9]+)|@([^/@]+))", text)
     if not found:
-        raise CommandError(f"{text}: write models:/NAME/VERSION with a number, or models:/NAME@ALIAS.")
+        raise CommandError(f"{text}: use models:/NAME/VERSION with a number, or models:/NAME@ALIAS.")
     name, number, alias = found.groups()
     version = client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias)
     if not version.run_id:
@@ -65,9 +65,9 @@ def _by_text(client: MlflowClient, text: str, experiment: str | None) -> Run:
     if experiment is not None:
         places = {id_: name for id_, name in places.items() if name == experiment}
         if not places:
-            raise CommandError(f"There is no experiment {experiment!r} on {client.tracking_uri}.")
-    if "'" in text and '"' in text:  # MLflow's conditions have no way to write it
-        raise CommandError(f"{text}: with both kinds of quotes it cannot be looked for by its name; give the id.")
+            raise CommandError(f"no experiment {experiment!r} on {client.tracking_uri}.")
+    if "'" in text and '"' in text:  # MLflow's filters cannot express it
+        raise CommandError(f"{text}: cannot search for a name with both kinds of quotes: use the run's id.")
     quote = '"' if "'" in text else "'"
     conditions = [f"attributes.run_name = {quote}{text}{quote}"]
     if re.fullmatch(r"[0-9a-f]{6,31}", text):
@@ -77,15 +77,15 @@ def _by_text(client: MlflowClient, text: str, experiment: str | None) -> Run:
         return next(iter(found.values()))
     where = f"in experiment {experiment}" if experiment else "in any experiment"
     if not found:
-        raise CommandError(f"{text}: {where} no run has this name, and no id begins so. RUN is: {HELP}.")
+        raise CommandError(f"{text}: no run {where} has this name, or an id that begins with it. RUN is {HELP}.")
     lines = [f"  {id_}  {run.info.run_name}  in {places[run.info.experiment_id]}" for id_, run in found.items()]
     more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    message = [f"{text} may be each of {len(lines)} runs; give the id of one:", *lines[:SHOWN], *more]
+    message = [f"{text} matches {len(lines)} runs; use the id of one:", *lines[:SHOWN], *more]
     raise CommandError("\n".join(message))
 
 
 def experiments(client: MlflowClient) -> dict[str, str]:
-    """Return id → name of all experiments that this person may see."""
+    """Return id → name of all experiments that the user may see."""
     found, token = {}, None
     while True:
         page = client.search_experiments(page_token=token)
@@ -96,7 +96,7 @@ def experiments(client: MlflowClient) -> dict[str, str]:
 
 
 def search(client: MlflowClient, places: list[str], condition: str) -> list[Run]:
-    """Return all runs of the experiments with these ids for which the condition holds, newest first."""
+    """Return all runs in the experiments with these ids that match the condition, newest first."""
     found: list[Run] = []
     token = None
     while places:

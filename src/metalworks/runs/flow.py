@@ -1,6 +1,6 @@
-"""Call a flow's function as its flow run did: ENTRYPOINT and a file with its parameters as JSON.
+"""Call a flow's function as its flow run did. Arguments: the entrypoint, and a JSON file with the parameters.
 
-Run by path with the interpreter of the flow's project, so it imports nothing of ours.
+Runs by path with the interpreter of the flow's project, so it must not import the platform's packages.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 
 
 def main() -> None:
-    """Call the flow and wait for its end; an exception of the flow ends the program."""
+    """Call the flow and wait for it; an exception of the flow ends the program."""
     flow: Flow[..., object] = load_flow_from_entrypoint(sys.argv[1], use_placeholder_flow=False)
     returned = flow(**json.loads(Path(sys.argv[2]).read_text()))
     if inspect.isawaitable(returned):

@@ -1,4 +1,4 @@
-"""What a run says of its code, data, command and environment: the tags and files that the MLflow plugin leaves."""
+"""Read what the MLflow plugin recorded of a run's code, data, command and environment, in tags and files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REPRODUCES = "metalworks.reproduces"
 
 @dataclass(frozen=True)
 class Data:
-    """One tracked output of DVC as it was on disk; None is what was not recorded, or not known then."""
+    """A DVC output as it was on disk; None means not recorded, or not known then."""
 
     md5: str | None
     size: int | None = None
@@ -43,14 +43,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run with everything that was kept of how it came about."""
+    """A run with everything that was recorded about its origin."""
 
     run: Run
     experiment: str
     requirements: str | None
-    """requirements.txt of what was installed; None: not recorded."""
+    """requirements.txt of the installed packages; None: not recorded."""
     diff: str | None
-    """What the tree differed by from the commit; None: not recorded."""
+    """Uncommitted changes; None: not recorded."""
 
     @property
     def id(self) -> str:
@@ -59,7 +59,7 @@ class Recorded:
 
     @property
     def title(self) -> str:
-        """Return its name and enough of its id."""
+        """Return its name and the beginning of its id."""
         return f"{self.run.info.run_name or 'run'} {self.id[:8]}"
 
     @property
@@ -74,12 +74,12 @@ class Recorded:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Return the last value of each score, without what MLflow measures of the machine."""
+        """Return the last value of each score, without MLflow's system metrics."""
         return {name: value for name, value in self.run.data.metrics.items() if not name.startswith("system/")}
 
     @property
     def data(self) -> dict[str, Data]:
-        """Return path → version of the data; a tag that is no JSON says nothing."""
+        """Return path → version of the data; tags that are not JSON give an empty version."""
         tags = {key.removeprefix("dvc."): _json(value) for key, value in self.tags.items() if key.startswith("dvc.")}
         return {path: Data(**_fields(value)) for path, value in sorted(tags.items())}
 
@@ -102,7 +102,7 @@ class Recorded:
 
 
 def packages(requirements: str) -> dict[str, str]:
-    """Return what a requirements.txt pins: names as indexes write them → version or URL."""
+    """Return what a requirements.txt pins: normalized name → version or URL."""
     found = {}
     for line in requirements.splitlines():
         match = re.fullmatch(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:==|@)\s*(\S+)\s*", line)

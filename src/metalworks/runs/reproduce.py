@@ -1,4 +1,4 @@
-"""`metalworks reproduce`: make a run again from its code, data and environment, and compare the scores."""
+"""`metalworks reproduce`: repeat a run from its code, data and environment, and compare the scores."""
 
 from __future__ import annotations
 
@@ -24,44 +24,48 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 VARIABLE = "METALWORKS_REPRODUCES"
-"""The MLflow plugin makes its value the tag metalworks.reproduces: that is how the new runs are found."""
+"""The MLflow plugin turns its value into the tag metalworks.reproduces, by which the new runs are found."""
 MASKED = "***"
-"""Stands where the plugin left out a secret."""
+"""The plugin's replacement for a secret."""
 NOT_INHERITED = {"PYTHONHOME", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "METALWORKS_FLOW_CODE"}
 NOT_INHERITED |= {"METALWORKS_FLOW_CODE_SHA256"}
-"""Variables that speak of another run or another code."""
+"""Variables that describe another run or other code."""
 STARTED = "started"
-"""File in the scratch folder: from now on it is worth keeping for a look."""
+"""File in the working folder, written when the command starts: from then on, the folder is kept after an error."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `metalworks reproduce` takes."""
+    """Define the arguments of `metalworks reproduce`."""
     parser.add_argument("run", metavar="RUN", help=HELP)
-    parser.add_argument("--experiment", help="look for a name in this experiment alone")
-    parser.add_argument("--directory", type=Path, help="work here and leave everything (default: removed when equal)")
+    parser.add_argument("--experiment", help="look for a name only in this experiment")
+    parser.add_argument("--directory", type=Path, help="folder to work in, and keep (default: temporary)")
     parser.add_argument(
         "--environment",
         choices=["recorded", "current"],
         default="recorded",
-        help="build what was installed, or take what is active here (default: %(default)s)",
+        help="build the recorded environment, or use the active one (default: %(default)s)",
     )
     parser.add_argument(
-        "--tolerance", type=_tolerance, default=0.0, metavar="REL", help="relative difference that counts as equal"
+        "--tolerance",
+        type=_tolerance,
+        default=0.0,
+        metavar="REL",
+        help="relative difference up to which scores are equal",
     )
     parser.add_argument(
-        "--score", action="append", metavar="NAME", help="compare this one, not all (for runs that record times too)"
+        "--score", action="append", metavar="NAME", help="compare only this score; repeat for more (default: all)"
     )
 
 
 def _tolerance(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError("a relative difference is from 0 to 1, as 1e-6")
+        raise argparse.ArgumentTypeError("must be a relative difference from 0 to 1, such as 1e-6")
     return value
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the run again; 0 if its scores are equal, 1 if not."""
+    """Repeat the run; return 0 if its scores are equal, 1 if not."""
     from mlflow.exceptions import MlflowException
 
     inherited = dict(os.environ)
@@ -75,10 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
             if not (folder / STARTED).exists():
                 shutil.rmtree(folder)
             elif isinstance(error, CommandError):
-                raise CommandError(f"{error}\nEverything is left in {folder}.") from error
+                raise CommandError(f"{error}\nCode and data are kept in {folder}.") from error
             raise
     except MlflowException as error:
-        raise CommandError(f"MLflow says: {error.message}") from error
+        raise CommandError(f"MLflow: {error.message}") from error
     if equal and arguments.directory is None:
         shutil.rmtree(folder)
     else:
@@ -94,7 +98,7 @@ def _folder(wanted: Path | None, old: Recorded) -> Path:
     """Return an empty folder to work in."""
     if wanted is not None:
         if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-            raise CommandError(f"{wanted} is there and not empty: name a new folder.")
+            raise CommandError(f"{wanted} is not an empty folder: choose another one.")
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted.resolve()
     above = environment.cache_folder() / "reproduce"
@@ -103,7 +107,7 @@ def _folder(wanted: Path | None, old: Recorded) -> Path:
 
 
 class Reproduction:
-    """One run made again in a folder of its own."""
+    """The reproduction of a run in a separate folder."""
 
     def __init__(
         self,
@@ -113,7 +117,7 @@ class Reproduction:
         arguments: argparse.Namespace,
         inherited: dict[str, str],
     ) -> None:
-        """Say which run, where and how; `inherited` are the variables that the command gets."""
+        """Take the run, the folder and the arguments; `inherited` are the variables that the command gets."""
         self.client, self.old, self.folder, self.inherited = client, old, folder, inherited
         self.clone = folder / "code"
         self.project = self.clone / old.tags.get(record.FOLDER, "")
@@ -125,7 +129,7 @@ class Reproduction:
         self.missing: list[str] = []
 
     def run(self) -> bool:
-        """Check, make the run again, and tell whether its scores are the same."""
+        """Check, repeat the run, and tell whether its scores are equal."""
         _tell(f"Run {self.old.title} in experiment {self.old.experiment} ({self.old.id})")
         self._check_scores()
         cloned = self._check_code()
@@ -133,7 +137,7 @@ class Reproduction:
         start = self._check_start()
         python, packages = self._check_environment()
         if self.missing:
-            raise CommandError("\n  - ".join([f"run {self.old.title} cannot be made again:", *self.missing]))
+            raise CommandError("\n  - ".join([f"cannot reproduce run {self.old.title}:", *self.missing]))
         if self.data.outputs:
             _tell(f"Pulling data: {', '.join(self.data.wanted)}.")
             self.data.pull()
@@ -145,10 +149,10 @@ class Reproduction:
         _tell(f"Starting: {' '.join(start.shown if start else [self.old.tags[record.ENTRYPOINT]])}")
         for part in start.arguments if start else []:
             if part.startswith("/"):
-                _tell(f"Its argument {part} is a path of this machine, taken as it is.")
+                _tell(f"The argument {part} is an absolute path: it is used as it is on this machine.")
         done = subprocess.run(line, cwd=self.project, env=variables, stdin=subprocess.DEVNULL, check=False)
         if done.returncode:
-            raise CommandError(f"the command ended with {done.returncode}, see above.")
+            raise CommandError(f"the command exited with {done.returncode}: see its output above.")
         made = [run for run in self._made() if run.info.run_id not in before]
         new = record.read(self.client, match(self.old, made))
         return scores.show(self.old, new, self.scores, self.tolerance)
@@ -156,16 +160,16 @@ class Reproduction:
     def _check_scores(self) -> None:
         status = self.old.run.info.status
         if status != "FINISHED":
-            self.missing.append(f"scores: the run did not finish, its state is {status}")
+            self.missing.append(f"scores: the run did not finish; its state is {status}")
         if not self.old.metrics:
-            self.missing.append("scores: the run recorded none, so there is nothing to compare")
+            self.missing.append("scores: the run has none, so there is nothing to compare")
         elif unknown := sorted(set(self.scores) - set(self.old.run.data.metrics)):
             self.missing.append(
                 f"scores: the run has no {', '.join(unknown)}, only {', '.join(sorted(self.old.metrics))}"
             )
 
     def _check_code(self) -> bool:
-        """Clone the code; tell whether it is there."""
+        """Clone the code; tell whether that succeeded."""
         lacking, tags = code.check(self.old), self.old.tags
         self.missing += lacking
         if not code.places(self.old):
@@ -185,38 +189,38 @@ class Reproduction:
             return
         for path, data in self.data.wanted.items():
             if data.pushed is False:
-                self.missing.append(f"data: {path} ({data.md5}) was not pushed when the run was made")
+                self.missing.append(f"data: {path} ({data.md5}) was not pushed when the run started")
 
     def _check_start(self) -> Start | None:
-        """Return how to start the command; None: it is a flow run, or it cannot be started."""
+        """Return how to start the command; None if it is a flow run, or cannot be started."""
         tags = self.old.tags
         if tags.get(record.FLOW_RUN) and tags.get(record.ENTRYPOINT):
             text = tags.get(record.FLOW_PARAMETERS, "")
             if self.old.flow_parameters is None:
-                self.missing.append("command: the parameters of the flow run are not recorded, or cannot be read")
+                self.missing.append("command: the flow run's parameters are not recorded, or not readable")
             elif MASKED in text:
                 self.missing.append(f"command: a secret among the flow run's parameters was masked: {text}")
             file, colon, _ = tags[record.ENTRYPOINT].rpartition(":")
             if self.clone.exists() and colon and file.endswith(".py") and not (self.project / file).is_file():
-                self.missing.append(f"command: the commit has no {file}, where the flow was")
+                self.missing.append(f"command: the commit does not contain the flow's file {file}")
             return None
         line = self.old.command
         if line is None:
-            self.missing.append("command: how the run was started is not recorded, or cannot be read")
+            self.missing.append("command: it is not recorded, or not readable")
             return None
         if any(MASKED in part for part in line):
-            self.missing.append(f"command: a secret in it was masked: {' '.join(line)}; give it by the environment")
+            self.missing.append(f"command: a secret in it was masked: {' '.join(line)}: pass it by a variable")
         try:
             start = parse(line, self.project, self.clone)
         except NotAgain as reason:
             self.missing.append(f"command: {reason}")
             return None
         if start.module == OF_PREFECT:
-            self.missing.append("command: it is a flow run, but which function it called is not recorded")
+            self.missing.append("command: it is a flow run, but its entrypoint is not recorded")
         return start
 
     def _check_environment(self) -> tuple[Path | None, environment.Packages]:
-        """Return the Python to build with, if one is to be built, and what to install."""
+        """Return the Python for the environment, or None to use the active one, and the packages to install."""
         packages = environment.Packages()
         if self.clone.exists() and self.old.requirements is not None:
             packages = environment.sort_out(self.old.requirements, self.project, self.clone)
@@ -230,16 +234,16 @@ class Reproduction:
         if python is not None:
             here, then = environment.version(python).split()[0], self.old.tags.get(record.PYTHON)
             if here != then:
-                _tell(f"Python {here} instead of {then}, which this machine does not have.")
+                _tell(f"Using Python {here}, because this machine does not have {then}.")
             return environment.build(python, packages.lines, _tell)
         place = environment.current()
-        _tell(f"Environment: {place}, as it is.")
+        _tell(f"Using the environment {place} as it is.")
         for text in environment.differences(place, self.old):
             _tell(f"  {text}")
         return place
 
     def _variables(self, place: Path, packages: environment.Packages) -> dict[str, str]:
-        """Return the variables of the command: the caller's, but with the code and environment made for it."""
+        """Return the command's variables: the caller's, changed to use the reproduced code and environment."""
         kept = {
             name: value
             for name, value in self.inherited.items()
@@ -255,9 +259,9 @@ class Reproduction:
         }
 
     def _flow(self, place: Path) -> list[str]:
-        """Return the command line that calls the flow, its parameters in a file: they may be long, and are not public.
+        """Return the command line that calls the flow. Its parameters are in a file: they may be long, or private.
 
-        A folder of its own for the program: Python puts that first on the import path.
+        The program gets a separate folder, because Python puts that folder first on the import path.
         """
         folder = self.folder / "flow"
         folder.mkdir()
@@ -267,6 +271,6 @@ class Reproduction:
         return [f"{place}/bin/python", str(program), self.old.tags[record.ENTRYPOINT], str(parameters)]
 
     def _made(self) -> list[Run]:
-        """Return the runs that were made as a reproduction of this one, in whatever experiment the code chose."""
+        """Return the runs that reproduce this one, in any experiment, since the code may choose one."""
         condition = f"tags.`{record.REPRODUCES}` = '{self.old.id}'"
         return search(self.client, list(experiments(self.client)), condition)

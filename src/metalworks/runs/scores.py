@@ -1,4 +1,4 @@
-"""The scores of a run and of the same run made again."""
+"""Compare the scores of a run and of its reproduction."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def match(old: Recorded, made: Sequence[Run]) -> Run:
-    """Return which of the new runs is the old one made again: a command may make one for every model."""
+    """Return the new run that corresponds to the old one: a command may create a run for every model."""
     if not made:
         raise CommandError(
-            f"the command ended well, but made no run with the tag {REPRODUCES}. Is the platform's MLflow plugin on "
-            "PYTHONPATH? Does the code leave out what is recorded already? METALWORKS_REPRODUCES is set for it to know."
+            f"the command succeeded, but no run has the tag {REPRODUCES}. Check that the platform's MLflow plugin is "
+            "on PYTHONPATH, and that your code does not skip existing runs if METALWORKS_REPRODUCES is set."
         )
     same_name = [run for run in made if run.info.run_name == old.run.info.run_name]
     same_parameters = [run for run in made if run.data.params == old.params]
     both = [run for run in same_name if run in same_parameters]
-    # Names that nobody gave are made up anew each time; parameters may hold a path or the time.
+    # MLflow generates a new name if the code gives none; parameters may contain a path or the time.
     for found in (both, same_parameters, same_name, list(made)):
         if len(found) == 1:
             return found[0]
@@ -31,13 +31,13 @@ def match(old: Recorded, made: Sequence[Run]) -> Run:
             break
     names = ", ".join(f"{run.info.run_name} {run.info.run_id}" for run in made)
     raise CommandError(
-        f"the command made {len(made)} runs, and which is {old.title} neither names nor parameters tell: {names}. "
-        "`metalworks compare` shows their scores."
+        f"the command created {len(made)} runs, and neither names nor parameters tell which one corresponds to "
+        f"{old.title}: {names}. `metalworks compare` shows their scores."
     )
 
 
 def show(old: Recorded, new: Recorded, names: Sequence[str], tolerance: float) -> bool:
-    """Print the scores side by side, and what is not the same; tell whether they are equal."""
+    """Print the scores side by side and the differences; tell whether the scores are equal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -63,10 +63,10 @@ def show(old: Recorded, new: Recorded, names: Sequence[str], tolerance: float) -
     for text in _notes(old, new):
         console.print(Text(text))
     if differing:
-        within = f", by more than {tolerance:g} of its value" if tolerance else ""
-        console.print(Text(f"Not the same: {', '.join(differing)}{within}."))
+        within = f" (relative tolerance {tolerance:g})" if tolerance else ""
+        console.print(Text(f"Different: {', '.join(differing)}{within}."))
     else:
-        console.print("Equal to the last digit." if exact else f"Equal within {tolerance:g} of the value.")
+        console.print("Equal to the last digit." if exact else f"Equal within a relative tolerance of {tolerance:g}.")
     console.print(Text(f"New run: {new.id} in experiment {new.experiment}"), soft_wrap=True)
     return not differing
 
@@ -76,7 +76,7 @@ def _same(first: float, second: float, tolerance: float) -> bool:
 
 
 def _notes(old: Recorded, new: Recorded) -> list[str]:
-    """Say what else is other than it was, which may be why scores are."""
+    """Return other differences, which may explain different scores."""
     notes = []
     names = sorted(name for name in {*old.params, *new.params} if old.params.get(name) != new.params.get(name))
     for name in names:

@@ -1,4 +1,4 @@
-"""How a run was started, and how that is done again in another place."""
+"""Parse the command that started a run, and repeat it in another clone."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ INTERACTIVE = {"ipykernel_launcher", "ipykernel", "colab_kernel_launcher", "IPyt
 INTERACTIVE |= {"jupyter", "jupyter-lab", "jupyter-notebook", "jupyterlab", "pdb", "idlelib"}
 INTERACTIVE |= {"jupyter_client", "jupyter_server", "bpython", "ptpython", "debugpy"}
 OF_PREFECT = "prefect.engine"
-"""Asks the server what to run: of a flow run the function is called instead."""
+"""Asks the Prefect server what to run; to reproduce a flow run, call its function instead."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A command, its interpreter taken off."""
+    """A command without its interpreter."""
 
     options: list[str] = field(default_factory=list)
-    """Of the interpreter."""
+    """Options of the interpreter."""
     module: str = ""
     script: str = ""
-    """Path in the clone, from the project's folder, where the command starts."""
+    """Path from the project's folder in the clone, where the command starts."""
     program: str = ""
     """Name of a console script in the environment."""
     arguments: list[str] = field(default_factory=list)
 
     @property
     def shown(self) -> list[str]:
-        """Return it as a person would type it."""
+        """Return the command as you would type it."""
         what = ["-m", self.module] if self.module else [self.script or self.program]
         return ["python", *self.options, *what, *self.arguments]
 
     def line(self, environment: Path) -> list[str]:
-        """Return the command line in an environment; raise CommandError if that lacks the program."""
+        """Return the command line in an environment. Raises CommandError if the program is missing there."""
         python = [str(environment / "bin/python"), *self.options]
         if self.module:
             return [*python, "-m", self.module, *self.arguments]
@@ -44,16 +44,16 @@ class Start:
             return [*python, self.script, *self.arguments]
         program = environment / "bin" / self.program
         if not program.exists():
-            raise CommandError(f"the environment has no program {self.program}: no package brings it.")
+            raise CommandError(f"the environment has no program {self.program}: no recorded package provides it.")
         return [*python, str(program), *self.arguments]
 
 
 class NotAgain(Exception):
-    """The command cannot be started again; the message says why."""
+    """The command cannot be repeated; the message says why."""
 
 
 def parse(line: list[str], project: Path, clone: Path) -> Start:
-    """Return how to start the recorded command in a clone; raise NotAgain if it cannot be."""
+    """Return how to start the recorded command in a clone. Raises NotAgain."""
     first, *rest = line
     if not re.fullmatch(r"(python|pypy)[0-9.]*", Path(first).name):
         return _file(first, first, [], rest, project, clone)
@@ -64,12 +64,12 @@ def parse(line: list[str], project: Path, clone: Path) -> Start:
             break
         letter, value = _letters(part)
         if letter == "c":
-            raise NotAgain("it was given as text (`python -c`): put it into a file of the repository")
+            raise NotAgain("its code was an argument (`python -c`): put it into a file of the repository")
         if letter == "m":
             module = value or (rest.pop(0) if rest else "")
             if module.split(".")[0] in INTERACTIVE:
                 raise NotAgain(
-                    f"it was made interactively ({module}): put it into a script or module of the repository"
+                    f"it was an interactive session ({module}): put the code into a script or module of the repository"
                 )
             if part[1:-1] and not value:
                 options.append(part[:-1])  # as in -um
@@ -78,14 +78,14 @@ def parse(line: list[str], project: Path, clone: Path) -> Start:
         if (letter in ("W", "X") and not value) or part == "--check-hash-based-pycs":
             options.append(rest.pop(0) if rest else "")
     else:
-        raise NotAgain("it was made interactively (python alone): put it into a script or module of the repository")
+        raise NotAgain("it was an interactive session (python): put the code into a script or module of the repository")
     if part == "-":
-        raise NotAgain("its program came through standard input: put it into a file of the repository")
+        raise NotAgain("its code came from standard input: put it into a file of the repository")
     return _file(part, first, options, rest, project, clone)
 
 
 def _letters(option: str) -> tuple[str, str]:
-    """Return the letter of an option of Python's that takes a value, and that value as far as it is attached."""
+    """Return the letter of a Python option that takes a value, and the attached value, if any."""
     if not option.startswith("--"):
         for position, letter in enumerate(option[1:], 1):
             if letter in "cmWX":
@@ -94,10 +94,10 @@ def _letters(option: str) -> tuple[str, str]:
 
 
 def _file(name: str, interpreter: str, options: list[str], arguments: list[str], project: Path, clone: Path) -> Start:
-    """Return the start of a script of the repository or of a program that a package brings."""
+    """Return how to start a script of the repository, or a program that a package provides."""
     path = Path(name)
     if path.name in INTERACTIVE:
-        raise NotAgain(f"it was made interactively ({path.name}): put it into a script or module of the repository")
+        raise NotAgain(f"it was an interactive session ({path.name}): put the code into a script of the repository")
     program = Start(options, program=path.name, arguments=arguments)
     if path.parent == Path(interpreter).parent and path.parent.name == "bin":
         return program
@@ -106,13 +106,13 @@ def _file(name: str, interpreter: str, options: list[str], arguments: list[str],
         return Start(options, script=os.path.relpath(script, project), arguments=arguments)
     if path.parent.name == "bin" or name == interpreter:
         return program
-    if not clone.exists():  # then that is what is missing, and of this nothing can be known
+    if not clone.exists():  # the missing clone is reported already
         return Start(options, script=name, arguments=arguments)
     raise NotAgain(f"{name} is not in the repository: commit it")
 
 
 def inside(path: Path, project: Path, clone: Path) -> Path | None:
-    """Return what a path in somebody's clone is in this one, as far as its end tells; None: nothing there."""
+    """Return the path in this clone that corresponds to one in another clone, by its last parts, or None."""
     relative = path.relative_to("/") if path.is_absolute() else path
     starts = range(len(relative.parts)) if path.is_absolute() else range(1)
     for start in starts:
