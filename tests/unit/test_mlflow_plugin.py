@@ -337,7 +337,7 @@ def test_a_machine_without_dvc_says_so(pipeline: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(data, "pythons", lambda: iter(["/nonexistent"]))
     asked = data.Dvc(pipeline)
     assert list(asked.facts()) == []
-    assert "no Python with it was found" in asked.failure
+    assert "DVC: not found" in asked.failure
 
 
 def test_a_project_without_data_asks_nobody(clone: Path) -> None:

@@ -1,5 +1,5 @@
-"""Tells MLflow which code, data, command and environment made a run.
+"""MLflow plugin that records the code, data, command and environment of each run.
 
-Found by MLflow of any environment through PYTHONPATH, so it uses the standard library, MLflow and PyYAML alone, and
-runs with Python 3.10 and later.
+MLflow in any environment finds it through PYTHONPATH, so it uses only the standard library, MLflow and PyYAML, and runs
+with Python 3.10 and later.
 """

@@ -1,4 +1,4 @@
-"""The tags of a new run: what is quick at once, the rest by a thread."""
+"""The tags of a new run: the quick ones at once, the others from a thread."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .deadline import Deadline, Late
 from .tagging import CONTEXT
 
 _SERVER = "_MLFLOW_SERVER_FILE_STORE"
-"""Set in processes of MLflow's server, which make runs for others."""
+"""Set in processes of MLflow's server, which create runs on behalf of clients."""
 
 
 def tags(deadline: Deadline) -> dict[str, str]:
-    """Return the tags that are ready in time; a thread finds the run by one of them and adds the others."""
+    """Return the tags that are ready in time; a thread finds the run by one of them and adds the rest."""
     if _SERVER in os.environ:
         return {}
     look = Look(_place(), deadline)
     found = tagging.fit({CONTEXT: uuid.uuid4().hex, **look.at_once(deadline)})
-    with suppress(RuntimeError):  # the interpreter ends and starts no thread any more
+    with suppress(RuntimeError):  # the interpreter is shutting down and cannot start a thread
         later.add(later.Pending(found[CONTEXT], mlflow.get_tracking_uri(), found, look))
     return found
 
 
 class Look:
-    """What is found of one run's code and data."""
+    """Collects the facts about a run's code and data."""
 
     def __init__(self, place: Path, deadline: Deadline) -> None:
-        """Start to look."""
+        """Start to collect."""
         self.place = place
         self.repository: git.Repository | None = None
         self.failures: list[str] = []
@@ -46,7 +46,7 @@ class Look:
 
     @property
     def project(self) -> Path:
-        """Return the project's folder; without a clone that of DVC, or else where the run is."""
+        """Return the project's folder; outside a clone, DVC's root, else the run's folder."""
         return self.repository.project if self.repository else git.project(self.place, None)
 
     def _begin(self, deadline: Deadline) -> None:
@@ -60,7 +60,7 @@ class Look:
     def at_once(self, deadline: Deadline) -> dict[str, str]:
         """Return what is ready in time."""
         found = _process()
-        found |= flow.tags(self.project)  # Git works meanwhile; a thread could not tell this later
+        found |= flow.tags(self.project)  # while Git works; a thread could not find this out later
         if self._open:
             return found
         found |= self.repository.at_once() if self.repository else git.given(os.environ)
@@ -70,7 +70,7 @@ class Look:
         return found
 
     def rest(self) -> dict[str, str]:
-        """Return all that can be told of code and recorded data, however long it takes."""
+        """Return everything about code and recorded data, however long it takes."""
         deadline = Deadline()
         if self._open:
             self._begin(deadline)
@@ -86,7 +86,7 @@ class Look:
 
 
 def _process() -> dict[str, str]:
-    """Return what this process knows of itself."""
+    """Return the tags about this process."""
     found = {
         "metalworks.command": json.dumps(masking.command(sys.orig_argv)),
         "metalworks.host": socket.gethostname(),
@@ -97,7 +97,7 @@ def _process() -> dict[str, str]:
 
 
 def _place() -> Path:
-    """Return the current folder, or that of the program if only that is in a clone."""
+    """Return the current folder, or the program's folder if only that is in a clone."""
     try:
         here = Path.cwd()
     except FileNotFoundError:

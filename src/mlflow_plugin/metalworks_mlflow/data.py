@@ -1,4 +1,4 @@
-"""The tracked outputs of DVC: what is recorded of them, what is on disk, what their remote has."""
+"""The DVC outputs of a project: what the repository records, what is on disk, what the remote has."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .deadline import Deadline, Late
 PREFIX = "dvc."
 FIELDS = ("md5", "size", "remote", "clean", "pushed", "recorded")
 _QUICK_BYTES = 200_000
-"""A larger file takes too long to read while somebody waits."""
+"""Files larger than this take too long to read before the run starts."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CACHED = ("outs", "metrics", "plots")
 
 
 def tags(outputs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return a tag for each output; what is not known of it is null."""
+    """Return a tag for each output, with null for unknown values."""
     return {PREFIX + path: json.dumps({name: facts.get(name) for name in FIELDS}) for path, facts in outputs.items()}
 
 
 def recorded(project: Path, in_clone: bool, deadline: Deadline) -> dict[str, str]:
-    """Return the tags of what dvc.lock and *.dvc name, nothing of it compared with the disk. Raises Late."""
+    """Return the tags of the outputs in dvc.lock and *.dvc, without looking at the disk. Raises Late."""
     if not (project / ".dvc").is_dir():
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -45,7 +45,7 @@ def recorded(project: Path, in_clone: bool, deadline: Deadline) -> dict[str, str
 
 
 def _listed(project: Path, deadline: Deadline) -> list[Path]:
-    """Return the files that name outputs, as Git lists them: without those that it ignores."""
+    """Return the files that define outputs, from Git's list without ignored files."""
     options = ["-z", "--cached", "--others", "--exclude-standard", "--", "*.dvc", "*dvc.lock"]
     _, output, _ = git.Call(project, "ls-files", *options)(deadline)
     files = [project / name for name in dict.fromkeys(output.split("\0")) if name]
@@ -53,7 +53,7 @@ def _listed(project: Path, deadline: Deadline) -> list[Path]:
 
 
 def _walked(project: Path, deadline: Deadline) -> Iterator[Path]:
-    """Yield the files that name outputs of a project without a clone."""
+    """Yield the files that define outputs, for a project outside a clone."""
     for folder, folders, files in os.walk(project):
         deadline.check()
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -61,9 +61,9 @@ def _walked(project: Path, deadline: Deadline) -> Iterator[Path]:
 
 
 def _outs(file: Path, deadline: Deadline) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the cached outputs of a file, each with the folder that its path is from.
+    """Yield the cached outputs of a file, each with the folder that its path is relative to.
 
-    A stage with variables in it is left to DVC.
+    Stages with variables are left to DVC.
     """
     content = _read(file, deadline)
     if file.suffix == ".dvc":
@@ -90,10 +90,10 @@ def _read(file: Path, deadline: Deadline) -> dict[str, Any]:
 
 
 class Dvc:
-    """A process of a Python that has DVC, which looks at a project's outputs."""
+    """A process that inspects a project's outputs with a Python that has DVC."""
 
     def __init__(self, project: Path) -> None:
-        """Start it, if the project has data of DVC."""
+        """Start it, if the project uses DVC."""
         self.project = project
         self.failure = ""
         self._pythons = pythons() if (project / ".dvc").is_dir() else iter(())
@@ -102,7 +102,7 @@ class Dvc:
         self._next()
 
     def _next(self) -> None:
-        """Start with the next Python that there is."""
+        """Start the process with the next candidate Python."""
         hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
         self._process = None
         for python in self._pythons:
@@ -120,7 +120,7 @@ class Dvc:
                 return
 
     def facts(self) -> Iterator[dict[str, str]]:
-        """Yield tags as they become known: first of what is on disk, then of what the remote has too."""
+        """Yield tags as they become known: first about the disk, then also about the remote."""
         finished = not (self.project / ".dvc").is_dir()
         while self._process is not None and not finished:
             with self._process as process:
@@ -134,12 +134,12 @@ class Dvc:
             if not finished:
                 self._next()
         if self._stopped and not finished:
-            self.failure = "DVC: it was not done when the program ended"
+            self.failure = "DVC: not finished when the program ended"
         elif not finished and not self.failure:
-            self.failure = "DVC: no Python with it was found (METALWORKS_PYTHON, this environment, dvc on PATH)"
+            self.failure = "DVC: not found (looked at METALWORKS_PYTHON, this environment, dvc on PATH)"
 
     def stop(self) -> None:
-        """End it; what it told stays told."""
+        """Stop it; the facts it has reported remain."""
         self._stopped = True
         process = self._process
         if process is not None:
@@ -147,7 +147,7 @@ class Dvc:
 
 
 def pythons() -> Iterator[str]:
-    """Yield the Pythons that may have DVC: the platform's clients', this one, that of the program dvc."""
+    """Yield the Pythons that may have DVC: the platform's, this one, that of the program dvc."""
     ours = os.environ.get("METALWORKS_PYTHON", "")
     if os.access(ours, os.X_OK):
         yield ours

@@ -1,4 +1,4 @@
-"""How long something may take."""
+"""Deadlines for steps that delay a run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 
 
 class Late(Exception):
-    """It was not ready in time; later it may be."""
+    """A result was not ready in time; it may be later."""
 
 
 class Deadline:
-    """A point in time; `at` can be moved while others look at it."""
+    """A point in time; `at` can be moved while others use it."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         """Begin now."""
         self.at = time.monotonic() + seconds
         self.quick = math.isfinite(seconds)
-        """Somebody waits: what will not be ready in time need not be begun."""
+        """Whether somebody waits, so that slow steps should not be started."""
 
     @property
     def left(self) -> float | None:

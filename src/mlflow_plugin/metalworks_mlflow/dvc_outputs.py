@@ -1,6 +1,7 @@
-"""A program for a Python that has DVC: prints what a project's outputs are on disk and whether the remote has them.
+"""Print the state of a project's DVC outputs: what is on disk, and whether the remote has it.
 
-A line of JSON for each step, so that the first is not lost when the second takes too long.
+Runs with a Python that has DVC. Prints a line of JSON after each step, so that the first result is not lost if the
+second step takes too long.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from typing import Any
 
 
 def main() -> int:
-    """Look at the project in the current folder."""
-    sys.path.pop(0)  # this file's folder: its modules are none of DVC's
-    answer, sys.stdout = sys.stdout, sys.stderr  # whatever DVC says goes elsewhere
+    """Inspect the project in the current folder."""
+    sys.path.pop(0)  # this file's folder: DVC must not import its modules
+    answer, sys.stdout = sys.stdout, sys.stderr  # keep DVC's output apart
     try:
         outputs = _outputs()
         facts = {_path(out): _on_disk(out) for out in outputs}
         print(json.dumps({"outputs": facts}), file=answer, flush=True)
         silent: set[str | None] = set()
         for out in outputs:
-            if out.remote not in silent:  # one that does not answer is waited for once
+            if out.remote not in silent:  # wait only once for a remote that does not respond
                 facts[_path(out)]["pushed"] = _pushed(out, facts[_path(out)]["md5"])
             if facts[_path(out)]["md5"] and facts[_path(out)]["pushed"] is None:
                 silent.add(out.remote)
         print(json.dumps({"outputs": facts}), file=answer, flush=True)
-    except Exception as error:  # of whatever version of DVC
+    except Exception as error:  # any version of DVC may raise anything
         print(json.dumps({"error": f"DVC: {type(error).__name__}: {error}"[:500]}), file=answer, flush=True)
         return 1
     return 0
@@ -39,7 +40,7 @@ def _outputs() -> list[Any]:
 
     try:
         repo = Repo(".")
-    except SCMError:  # an archive of the code, without its repository
+    except SCMError:  # the code is not in a Git repository
         repo = Repo(".", config={"core": {"no_scm": True}})
     return [out for out in repo.index.outs if out.use_cache and out.is_in_repo]
 
@@ -49,7 +50,7 @@ def _path(out: Any) -> str:
 
 
 def _on_disk(out: Any) -> dict[str, Any]:
-    """Return what is there now; DVC remembers the hashes of files that did not change."""
+    """Return the output's state on disk; DVC caches the hashes of unchanged files."""
     recorded = out.hash_info.value if out.hash_info else None
     try:
         md5 = out.get_hash().value
@@ -63,14 +64,14 @@ def _on_disk(out: Any) -> dict[str, Any]:
 
 
 def _pushed(out: Any, md5: str | None) -> bool | None:
-    """Tell whether the remote has it: of a folder the list of its files, which DVC sends last. None: not known."""
+    """Tell whether the remote has an output (of a folder: its file list, which DVC pushes last); None if unknown."""
     if md5 is None:
         return None
     try:
         remote = out.repo.cloud.get_remote_odb(name=out.remote, hash_name=out.hash_name)
         remote.fs.info(remote.oid_to_path(md5))
     except FileNotFoundError as error:
-        # Of HTTP this also stands for a host that does not answer.
+        # With HTTP, this is also raised for a host that does not respond.
         answer = getattr(error.__cause__, "status", None)
         return False if answer == 404 or not remote.fs.protocol.startswith("http") else None
     except Exception:

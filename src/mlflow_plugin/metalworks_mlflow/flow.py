@@ -1,4 +1,4 @@
-"""The flow run of Prefect that something runs in."""
+"""The Prefect flow run that this process belongs to."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from . import masking
 
 
 def tags(project: Path) -> dict[str, str]:
-    """Return what Prefect knows without asking its server; nothing outside a flow run."""
+    """Return the flow run's tags, without asking Prefect's server; empty outside a flow run."""
     context = sys.modules.get("prefect.context")
     current = context.FlowRunContext.get() if context else None
     if current is None or current.flow_run is None:
-        run = os.environ.get("PREFECT__FLOW_RUN_ID")  # of a program that a flow started, too
+        run = os.environ.get("PREFECT__FLOW_RUN_ID")  # set in programs that a flow starts, too
         return {"prefect.flow_run": run} if run else {}
     run, flow = current.flow_run, current.flow
     parameters = masking.parameters(run.parameters or current.parameters or {})
@@ -32,7 +32,7 @@ def tags(project: Path) -> dict[str, str]:
 
 
 def _entrypoint(flow: Any, project: Path) -> str:
-    """Return path:function, the path from the project's folder."""
+    """Return path:function, with the path relative to the project's folder."""
     function = inspect.unwrap(flow.fn)
     file = Path(function.__code__.co_filename).resolve()
     if not file.is_relative_to(project):

@@ -1,4 +1,4 @@
-"""The commit that the code is of, and what differs from it."""
+"""The commit of the code, and the uncommitted changes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PROJECT = (".dvc", "pyproject.toml", "uv.lock", "requirements.txt")
 
 
 class GitError(Exception):
-    """Git does not answer; the message is for people."""
+    """Git failed; the message says why."""
 
 
 class Call:
-    """A Git command that runs while other things are done."""
+    """A Git command that runs in the background."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         """Start it. Raises GitError if there is no Git."""
-        # It only looks: no lock that the user's own Git would stumble over, no question to anybody.
+        # Read only: take no locks that would block the user's own Git, and never prompt.
         quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         try:
             self.process = subprocess.Popen(
@@ -46,7 +46,7 @@ class Call:
         self.answer: tuple[int, str, str] | None = None
 
     def __call__(self, deadline: Deadline) -> tuple[int, str, str]:
-        """Return its status, output and errors. Raises Late; it can be asked again then."""
+        """Return its status, output and errors. Raises Late; call it again later."""
         if self.answer is None:
             try:
                 output, errors = self.process.communicate(timeout=deadline.left)
@@ -57,10 +57,10 @@ class Call:
 
 
 class Repository:
-    """The clone that a folder is in, as it is now."""
+    """The clone that contains a folder, in its current state."""
 
     def __init__(self, root: Path, project: Path, commit: str, branch: str) -> None:
-        """Start to look. Raises GitError."""
+        """Start the Git commands. Raises GitError."""
         self.root, self.project, self.commit, self.branch = root, project, commit, branch
         self._status = Call(root, "status", "--porcelain=v2", "-z", "--untracked-files=normal")
         self._settings = Call(root, "config", "-z", "--get-regexp", r"^(remote\..*\.url|branch\..*\.remote)$")
@@ -74,12 +74,12 @@ class Repository:
         return "" if relative == "." else relative
 
     def at_once(self) -> dict[str, str]:
-        """Return the tags that need no waiting."""
+        """Return the tags that are known already."""
         found = {COMMIT: self.commit, BRANCH: self.branch}
         return {name: value for name, value in found.items() if value} | {FOLDER: self.folder}
 
     def remote(self, deadline: Deadline) -> str | None:
-        """Return the URL that the branch is from, or else origin's, or else any; None: there is no remote."""
+        """Return the URL of the branch's remote, else of origin, else of any remote, else None."""
         lines = [entry.partition("\n") for entry in self._settings(deadline)[1].split("\0") if entry]
         settings = {name: value for name, _, value in reversed(lines)}
         urls = {name[len("remote.") : -len(".url")]: url for name, url in settings.items() if name.endswith(".url")}
@@ -87,12 +87,12 @@ class Repository:
         return next((masking.address(urls[name]) for name in wanted if name in urls), None)
 
     def changes(self, deadline: Deadline) -> tuple[bool, list[str]]:
-        """Tell whether tracked files differ from the commit, and name the files that nobody ignores or tracks."""
+        """Tell whether tracked files differ from the commit, and return the untracked files."""
         status, output, errors = self._status(deadline)
         if status:
             raise GitError(f"git status: {_last(errors)}")
         lines = output.split("\0")
-        # Of a renamed file the old name follows in a field of its own, whatever that looks like.
+        # For a renamed file, the old name follows as an extra field, which may look like anything.
         fields = [line for line, before in zip(lines, ["", *lines]) if line and not before.startswith("2 ")]  # noqa: B905
         untracked = [line[2:] for line in fields if line.startswith("? ")]
         return len(untracked) < len(fields), untracked
@@ -108,16 +108,16 @@ class Repository:
         if self._holds and self._holds(deadline)[1]:
             found[PUSHED] = "true"
         else:
-            # Nothing of the remote is known in a clone that never fetched.
+            # A clone that never fetched knows nothing about the remote.
             self._known = self._known or Call(self.root, "for-each-ref", "--count=1", "refs/remotes")
             found[PUSHED] = "unknown" if remote and not self._known(deadline)[1] else "false"
         return found
 
     def diff(self) -> bytes:
-        """Return what differs from the commit, with the names alone of files that Git does not track."""
+        """Return the diff to the commit, and only the names of untracked files."""
         tracked, untracked = self.changes(Deadline())
-        # As comments before the first file, where `git apply` skips them.
-        lines = ["# Not tracked, and not kept here:", *(f"#   {name}" for name in untracked)] if untracked else []
+        # As comments before the first file, where `git apply` ignores them.
+        lines = ["# Untracked files, not included here:", *(f"#   {name}" for name in untracked)] if untracked else []
         head = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
         if not tracked:
             return _cut(head)
@@ -133,7 +133,7 @@ class Repository:
 
 
 def repository(place: Path, deadline: Deadline) -> Repository | None:
-    """Return the clone that a folder is in; None: it is in none. Raises GitError and Late."""
+    """Return the clone that contains a folder, or None. Raises GitError and Late."""
     if not in_clone(place):
         return None
     call = Call(place, "rev-parse", "--show-toplevel", "HEAD", "--symbolic-full-name", "HEAD")
@@ -148,14 +148,14 @@ def repository(place: Path, deadline: Deadline) -> Repository | None:
 
 
 def in_clone(place: Path) -> bool:
-    """Tell whether a folder looks as if it were in a clone, without asking Git."""
+    """Tell whether a folder seems to be in a clone, without running Git."""
     return any((folder / ".git").exists() for folder in (place, *place.parents)) or "GIT_DIR" in os.environ
 
 
 def project(place: Path, root: Path | None) -> Path:
-    """Return the folder of the project in the clone: DVC's root, or else the nearest with an environment file.
+    """Return the project's folder in the clone: DVC's root, else the nearest folder with an environment file.
 
-    Without a clone any folder above may be that, or else it is the place itself.
+    Without a clone, look in all folders above; the default is the place itself.
     """
     above = [folder for folder in (place, *place.parents) if root is None or folder.is_relative_to(root)]
     found = [folder for folder in above if (folder / _PROJECT[0]).is_dir()]
@@ -164,7 +164,7 @@ def project(place: Path, root: Path | None) -> Path:
 
 
 def given(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags of code that came without its repository, as its deployment's variables tell."""
+    """Return the tags of code that came without its repository, from the deployment's variables."""
     commit = variables.get("METALWORKS_GIT_COMMIT", "")
     if not commit:
         return {}

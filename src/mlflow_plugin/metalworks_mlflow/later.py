@@ -1,4 +1,4 @@
-"""The thread that adds to runs what was not ready when they were made."""
+"""The thread that adds to runs what was not ready when they were created."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 FOLDER = "versions"
 MISSING = "metalworks.missing"
-"""Tag that names what could not be told."""
+"""Tag that names what could not be recorded."""
 GATHER_SECONDS = 0.5
 FIND_SECONDS = 30.0
 EXIT_SECONDS = 30.0
-"""So long a program that ends waits for its runs' tags."""
+"""How long a program waits at exit for its runs' tags."""
 FORK_SECONDS = 2.0
-"""So long a program that forks waits for the thread's call of MLflow to end."""
+"""How long a fork waits for the thread's call of MLflow to end."""
 _log = logging.getLogger(__name__)
 _calling = threading.Lock()
-"""Held while the thread is in MLflow, whose libraries have locks: a new process would find them locked for ever."""
+"""Held while the thread is in MLflow: a fork at that time would copy its libraries' locks in the locked state."""
 
 
 @dataclass
 class Pending:
-    """A run that MLflow is just making."""
+    """A run that MLflow is creating."""
 
     context: str
     uri: str
@@ -51,7 +51,7 @@ class Pending:
     failures: list[str] = field(default_factory=list)
 
     def client(self) -> MlflowClient:
-        """Return a client of the server that has the run, whichever is the current one by now."""
+        """Return a client for the run's server, even if the current tracking URI has changed."""
         return MlflowClient(tracking_uri=self.uri)
 
     def add(self, found: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ class Pending:
             self.sent |= new
 
     def keep(self, name: str, content: bytes) -> None:
-        """Make a file of the run."""
+        """Add a file to the run."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.write_bytes(content)
@@ -71,7 +71,7 @@ class Pending:
                 self.client().log_artifact(self.run, str(path), FOLDER)
 
     def attempt(self, step: Callable[[Pending], None]) -> None:
-        """Do a step for this run; its failure is told by a tag and stops no other step."""
+        """Do a step for this run; a failure is recorded for the tag and does not stop other steps."""
         try:
             step(self)
         except Exception as error:
@@ -80,7 +80,7 @@ class Pending:
 
 
 class Worker:
-    """One thread for all runs of the process: of runs made meanwhile, DVC is asked once."""
+    """One thread for all runs of the process; it asks DVC once for all runs that are pending."""
 
     def __init__(self) -> None:
         """Begin with nothing to do."""
@@ -91,22 +91,22 @@ class Worker:
         self._dvc: list[Dvc] = []
 
     def add(self, run: Pending) -> None:
-        """Have a run completed."""
+        """Add a run to complete."""
         with self._changed:
             self._runs.append(run)
             self._changed.notify()
             if self._thread is None:
-                # Others than daemons would be waited for without end, and after the pools that uploads need.
+                # A non-daemon thread would be joined without a timeout, and after the pools that uploads need.
                 self._thread = threading.Thread(target=self._work, name="metalworks-mlflow", daemon=True)
                 self._thread.start()
 
     def finish(self) -> None:
-        """Wait for what is to be done, within limits."""
+        """Wait for the pending runs, within limits."""
         self._closing.set()
         with self._changed:
             self._changed.notify()
         if self._thread is not None:
-            with suppress(KeyboardInterrupt):  # who presses it does not want to wait
+            with suppress(KeyboardInterrupt):  # Ctrl-C ends the wait
                 self._thread.join(EXIT_SECONDS)
                 for dvc in self._dvc:
                     dvc.stop()
@@ -116,7 +116,7 @@ class Worker:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._runs or self._closing.is_set())
-            # The run is just being made: what is done now would slow that down. And more runs may follow.
+            # Do not slow down the creation of the run, and wait for more runs.
             self._closing.wait(GATHER_SECONDS)
             with self._changed:
                 runs, self._runs = self._runs, []
@@ -129,7 +129,7 @@ class Worker:
 
     def _complete(self, runs: list[Pending]) -> None:
         projects = {run.look.project for run in runs}
-        asked = {project: Dvc(project) for project in projects}  # it works while the runs are looked for
+        asked = {project: Dvc(project) for project in projects}  # works while the runs are looked up
         self._dvc = list(asked.values())
         runs = [run for run in runs if self._find(run)]
         for run in runs:
@@ -147,16 +147,16 @@ class Worker:
                     run.attempt(methodcaller("add", {MISSING: "; ".join(failures)}))
 
     def _find(self, run: Pending) -> bool:
-        """Look for the run by its tag; false if MLflow did not make it."""
+        """Look for the run by its tag; return False if MLflow did not create it."""
         waited = 0.0
         pause = 0.1
         while True:
-            last = self._closing.is_set()  # then whoever made the run is done
+            last = self._closing.is_set()  # at exit, the run has been created, or never will be
             try:
                 with _calling:
                     run.run = _search(run)
             except Exception:
-                _log.debug("MLflow does not answer", exc_info=True)
+                _log.debug("MLflow does not respond", exc_info=True)
             if run.run or last or waited > FIND_SECONDS:
                 return bool(run.run)
             self._closing.wait(pause)
@@ -165,7 +165,7 @@ class Worker:
 
 
 def _search(run: Pending) -> str:
-    """Return the id of the run with the tag, or nothing."""
+    """Return the id of the run with the tag, or an empty string."""
     client = run.client()
     token = None
     while True:
@@ -179,7 +179,7 @@ def _search(run: Pending) -> str:
 
 
 def _keep_diff(run: Pending) -> None:
-    """Keep what differs from the commit, if anything does."""
+    """Add the diff to the commit, if there is one."""
     if run.look.repository:
         diff = run.look.repository.diff()
         if diff:
@@ -190,7 +190,7 @@ _worker = Worker()
 
 
 def add(run: Pending) -> None:
-    """Have a run completed by the thread."""
+    """Let the thread complete a run."""
     _worker.add(run)
 
 
@@ -202,18 +202,18 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    if _forking.waited:  # else the call took longer, and holds it still
+    if _forking.waited:  # otherwise the call took longer and still holds the lock
         _calling.release()
 
 
 def _forked() -> None:
-    """Threads do not come along into a new process."""
+    """Start afresh in a forked process, which has no threads."""
     global _worker, _calling
     _worker, _calling = Worker(), threading.Lock()
 
 
 def _register() -> None:
-    """Have the thread waited for before the pools of threads end that uploads need: those that came first end last."""
+    """Wait for the thread before Python shuts down the thread pools that uploads need: the last callback runs first."""
     before = getattr(threading, "_register_atexit", atexit.register)
     before(lambda: _worker.finish())
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forked)

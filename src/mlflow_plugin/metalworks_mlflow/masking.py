@@ -1,4 +1,4 @@
-"""What must not be told: passwords in commands, parameters and addresses."""
+"""Mask secrets in commands, parameters and URLs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 MASK = "***"
-# "key" and "token" only as a name's end: --key-column and --max-tokens are no secrets.
+# "key" and "token" only at the end of a name: --key-column and --max-tokens are not secrets.
 _SECRET = re.compile(
     r"(passw(or)?d|passwd|passphrase|pwd|secret|credential|api[-_]?key|authorization)|(token|key|auth)$", re.IGNORECASE
 )
@@ -21,7 +21,7 @@ def secret(name: str) -> bool:
 
 
 def command(line: list[str]) -> list[str]:
-    """Return a command without the values of options that look like secrets."""
+    """Return a command with the values of secret options masked."""
     shown, hide = [], False
     for part in line:
         name, equals, _ = part.partition("=")
@@ -37,12 +37,12 @@ def command(line: list[str]) -> list[str]:
 
 
 def text(value: str) -> str:
-    """Return a text without passwords in addresses."""
+    """Return a text with passwords in URLs masked."""
     return _ADDRESS.sub(rf"\1\2:{MASK}@", value)
 
 
 def parameters(value: Any) -> Any:
-    """Return parameters without the values of those that look like secrets."""
+    """Return parameters with the values of secret ones masked."""
     if isinstance(value, dict):
         return {
             str(name): MASK if secret(str(name)) and item is not None else parameters(item)
@@ -54,7 +54,7 @@ def parameters(value: Any) -> Any:
 
 
 def address(url: str) -> str:
-    """Return a URL that can be shown: of SSH with its user, of others without, never with a password or a query."""
+    """Return a URL without password and query, and without user unless it is an SSH URL."""
     if "://" not in url:
         return url
     parts = urlsplit(url)

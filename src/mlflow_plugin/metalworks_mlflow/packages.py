@@ -1,4 +1,4 @@
-"""What is installed in this process's environment."""
+"""The packages installed in this process's environment."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ OURS = "metalworks-mlflow"
 
 
 def requirements() -> str:
-    """Return a requirements.txt of what is installed; a package in development is a comment in it."""
-    # Reading all of it takes long; whatever is installed or removed changes the time of a folder.
+    """Return a requirements.txt of the installed packages; editable ones are comments in it."""
+    # Reading the metadata is slow, so cache it; installing or removing a package changes a folder's time.
     return _read(tuple((folder, _changed(folder)) for folder in sys.path))
 
 
@@ -34,7 +34,7 @@ def _read(_folders: tuple[tuple[str, int], ...]) -> str:
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         key = re.sub(r"[-_.]+", "-", name or "").lower()
-        if name and key != OURS and key not in lines:  # the first on the path is the one that is imported
+        if name and key != OURS and key not in lines:  # Python imports the first one on the path
             lines[key] = _line(name, distribution)
     return "".join(f"{line}\n" for _, line in sorted(lines.items()))
 

@@ -1,6 +1,6 @@
-"""What MLflow asks for the tags of a new run.
+"""The entry point that MLflow calls for the tags of a new run.
 
-Loaded with every `import mlflow`, which a module that fails would break: everything else is imported when it is used.
+Every `import mlflow` loads this module and would break if it failed, so everything else is imported when it is used.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from .deadline import Deadline
 from .tagging import CONTEXT
 
 SECONDS = 0.07
-"""So long a new run waits, for the imports too."""
+"""How long a new run waits at most, including imports."""
 _MAKER = ("mlflow.tracking.fluent", "start_run")
-"""Where MLflow itself makes runs. It also describes data sets, models and traces with these tags."""
+"""Where MLflow itself creates runs. It also calls providers for data sets, models and traces."""
 
 
 class MetalworksContext(RunContextProvider):
-    """Never raises: what cannot be told is missing, and the run goes on."""
+    """Adds tags to new runs. Never raises: what cannot be found out is left out, and the run goes on."""
 
     def in_context(self) -> bool:
-        """Tell whether a run is about to be made, by MLflow or by another library."""
+        """Tell whether MLflow or another library is about to create a run."""
         frame = sys._getframe(1)
         while frame.f_back and frame.f_globals.get("__name__", "").startswith("mlflow.tracking.context"):
             frame = frame.f_back
@@ -31,7 +31,7 @@ class MetalworksContext(RunContextProvider):
         return (module, function) == _MAKER or module.split(".")[0] != "mlflow"
 
     def tags(self) -> dict[str, str]:
-        """Return what can be told at once; a thread adds the rest to the run."""
+        """Return the tags that are ready at once; a thread adds the rest to the run."""
         try:
             deadline = Deadline(SECONDS)
             from . import context

@@ -1,4 +1,4 @@
-"""Which tags MLflow takes."""
+"""The tags that MLflow accepts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 
 CONTEXT = "metalworks.context"
-"""Tag by which a run is found again; "failed: …" says what could not be recorded."""
+"""Tag by which the thread finds the run; "failed: …" if nothing could be recorded."""
 _LONGEST = 5000
-"""Servers cut a longer value or refuse the run; half a list of JSON says nothing."""
+"""Servers truncate longer values or refuse the run, and truncated JSON is useless."""
 
 
 def fit(found: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that MLflow takes: one that it does not would keep the whole run from being made."""
+    """Return the tags that MLflow accepts: an invalid one would make creating the run fail."""
     return {
         name: value.encode(errors="replace").decode()
         for name, value in found.items()
