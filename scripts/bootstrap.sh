@@ -1,6 +1,6 @@
 #!/bin/sh
 # From a bare Debian with Python >= 3.11 to .venv: a pinned uv, then the locked environment.
-# Nothing to do when the lock is the one that .venv was made from, and the folder the one that it was made in.
+# Does nothing if .venv was made from the same lock, in the same folder.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,33 +9,33 @@ fail() {
     exit 1
 }
 
-# PATH ends at a colon, MLflow's migrations take % for the name of a variable, ssh and Docker read the others. Blanks,
-# apostrophes and other alphabets are fine.
+# A colon ends an entry of PATH, MLflow's migrations interpret %, ssh and Docker interpret the others. Blanks,
+# apostrophes and non-ASCII letters are fine.
 case $PWD in
-*[:%\"\$\\]*) fail "the folder $PWD has one of : % \" \$ \\ in its path, which not every program that is used here takes: move it" ;;
+*[:%\"\$\\]*) fail "the folder $PWD has one of : % \" \$ \\ in its path, which some of the programs cannot handle: move it" ;;
 esac
 
-# Ansible, DVC, ssh and others keep files of their own there.
-[ -d "${HOME:-}" ] && [ -w "$HOME" ] || fail "HOME, ${HOME:-not set}, is no folder that you may write: set it to one"
+# Ansible, DVC, ssh and others keep files there.
+[ -d "${HOME:-}" ] && [ -w "$HOME" ] || fail "HOME, ${HOME:-not set}, is not a folder that you can write to: set it to one"
 
 wanted=$({ echo "$PWD" && cat pyproject.toml uv.lock; } | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
 
-install() { # Debian packages, when this is possible
+install() { # Debian packages, if possible
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
-        fail "please install $* and run this again (as root on Debian it is done for you)"
+        fail "$* is missing: install it and run this again (as root on Debian, this happens automatically)"
     mkdir -p build
     { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@"; } \
-        >>build/lab.log 2>&1 || fail "apt-get install $* did not work, see build/lab.log"
+        >>build/lab.log 2>&1 || fail "apt-get install $* failed: see build/lab.log"
 }
 
 command -v python3 >/dev/null || install python3
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "python3 is $(python3 -V), 3.11 or newer is needed: put one first on PATH"
+    fail "python3 is $(python3 -V), but 3.11 or newer is needed: put one first on PATH"
 
-# pip and uv trust the machine's own bundle, so that a company's CA works.
+# pip and uv use the machine's CA bundle, so that a company's CA works.
 bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 if [ -f "$bundle" ]; then
     export SSL_CERT_FILE="$bundle" PIP_CERT="${PIP_CERT:-$bundle}"
@@ -52,7 +52,7 @@ if [ ! -x "$uv" ]; then
     .cache/tools/uv.partial/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
     mv .cache/tools/uv.partial ".cache/tools/uv-$uv_version"
 fi
-# Programs of one that was made in another folder start that one's interpreter.
+# The programs of a .venv that was made in another folder would start that folder's interpreter.
 if [ -e .venv/bin/activate ] && ! grep -qF "$PWD/.venv" .venv/bin/activate; then
     rm -rf .venv
 fi

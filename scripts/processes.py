@@ -77,7 +77,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], variables: Mapping[str, str], folder: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server. At the end, stop it and kill what it leaves behind: some leave their workers."""
+    """Run a server. At the end, stop it and kill its remaining children: some servers leave their workers."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as sink:
         server = subprocess.Popen(

@@ -35,7 +35,7 @@ RUNS = CACHE / "runs"
 SHIPPED = ROOT / "scripts" / "expected.json"
 INTERRUPTED = 130
 LEFT_SECONDS = 24 * 3600
-"""No play takes that long; a folder older than that is left over from one that was killed."""
+"""No play takes this long, so an older folder was left by a killed one."""
 CHANGES = re.compile(r"^\S+ +: ok=\d+ +changed=(\d+)", re.MULTILINE)
 """How many tasks changed something, in a host's line of ansible-playbook's recap."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -1,8 +1,8 @@
-"""Measure how long a converged site.yml takes with more and more hosts, and how long new hosts take to join.
+"""Measure how long a converged site.yml takes as hosts are added, and how long new hosts take to join.
 
-Needs the lab (`make lab`). It adds small hosts of group cpu, converges, measures, and in the end removes them and what
-the platform remembers of them, after a failure or Ctrl-C too. The verdict is in build/bench-converge.json, the picture
-in build/bench-converge.svg. Ends with 0, 1 (a target was missed or not measured) or 2 (could not measure).
+Needs the lab (`make lab`). Adds small hosts of group cpu, converges and measures. At the end, and after a failure or
+Ctrl-C, removes them and what the platform stores about them. The verdict is in build/bench-converge.json, the picture
+in build/bench-converge.svg. Exits with 0, 1 (a target was missed or not measured) or 2 (could not measure).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from scripts.lab.hosts import INVENTORY, Host
 from scripts.run_playbook import INTERRUPTED, Result, play
 
 SIZES = (5, 10, 25)
-"""Platform hosts with which the site is measured; the lab itself has five."""
+"""Numbers of platform hosts to measure with; the lab itself has five."""
 RUNS = 2
 TOGETHER = 8
-"""As many hosts join at once, at most."""
+"""Maximum number of hosts that join at once."""
 ADDED = BUILD / "bench-converge.yml"
-"""The inventory's further lines. While this file is there, the platform may know of its hosts."""
+"""Inventory of the added hosts. While this file exists, the platform may know them."""
 VERDICT = BUILD / "bench-converge.json"
 PICTURE = BUILD / "bench-converge.svg"
 DOCS_PICTURE = ROOT / "docs" / "pictures" / "converge.svg"
@@ -41,14 +41,14 @@ OK, MISSED, UNKNOWN = 0, 1, 2
 
 
 def converge(console: Console, *, limit: Sequence[Host] = (), added: bool = True, times: Times | None = None) -> Result:
-    """Run site.yml on the lab with the hosts that were added or without, or on some alone; it must succeed."""
+    """Run site.yml on the lab with or without the added hosts, or only on some hosts. It must succeed."""
     inventories = [INVENTORY, *([ADDED] if added and ADDED.exists() else [])]
     names = ",".join(host.name for host in limit) or None
     result = play(ROOT / "site.yml", inventories, console=console, limit=names, watch=times.take if times else None)
     if result.code == INTERRUPTED:
         raise KeyboardInterrupt
     if result.code:
-        raise ProblemError("site.yml failed, as told above")
+        raise ProblemError("site.yml failed: see above")
     return result
 
 
@@ -61,20 +61,20 @@ def measure(hosts: int, runs: int, console: Console) -> Size:
         result = converge(console, times=times)
         if result.changed:
             changes = ", ".join(f"`{task}` on {host}" for host, task in result.state.changed)
-            raise ProblemError(f"site.yml changes something again and again, so nothing can be measured: {changes}")
+            raise ProblemError(f"cannot measure: site.yml changes something in every run: {changes}")
         size.add(result.seconds, times)
     return size
 
 
 def batches(count: int) -> Iterator[int]:
-    """How many join at once until so many have joined."""
+    """Return how many hosts join in each step until this many have joined."""
     while count > 0:
         yield min(count, TOGETHER)
         count -= TOGETHER
 
 
 def spare(taken: Sequence[Host], count: int) -> list[Host]:
-    """Hosts that could be: names and addresses that no other has."""
+    """Yield hosts with unused names and addresses."""
     names, addresses = {host.name for host in taken}, {host.address for host in taken}
     free_names = (name for number in itertools.count(2) if (name := f"cpu-{number}") not in names)
     free = (address for number in range(32, 255) if (address := f"198.51.100.{number}") not in addresses)
@@ -82,7 +82,7 @@ def spare(taken: Sequence[Host], count: int) -> list[Host]:
 
 
 def noted() -> list[Host]:
-    """The hosts that this or an earlier benchmark added."""
+    """Return the hosts that this or an earlier benchmark added."""
     if not ADDED.exists():
         return []
     listed = yaml.safe_load(ADDED.read_text())["cpu"]["hosts"]
@@ -90,7 +90,7 @@ def noted() -> list[Host]:
 
 
 def add(count: int) -> list[Host]:
-    """Make new hosts of group cpu, noted before they are there."""
+    """Create new hosts of group cpu; record them first."""
     before = noted()
     new = spare(lab_hosts.hosts(lab_hosts.containers()), count)
     listed = {host.name: {"ansible_host": host.address} for host in [*before, *new]}
@@ -101,7 +101,7 @@ def add(count: int) -> list[Host]:
 
 
 def clean_up(console: Console) -> None:
-    """Remove the hosts that were added; names, firewalls and Prefect forget them. Nothing to do if there are none."""
+    """Remove the added hosts, if any, and their names, firewall rules and workers in Prefect."""
     gone = noted()
     if not gone:
         return
@@ -113,14 +113,14 @@ def clean_up(console: Console) -> None:
 
 
 def tell_what_stays(console: Console) -> None:
-    """Say so when hosts are left, because they are wanted or because they could not be removed."""
+    """Print a note if hosts are left, on request or because they could not be removed."""
     if noted():
         text = f"The added hosts stay until the next run removes them: {ADDED}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def forget_workers(gone: Sequence[Host]) -> None:
-    """Delete the hosts' workers in Prefect, which lists them as offline for ever."""
+    """Delete the hosts' workers in Prefect, which would list them as offline for ever."""
     vault, site = lab_hosts.secrets(), "prefect.metalworks.internal"
     gateway = next(host.address for host in lab_hosts.declared() if host.name == "services-1")
     trusted = ssl.create_default_context(cadata=vault["vault_ca_certificate"])
@@ -130,23 +130,23 @@ def forget_workers(gone: Sequence[Host]) -> None:
             url = f"https://{gateway}/api/work_pools/cpu/workers/{host.name}-cpu"
             answer = client.delete(url, headers={"Host": site}, extensions={"sni_hostname": site})
             if answer.status_code not in (204, 404):
-                raise ProblemError(f"Prefect does not delete the worker of {host.name}: {answer.status_code}")
+                raise ProblemError(f"Prefect did not delete the worker of {host.name}: {answer.status_code}")
 
 
 def platform_hosts() -> int:
-    """How many hosts the lab's inventory has; they must all run."""
+    """Return the number of hosts in the lab's inventory; they must all run."""
     there = lab_hosts.containers()
     lab_hosts.refuse_foreign(there)
     running = {name for name, each in there.items() if each["State"]["Running"]}
     if missing := sorted({host.name for host in lab_hosts.declared()} - running):
-        raise ProblemError(f"this needs the lab, and {', '.join(missing)} does not run: `make lab` first")
+        raise ProblemError(f"the lab's hosts {', '.join(missing)} are not running: `make lab` first")
     return len(lab_hosts.members(listed_inventory(INVENTORY), "platform"))
 
 
 def measure_all(there: int, sizes: Sequence[int], runs: int, console: Console) -> Seen:
-    """Measure the site with each number of hosts, from those that are there on, and how long new ones take to join."""
+    """Measure the site with each number of hosts, and how long new ones take to join."""
     if min(sizes) < there:
-        raise ProblemError(f"the lab has {there} hosts, so nothing can be measured with {min(sizes)}")
+        raise ProblemError(f"cannot measure with {min(sizes)} hosts: the lab has {there} already")
     clean_up(console)
     seen = Seen()
     for size in sorted(set(sizes)):
@@ -159,12 +159,12 @@ def measure_all(there: int, sizes: Sequence[int], runs: int, console: Console) -
 
 
 def main() -> int:
-    """Measure, tell, and keep it."""
+    """Measure, print the results, and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of hosts (default: 5 10 25)")
-    parser.add_argument("--runs", type=int, default=RUNS, help="measured with each; the fastest counts (default: 2)")
-    parser.add_argument("--keep", action="store_true", help="leave the added hosts to the next run, which removes them")
-    parser.add_argument("--docs", action="store_true", help="renew the picture in docs/")
+    parser.add_argument("--runs", type=int, default=RUNS, help="runs with each number; the fastest counts (default: 2)")
+    parser.add_argument("--keep", action="store_true", help="keep the added hosts until the next run removes them")
+    parser.add_argument("--docs", action="store_true", help="update the picture in docs/")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(UNKNOWN))  # so that the hosts are removed
     console = Console(width=max(120, Console().width))

@@ -1,4 +1,4 @@
-"""What `make bench-converge` makes of the runs that it saw: figures, tables and a picture."""
+"""Figures, tables and the picture of `make bench-converge`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TARGETS = (
     Target("join_8_hosts_seconds", at_most=120),
 )
 ELSEWHERE = "none"
-"""In place of a role, where none has a task running: Ansible's own start and end, facts, tasks of plays."""
+"""Name for time outside roles: Ansible's start and end, facts, and tasks of plays."""
 
 
 @dataclass
 class Spent:
-    """Seconds, and how many tasks took them."""
+    """Seconds, and the number of tasks that took them."""
 
     seconds: float = 0.0
     tasks: int = 0
@@ -37,14 +37,14 @@ class Times:
     """Where the time of a run goes, from ansible-runner's events."""
 
     roles: defaultdict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
-    """Seconds of the run in which the task that began last was the role's; they add up to the whole."""
+    """Seconds of the run while the role's task was the last to start; they add up to the whole run."""
     hosts: defaultdict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
-    """Seconds of a host's tasks from their start to their result; they overlap with those of other hosts."""
+    """Seconds from the start of a host's tasks to their results; they overlap with those of other hosts."""
     _role: str = ELSEWHERE
     _since: datetime | None = None
 
     def take(self, event: Event) -> None:
-        """Learn from one event."""
+        """Process one event."""
         kind, data = event.get("event", ""), event.get("event_data") or {}
         if kind in STARTS or kind in ("playbook_on_play_start", "playbook_on_stats"):
             now = datetime.fromisoformat(event["created"])
@@ -59,13 +59,13 @@ class Times:
             host.tasks += 1
 
     def end(self, seconds: float) -> None:
-        """Count what is left of a run that took so many seconds: before its first play and after its last."""
+        """Count the remaining seconds of a run: before its first play and after its last."""
         self.roles[ELSEWHERE].seconds += seconds - sum(spent.seconds for spent in self.roles.values())
 
 
 @dataclass
 class Size:
-    """The runs with so many hosts."""
+    """The runs with one number of hosts."""
 
     hosts: int
     runs: list[float] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Size:
 
     @property
     def seconds(self) -> float:
-        """The fastest run's: what else the machine did can only have made the others longer."""
+        """Seconds of the fastest run: other work on the machine can only make runs slower."""
         return min(self.runs)
 
     def add(self, seconds: float, times: Times) -> None:
@@ -86,14 +86,14 @@ class Size:
 
 @dataclass
 class Seen:
-    """All that was measured."""
+    """All measurements."""
 
     sizes: list[Size] = field(default_factory=list)
     joins: dict[int, float] = field(default_factory=dict)
     """Hosts that joined at once → seconds."""
 
     def line(self) -> tuple[float, float] | None:
-        """Seconds for each further host and for none: the straight line through two or more sizes."""
+        """Seconds per additional host, and with none: a straight line fitted through two or more sizes."""
         if len(self.sizes) < 2:
             return None
         hosts, seconds = zip(*((size.hosts, size.seconds) for size in self.sizes), strict=True)
@@ -101,7 +101,7 @@ class Seen:
         return fitted.slope, fitted.intercept
 
     def figures(self) -> dict[str, float]:
-        """The verdict's figures; those of roles and hosts are the smallest size's."""
+        """The verdict's figures; those of roles and hosts are of the smallest size."""
         found = {f"converged_{size.hosts}_hosts_seconds": size.seconds for size in self.sizes}
         if line := self.line():
             found |= {"seconds_per_further_host": line[0], "seconds_without_hosts": line[1]}
@@ -115,7 +115,7 @@ class Seen:
 
 
 def verdict(seen: Seen, measured_on: Mapping[str, Any]) -> dict[str, Any]:
-    """What programs read."""
+    """Return the content of the JSON file."""
     figures = seen.figures()
     targets = judged(TARGETS, figures)
     sizes = [
@@ -132,7 +132,7 @@ def verdict(seen: Seen, measured_on: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables(seen: Seen) -> Iterator[Table]:
-    """Where the time goes, for people."""
+    """Yield tables that show where the time goes."""
     roles = dict.fromkeys(role for size in seen.sizes for role in size.fastest.roles)
     by_role = {role: [size.fastest.roles.get(role) for size in seen.sizes] for role in roles}
     table = by_size(seen, "role: seconds of the run", by_role)
@@ -153,7 +153,7 @@ def tables(seen: Seen) -> Iterator[Table]:
 
 
 def by_size(seen: Seen, title: str, rows: Mapping[str, Sequence[Spent | None]]) -> Table:
-    """A table of seconds with a column for each size; what takes longest with most hosts comes first."""
+    """Return a table of seconds with a column for each size, sorted by the largest size, slowest first."""
     table = Table(title, "tasks", *(f"{size.hosts} hosts" for size in seen.sizes))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -164,7 +164,7 @@ def by_size(seen: Seen, title: str, rows: Mapping[str, Sequence[Spent | None]]) 
 
 
 def mean(these: Iterator[Spent]) -> Spent | None:
-    """What one of several hosts took; nothing if there are none."""
+    """Return the mean time of several hosts, or nothing if there are none."""
     found = list(these)
     if not found:
         return None
@@ -172,27 +172,27 @@ def mean(these: Iterator[Spent]) -> Spent | None:
 
 
 def plot(seen: Seen, file: Path) -> None:
-    """Draw the sizes, the line through them, and what is wanted."""
+    """Draw the measurements, the fitted line, and the target."""
     wanted = {target.figure: target.at_most or 0.0 for target in TARGETS}
     base, further = wanted["converged_5_hosts_seconds"], wanted["seconds_per_further_host"]
     hosts = [size.hosts for size in seen.sizes]
     figure, panel = pyplot().subplots(figsize=(7, 4))
     ends = (5, max(*hosts, 10))
     allowed = [base + further * (end - 5) for end in ends]
-    label = f"wanted: at most {base:g} s with 5 hosts, {further:g} s for each further one"
+    label = f"target: at most {base:g} s with 5 hosts, {further:g} s for each additional host"
     panel.plot(ends, allowed, linestyle="--", color="#8795a8", label=label)
     if line := seen.line():
-        label = f"measured: {line[0]:.1f} s for each further host"
+        label = f"measured: {line[0]:.1f} s for each additional host"
         panel.plot(hosts, [line[1] + line[0] * count for count in hosts], color="#0b7a75", label=label)
     for size in seen.sizes:
         panel.scatter([size.hosts] * len(size.runs), size.runs, s=12, color="#0b7a75", alpha=0.4)
         place = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center"}
         panel.annotate(f"{size.seconds:.0f} s", (size.hosts, size.seconds), **place)
     panel.scatter(hosts, [size.seconds for size in seen.sizes], color="#0b7a75", zorder=3)
-    title = "site.yml on a converged lab, the checks included"
+    title = "site.yml on a converged lab, including the checks"
     for count, seconds in seen.joins.items():
         if limit := wanted.get(f"join_{count}_hosts_seconds"):
-            title += f"\n{count} new hosts join at once in {seconds:.0f} s (wanted: at most {limit:g} s)"
+            title += f"\n{count} new hosts join at once in {seconds:.0f} s (target: at most {limit:g} s)"
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_xlabel("hosts of the platform")
     panel.set_xticks(hosts)

@@ -1,6 +1,6 @@
-"""Measure how long a flow run takes to its first line, by schedule and at once, beside Prefect without this platform.
+"""Measure how long a flow run takes to reach its first line, scheduled and immediate, compared with plain Prefect.
 
-Prints a table and writes build/bench-flow.json. Ends with 0, 1 (too slow) or 2 (could not measure).
+Prints a table and writes build/bench-flow.json. Exits with 0, 1 (too slow) or 2 (could not measure).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def median(seen: Seen, kind: str, part: str) -> float:
 
 
 def figures(seen: Seen) -> dict[str, float]:
-    """Return the verdict's figures: seconds, and how the start compares with that of Prefect alone."""
+    """Return the verdict's figures: seconds, and the start compared with that of plain Prefect."""
     found = {f"{kind}_{part}_seconds": median(seen, kind, part) for kind in seen for part in (*ROWS, "import")}
     for way in ("ours", "bare"):
         taken = [run["start"] - run["pending_after_due"] for run in seen[f"{way}_at_once"]]
@@ -48,14 +48,14 @@ def figures(seen: Seen) -> dict[str, float]:
 
 
 def fast_enough(found: dict[str, float]) -> bool:
-    """Tell whether both kinds of runs start in the time that is allowed."""
+    """Tell whether both kinds of runs start within the allowed time."""
     at_once = found["ours_at_once_taken_seconds"] - found["ours_at_once_import_seconds"]
     scheduled = found["ours_scheduled_start_seconds"] - found["ours_scheduled_import_seconds"]
     return max(at_once, scheduled) <= ALLOWED_SECONDS
 
 
 def table(found: dict[str, float]) -> str:
-    """Return the medians of all parts, for people; before the due time they are negative."""
+    """Return a table of the medians of all parts; parts before the due time are negative."""
     kinds = ["ours_at_once", "bare_at_once", "ours_scheduled", "bare_scheduled"]
     lines = [f"{'seconds, medians':<40}" + "".join(f"{kind.replace('_', ' '):>16}" for kind in kinds)]
     for part, text in ROWS.items():
@@ -64,7 +64,7 @@ def table(found: dict[str, float]) -> str:
 
 
 def measure(inventory: str, times: int) -> dict[str, Any]:
-    """Return what was seen on the site's first host with workers."""
+    """Return the measurements of the site's first worker host."""
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen.json"
         command = ["ansible-playbook", "-i", inventory, "playbooks/bench_flow.yml"]
@@ -77,7 +77,7 @@ def measure(inventory: str, times: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, tell, and keep it."""
+    """Measure, print the results, and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inventory", "-i", default="inventory/lab", help="inventory of the site (default: the lab's)")
     parser.add_argument("--times", type=int, default=5, help="runs of each kind (default: 5)")

@@ -1,8 +1,8 @@
-"""Measure on a worker's host how long a flow run takes from its due time to its flow's first line.
+"""Measure on a worker host how long a flow run takes from its due time to its flow's first line.
 
-Runs as the worker's user, with the worker's environment and Python; prints JSON. Of what it makes, nothing stays: two
-work pools with a worker each, one that starts runs as this platform does and one as Prefect alone does, a project
-with a locked environment of its own, and the runs.
+Runs as the worker's user, with the worker's environment and Python; prints JSON. Creates two work pools with a worker
+each (one starts runs as this platform does, one as plain Prefect does), a project with a locked environment, and the
+runs, and removes them all at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.environment import identity
 
 PATIENCE_SECONDS = 300.0
-# Longer than a worker looks ahead, so that it finds the run as it finds every run on a schedule.
+# Longer than a worker looks ahead, so that it finds the run like any scheduled run.
 LEAD_SECONDS = 13.0
 PYPROJECT = """
 [project]
@@ -60,7 +60,7 @@ def bench():
 
 
 def wait_for(ready: Any, what: str) -> Any:
-    """Return what `ready` returns as soon as that is something."""
+    """Wait until `ready` returns something, and return that."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := ready()):
         if time.monotonic() > deadline:
@@ -70,7 +70,7 @@ def wait_for(ready: Any, what: str) -> Any:
 
 
 def project(folder: Path, name: str) -> bytes:
-    """Write the project that is run, lock it, and return it as an archive."""
+    """Write the project, lock it, and return it as an archive."""
     versions = {package: metadata.version(package) for package in ("prefect", "fastapi")}
     (folder / "pyproject.toml").write_text(PYPROJECT.format(**versions))
     (folder / "sitecustomize.py").write_text(BEGINNING)
@@ -86,7 +86,7 @@ def project(folder: Path, name: str) -> bytes:
 
 
 def phases(api: Api, run: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds of each part of a finished run's start; those before its due time are negative."""
+    """Return the seconds of each part of a finished run's start; parts before its due time are negative."""
     if run["state"]["type"] != "COMPLETED":
         raise RuntimeError(f"A run ended as {run['state']['name']}: {run['state']['message']}")
     at = json.loads(run["state"]["message"])
@@ -101,7 +101,7 @@ def phases(api: Api, run: dict[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def bench(api: Api, like: str, name: str) -> Iterator[dict[str, str]]:
-    """Yield a deployment for each of the two ways, with workers that wait for runs; take all away again."""
+    """Yield a deployment for each of the two ways, with workers waiting for runs; remove everything at the end."""
     cache = Path(os.environ["METALWORKS_FLOW_CACHE"])
     with tempfile.TemporaryDirectory(dir=cache) as home, contextlib.ExitStack() as stack:
         folder = Path(home)
@@ -170,7 +170,7 @@ def measure(api: Api, deployment: str, lead: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each way as often as asked for, in turn, and print everything that was seen."""
+    """Measure the two ways alternately, and print all measurements."""
     like, times = sys.argv[1], int(sys.argv[2])
     api = Api(os.environ)
     seen: dict[str, list[dict[str, float]]] = {}

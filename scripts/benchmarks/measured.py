@@ -1,4 +1,4 @@
-"""What benchmarks share: what they were measured on, what was wanted, and how their pictures are drawn."""
+"""Shared by the benchmarks: targets, the description of the machine, and pictures."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure must be: `at_least` a number, or `at_most`."""
+    """The target of a figure: `at_least` or `at_most` a number."""
 
     figure: str
     at_least: float | None = None
     at_most: float | None = None
 
     def met(self, figures: Mapping[str, float]) -> bool:
-        """Tell whether the figure is there and is what it must be."""
+        """Tell whether the figure was measured and meets the target."""
         found = figures.get(self.figure)
         if found is None:
             return False
         return (self.at_least is None or found >= self.at_least) and (self.at_most is None or found <= self.at_most)
 
     def wanted(self) -> str:
-        """Return the target in words."""
+        """Return the target as text."""
         return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
 
 
 def judged(targets: Iterable[Target], figures: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return every target with what was found and whether that is enough."""
+    """Return every target with the measured figure and whether it is met."""
     return [
         {
             "figure": target.figure,
@@ -45,7 +45,7 @@ def judged(targets: Iterable[Target], figures: Mapping[str, float]) -> list[dict
 
 
 def told(judgements: Iterable[Mapping[str, Any]]) -> str:
-    """Return judged targets for people, a line each."""
+    """Return a line of text for each judged target."""
     shown = []
     for each in judgements:
         found = "not measured" if each["found"] is None else str(each["found"])
@@ -54,7 +54,7 @@ def told(judgements: Iterable[Mapping[str, Any]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what numbers depend on, wherever they are measured."""
+    """Return the properties of this machine that the figures depend on."""
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -67,7 +67,7 @@ def machine() -> dict[str, Any]:
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, set up so that the same numbers make the same SVG, with text as text."""
+    """Return matplotlib's pyplot, set up for reproducible SVGs with real text."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,7 +1,7 @@
-"""How much longer a run takes to be made with the MLflow plugin; ends with 1 if that is too long.
+"""Measure how much longer creating a run takes with the MLflow plugin; exit with 1 if it is too long.
 
-Real programs in a real project (Git with a remote, DVC, a SQLite store), with and without the plugin in turn.
-build/bench-plugin.json has the figures.
+Runs real programs in a real project (Git with a remote, DVC, a SQLite store), alternately with and without the plugin.
+The figures are in build/bench-plugin.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLUGIN = ROOT / "src/mlflow_plugin"
 VERDICT = BUILD / "bench-plugin.json"
 MOST_MS = 100.0
 RUNS = 5
-"""Made by each program; the first one also pays for what is loaded then."""
+"""Runs that each program creates; the first one includes the time for imports."""
 PROGRAM = f"""
 import json, time
 import mlflow
@@ -44,7 +44,7 @@ stages:
 
 
 def project(folder: Path) -> Path:
-    """Make a small project, committed and pushed with its data, and return its folder."""
+    """Create a small project, commit and push it with its data, and return its folder."""
     code = folder / "project"
     code.mkdir()
     (code / "train.py").write_text(PROGRAM)
@@ -70,7 +70,7 @@ def project(folder: Path) -> Path:
 
 
 def measure(code: Path, plugin: bool) -> tuple[list[float], float, dict[str, str]]:
-    """Return the milliseconds of each run of a program, the seconds of the whole, and the last run's tags."""
+    """Return the milliseconds of each run of a program, the program's seconds, and the last run's tags."""
     store = f"sqlite:///{code.parent}/mlflow.db"
     variables = environment({"MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(PLUGIN) if plugin else ""})
     began = time.monotonic()
@@ -89,7 +89,7 @@ def compare(code: Path, rounds: int) -> dict[str, float]:
     first: dict[bool, list[float]] = {True: [], False: []}
     later: dict[bool, list[float]] = {True: [], False: []}
     whole: dict[bool, list[float]] = {True: [], False: []}
-    measure(code, plugin=False)  # makes the database
+    measure(code, plugin=False)  # creates the database
     for _ in range(rounds):
         for plugin in (False, True):
             took, seconds, tags = measure(code, plugin)

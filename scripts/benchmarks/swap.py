@@ -1,9 +1,9 @@
-"""How much slower answers are while a new version comes into service; called by `make bench-swap`.
+"""Measure how much slower responses are while a new version comes into service (`make bench-swap`).
 
-A service on this machine is asked so many times a second, whatever it answers, while a version is proven, loaded and
-put in its predecessor's place, several times over. What counts is the 99th percentile of latency from the moment that
-the version is wanted until it answers, to that of the seconds before. The verdict is in build/bench-swap.json; the exit
-code is 0, or 1 when a median is above what it may be or a request failed.
+A service on this machine gets requests at a constant rate while a version is checked, loaded and replaces its
+predecessor, several times. The figure is a ratio of 99th percentiles of latency: from the moment that the version is
+requested until it answers, to the seconds before. The verdict is in build/bench-swap.json; the exit code is 0, or 1 if
+a median exceeds its target or a request failed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ VERDICT = BUILD / "bench-swap.json"
 CONNECTIONS, PER_SECOND = 8, 100
 SWAPS, CALM_SECONDS = 3, 15.0
 MAY_BE = 2.0
-"""The median of the ratios that is good enough."""
+"""Target for the median of the ratios."""
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return the figures of one model: milliseconds, ratios, requests that failed."""
+    """Return the figures of one model: milliseconds, ratios, failed requests."""
     model = models.load(name)
     split = {"columns": model.columns, "data": [model.row]}
     swaps: list[dict[str, float]] = []
@@ -42,7 +42,7 @@ def measure(name: str) -> dict[str, Any]:
             load = Load(port, [[request]] * CONNECTIONS, PER_SECOND)
             for number in range(2, 2 + SWAPS):
                 began = time.monotonic()
-                time.sleep(CALM_SECONDS)  # what it is compared with
+                time.sleep(CALM_SECONDS)  # the baseline
                 wanted = time.monotonic()
                 want(folder, version(folder, str(number), model.folder))
                 there = wait_until_serving(service, folder, str(number))
@@ -58,7 +58,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, tell, and keep it."""
+    """Measure, print the results, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(models.KINDS), choices=list(models.KINDS), metavar="MODEL")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Log in to the lab's web pages with headless Chromium, and take pictures for the docs.
+"""Log in to the lab's web pages with headless Chromium, and take screenshots for the docs.
 
-The browser trusts the platform's own authority by one import, nothing else is switched off: a page whose
-certificate it cannot verify ends this with an error. Each page must show what the example project left there.
+The browser imports the platform's CA; certificates are verified, and an invalid one is an error. Each page must show
+what the example project left there.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def page(opened: Browser, site: str, *, password: str | None = None) -> Iterator
 
 
 def refused_without_the_authority() -> None:
-    """Check that a browser without the CA is refused; otherwise the rest would prove nothing."""
+    """Check that a browser without the CA refuses the page, so that the screenshots prove that the CA works."""
     with browser(None) as opened, page(opened, DOMAIN) as shown:
         try:
             shown.goto(f"https://{DOMAIN}/")

@@ -10,7 +10,7 @@ from scripts.common import ROOT
 
 TARGET = ROOT / "docs/roles.md"
 HEAD = """\
-<!-- Written by `python -m scripts.docs.roles` from roles/*/meta/argument_specs.yml; a test holds them together. -->
+<!-- Written by `python -m scripts.docs.roles` from roles/*/meta/argument_specs.yml; a test compares the two. -->
 # Roles and their variables
 
 Each role does one job. The files in `group_vars/all/parts/` hand it what it needs of others; a site sets only what it

@@ -1,8 +1,8 @@
 """Build the docs site from the repository's Markdown: `make docs`. The gateway serves it at docs.<domain>.
 
-MkDocs wants all pages in one folder, but README, the changelog and the example's page stand where GitHub shows them.
-So the pages, and the files that they link to, are copied into a folder that is laid out as the repository is: a link
-that works on GitHub works on the site as well, and nothing is rewritten.
+MkDocs needs all pages in one folder, but README, the changelog and the example's page are where GitHub shows them. So
+the pages and the files that they link to are copied into a folder with the repository's layout: links that work on
+GitHub also work on the site.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def stage(root: Path, folder: Path) -> None:
 
 
 def build(root: Path, pages: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Build the site of the repository at `root`; MkDocs ends with 1 for a dead link or a page in no menu."""
+    """Build the site of the repository at `root`; MkDocs exits with 1 for a dead link or a page missing in the menu."""
     stage(root, pages)
     config = pages.with_suffix(".yml")
     config.write_text(f"INHERIT: {CONFIG}\ndocs_dir: {pages}\nsite_dir: {site}\n")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
-    # Pages carry no dates, so that the same sources make the same bytes.
+    # A fixed date makes the build reproducible.
     variables = environment({"SOURCE_DATE_EPOCH": "0"})
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
@@ -94,7 +94,7 @@ def archive() -> Path:
 
 
 def main() -> None:
-    """Build the site into build/docs, or where --into says; with --archive, print the path of the ZIP file."""
+    """Build the site into build/docs or the folder given by --into; with --archive, print the path of the ZIP file."""
     parser = argparse.ArgumentParser(description="Build the docs site.")
     parser.add_argument("--into", type=Path, default=SITE, help="folder of the site (default: build/docs)")
     parser.add_argument("--archive", action="store_true", help="build a ZIP file for hosts instead, and print its path")

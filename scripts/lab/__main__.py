@@ -35,7 +35,7 @@ CUSTOMER = EXAMPLE / "customer_db.yml"
 GIT_HOST = ROOT / "molecule" / "cluster" / "git_host.yml"
 VERDICT = BUILD / "lab.json"
 FLIGHTS = BUILD / "flights.json"
-# Group → its name for people, and where it answers.
+# Group → its display name and address.
 PARTS = {
     "gateway": ("start page", "https://metalworks.internal"),
     "postgresql": ("PostgreSQL", "closed to other hosts"),
@@ -45,7 +45,7 @@ PARTS = {
     "prefect_worker": ("Prefect worker", ""),
     "inference": ("inference", "https://inference.metalworks.internal/delay"),
     "workstation": ("developers' machine", "users ml1, ml2"),
-    "outside": ("not ours, only addressed", ""),
+    "outside": ("outside the platform", ""),
 }
 
 

@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
     found = {"pyproject.toml": str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])}
     galaxy = ROOT / "galaxy.yml"
     if not galaxy.exists():
-        raise ProblemError("there is no galaxy.yml, so there is no collection to release")
+        raise ProblemError("galaxy.yml is missing, so there is no collection to release")
     return found | {"galaxy.yml": str(yaml.safe_load(galaxy.read_text())["version"])}
 
 

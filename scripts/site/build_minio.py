@@ -74,7 +74,7 @@ def pinned(name: str, pins: Path = PINS) -> Module:
     try:
         return Module(name, PROGRAMS[name], values[f"{name}_version"], values[f"{name}_module_sum"])
     except KeyError as missing:
-        raise ProblemError(f"{pins.relative_to(ROOT)} lacks {missing.args[0]}, so {name} cannot be built") from None
+        raise ProblemError(f"cannot build {name}: {pins.relative_to(ROOT)} has no {missing.args[0]}") from None
 
 
 def go_version(said: str) -> tuple[int, ...]:
@@ -140,8 +140,9 @@ def compare(module: Module, checksum: str, what: str) -> None:
     """Raise a ProblemError if a checksum is not the pinned one."""
     if checksum != module.checksum:
         raise ProblemError(
-            f"{what} {module.path}@{module.version} has the checksum {checksum or 'none'}, pinned is {module.checksum} "
-            f"({module.name}_module_sum in group_vars/all/versions.yml): it is not what was reviewed, so it is not used"
+            f"{what} {module.path}@{module.version} has the checksum {checksum or 'none'}, but {module.checksum} is "
+            f"pinned ({module.name}_module_sum in group_vars/all/versions.yml): it is not the reviewed version, so it "
+            "is not used"
         )
 
 

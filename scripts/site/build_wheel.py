@@ -1,6 +1,6 @@
-"""Build the `metalworks` package, once for each content of its sources, and print the wheel's path.
+"""Build the `metalworks` package, once per state of its sources, and print the wheel's path.
 
-The folder it stands in is named after the digest of the sources, so hosts can tell versions apart.
+The wheel's folder is named after the digest of the sources, so that hosts can tell versions apart.
 """
 
 from __future__ import annotations

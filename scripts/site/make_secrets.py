@@ -1,8 +1,8 @@
-"""Generate the secrets a site lacks: inventory/<site>/group_vars/all/vault.yml, readable by its owner only.
+"""Generate the missing secrets of a site: inventory/<site>/group_vars/all/vault.yml, readable only by its owner.
 
-What stands there is kept, so running this again changes nothing. Values are never printed. The names come
-from group_vars/all/vault.example.yml; some are mappings with a value for each of certain machines and people, two are
-the internal CA.
+Existing secrets are kept, so running this again changes nothing. Values are never printed. The names come from
+group_vars/all/vault.example.yml; some secrets are mappings with a value for each machine or user, and two are the
+internal CA's key and certificate.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ KEYED = {
 }
 CA_KEY, CA_CERTIFICATE = "vault_ca_private_key", "vault_ca_certificate"
 CA_YEARS = 10
-# Secrets that others issue. Only a lab generates these, because the other side is part of it.
+# Secrets that somebody else issues. Only a lab generates them, because it includes the other side.
 GIVEN = frozenset({"vault_raw_database_password", "vault_git_token"})
 HEADER = (
-    "---\n# Secrets of this site: made by `make secrets`, which adds what is missing and keeps what stands.\n"
+    "---\n# Secrets of this site. `make secrets` adds missing ones and keeps the existing ones.\n"
     "# Encrypt it (`ansible-vault encrypt`) or keep it out of Git.\n"
 )
 
@@ -82,7 +82,7 @@ def new_ca_certificate(key_text: str) -> str:
     try:
         key = cast(CertificateIssuerPrivateKeyTypes, load_pem_private_key(key_text.encode(), None))
     except (ValueError, TypeError):
-        raise ProblemError(f"{CA_KEY} is no private key in PEM: correct it, or remove it for a new CA") from None
+        raise ProblemError(f"{CA_KEY} is not a PEM private key: correct it, or remove it for a new CA") from None
     # The random part distinguishes the CAs of several sites, and a site's next CA from its last.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Metalworks internal CA {secrets.token_hex(4)}")])
     now = datetime.datetime.now(datetime.UTC)
@@ -103,7 +103,7 @@ def ca(present: Mapping[str, Any]) -> dict[str, str]:
     if present.get(CA_CERTIFICATE):
         if present.get(CA_KEY):
             return {}
-        raise ProblemError(f"{CA_CERTIFICATE} stands without {CA_KEY}: give its key, or remove it for a new CA")
+        raise ProblemError(f"{CA_CERTIFICATE} is set but {CA_KEY} is not: add the key, or remove both for a new CA")
     key = present.get(CA_KEY) or new_ca_key()
     return {CA_KEY: key, CA_CERTIFICATE: new_ca_certificate(key)}
 
@@ -140,7 +140,7 @@ def without(present: Mapping[str, Any], which: str) -> dict[str, Any]:
         return {name: value for name, value in present.items() if name in (*GIVEN, CA_KEY, CA_CERTIFICATE)}
     name, _, holder = which.partition(".")
     if name not in ours or (holder and holder not in (present[name] if isinstance(present[name], dict) else {})):
-        raise ProblemError(f"there is no secret `{which}` of ours in the vault; it has {', '.join(ours)}")
+        raise ProblemError(f"the vault has no generated secret `{which}`, only {', '.join(ours)}")
     if holder:
         return {**present, name: {key: value for key, value in present[name].items() if key != holder}}
     gone = (CA_KEY, CA_CERTIFICATE) if name in (CA_KEY, CA_CERTIFICATE) else (name,)
@@ -153,7 +153,7 @@ def platform_users(inventory: Path) -> list[dict[str, Any]]:
     for variables in listed.get("_meta", {}).get("hostvars", {}).values():
         people = variables.get("platform_users", [])
         if not isinstance(people, list):
-            raise ProblemError(f"`platform_users` in {inventory} has to be a literal list for secrets to be generated")
+            raise ProblemError(f"`platform_users` in {inventory} must be a literal list, to generate secrets")
         for person in people:
             if not isinstance(person, dict) or not person.get("name") or person.get("role") not in EVERYBODY:
                 who = person.get("name") if isinstance(person, dict) else person
@@ -181,15 +181,15 @@ def read(vault: Path) -> dict[str, Any]:
         return {}
     text = vault.read_text()
     if text.startswith("$ANSIBLE_VAULT"):
-        raise ProblemError(f"{vault} is encrypted: `ansible-vault decrypt` it, run this again, encrypt it again")
+        raise ProblemError(f"{vault} is encrypted: run `ansible-vault decrypt`, this again, and encrypt it again")
     loaded = yaml.safe_load(text) or {}
     if not isinstance(loaded, dict):
-        raise ProblemError(f"{vault} is no YAML mapping")
+        raise ProblemError(f"{vault} is not a YAML mapping of variables: correct it")
     return loaded
 
 
 def write(vault: Path, content: dict[str, Any]) -> None:
-    """Replace the file atomically; others can read it at no time."""
+    """Replace the file atomically; it is never readable by others."""
     vault.parent.mkdir(parents=True, exist_ok=True)
     partial = vault.with_name(f".{vault.name}.partial")
     partial.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ def write(vault: Path, content: dict[str, Any]) -> None:
 def ensure(inventory: Path, *, also_given: bool = False, rotate: str = "") -> list[str]:
     """Generate the missing secrets and those to rotate; return their names."""
     if not inventory.is_dir():
-        raise ProblemError(f"{inventory} is no inventory directory; give one like inventory/lab")
+        raise ProblemError(f"{inventory} is not an inventory directory: use one such as inventory/lab")
     vault = inventory / "group_vars" / "all" / "vault.yml"
     present = read(vault)
     wanted = [name for name in names(EXAMPLE.read_text()) if also_given or name not in GIVEN]
@@ -217,7 +217,7 @@ def main() -> None:
     """Generate the missing secrets of an inventory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inventory", type=Path, help="the inventory's directory, for example inventory/lab")
-    parser.add_argument("--also-given", action="store_true", help="also generate those that others issue (for a lab)")
+    parser.add_argument("--also-given", action="store_true", help="also generate secrets that others issue (for a lab)")
     parser.add_argument("--rotate", default="", help="replace all, vault_x or vault_x.HOLDER; then run site.yml")
     arguments = parser.parse_args()
     added = ensure(arguments.inventory.resolve(), also_given=arguments.also_given, rotate=arguments.rotate)

@@ -1,6 +1,6 @@
 """Check a site's platform by using it; exit with 0, 1 (a check failed) or 2 (could not check).
 
-Prints a line for each check. build/smoke.json has the same for programs, and more.
+Prints a line for each check. build/smoke.json has the same and more, as JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--limit", help="hosts or groups to check, as Ansible's --limit")
     options = parser.parse_args()
     if not (ROOT / options.inventory).exists():
-        print(f"There is no inventory {options.inventory}\n{STATES[UNKNOWN]}", file=sys.stderr)
+        print(f"no inventory {options.inventory}: name another with -i\n{STATES[UNKNOWN]}", file=sys.stderr)
         return UNKNOWN
     VERDICT.unlink(missing_ok=True)
     start = time.monotonic()

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from scripts.common import BUILD, ROOT, environment, write_json
 
 TIMES = BUILD / "lint.json"
-# Longest first. Some of ansible-lint's rules look up variables in an inventory: the example's serves.
+# Longest first. Some rules of ansible-lint look up variables in an inventory, so give it the example's.
 STEPS = {
     "ansible-lint": ["ansible-lint"],
     "mypy": ["mypy"],

@@ -175,14 +175,14 @@ class Scenario:
                 self.process.wait(PATIENCE)
 
     def tell(self) -> None:
-        """Print what failed, last: molecule's own output goes on with removing the hosts."""
+        """Print what failed as the last lines: molecule's own output ends with the removal of the hosts."""
         self.say("\n".join(self.last))
         self.say(f"\n{self.verdict()}", style="red")
 
     def verdict(self) -> str:
         """Return what failed, in a few lines."""
         step = self.failed_step or self.step_name
-        where = f"FAILED: {self.name}, in its step {step}\nThe whole output is in {self.log.relative_to(ROOT)}"
+        where = f"FAILED: {self.name}, in step {step}\nThe whole output is in {self.log.relative_to(ROOT)}"
         return "\n".join((where, *self.failures[step]))
 
     def say(self, text: str, style: str | None = None) -> None:

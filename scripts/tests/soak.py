@@ -1,8 +1,8 @@
 """Run an inference service under constant load and check that its memory does not grow (`make soak`).
 
-The load is of good and bad requests in several forms, while the versions of a model take turns every so often. In the
-end the memory of all its processes (their proportional shares) in the last third of the time is compared with the
-second: the first is for warming up. The verdict is in build/soak.json; the exit code is 0 when all is well.
+The load mixes valid and invalid requests of several forms, and two versions of a model replace each other regularly.
+At the end, the memory of all processes (proportional set size) in the last third of the time is compared with the
+second third; the first is for warming up. The verdict is in build/soak.json; the exit code is 0 on success.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main() -> int:
     """Run the soak, write the report, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=900, help="how long (default: %(default)g)")
-    parser.add_argument("--workers", type=int, default=2, help="HTTP processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: %(default)s)")
     arguments = parser.parse_args()
     BUILD.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))

@@ -1,8 +1,8 @@
 """Run ansible-playbook in a process that has loaded Ansible already, for tests that run many small plays.
 
-It is Ansible's own program, forked for each play from a process that loaded it once and packs each module once
-(`multiprocessing`'s fork server). What Ansible reads when it is loaded, ansible.cfg and the environment, stays as it
-was at the first play.
+Each play runs Ansible's own program in a fork of a process (`multiprocessing`'s fork server) that loads Ansible and
+packs each module only once. ansible.cfg and the environment are read when Ansible is loaded, so they stay as they were
+at the first play.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def test_the_picture_shows_the_numbers_and_what_was_wanted(tmp_path: Path) -> No
         "31 s",
         "41 s",
         "71 s",
-        "measured: 2.0 s for each further host",
+        "measured: 2.0 s for each additional host",
         "at most 35 s with 5 hosts",
         "in 99 s",
     ):

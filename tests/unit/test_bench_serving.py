@@ -153,7 +153,7 @@ def half() -> Iterator[int]:
 
 
 def test_a_wrong_answer_is_a_problem(half: int) -> None:
-    with pytest.raises(ProblemError, match=r"answered 1.75 where the model itself says 3.5"):
+    with pytest.raises(ProblemError, match=r"responded with 1.75, but the model predicts 3.5"):
         measure.right(SYSTEMS["ours"], MODEL, half, b"{}")
 
 

@@ -98,7 +98,7 @@ def test_a_user_without_a_known_role_is_refused(inventory: Path, user: object) -
 
 def test_users_have_to_be_a_list(inventory: Path) -> None:
     users(inventory, "{{ others }}")
-    with pytest.raises(ProblemError, match="has to be a literal list"):
+    with pytest.raises(ProblemError, match="must be a literal list"):
         make_secrets.ensure(inventory)
 
 
@@ -140,8 +140,8 @@ def test_a_ca_that_stands_is_kept_and_a_key_gets_the_certificate_it_lacks() -> N
 @pytest.mark.parametrize(
     ("present", "message"),
     [
-        ({make_secrets.CA_CERTIFICATE: "x"}, "vault_ca_certificate stands without vault_ca_private_key"),
-        ({make_secrets.CA_KEY: "se"}, "vault_ca_private_key is no private key in PEM"),
+        ({make_secrets.CA_CERTIFICATE: "x"}, "vault_ca_certificate is set but vault_ca_private_key is not"),
+        ({make_secrets.CA_KEY: "se"}, "vault_ca_private_key is not a PEM private key"),
     ],
 )
 def test_half_a_ca_is_told(present: dict[str, str], message: str) -> None:
@@ -183,7 +183,7 @@ def test_secrets_are_long_and_need_no_quoting() -> None:
 
 
 def test_an_inventory_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ProblemError, match="no inventory directory"):
+    with pytest.raises(ProblemError, match="is not an inventory directory"):
         make_secrets.ensure(tmp_path / "nowhere")
 
 
@@ -209,5 +209,5 @@ def test_one_secret_is_made_anew() -> None:
 @pytest.mark.parametrize("which", ["vault_x", "vault_user_passwords.eve", "vault_raw_database_password"])
 def test_what_is_not_ours_is_not_made_anew(which: str) -> None:
     present = {"vault_user_passwords": {"ada": "x"}, "vault_raw_database_password": "x"}
-    with pytest.raises(ProblemError, match="there is no secret"):
+    with pytest.raises(ProblemError, match="the vault has no generated secret"):
         make_secrets.without(present, which)

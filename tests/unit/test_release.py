@@ -133,7 +133,7 @@ def test_a_section_without_text_is_none(repository: Path) -> None:
 
 def test_without_a_collection_nothing_is_released(repository: Path) -> None:
     (repository / "galaxy.yml").unlink()
-    with pytest.raises(ProblemError, match=r"no galaxy\.yml"):
+    with pytest.raises(ProblemError, match=r"galaxy\.yml is missing"):
         release.main()
 
 

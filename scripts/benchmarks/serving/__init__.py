@@ -1,1 +1,1 @@
-"""How fast the inference server is beside what else serves a model, and beside servers that answer nothing."""
+"""Compare the inference server's speed with other model servers, and with servers that do no work."""

@@ -1,6 +1,6 @@
-"""Measure ours beside its peers, print the tables, and write build/bench-serving.json.
+"""Measure the inference server and its peers, print the tables, and write build/bench-serving.json.
 
-Ends with 0, 1 (a target was missed or not measured) or 2 (nothing could be measured).
+Exits with 0, 1 (a target was missed or not measured) or 2 (nothing could be measured).
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ OK, MISSED, UNKNOWN = 0, 1, 2
 
 
 def chosen(only: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of model and system whose names are among those that are asked for."""
+    """Return the pairs of model and system with the requested names."""
     known = {*models.KINDS, *SYSTEMS}
     if unknown := [name for name in only if name not in known]:
-        raise ProblemError(f"--only knows no {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
+        raise ProblemError(f"--only: unknown name {', '.join(unknown)}; the names are {', '.join(sorted(known))}")
     of_models = [name for name in only if name in models.KINDS] or list(models.KINDS)
     of_systems = [name for name in only if name in SYSTEMS] or list(SYSTEMS)
     return [(model, name) for model in of_models for name in of_systems if model in SYSTEMS[name].models]
 
 
 def measured_on(rounds: int, seconds: float) -> dict[str, Any]:
-    """Return what the numbers depend on."""
+    """Return what the figures depend on."""
     return {
         **machine(),
         "rounds": rounds,
         "seconds": seconds,
         "wrk": subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False).stdout.split()[1],
         "peers": versions(),
-        # Some sites set these for an old OpenBLAS; every system runs with the same.
+        # Some sites set these for an old OpenBLAS; all systems get the same values.
         "variables": {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))},
     }
 
 
 def measure(rounds: int, seconds: float, pairs: list[tuple[str, str]], console: Console) -> list[Cell]:
-    """Return all cells; in each round every system has its turn, in the other order every other time."""
+    """Return all cells; each round measures every system, in alternating order."""
     made = {model: models.load(model) for model in dict.fromkeys(model for model, _ in pairs)}
     for environment in dict.fromkeys(SYSTEMS[name].environment for _, name in pairs):
         if environment:
@@ -86,16 +86,16 @@ def show(found: dict[report.Key, Cell], numbers: report.Figures, console: Consol
 
 
 def main() -> int:
-    """Measure, tell, and keep it."""
+    """Measure, print the results, and save them."""
     parser = argparse.ArgumentParser(prog="bench-serving", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each system (default: 3)")
-    parser.add_argument("--seconds", type=float, default=10, help="of load in each cell (default: 10)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these models and systems alone")
-    parser.add_argument("--docs", action="store_true", help="renew the page and the picture in docs/")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds for each system (default: 3)")
+    parser.add_argument("--seconds", type=float, default=10, help="seconds of load in each cell (default: 10)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="measure only these models and systems")
+    parser.add_argument("--docs", action="store_true", help="update the page and the picture in docs/")
     options = parser.parse_args()
     if options.docs and options.only:
         parser.error("the page shows everything: --docs without --only")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(UNKNOWN))  # so that the server that is running is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(UNKNOWN))  # so that the running server is stopped
     console = Console(width=max(120, Console().width))
     VERDICT.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Ask a server, load it with wrk, and wait until it has worked off what wrk left behind."""
+"""Send requests to a server, load it with wrk, and wait until it has finished wrk's last requests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ POST = ROOT / "tests/benchmarks/post.lua"
 ASK_SECONDS = 30
 DRAIN_SECONDS = 60.0
 TOLERANCE = 1e-4
-"""Relative; single precision differs from the model's own double by some 1e-6."""
+"""Relative tolerance; single precision differs from the model's double precision by about 1e-6."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw."""
+    """The results of wrk."""
 
     requests: int
     seconds: float
@@ -32,16 +32,16 @@ class Load:
     p99_ms: float
     not_2xx: int
     broken: int
-    """Requests without an answer: connections refused or cut, and answers that did not come in time."""
+    """Requests without a response: connections refused or cut, and timeouts."""
 
     @property
     def per_second(self) -> float:
-        """Return answers per second."""
+        """Return responses per second."""
         return self.requests / self.seconds
 
 
 def parse(said: str) -> Load:
-    """Return what the script for wrk printed in the last line."""
+    """Parse the last line, which the script for wrk prints."""
     try:
         line = json.loads(said.strip().splitlines()[-1])
     except (IndexError, ValueError):
@@ -51,8 +51,8 @@ def parse(said: str) -> Load:
 
 
 def wrk(url: str, body: Path, connections: int, seconds: float) -> Load:
-    """Load a server: each connection sends its next request when it has the answer to the last."""
-    # One thread is enough for what any of the servers can do, and leaves them the other processor.
+    """Load a server: each connection sends its next request when it has the response to the last one."""
+    # One thread is enough to saturate any of the servers, and leaves them the other processor.
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
     command += ["--timeout", f"{ASK_SECONDS}s", "--script", str(POST), url]
     variables = {**os.environ, "BENCH_BODY": str(body)}
@@ -63,14 +63,14 @@ def wrk(url: str, body: Path, connections: int, seconds: float) -> Load:
 
 
 def ask(port: int, path: str, body: bytes) -> float:
-    """Return the prediction for the one row; raises OSError or ProblemError when there is none."""
+    """Return the prediction for one row. Raises OSError or ProblemError if there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ASK_SECONDS)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         said = answer.read()
     except http.client.HTTPException as error:
-        raise ProblemError(f"answered no HTTP: {error!r}") from None
+        raise ProblemError(f"did not respond with HTTP: {error!r}") from None
     finally:
         connection.close()
     if not 200 <= answer.status < 300:
@@ -79,7 +79,7 @@ def ask(port: int, path: str, body: bytes) -> float:
 
 
 def prediction(said: bytes) -> float:
-    """Return the only number of an answer, a list or an object with `predictions`."""
+    """Return the only number in a response, which is a list or an object with `predictions`."""
     try:
         found: Any = json.loads(said)
         (only,) = found["predictions"] if isinstance(found, dict) else found
@@ -89,22 +89,22 @@ def prediction(said: bytes) -> float:
 
 
 def timed(probe: Callable[[], object]) -> float:
-    """Return the seconds that one question takes."""
+    """Return the seconds that one request takes."""
     began = time.monotonic()
     probe()
     return time.monotonic() - began
 
 
 def idle_seconds(probe: Callable[[], object]) -> float:
-    """Return what a question takes while nobody else asks."""
+    """Return the latency of an idle server."""
     return statistics.median(timed(probe) for _ in range(20))
 
 
 def drain(probe: Callable[[], object], idle: float, limit: float = DRAIN_SECONDS) -> None:
-    """Return when questions are answered as when idle: wrk goes without waiting for what it asked last."""
+    """Wait until the server responds as fast as when idle: wrk exits without waiting for its last requests."""
     deadline = time.monotonic() + limit
     quick = 0
     while quick < 5:
         quick = quick + 1 if timed(probe) <= 2 * idle + 0.005 else 0
         if time.monotonic() > deadline:
-            raise ProblemError(f"is not idle {limit:.0f} s after the load has ended")
+            raise ProblemError(f"is not idle {limit:.0f} s after the end of the load")

@@ -1,4 +1,4 @@
-"""Measure every system in turn, several times over."""
+"""Measure every system in turn, in several rounds."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ class Cell:
     system: str
     connections: int
     problem: str = ""
-    """Why there are no numbers, or none that count."""
+    """Why there are no figures, or none that count."""
     per_second: float = 0
     p50_ms: float = 0
     p99_ms: float = 0
     not_2xx: int = 0
     cpu_ms: float = 0
-    """Processor time of the server for each request."""
+    """The server's processor time per request."""
     memory_mib: float = 0
     cold_start_seconds: float = 0
-    """From the start of the server to its first right answer."""
+    """From the start of the server to its first correct response."""
 
 
 def right(system: System, model: Model, port: int, body: bytes) -> None:
-    """Ask once; an answer that is not the model's own is a problem."""
+    """Send one request; a response that differs from the model's prediction is a problem."""
     answer, expected = load.ask(port, system.path, body), system.expected(model)
     if not math.isclose(answer, expected, rel_tol=load.TOLERANCE, abs_tol=1e-6):
-        raise ProblemError(f"answered {answer} where the model itself says {expected}")
+        raise ProblemError(f"responded with {answer}, but the model predicts {expected}")
 
 
 def first_answer(server: subprocess.Popen[bytes], probe: Callable[[], None], log: Path) -> None:
-    """Return as soon as the server answers rightly."""
+    """Wait until the server responds correctly."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -59,12 +59,12 @@ def first_answer(server: subprocess.Popen[bytes], probe: Callable[[], None], log
             last = str(error)
         if server.poll() is not None or time.monotonic() > deadline:
             said = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise ProblemError(f"gave no right answer after its start: {last}\n{said}")
+            raise ProblemError(f"gave no correct response after its start: {last}\n{said}")
         time.sleep(0.02)
 
 
 def cells(name: str, system: System, model: Model, seconds: float, connections: tuple[int, ...]) -> Iterator[Cell]:
-    """Start a system, load it with one number of connections after the other, and stop it."""
+    """Start a system, load it with each number of connections in turn, and stop it."""
     port, log = processes.free_port(), BUILD / f"bench-serving/{model.name}-{name}.log"
     body = json.dumps(system.body(model)).encode()
     left = list(connections)
@@ -93,7 +93,7 @@ def cells(name: str, system: System, model: Model, seconds: float, connections: 
                     used = processes.cpu_seconds(server.pid) - used
                     memory = processes.memory_mib(server.pid)
                     probe()
-                    bad = f"{seen.not_2xx} answers were not 2xx, {seen.broken} did not come"
+                    bad = f"{seen.not_2xx} responses were not 2xx, {seen.broken} are missing"
                     yield Cell(
                         model.name,
                         name,

@@ -1,4 +1,4 @@
-"""The models that are served, saved once as MLflow folders below .cache/bench/models."""
+"""The served models, saved once as MLflow folders below .cache/bench/models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Model:
 
     name: str
     folder: Path
-    """In MLflow's layout; the peers that know no MLflow load `pickle`."""
+    """In MLflow's layout; peers that do not support MLflow load `pickle`."""
     pickle: Path
     columns: list[str]
     row: list[float]
@@ -31,21 +31,21 @@ class Model:
 
 
 def ridge() -> Any:
-    """Return the smallest model there is: all that takes time is the serving."""
+    """Return a tiny model, for which nearly all the time is serving."""
     from sklearn.linear_model import Ridge
 
     return Ridge()
 
 
 def forest() -> Any:
-    """Return a model of which a prediction takes a while in scikit-learn and little elsewhere."""
+    """Return a model whose prediction is slow in scikit-learn and fast in other runtimes."""
     from sklearn.ensemble import RandomForestRegressor
 
     return RandomForestRegressor(n_estimators=200, max_depth=12, n_jobs=1, random_state=0)
 
 
 def boosted() -> Any:
-    """Return a model that skl2onnx 1.20 cannot convert: it has no word for a split by categories."""
+    """Return a model that skl2onnx 1.20 cannot convert: it does not support splits by categories."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     return HistGradientBoostingRegressor(max_iter=100, categorical_features=[2], random_state=0)
@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[int, Callable[[], Any]]] = {
 
 
 def recorded() -> dict[str, str]:
-    """Return the versions that a model is made with."""
+    """Return the package versions that a model is made with."""
     return {package: version(package) for package in RECORDED}
 
 
@@ -87,7 +87,7 @@ def save(name: str) -> None:
         folder,
         signature=mlflow.models.infer_signature(data, predicted),
         input_example=example,
-        serialization_format="cloudpickle",  # what most registered models are
+        serialization_format="cloudpickle",  # the format of most registered models
         pip_requirements=[f"{package}=={number}" for package, number in recorded().items()],
     )
     import joblib  # type: ignore[import-untyped]
@@ -98,7 +98,7 @@ def save(name: str) -> None:
 
 
 def load(name: str) -> Model:
-    """Return a model; it is made when it is not there or other versions made it."""
+    """Return a model; train it if it is missing or was made with other versions."""
     file = FOLDER / f"{name}.json"
     if not file.exists() or json.loads(file.read_text())["made_with"] != recorded():
         FOLDER.mkdir(parents=True, exist_ok=True)

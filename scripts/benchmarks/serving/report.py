@@ -1,4 +1,4 @@
-"""Make figures, a verdict, tables and a plot of what was measured."""
+"""Turn measurements into figures, a verdict, tables and a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.benchmarks.serving.systems import SYSTEMS
 
 MEASURED = ("per_second", "p50_ms", "p99_ms", "cpu_ms", "memory_mib", "cold_start_seconds")
 OURS = {"ours": "", "ours_native": "native_"}
-"""Our systems → what their figures say after the model's name."""
+"""Metalworks' systems → suffix of the figures' names after the model's name."""
 HEAD = ("", *(f"req/s, {number}" for number in CONNECTIONS), "p50 ms, 16", "p99 ms, 16", "CPU ms", "MiB", "start s")
 TITLES = {
     "ridge": "Ridge, 13 columns",
@@ -37,7 +37,7 @@ TARGETS = (
 
 
 def medians(cells: Sequence[Cell]) -> dict[Key, Cell]:
-    """Return the medians over the rounds, of the cells that count."""
+    """Return the medians over the rounds of the valid cells."""
     groups: dict[Key, list[Cell]] = {}
     for cell in cells:
         if not cell.problem:
@@ -49,7 +49,7 @@ def medians(cells: Sequence[Cell]) -> dict[Key, Cell]:
 
 
 def figures(found: Mapping[Key, Cell]) -> Figures:
-    """Return ours over theirs for every load; of what is better when it is less, theirs over ours."""
+    """Return ours over theirs for every load; the inverse if less is better."""
     numbers: Figures = {}
     for (model, name, connections), ours in found.items():
         if name not in OURS:
@@ -72,12 +72,12 @@ def figures(found: Mapping[Key, Cell]) -> Figures:
 
 
 def number(value: float) -> str:
-    """Return three digits or all before the point."""
+    """Return a number with three digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def rows(found: Mapping[Key, Cell], model: str) -> list[list[str]]:
-    """Return a line for each system that was measured with a model, as HEAD says."""
+    """Return a row for each system measured with a model, with the columns of HEAD."""
     lines = []
     for name, system in SYSTEMS.items():
         loads = [found.get((model, name, connections)) for connections in CONNECTIONS]

@@ -1,4 +1,4 @@
-"""What is measured: how each system starts, and what it is asked."""
+"""The measured systems: how each one starts, and the requests it gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.benchmarks.serving.models import Model
 from scripts.common import CACHE, ROOT, capture
 
 PEERS = ROOT / "tests/benchmarks/peers"
-"""For each environment NAME.in, what it is made of, and NAME.txt, locked from it: its first lines say how."""
+"""Folder with NAME.in, an environment's requirements, and NAME.txt, locked from it as its first lines say."""
 ENVIRONMENTS = CACHE / "bench"
 QUIET = {
     "BENTOML_DO_NOT_TRACK": "true",
@@ -22,16 +22,16 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""The peers report to nobody."""
+"""Switches off the peers' telemetry."""
 
 
 def split(model: Model) -> Any:
-    """Return a row as MLflow's servers take it."""
+    """Return the request body with a row for MLflow's servers."""
     return {"dataframe_split": {"columns": model.columns, "data": [model.row]}}
 
 
 def named(model: Model) -> Any:
-    """Return a row as FastAPI's users write it."""
+    """Return the request body with a row for a FastAPI application."""
     return {"rows": [dict(zip(model.columns, model.row, strict=True))]}
 
 
@@ -41,22 +41,22 @@ class System:
 
     title: str
     command: str
-    """Started with one worker, on 127.0.0.1; everything else is as it comes."""
+    """Started with one worker, on 127.0.0.1, and otherwise with defaults."""
     environment: str = ""
-    """Of PEERS; none: the controller's own, which has the packages of the server and of the models."""
+    """Name in PEERS; empty for the controller's environment, which has the server's and the models' packages."""
     path: str = "/predict"
     body: Callable[[Model], Any] = split
     variables: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ("ridge", "forest", "boosted")
     constant: bool = False
-    """It answers 0.0 to everything."""
+    """Whether it responds to everything with 0.0."""
 
     def python(self) -> Path:
         """Return the interpreter that it runs with."""
         return ENVIRONMENTS / self.environment / "bin/python" if self.environment else Path(sys.executable)
 
     def expected(self, model: Model) -> float:
-        """Return the right answer."""
+        """Return the correct response."""
         return 0.0 if self.constant else model.prediction
 
     def argv(self, model: Model, port: int) -> list[str]:
@@ -69,7 +69,7 @@ class System:
         return PEERS if self.environment else ROOT
 
     def process_environment(self, model: Model, port: int) -> dict[str, str]:
-        """Return its environment variables: the machine's own, its programs first on PATH."""
+        """Return its environment variables: the machine's, with its programs first on PATH."""
         path = os.pathsep.join([str(self.python().parent), os.environ.get("PATH", os.defpath)])
         own = {"PATH": path, "BENCH_MODEL": str(model.pickle), "BENCH_PORT": str(port)}
         return {**os.environ, **QUIET, **own, **self.variables}
@@ -112,7 +112,7 @@ SYSTEMS = {
 
 
 def install(environment: str) -> None:
-    """Make a peer's environment from its lock, unless it is there."""
+    """Build a peer's environment from its lock, unless it exists."""
     lock, folder = PEERS / f"{environment}.txt", ENVIRONMENTS / environment
     made_from = folder / "made-from"
     wanted = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
@@ -125,6 +125,6 @@ def install(environment: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return what the peers are, as their environments were asked for."""
+    """Return the peers' names and versions, from their requirements."""
     asked = sorted(line for file in PEERS.glob("*.in") for line in file.read_text().split())
     return dict(line.split("==") for line in asked)

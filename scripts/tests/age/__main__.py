@@ -1,8 +1,8 @@
-"""Age the lab: run site.yml and smoke many times, with other people's things in every bin, bucket and list.
+"""Age the lab: run site.yml and the smoke checks many times, with a team's data in every database, bucket and list.
 
-Called by `make test-age` while a lab is up. After the last round every row, object, version and file must be what it
-was before the first; nothing may have changed on a host, no round may be slower than the first ones were, and the
-databases may not have grown. The verdict is in build/test-age.json; the exit code is 0 when all is well.
+Called by `make test-age` while a lab is up. After the last round, every row, object, version and file must be as before
+the first one; runs must change nothing on hosts and not become slower, and the databases must not grow. The verdict is
+in build/test-age.json; the exit code is 0 on success.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scripts.tests.age import site
 VERDICT = BUILD / "test-age.json"
 ROUNDS = 30
 SLOWER, LARGER = 1.2, 1.02
-"""How much slower, and how much larger in bytes, the last third of the rounds may be than the third before it."""
+"""Maximum growth, in time and in bytes, from the second third of the rounds to the last."""
 SHOWN = 20
 
 
@@ -55,7 +55,7 @@ def judge(rounds: list[dict[str, Any]], different: list[str]) -> dict[str, Any]:
     """Return the verdict."""
     grown = {what: round(growth(rounds, what), 3) for what in rounds[0] if what != "changes"}
     changes = sum(one["changes"] for one in rounds)
-    # Prefect keeps its events for some days, whoever caused them.
+    # Prefect keeps all events for some days.
     judged = {what: by for what, by in grown.items() if what != "database prefect"}
     slow = [what for what, by in judged.items() if by > (SLOWER if what in ("site", "smoke") else LARGER)]
     figures = {f"{what.replace(' ', '_')}_growth": by for what, by in grown.items()}
@@ -76,7 +76,7 @@ def main() -> int:
     if not lab_hosts.containers():
         raise ProblemError("no lab is up: `make lab` first")
     rounds: list[dict[str, Any]] = []
-    once()  # a difference from before is not a matter of age
+    once()  # the first round may differ from what was before; measure from here on
     with site.quiet(), site.others():
         before = site.standing()
         site.leave()

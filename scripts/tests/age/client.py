@@ -1,8 +1,8 @@
-"""What a developer does by hand on a platform that is to grow old: runs on a dev host, in the developer's environment.
+"""Create data on the aging lab as a developer would. Runs on a dev host, in the developer's environment.
 
 `scripts.tests.age` appends a call to this file, pipes both into that environment's Python and reads what it prints.
-This file makes other people's things, of every kind that a check of ours might take for its own, and the leavings of
-checks that were killed. Nothing that only this file knows tells the two apart.
+This file creates a team's data, of every kind that a smoke check might mistake for its own, and the leftovers of killed
+smoke checks. No mark that only this file knows distinguishes the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def prefect(path: str, body: Any = None, method: str = "POST") -> Any:
-    """Return what Prefect's API answers."""
+    """Return the response of Prefect's API."""
     headers = {"Content-Type": "application/json"}
     profiles = tomllib.loads(Path.home().joinpath(".prefect/profiles.toml").read_text())
     login = profiles["profiles"][profiles["active"]]["PREFECT_API_AUTH_STRING"]
@@ -34,11 +34,11 @@ def prefect(path: str, body: Any = None, method: str = "POST") -> Any:
         return json.loads(answer.read() or b"null")
 
 
-# -- Quiet: nothing starts by itself while the site is compared with what it was
+# -- Quiet: nothing starts by itself while the site is compared with its earlier state
 
 
 def pause() -> list[list[str]]:
-    """Switch all schedules off, wait for the runs under way, and return which schedules were on."""
+    """Switch all schedules off, wait for the runs in progress, and return the schedules that were on."""
     paused = []
     for deployment in prefect("/deployments/filter", {}):
         for schedule in deployment["schedules"]:
@@ -64,7 +64,7 @@ def switch(schedules: list[list[str]], *, active: bool) -> None:
 
 
 def run_in(client: Any, experiment: str, *, metal: str, tags: dict[str, str] | None = None, note: str = "") -> str:
-    """Make a run with a parameter, a metric, a model and, with some words in it, a file; return its id."""
+    """Create a run with a parameter, a metric, a model and, if there is a text, a file; return its id."""
     run = client.create_run(experiment, tags=tags).info.run_id
     client.log_param(run, "metal", metal)
     client.log_metric(run, "score", 1.0)
@@ -78,7 +78,7 @@ def run_in(client: Any, experiment: str, *, metal: str, tags: dict[str, str] | N
 
 
 def experiment_of(client: Any, name: str, *, hidden: bool, location: str | None = None, **run: Any) -> str:
-    """Make an experiment, with a run if there is anything to say of one; return its id."""
+    """Create an experiment, with a run if one is described; return its id."""
     made: str = client.create_experiment(name, artifact_location=location)
     if run:
         run_in(client, made, **run)
@@ -88,12 +88,12 @@ def experiment_of(client: Any, name: str, *, hidden: bool, location: str | None 
 
 
 def smoke_name() -> str:
-    """Return a name as smoke gives an experiment."""
+    """Return an experiment name as the smoke checks choose it."""
     return f"{SMOKE}-{uuid.uuid4().hex[:12]}"
 
 
 def theirs_in_mlflow(word: str) -> dict[str, list[str]]:
-    """Make what a team has in MLflow, in its bins too; return the experiments that are to look old, and all."""
+    """Create a team's data in MLflow, deleted data included; return the experiments to make look old, and all."""
     client = __import__("mlflow").MlflowClient()
     bins = experiment_of(client, f"{word}-bins", hidden=False, metal="gold", note="theirs")
     gone = run_in(client, bins, metal="gold", note="theirs")
@@ -108,7 +108,7 @@ def theirs_in_mlflow(word: str) -> dict[str, list[str]]:
     traps = [
         experiment_of(client, f"{word}-hidden", hidden=True, metal="gold", note="theirs"),
         experiment_of(client, f"{SMOKE}-{word}", hidden=True, metal="gold", note="theirs"),
-        # Named as smoke's are, with somebody's work in it, or with somebody else's files for its own.
+        # Named like those of smoke checks, but with a user's run in it, or with files elsewhere.
         experiment_of(client, smoke_name(), hidden=True, metal="gold", note="theirs"),
         experiment_of(client, smoke_name(), hidden=True, location=f"mlflow-artifacts:/{bins}"),
     ]
@@ -116,11 +116,11 @@ def theirs_in_mlflow(word: str) -> dict[str, list[str]]:
 
 
 def left_in_mlflow() -> list[str]:
-    """Make what smoke left in MLflow: an earlier one, and a check that was killed half way; return their ids."""
+    """Create leftovers in MLflow, of an earlier version of the checks and of a killed one; return their ids."""
     client, name = __import__("mlflow").MlflowClient(), smoke_name()
     place = f"mlflow-artifacts:/0/{SMOKE}/{name[-12:]}"
     return [
-        # Its files would stay as old versions, which no key may delete there.
+        # Without files: they would stay as old versions, which no key may delete there.
         experiment_of(client, smoke_name(), hidden=True, metal="iron"),
         experiment_of(client, smoke_name(), hidden=True),
         experiment_of(
@@ -133,7 +133,7 @@ def left_in_mlflow() -> list[str]:
 
 
 def flow_of(name: str, deployment: str, entrypoint: str) -> str:
-    """Make a flow with a deployment and a run that has ended, with a line in its log and an artifact; return its id."""
+    """Create a flow with a deployment and a finished run with a log line; return its id."""
     flow: str = prefect("/flows/", {"name": name})["id"]
     wanted = {"name": deployment, "flow_id": flow, "entrypoint": entrypoint, "paused": True}
     made = prefect("/deployments/", wanted)["id"]
@@ -144,7 +144,7 @@ def flow_of(name: str, deployment: str, entrypoint: str) -> str:
 
 
 def theirs_in_prefect(word: str) -> dict[str, list[str]]:
-    """Make what a team has in Prefect; return the flows that are to look old, and all."""
+    """Create a team's data in Prefect; return the flows to make look old, and all."""
     flow = flow_of(word, word, "flow.py:flow")
     run = prefect("/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})[0]["id"]
     prefect("/artifacts/", {"key": word, "type": "markdown", "data": "by hand", "flow_run_id": run})
@@ -155,20 +155,20 @@ def theirs_in_prefect(word: str) -> dict[str, list[str]]:
     prefect("/block_documents/", block)
     traps = [
         flow_of(f"{SMOKE}-cpu-{word}", SMOKE, ENTRYPOINT),
-        # Named as smoke's are, with somebody's deployment.
+        # Named like those of smoke checks, but with a user's deployment.
         flow_of(f"{SMOKE}-cpu-{uuid.uuid4().hex[:8]}", word, "flow.py:flow"),
     ]
     return {"old": traps, "all": [flow, *traps]}
 
 
 def left_in_prefect() -> list[str]:
-    """Make the flows of checks that were killed, one before it had a deployment; return their ids."""
+    """Create the flows of killed checks, one of them without a deployment; return their ids."""
     name = f"{SMOKE}-cpu-{uuid.uuid4().hex[:8]}"
     return [flow_of(name, SMOKE, ENTRYPOINT), prefect("/flows/", {"name": f"{name[:-8]}{uuid.uuid4().hex[:8]}"})["id"]]
 
 
 def remove_theirs(word: str, flows: list[str]) -> None:
-    """Remove what was made for people, but for their experiments, which are the server's to remove."""
+    """Remove the team's data, except experiments, which only the server can remove."""
     for flow in flows:
         for run in prefect("/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}}):
             prefect(f"/flow_runs/{run['id']}", method="DELETE")
@@ -185,8 +185,8 @@ def remove_theirs(word: str, flows: list[str]) -> None:
 
 
 def left_folder() -> str:
-    """Make the folder of a session that was killed, old enough; return its path."""
-    folder = Path(f"/tmp/{SMOKE}-01abc_yz")  # noqa: S108 - where sessions make theirs
+    """Create an old folder of a killed check; return its path."""
+    folder = Path(f"/tmp/{SMOKE}-01abc_yz")  # noqa: S108 - where smoke checks create theirs
     folder.mkdir(exist_ok=True)
     (folder / "model").write_text("half a model")
     os.utime(folder, (0, 0))

@@ -1,4 +1,4 @@
-"""What stands on the lab, to the last row, object and file, and other people's things there to be left alone."""
+"""List every row, object and file on the lab, and put a team's data there, which must be left alone."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PLATFORM = ("services-1", "gpu-1", "cpu-1", "dev-1", "dev-2")
 SMOKE = ROOT / "roles/smoke/files/client.py"
 
 WHOLE = ("mlflow", "mlflow_auth")
-"""Databases in which nothing changes by itself: every row counts as it is. Of Prefect's, rows count by their ids."""
+"""Databases in which nothing changes by itself: compare whole rows. In Prefect's database, compare the rows' ids."""
 PASSING = {"events", "event_resources", "worker"}
-"""Tables of Prefect's that it empties by itself: what happened in the last days, and workers that were heard of."""
+"""Tables that Prefect empties by itself: events of the last days, and workers seen."""
 LOGGED = "predictions"
-"""The bucket of the prediction log fills a while after what is logged."""
+"""The bucket of the prediction log, which is filled with a delay."""
 ROWS = """
 select format('copy (select %L || chr(9) || {what} from %I t) to stdout;', tablename, tablename)
 from pg_tables where schemaname = 'public' and not tablename = any('{{{but}}}') order by tablename
@@ -40,11 +40,11 @@ PASSING_FILES = re.compile(
     r"|/opt/metalworks/[^/]+/releases/[^/]+/lib/|/var/lib/minio/predictions/|/var/lib/inference-[^/]+/spool/"
     r"|\.sock(et)?$|/var/lib/model-follower/|/tmp/systemd-private-|/var/tmp/systemd-private-[^/]+$"
 )
-"""What the distribution and the services write for themselves, of which they keep as much as they want."""
+"""Files that the distribution and the services write and remove by themselves."""
 
 
 def over_ssh(host: str, command: str, text: str = "") -> str:
-    """Return what a command prints on a host of the lab; text goes to its standard input."""
+    """Return the output of a command on a host of the lab; `text` goes to its standard input."""
     argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), host, command]
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
@@ -53,37 +53,37 @@ def over_ssh(host: str, command: str, text: str = "") -> str:
 
 
 def as_developer(call: str) -> Any:
-    """Return what a function of client.py returns on a developer's machine."""
+    """Return the result of a function of client.py, called on a dev host."""
     program = f"{(HERE / 'client.py').read_text()}\nprint(json.dumps({call}))\n"
     python = "/opt/metalworks/workstation/current/bin/python -"
     return json.loads(over_ssh(DEVELOPERS, f"sudo su - {DEVELOPER} -c '{python}'", program).splitlines()[-1])
 
 
 def at_the_store(call: str) -> Any:
-    """Return what a function of store.py returns on the store's host, as its root."""
+    """Return the result of a function of store.py, called on the store's host as the store's root user."""
     program = f"{(HERE / 'store.py').read_text().partition('if __name__')[0]}\nprint(json.dumps({call}))\n"
     python = "set -a; . /etc/metalworks/minio.env; exec /opt/metalworks/mlflow/current/bin/python -"
     return json.loads(over_ssh(SERVER, f"sudo bash -c '{python}'", program))
 
 
 def sql(database: str, text: str, **variables: str) -> str:
-    """Return what psql prints as the database server's owner."""
+    """Return the output of psql, run as the database server's owner."""
     options = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]
     options += [option for name, value in variables.items() for option in ("--set", f"{name}={value}")]
     return over_ssh(SERVER, f"cd / && {shlex.join(['sudo', '-u', 'postgres', 'psql', *options, database])}", text)
 
 
 def rows(database: str) -> set[str]:
-    """Return a line for each row of a database that stays as it is."""
+    """Return a line for each row of a database, except in tables that change by themselves."""
     whole = database in WHOLE
     text = sql(database, ROWS.format(what="t::text" if whole else "(to_jsonb(t)->>''id'')", but=",".join(PASSING)))
     return {f"{database}: {line}" for line in text.splitlines()}
 
 
 def files(host: str) -> set[str]:
-    """Return a line for each file and folder of a host that nobody but us would make.
+    """Return a line for each file and folder on a host, except those that change by themselves.
 
-    Of Python's environments and uv's cache there is a line for each, and none for what is in them.
+    Python environments and uv's cache have a line each, but none for their content.
     """
     inside = "'(' -path '*/site-packages/*' -o -path '*/archive-v0/*/*' ')' -prune"
     found = over_ssh(host, f"sudo find {PLACES} -xdev {inside} -o -print").splitlines()
@@ -91,12 +91,12 @@ def files(host: str) -> set[str]:
 
 
 def objects() -> set[str]:
-    """Return a line for each version of each object, and for each mark of a deleted one."""
+    """Return a line for each version and delete marker of each object."""
     return {f"object: {line}" for line in at_the_store(f"everything(['{LOGGED}'])")}
 
 
 def logged() -> set[str]:
-    """Return how many rows the prediction log has taken, as a line for each service and outcome."""
+    """Return the number of rows in the prediction log, a line for each service and outcome."""
     asked = 'https://gpu-1:8000/metrics --header "Authorization: Bearer $(cat ~ml1/.config/metalworks/inference_token)"'
     curl = f"curl --silent --show-error --fail --cacert /etc/metalworks/tls/ca.crt {asked}"
     told = over_ssh(DEVELOPERS, f"sudo bash -c {shlex.quote(curl)}")
@@ -104,7 +104,7 @@ def logged() -> set[str]:
 
 
 def standing() -> set[str]:
-    """Return everything on the lab, a line each."""
+    """Return a line for everything on the lab."""
     looks: list[Callable[[], set[str]]] = [partial(rows, database) for database in (*WHOLE, "prefect")]
     looks += [*(partial(files, host) for host in PLATFORM), objects, logged]
     with ThreadPoolExecutor() as pool:
@@ -112,14 +112,14 @@ def standing() -> set[str]:
 
 
 def differences(before: set[str], after: set[str]) -> list[str]:
-    """Return what is there no longer, and what is new."""
+    """Return what is gone and what is new."""
     return [f"gone: {line}" for line in sorted(before - after)] + [f"new: {line}" for line in sorted(after - before)]
 
 
 def left(before: set[str], seconds: float = 60) -> list[str]:
-    """Return how the lab differs from what stood on it, at the latest after these seconds.
+    """Return how the lab differs from its earlier state; wait up to `seconds` until it does not.
 
-    A server removes a run's log in the background, and a worker has its last words on it a little later.
+    The server removes a run's log in the background, and a worker may write to it a little later.
     """
     deadline = time.monotonic() + seconds
     while (different := differences(before, standing())) and time.monotonic() < deadline:
@@ -128,7 +128,7 @@ def left(before: set[str], seconds: float = 60) -> list[str]:
 
 
 def sizes() -> dict[str, int]:
-    """Return bytes: of the databases, and of the buckets with all that they keep."""
+    """Return the bytes of each database, and of all buckets including old versions."""
     listed = sql(
         "postgres", "select datname || ' ' || pg_database_size(datname) from pg_database where not datistemplate"
     )
@@ -139,7 +139,7 @@ def sizes() -> dict[str, int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Have no flow start by itself."""
+    """Pause all schedules."""
     paused = as_developer("pause()")
     try:
         yield
@@ -148,7 +148,7 @@ def quiet() -> Iterator[None]:
 
 
 def look_old(experiments: Iterable[str], flows: Iterable[str]) -> None:
-    """Have experiments and flows look as if they were two days old."""
+    """Make experiments and flows look two days old."""
     sql(
         "mlflow",
         "update experiments set last_update_time = last_update_time - 172800000\n"
@@ -163,12 +163,12 @@ def look_old(experiments: Iterable[str], flows: Iterable[str]) -> None:
 
 
 def leave() -> None:
-    """Leave what checks left that were killed, and earlier versions of them."""
+    """Create the leftovers of killed checks and of earlier versions of the checks."""
     look_old(*as_developer("[left_in_mlflow(), left_in_prefect(), left_folder()]")[:2])
 
 
 def remove_experiments(ids: list[str]) -> None:
-    """Remove experiments for good, as smoke does with its own."""
+    """Remove experiments permanently, as the smoke checks remove their own."""
     call = f"""
 psycopg2, url = importlib.import_module("psycopg2"), os.environ["MLFLOW_BACKEND_STORE_URI"].replace("+psycopg2", "")
 with contextlib.closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
@@ -189,7 +189,7 @@ with contextlib.closing(psycopg2.connect(url)) as connection, connection, connec
 
 @contextmanager
 def others(word: str = "age-theirs") -> Iterator[None]:
-    """Have other people's things in every bin, bucket and list; they are taken away again."""
+    """Put a team's data into every database, bucket and list, and remove it at the end."""
     with ExitStack() as stack:
         mlflow, prefect = as_developer(f"[theirs_in_mlflow({word!r}), theirs_in_prefect({word!r})]")
         stack.callback(remove_experiments, mlflow["all"])
@@ -199,7 +199,7 @@ def others(word: str = "age-theirs") -> Iterator[None]:
         places += [("mlflow-artifacts", f"{each}/") for each in mlflow["all"]]
         stack.callback(at_the_store, f"remove({places!r})")
         at_the_store(f"put_theirs({word!r})")
-        folder = f"/tmp/metalworks-smoke-{word}"  # noqa: S108 - named nearly as a session's is
+        folder = f"/tmp/metalworks-smoke-{word}"  # noqa: S108 - named almost like that of a check
         over_ssh(DEVELOPERS, f"sudo -u {OTHER} sh -c 'mkdir {folder} && touch --date=@0 {folder}'")
         stack.callback(over_ssh, DEVELOPERS, f"sudo rmdir {folder}")
         yield

@@ -1,4 +1,4 @@
-"""The object store as its root sees it: runs on the store's host, in an environment that has botocore.
+"""Access the object store as its root user. Runs on the store's host, in an environment that has botocore.
 
 `scripts.tests.age` appends a call to this file and pipes both into that environment's Python, with MinIO's settings as
 its environment variables.
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def root() -> Any:
-    """Return a client that may do everything."""
+    """Return a client with all permissions."""
     settings = importlib.import_module("botocore.config").Config(s3={"addressing_style": "path"})
     return (
         importlib.import_module("botocore.session")
@@ -30,7 +30,7 @@ def root() -> Any:
 
 
 def versions(store: Any, bucket: str, prefix: str = "") -> list[list[str]]:
-    """Return key, version and kind of all that a bucket keeps."""
+    """Return key, version and kind of all versions and delete markers in a bucket."""
     found = []
     for page in store.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix):
         for kind in ("Versions", "DeleteMarkers"):
@@ -39,14 +39,14 @@ def versions(store: Any, bucket: str, prefix: str = "") -> list[list[str]]:
 
 
 def everything(leave_out: list[str]) -> list[str]:
-    """Return a line for each version of each object and each mark of a deleted one."""
+    """Return a line for each version and delete marker of each object."""
     store = root()
     buckets = [one["Name"] for one in store.list_buckets()["Buckets"] if one["Name"] not in leave_out]
     return [" ".join([bucket, *one]) for bucket in buckets for one in versions(store, bucket)]
 
 
 def put_theirs(word: str) -> None:
-    """Put what a team has into every bucket: old versions, and what is deleted and can still be brought back."""
+    """Put a team's data into every bucket: old versions, and deleted objects that can still be restored."""
     store = root()
     for bucket in (one["Name"] for one in store.list_buckets()["Buckets"]):
         for key in (f"{word}/kept", f"{word}/deleted", f"metalworks-smoke-{word}/kept"):
@@ -56,7 +56,7 @@ def put_theirs(word: str) -> None:
 
 
 def remove(places: list[tuple[str, str]]) -> None:
-    """Remove for good what is below these prefixes, each of one bucket or, with no name, of all."""
+    """Remove everything below these prefixes permanently. An empty bucket name means all buckets."""
     store = root()
     for bucket in (one["Name"] for one in store.list_buckets()["Buckets"]):
         for wanted, prefix in places:
