@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 INVENTORY ?= inventory/lab
 BEGAN := $(shell date +%s)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Let interpreters keep compiled files: a test run starts hundreds of them, and each would compile all that it imports.
+# Let interpreters keep compiled files: a test run starts hundreds of them, and each would compile all its imports.
 unexport PYTHONDONTWRITEBYTECODE
 # Ansible needs UTF-8 and a locale that exists on this machine.
 export LC_ALL := C.UTF-8
@@ -33,7 +33,7 @@ environment:
 lab: environment ## Build the whole platform on this machine and run an example project on it
 	@$(PYTHON) -m scripts.lab up
 
-lab-down: environment ## Remove the lab; only caches stay
+lab-down: environment ## Remove the lab; caches are kept
 	@$(PYTHON) -m scripts.lab down
 
 lab-host: environment ## Add a machine to the lab (NAME=cpu-2 ADDRESS=198.51.100.32)
@@ -65,7 +65,7 @@ test: ## Run everything CI runs: test-fast, then the molecule scenarios
 scenarios: environment ## Run CI's molecule scenarios, or some (NAMES="gateway hardening")
 	@$(PYTHON) -m scripts.tests.scenarios $(NAMES)
 
-docs: environment ## Build the docs site in build/docs; a dead link fails it
+docs: environment ## Build the docs site in build/docs; fails on dead links
 	@$(PYTHON) -m scripts.docs.site
 
 #-- Less often ----------------------------------------------------------
@@ -114,7 +114,7 @@ bench-converge: environment ## slow: Time a converged site.yml with 5, 10 and 25
 	@$(PYTHON) -m scripts.benchmarks.converge $(OPTIONS)
 
 #-- Maintenance
-pictures: environment ## Renew docs/pictures from the lab's pages, in headless Chromium with TLS verified
+pictures: environment ## Update docs/pictures from the lab's pages, in headless Chromium with TLS verified
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.docs.pictures
 
 locks: environment ## Export the hosts' requirements from uv.lock and docs/roles.md from the specs

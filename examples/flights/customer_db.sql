@@ -1,5 +1,5 @@
--- The customer's database: everything of 2013 in schema `records`, and in `public` what has "arrived" so far.
--- Run once, in one transaction, as the database's superuser; the files lie in :directory.
+-- The customer's database: all of 2013 in schema `records`, and in `public` views of the months that have "arrived".
+-- Run once, in one transaction, as the database's superuser; the files are in :directory.
 CREATE SCHEMA records AUTHORIZATION customer;
 SET ROLE customer;
 

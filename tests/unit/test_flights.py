@@ -137,13 +137,13 @@ def test_only_runs_of_exactly_this_code_and_data_count(tags: dict[str, str], cou
 
 def test_no_run_is_recorded_without_the_platforms_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.FlightsError, match="PYTHONPATH must have its folder"):
+    with pytest.raises(errors.FlightsError, match="PYTHONPATH must contain its folder"):
         versions.require_plugin()
 
 
 def test_a_reproduction_registers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALWORKS_REPRODUCES", "0a1b")
-    with pytest.raises(errors.FlightsError, match="comparison only"):
+    with pytest.raises(errors.FlightsError, match="only for comparison"):
         registry.promote()
 
 
@@ -170,10 +170,10 @@ def test_a_whole_month_has_no_problems() -> None:
         (lambda rows: rows[:40], "40 flights where 124 are usual"),
         (lambda rows: pd.concat([rows] * 3), "360 flights where 124 are usual"),
         (lambda rows: rows.assign(arr_delay=None), "arr_delay is empty in 100%"),
-        (lambda rows: rows.assign(arr_delay="late"), "arr_delay is no number in 120 flights, as 'late'"),
-        (lambda rows: rows.assign(distance="2565"), "distance is no number in 120 flights, as '2565'"),
-        (lambda rows: rows.assign(carrier=3), "carrier is no text in 120 flights, as '3'"),
-        (lambda rows: rows.assign(arr_delay=9000.0), "arr_delay is beyond -180…2880 in 120 flights, as 9000"),
+        (lambda rows: rows.assign(arr_delay="late"), "arr_delay is not a number in 120 flights, for example 'late'"),
+        (lambda rows: rows.assign(distance="2565"), "distance is not a number in 120 flights, for example '2565'"),
+        (lambda rows: rows.assign(carrier=3), "carrier is not text in 120 flights, for example '3'"),
+        (lambda rows: rows.assign(arr_delay=9000.0), "arr_delay is outside -180…2880 in 120 flights, for example 9000"),
         (lambda rows: rows.assign(scheduled_hour=pd.Timestamp("2012-04-01")), "120 flights of another month"),
     ],
 )
@@ -189,7 +189,7 @@ def test_months_between_others_are_missed() -> None:
 
 def test_a_report_names_what_is_broken_and_what_waits() -> None:
     text = checks.report({"2013-04": ["no flights"]}, ["2013-04", "2013-05"])
-    assert text == "2013-04: no flights; 2013-05 would be whole and must wait"
+    assert text == "2013-04: no flights; 2013-05 would be complete and must wait"
 
 
 HISTORY = [
@@ -355,7 +355,7 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_pushed(
         repository.prepare(["2013-01"], "Data")
     monkeypatch.setenv("METALWORKS_GIT_DIRTY", "false")
     monkeypatch.setenv("METALWORKS_GIT_COMMIT", "0" * 40)
-    with pytest.raises(errors.FlightsError, match=r"No branch of .* has the deployed commit 0000"):
+    with pytest.raises(errors.FlightsError, match=r"No branch of .* contains the deployed commit 0000"):
         repository.prepare(["2013-01"], "Data")
     assert git(remote, "branch", "--format=%(refname:short)") == "main"
 
@@ -501,8 +501,8 @@ def test_a_value_that_is_missing_more_often_counts(logged: Callable[..., None]) 
 
 
 def test_few_flights_tell_nothing(logged: Callable[..., None]) -> None:
-    with pytest.raises(errors.FlightsError, match="0 flights were asked about in 7 days"):
+    with pytest.raises(errors.FlightsError, match="0 flights were logged in 7 days"):
         drift.report(days=7)
     logged(flights_of(1).head(100))
-    with pytest.raises(errors.FlightsError, match="100 flights were asked about in 7 days"):
+    with pytest.raises(errors.FlightsError, match="100 flights were logged in 7 days"):
         drift.report(days=7)

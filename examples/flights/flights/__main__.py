@@ -1,4 +1,4 @@
-"""Steps of the project: python -m flights <step>."""
+"""The project's steps: python -m flights <step>."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flights.errors import FlightsError
 
 
 def main() -> None:
-    """Run one step. Its module is imported only then: mlflow and prefect take their seconds."""
+    """Run one step. Only its module is imported, because importing mlflow and prefect takes seconds."""
     parser = argparse.ArgumentParser(prog="python -m flights", description=__doc__)
     steps = parser.add_subparsers(required=True, metavar="step")
 
@@ -21,24 +21,24 @@ def main() -> None:
         command.set_defaults(function=function)
         return command
 
-    step("prepare", "flights.prepare:prepare", "features of the months in params.yaml (`dvc repro` calls this)")
+    step("prepare", "flights.prepare:prepare", "build features of the months in params.yaml (called by `dvc repro`)")
     step("train", "flights.train:train", "train and record every model in params.yaml")
     step("compare", "flights.compare:compare", "compare this commit's models and register the best one")
-    predict = step("predict", "flights.predict:check", "ask the model in service, and check what it answers")
-    predict.add_argument("--url", required=True, help="of the model in service")
+    predict = step("predict", "flights.predict:check", "send rows to the model in service, and check its predictions")
+    predict.add_argument("--url", required=True, help="URL of the model in service")
     served = step("served", "flights.predict:wait", "wait until the champion is in service")
-    served.add_argument("--url", required=True, help="where it is to answer")
-    served.add_argument("--timeout", type=int, default=600, help="seconds (default: %(default)s)")
-    retrain = step("retrain", "flights.retrain:retrain", "learn from months that have arrived, ahead of the schedule")
-    retrain.add_argument("--timeout", type=int, default=900, help="seconds (default: %(default)s)")
-    retrain.add_argument("--wait", action="store_true", help="for a run that the schedule or an event starts")
-    history = step("history", "flights.history:history", "what retraining has decided of each version, as JSON")
-    history.add_argument("--plot", type=Path, metavar="SVG", help="write a picture of it, too")
-    drift = step("drift", "flights.drift:report", "compare what the service is asked about with the prepared months")
+    served.add_argument("--url", required=True, help="URL of the service")
+    served.add_argument("--timeout", type=int, default=600, help="maximum seconds (default: %(default)s)")
+    retrain = step("retrain", "flights.retrain:retrain", "retrain with new months, ahead of the schedule")
+    retrain.add_argument("--timeout", type=int, default=900, help="maximum seconds (default: %(default)s)")
+    retrain.add_argument("--wait", action="store_true", help="wait for a run that the schedule or an event starts")
+    history = step("history", "flights.history:history", "print what retraining decided about each version, as JSON")
+    history.add_argument("--plot", type=Path, metavar="SVG", help="also write a picture")
+    drift = step("drift", "flights.drift:report", "compare the service's requests with the prepared months")
     drift.add_argument("--service", default="delay", help="name of the service (default: %(default)s)")
-    drift.add_argument("--days", type=int, default=7, help="the last days (default: %(default)s)")
-    state = step("state", "flights.state:state", "code, data, models, versions, service and deployment as JSON")
-    state.add_argument("--url", required=True, help="of the model in service")
+    drift.add_argument("--days", type=int, default=7, help="how many days back (default: %(default)s)")
+    state = step("state", "flights.state:state", "print code, data, models, versions, service and deployment, as JSON")
+    state.add_argument("--url", required=True, help="URL of the model in service")
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     arguments = vars(parser.parse_args())

@@ -1,4 +1,4 @@
-"""The model card of a registered version: one HTML page that needs nothing else, and a summary in Markdown."""
+"""The model card of a registered version: a self-contained HTML page, and a summary in Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from flights import plots, scores, versions
 
-# Among the artifacts of the version's run.
+# Path among the artifacts of the version's run.
 PATH = "card/index.html"
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -29,7 +29,7 @@ def page(
     table: pd.DataFrame,
     history: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The page, from the flights' errors and what has been decided so far."""
+    """Return the page, from the flights' errors and the decisions so far."""
     who = [name for name in ("champion", "challenger") if name in table]
     by_hour, by_carrier = (
         pd.DataFrame({name: scores.by(column, table, name) for name in who}) for column in ("hour", "carrier")
@@ -40,7 +40,7 @@ def page(
         f"<p>How late will an aircraft arrive, asked as it leaves the gate? Model <b>{escape(version['model'])}</b> "
         f"<b class={mark}>{word}</b>: {escape(outcome['verdict'])}.</p>",
         "<h2>Champion and challenger</h2>",
-        f"<p>Asked about all {len(table)} flights of {escape(outcome['month'])}; nothing was learnt from them.</p>",
+        f"<p>Evaluated on all {len(table)} flights of {escape(outcome['month'])}, which were not trained with.</p>",
         _table(["minutes", *who], _comparison(table, who)),
         "<h3>Over the months</h3>",
         plots.over_months(history),
@@ -59,7 +59,7 @@ def page(
 
 
 def summary(version: Mapping[str, Any], outcome: Mapping[str, Any], run: Run) -> str:
-    """The version's description, in Markdown."""
+    """Return the version's description, in Markdown."""
     word = "Promoted" if outcome["promoted"] else "Not promoted"
     lines = [f"**{word}**: {outcome['verdict']}.", ""]
     lines += [f"- {name}: {value}" for name, value in _made_with(version, run)]

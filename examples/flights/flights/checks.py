@@ -1,4 +1,4 @@
-"""Is a month whole, and what it was agreed to be? Asked before anything is learnt from it."""
+"""Check that a month is complete and follows the agreed format, before training on it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from statistics import median
 
 import pandas as pd
 
-# The share of rows that must have a value. Flights that never left have no delay; for a few airports no timetable
-# is known, for some aircraft no seats.
+# The share of rows that must have a value. Cancelled flights have no delay; the schedule of a few airports and the
+# seats of some aircraft are unknown.
 FILLED = {
     "scheduled_hour": 1.0, "minute": 1.0, "carrier": 1.0, "origin": 1.0, "dest": 1.0, "distance": 1.0,
     "dep_delay": 0.75, "arr_delay": 0.75, "scheduled_minutes": 0.9,
     "seats": 0.5, "temp": 0.5, "wind_speed": 0.5, "precip": 0.5, "visib": 0.5,
 }  # fmt: skip
 TEXTS = {"carrier", "origin", "dest"}
-# Beyond these it is another unit, or no measurement.
+# A value outside these is in another unit, or not a measurement.
 RANGES = {
     "minute": (0, 59), "dep_delay": (-180, 2880), "arr_delay": (-180, 2880), "distance": (1, 13000),
     "scheduled_minutes": (0, 1440), "seats": (1, 900), "temp": (-60, 140),
 }  # fmt: skip
-# Against the other months, and a day against the month's other days.
+# Limits relative to the other months, and for a day relative to the month's other days.
 LEAST, MOST, LEAST_OF_A_DAY = 0.5, 2.0, 0.25
 
 
 def problems(month: str, rows: pd.DataFrame, others: Sequence[int]) -> list[str]:
-    """What is wrong with the raw flights of a month, given how many the other months have; empty: nothing."""
+    """Return what is wrong with the raw flights of a month. `others`: the other months' numbers of flights."""
     if rows.empty:
         return ["no flights"]
     absent = [name for name in FILLED if name not in rows]
@@ -36,7 +36,7 @@ def problems(month: str, rows: pd.DataFrame, others: Sequence[int]) -> list[str]
 
 
 def gaps(arrived: Sequence[str], left_out: Sequence[str] = ()) -> list[str]:
-    """Months between the first and the last that have arrived of which there is nothing."""
+    """Return the missing months between the first and the last that have arrived."""
     if not arrived:
         return []
     span = pd.period_range(min(arrived), max(arrived), freq="M").astype(str)
@@ -44,10 +44,10 @@ def gaps(arrived: Sequence[str], left_out: Sequence[str] = ()) -> list[str]:
 
 
 def report(broken: Mapping[str, Sequence[str]], new: Sequence[str]) -> str:
-    """One line for people: each broken month with its problems, and the whole ones that wait for it."""
+    """Return one line of text: each broken month with its problems, and the complete ones that wait for it."""
     text = "; ".join(f"{month}: {', '.join(found)}" for month, found in sorted(broken.items()))
     waiting = [month for month in new if month not in broken]
-    return text + (f"; {', '.join(waiting)} would be whole and must wait" if waiting else "")
+    return text + (f"; {', '.join(waiting)} would be complete and must wait" if waiting else "")
 
 
 def _amount(count: int, others: Sequence[int]) -> list[str]:
@@ -58,14 +58,14 @@ def _amount(count: int, others: Sequence[int]) -> list[str]:
 
 
 def _days(month: str, rows: pd.DataFrame) -> list[str]:
-    """Days without flights, or with next to none."""
+    """Return the days without flights, or with very few."""
     scheduled = pd.to_datetime(rows["scheduled_hour"], errors="coerce")
     in_month = scheduled.dt.strftime("%Y-%m") == month
     found = [f"{(~in_month).sum()} flights of another month"] if not in_month.all() else []
     year, number = map(int, month.split("-"))
     days = range(1, calendar.monthrange(year, number)[1] + 1)
     counts = scheduled[in_month].dt.day.value_counts().reindex(days, fill_value=0)
-    # Of the days that have any: of half a month the other half is what is missing.
+    # The median of the days with flights: in half a month, the other half is missing.
     few = counts[counts < LEAST_OF_A_DAY * (counts[counts > 0].median() if counts.any() else 1)]
     if len(few):
         found.append(f"{len(few)} of {len(days)} days without (enough) flights: {_short(few.index.tolist())}")
@@ -73,7 +73,7 @@ def _days(month: str, rows: pd.DataFrame) -> list[str]:
 
 
 def _columns(rows: pd.DataFrame) -> list[str]:
-    """Columns with too little in them, with another type, or with values that cannot be."""
+    """Return the columns with too few values, another type, or impossible values."""
     found = []
     for name, share in FILLED.items():
         values = rows[name].dropna()
@@ -82,23 +82,25 @@ def _columns(rows: pd.DataFrame) -> list[str]:
         elif name in TEXTS:
             wrong = values[[not isinstance(value, str) or not value.strip() for value in values]]
             if len(wrong):
-                found.append(f"{name} is no text in {len(wrong)} flights, as '{wrong.iloc[0]}'")
+                found.append(f"{name} is not text in {len(wrong)} flights, for example '{wrong.iloc[0]}'")
         elif name != "scheduled_hour":
             found += _numbers(name, values)
     return found
 
 
 def _numbers(name: str, values: pd.Series) -> list[str]:
-    # Text that looks like a number is refused, too: it was agreed otherwise, and the next may not look so.
+    # Also refuse text that looks like a number: it breaks the agreed format, and the next one may not look so.
     wrong = values[[isinstance(value, (str, bytes)) for value in values]]
     if len(wrong):
-        return [f"{name} is no number in {len(wrong)} flights, as '{wrong.iloc[0]}'"]
+        return [f"{name} is not a number in {len(wrong)} flights, for example '{wrong.iloc[0]}'"]
     if name not in RANGES:
         return []
     low, high = RANGES[name]
     numbers = values.astype("float64")
     beyond = numbers[~numbers.between(low, high)]
-    return [f"{name} is beyond {low}…{high} in {len(beyond)} flights, as {beyond.iloc[0]:g}"] if len(beyond) else []
+    if not len(beyond):
+        return []
+    return [f"{name} is outside {low}…{high} in {len(beyond)} flights, for example {beyond.iloc[0]:g}"]
 
 
 def _short(days: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Which model of this commit and data is the best, and is it better than the champion?"""
+"""Compare this commit's models, and the best one with the champion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def compare() -> None:
     """Print the models, best first, and put the best one in the registry."""
     runs = registry.runs()
     if not runs:
-        raise SystemExit("No model is recorded for this commit and data: `python -m flights train`.")
+        raise SystemExit("No model is recorded for this commit and data. Train first: `python -m flights train`.")
     print(f"{'model':<14}{'rmse':>9}{'mae':>9}{'r2':>9}")
     for run in runs:
         print(f"{run['name']:<14}{run['rmse']:>9.3f}{run['mae']:>9.3f}{run['r2']:>9.3f}")

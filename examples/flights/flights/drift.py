@@ -1,4 +1,4 @@
-"""Are the flights that the service is asked about still like those that its model has learnt from?"""
+"""Compare the flights in the service's requests with those that its model was trained on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pandas as pd
 from flights.errors import FlightsError
 from flights.features import FEATURES
 
-# Of the population stability index, as it is usually read: less than 0.1 is alike, more than 0.25 is something else.
+# Usual limits of the population stability index: below 0.1 alike, above 0.25 drifted.
 ALIKE, OTHER = 0.1, 0.25
 BINS, LEAST_ROWS = 10, 500
 
 
 def report(service: str = "delay", days: int = 7) -> list[dict[str, Any]]:
-    """Each feature with its index, the most changed first: the last days against the prepared months here."""
-    from flights import prepare  # with it comes the database's driver, which nothing else here needs
+    """Return each feature's index, the most changed first: the last days compared with the prepared months."""
+    from flights import prepare  # imports the database's driver, which nothing else here needs
 
     learnt, seen = pd.concat(prepare.load().values()), asked(service, days)
     if len(seen) < LEAST_ROWS:
         raise FlightsError(
-            f"{len(seen)} flights were asked about in {days} days; to compare, {LEAST_ROWS} are needed: wait, take "
-            "more days, or have a larger share logged (`log_share` of the service)."
+            f"{len(seen)} flights were logged in {days} days, but {LEAST_ROWS} are needed to compare: wait, use "
+            "more days, or log a larger share of requests (`log_share` of the service)."
         )
     found = [{"feature": name, "psi": round(psi(learnt[name], seen[name]), 3)} for name in FEATURES]
     for row in found:
@@ -34,7 +34,7 @@ def report(service: str = "delay", days: int = 7) -> list[dict[str, Any]]:
 
 
 def asked(service: str, days: int) -> pd.DataFrame:
-    """The features that came with requests, as the platform logged them; a shadow sees the same once more."""
+    """Return the features in requests from the prediction log, without the shadow's, which are the same."""
     first = (datetime.now(UTC) - timedelta(days=days)).date().isoformat()
     try:
         log = pd.read_parquet(
@@ -48,7 +48,7 @@ def asked(service: str, days: int) -> pd.DataFrame:
 
 
 def psi(learnt: pd.Series, seen: pd.Series) -> float:
-    """Population stability index: numbers by the tenths of what was learnt, texts by the most frequent ones."""
+    """Return the population stability index: numbers binned by deciles, texts by the most frequent values."""
     if pd.api.types.is_numeric_dtype(learnt):
         edges = learnt.quantile(np.linspace(0, 1, BINS + 1)[1:-1]).unique()
         bins = [pd.Series(np.searchsorted(edges, each)).where(each.notna().to_numpy(), -1) for each in (learnt, seen)]

@@ -1,5 +1,5 @@
-"""What a person has to put right."""
+"""Errors that a person has to fix."""
 
 
 class FlightsError(Exception):
-    """It cannot be done; the message says why and what to do."""
+    """A step failed; the message says why and what to do."""

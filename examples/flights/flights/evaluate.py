@@ -1,4 +1,4 @@
-"""Champion and challenger asked about the same flights: those of the newest month."""
+"""Evaluate champion and challenger on the same flights: those of the newest month."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from flights.features import FEATURES, TARGET
 
 @dataclass(frozen=True)
 class Answers:
-    """What the rules and the card want to know."""
+    """Input for the rules and the model card."""
 
-    # The champion as the rules see it; None: there is none.
+    # The champion as the rules see it; None if there is none.
     contender: rules.Contender | None
-    # One row per flight: its hour and carrier, and the error in minutes of `challenger` and, if it could, `champion`.
+    # One row per flight: hour, carrier, and the error in minutes of `challenger` and, if possible, `champion`.
     table: pd.DataFrame
 
 
 def answers(version: ModelVersion, present: ModelVersion | None, month: str) -> Answers:
-    """Ask the version, and the champion if there is one."""
+    """Evaluate the version, and the champion if there is one."""
     held_out = prepare.load()[month]
     table = pd.DataFrame({"hour": held_out["departure_hour"].astype(int), "carrier": held_out["carrier"]})
     table["challenger"] = _errors(_model(version), held_out)
     if present is None:
         return Answers(None, table)
     learnt_until = present.tags.get("data.newest_month", "")
-    if learnt_until > month:  # it has learnt from these flights, so its answers prove nothing
+    if learnt_until > month:  # it was trained on these flights, so the comparison would mean nothing
         return Answers(rules.Contender(learnt_until, float(present.tags["rmse"])), table)
     champion = _model(present)
     if not set(champion.metadata.get_input_schema().input_names()) <= set(held_out.columns):

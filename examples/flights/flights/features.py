@@ -1,4 +1,4 @@
-"""From a month of raw flights to what the models see."""
+"""Build the models' features from a month of raw flights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FEATURES = NUMBERS + CATEGORIES
 
 
 def build(raw: pd.DataFrame) -> pd.DataFrame:
-    """Features and target, one row per flight that arrived.
+    """Return features and target, one row per flight that arrived.
 
-    Every number is a float: a client may leave any of them out, and integers know no missing value.
+    All numbers are floats, because clients may omit any of them and integers have no missing value.
     """
     flown = raw.dropna(subset=[TARGET, "dep_delay"]).reset_index(drop=True)
     scheduled = pd.to_datetime(flown["scheduled_hour"])
@@ -33,7 +33,7 @@ def build(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 def _near_holiday(scheduled: pd.Series) -> pd.Series:
-    """Whether a flight leaves on a federal holiday or the day before or after one."""
+    """Tell whether a flight leaves on a federal holiday, or the day before or after one."""
     day = scheduled.dt.normalize()
     margin = pd.Timedelta(days=1)
     holidays = USFederalHolidayCalendar().holidays(day.min() - margin, day.max() + margin)

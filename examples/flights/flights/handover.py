@@ -1,4 +1,4 @@
-"""What one flow run leaves for another, on whatever host that one runs: a small JSON object in the store."""
+"""Hand results from one flow run to another on any host: as a small JSON object in the object store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import boto3
 
 
 def put(flow_run: str, document: dict[str, Any]) -> None:
-    """Leave a document under the id of the flow run that made it."""
+    """Store a document under the id of the flow run that created it."""
     boto3.client("s3").put_object(**_address(flow_run), Body=json.dumps(document).encode())
 
 
 def get(flow_run: str) -> dict[str, Any]:
-    """The document that a flow run left."""
+    """Return the document of a flow run."""
     body = boto3.client("s3").get_object(**_address(flow_run))["Body"]
     document: dict[str, Any] = json.load(body)
     return document

@@ -1,4 +1,4 @@
-"""What retraining has decided so far, as JSON and as a picture."""
+"""The decisions of retraining so far, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flights import registry
 
 
 def history(plot: Path | None) -> list[dict[str, Any]]:
-    """One entry per version; the picture of it, where a file is named."""
+    """Return one entry per version; write a picture if a file is given."""
     found = registry.history()
     if plot:
         from flights import plots  # slow to import

@@ -1,7 +1,7 @@
-"""The models we try: each a whole pipeline, from the columns of a prepared month to minutes of delay.
+"""The candidate models: each is a pipeline from the columns of a prepared month to minutes of delay.
 
-All are such that the same data and seed give the same model to the last digit: dense columns, for which the linear
-ones are solved and not approached, and trees whose sums have one order.
+The same data and seed give the same model to the last digit: columns are dense, so that linear models are solved
+exactly and not iteratively, and trees sum in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from flights.features import CATEGORIES, NUMBERS
 
-# What the files of these models hold besides what skops trusts by itself.
+# Types in the files of these models that skops does not trust by default.
 TRUSTED = [
     "functools.partial",
     "numpy.dtype",
@@ -45,7 +45,7 @@ def ridge(**options: Any) -> Pipeline:
 
 
 def forest(**options: Any) -> Pipeline:
-    """Random forest; trees take missing numbers as they are."""
+    """Random forest; trees handle missing numbers."""
     return make_pipeline(_codes(), RandomForestRegressor(**options))
 
 
@@ -57,7 +57,7 @@ def boosting(**options: Any) -> Pipeline:
 
 
 def build(name: str, options: dict[str, Any], seed: int) -> Pipeline:
-    """The untrained model of that name in params.yaml."""
+    """Return the untrained model with this name in params.yaml."""
     seeded = {"random_state": seed} if name in {"forest", "boosting"} else {}
     return {"carrier_mean": carrier_mean, "ridge": ridge, "forest": forest, "boosting": boosting}[name](
         **options, **seeded

@@ -1,4 +1,4 @@
-"""Pictures as SVG, with their text as text."""
+"""Pictures as SVG with real text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METADATA = {"Date": None, "Creator": None}
 
 
 def over_months(history: Sequence[Mapping[str, Any]]) -> str:
-    """The champion's error on each newest month, the challenger's beside it, and where the champion changed."""
+    """Plot the champion's and the challenger's error on each newest month, and where the champion changed."""
     with rc_context(STYLE):
         figure, axes = _figure(9, 3.6)
         months = [point["month"] for point in history]
@@ -40,7 +40,7 @@ def over_months(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def side_by_side(groups: pd.DataFrame, label: str) -> str:
-    """Bars for each row of a table with the columns `challenger` and perhaps `champion`."""
+    """Plot bars for each row of a table with the columns `challenger` and, optionally, `champion`."""
     with rc_context(STYLE):
         figure, axes = _figure(9, 2.8)
         width = 0.8 / len(groups.columns)
@@ -56,7 +56,7 @@ def side_by_side(groups: pd.DataFrame, label: str) -> str:
 
 
 def _before(point: Mapping[str, Any]) -> float:
-    """The error of the version that was champion when this one came; not a number: there was none."""
+    """Return the error of the champion at the time of this version; NaN if there was none."""
     value = point["champion_rmse"]
     return float("nan") if value is None or value == float("inf") else float(value)
 

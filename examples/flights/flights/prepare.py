@@ -1,4 +1,4 @@
-"""The stage `prepare`: one parquet file per month, so that a new month adds one file to the store."""
+"""The stage `prepare`: one Parquet file per month, so that a new month adds one file to the store."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flights.versions import DATA
 
 
 def prepare() -> None:
-    """Write the features of the months that params.yaml asks for; a broken one is refused before any is written."""
+    """Write the features of the months in params.yaml; if one is broken, write none."""
     months: list[str] = yaml.safe_load(Path("params.yaml").read_text())["months"]
     absent = sorted(set(months) - set(raw.arrived_months()))
     if absent:
-        raise SystemExit(f"The raw database does not hold {', '.join(absent)} (yet): mend `months` in params.yaml.")
+        raise SystemExit(f"The raw database does not have {', '.join(absent)} (yet): correct `months` in params.yaml.")
     if broken := broken_months(months, months):
-        raise SystemExit(f"Broken, so nothing is prepared: {checks.report(broken, [])}.")
+        raise SystemExit(f"Nothing was prepared, because of broken months: {checks.report(broken, [])}.")
     if DATA.exists():
         shutil.rmtree(DATA)
     DATA.mkdir(parents=True)
@@ -29,7 +29,7 @@ def prepare() -> None:
 
 
 def broken_months(months: list[str], others: list[str]) -> dict[str, list[str]]:
-    """The broken ones of these months with what is wrong, measured against others in the raw database."""
+    """Return the broken months and what is wrong with them, compared with others in the raw database."""
     found = {}
     counts = raw.counts()
     for month in months:
@@ -37,12 +37,12 @@ def broken_months(months: list[str], others: list[str]) -> dict[str, list[str]]:
         try:
             problems = checks.problems(month, raw.read_month(month), usual)
         except psycopg.ProgrammingError as error:  # a column is gone, or of another type
-            problems = [f"it cannot be read: {str(error).splitlines()[0]}"]
+            problems = [f"cannot be read: {str(error).splitlines()[0]}"]
         if problems:
             found[month] = problems
     return found
 
 
 def load() -> dict[str, pd.DataFrame]:
-    """Prepared months, oldest first."""
+    """Return the prepared months, oldest first."""
     return {file.stem: pd.read_parquet(file) for file in sorted(DATA.glob("*.parquet"))}

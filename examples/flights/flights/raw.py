@@ -1,4 +1,4 @@
-"""The raw database: somebody else's, read-only, and a new month now and then."""
+"""The raw database: external, read-only, and with a new month from time to time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-# A month of which there is the weather alone has arrived, too: without its flights.
+# A month with weather but without flights has arrived, too, and is broken.
 MONTHS = "SELECT year, month FROM flights UNION SELECT year, month FROM weather ORDER BY year, month"
 COUNTS = "SELECT year, month, count(*) FROM flights GROUP BY year, month"
 
-# One row per flight, with its aircraft, the weather at its scheduled hour, and the minutes that its schedule
-# allows (the arrival is in the destination's time; a day is added where that is the next one). The order is
-# total, so that everyone who prepares a month gets the same file.
+# One row per flight, with its aircraft, the weather at its scheduled hour, and its scheduled minutes (the arrival is in
+# the destination's time zone; a day is added if it is on the next day). The order is total, so that preparing a month
+# always gives the same file.
 FLIGHTS = """
 SELECT f.time_hour AT TIME ZONE 'America/New_York' AS scheduled_hour, f.minute,
        f.carrier, f.origin, f.dest, f.distance, f.dep_delay, f.arr_delay,
@@ -40,26 +40,26 @@ def connect() -> psycopg.Connection[tuple[object, ...]]:
 
 
 def arrived_months() -> list[str]:
-    """Months the database holds, oldest first, as YYYY-MM; without those that params.yaml leaves out."""
+    """Return the months in the database, oldest first, as YYYY-MM, without those that params.yaml leaves out."""
     with connect() as database:
         found = [f"{year}-{month:02}" for year, month in database.execute(MONTHS)]
     return [month for month in found if month not in left_out()]
 
 
 def left_out() -> list[str]:
-    """Months that nobody learns from."""
+    """Return the months that are not used for training."""
     months: list[str] = yaml.safe_load(Path("params.yaml").read_text())["left_out"]
     return months
 
 
 def counts() -> dict[str, int]:
-    """How many flights each month has."""
+    """Return the number of flights in each month."""
     with connect() as database:
         return {f"{year}-{month:02}": int(str(count)) for year, month, count in database.execute(COUNTS)}
 
 
 def read_month(month: str) -> pd.DataFrame:
-    """Flights of one month as the database has them."""
+    """Return the flights of one month as they are in the database."""
     import pandas as pd
 
     year, number = month.split("-")

@@ -1,4 +1,4 @@
-"""What MLflow knows of this project: runs, registered versions, and which of them is the champion."""
+"""This project in MLflow: runs, registered versions, and the champion."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flights.errors import FlightsError
 EXPERIMENT = "flight-delay"
 MODEL = "flight-delay"
 CHAMPION = "champion"
-# Set by `metalworks reproduce`; the platform's plugin makes it a tag of the run. Such a run is for comparison only.
+# Set by `metalworks reproduce`; the platform's plugin turns it into a tag. Such a run is only for comparison.
 REPRODUCTION = "METALWORKS_REPRODUCES"
 REPRODUCES = "metalworks.reproduces"
 COMMIT = "mlflow.source.git.commit"
-# What a version says of its run, for those who look at the registry alone: tag of the run → tag of the version.
+# Tags that a version copies from its run, so that the registry shows them: tag of the run → tag of the version.
 KEPT = {
     COMMIT: COMMIT,
     made_with.DATA_TAG: made_with.DATA_TAG,
@@ -33,7 +33,7 @@ KEPT = {
 
 
 def runs() -> list[dict[str, Any]]:
-    """Finished runs with this commit and data, best first; without reproductions, and what no commit holds."""
+    """Return finished runs with this commit and data, best first, without reproductions and uncommitted code."""
     found = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
         filter_string=f"tags.`{COMMIT}` = '{made_with.commit()}' and attributes.status = 'FINISHED'",
@@ -48,44 +48,44 @@ def runs() -> list[dict[str, Any]]:
 
 
 def of_this_state(tags: dict[str, str], data: str | None) -> bool:
-    """Whether a run of this commit was made with this data, from a clean tree, and for its own sake."""
+    """Tell whether a run of this commit used this data and a clean tree, and is not a reproduction."""
     return made_with.data_of(tags) == data and tags.get("git.dirty") != "true" and REPRODUCES not in tags
 
 
 def champion() -> ModelVersion | None:
-    """The version in service, if there is one."""
+    """Return the champion's version, if there is one."""
     model = next(iter(MlflowClient().search_registered_models(f"name = '{MODEL}'")), None)
     return MlflowClient().get_model_version_by_alias(MODEL, CHAMPION) if model and CHAMPION in model.aliases else None
 
 
 def versions() -> list[dict[str, Any]]:
-    """Registered versions, oldest first."""
-    # A search leaves the aliases out; asked for by its alias, a version has them.
+    """Return the registered versions, oldest first."""
+    # Search results have no aliases; a version fetched by its alias has them.
     present = champion()
     found = [present if present and present.version == known.version else known for known in _registered()]
     return sorted((described(version) for version in found), key=lambda version: version["version"])
 
 
 def in_service() -> int | None:
-    """Number of the champion's version."""
+    """Return the number of the champion's version."""
     present = champion()
     return int(present.version) if present else None
 
 
 def learnt() -> str | None:
-    """The newest month that any registered version was made with."""
+    """Return the newest month that any registered version was trained with."""
     return max((version.tags.get("data.newest_month", "") for version in _registered()), default=None)
 
 
 def promote() -> dict[str, Any]:
     """Register the best run of this commit and data; make it champion if it beats the present one.
 
-    Champion and challenger are asked about the same flights, those of the newest month. What came of it is on the
-    version: the reason in its tag `verdict`, all else on its model card.
+    Champion and challenger are evaluated on the same flights, those of the newest month. The version has the result:
+    the reason in its tag `verdict`, the rest on its model card.
     """
     if REPRODUCTION in os.environ:
-        raise FlightsError("A reproduction is for comparison only: it registers nothing.")
-    from flights import card, evaluate, scores  # with them come pandas and scikit-learn, which a look-up does without
+        raise FlightsError("A reproduction is only for comparison and registers nothing: unset METALWORKS_REPRODUCES.")
+    from flights import card, evaluate, scores  # slow: they import pandas and scikit-learn
 
     client = MlflowClient()
     best = mlflow.get_run(runs()[0]["run_id"])
@@ -112,19 +112,19 @@ def promote() -> dict[str, Any]:
     client.update_model_version(MODEL, version.version, card.summary(described(version), outcome, best))
     if better:
         client.set_registered_model_alias(MODEL, CHAMPION, version.version)
-    # Last: a version with a verdict is done.
+    # The verdict last: a version that has one is done.
     for key, value in {"card": card.PATH, **_tags(outcome), "verdict": reason}.items():
         client.set_model_version_tag(MODEL, version.version, key, value)
     return described(client.get_model_version(MODEL, version.version))
 
 
 def history() -> list[dict[str, Any]]:
-    """What has been decided of each version, oldest first."""
+    """Return the decision about each version, oldest first."""
     return [_point(version, _outcome(version)) for version in versions() if "verdict" in version]
 
 
 def described(version: ModelVersion) -> dict[str, Any]:
-    """A registered version as the commands print it."""
+    """Return a registered version as the commands print it."""
     return {
         "version": int(version.version),
         "champion": CHAMPION in version.aliases,
@@ -144,7 +144,7 @@ def _register(run: Run) -> ModelVersion:
 
 
 def _tags(outcome: dict[str, Any]) -> dict[str, str]:
-    """What `history` reads of a version later."""
+    """Return the tags that `history` reads later."""
     found = {
         "promoted": str(outcome["promoted"]).lower(),
         "against": str(outcome["champion"] or ""),

@@ -1,4 +1,4 @@
-"""The project's repository on a worker, where a run starts with an archive of the deployed commit and no Git."""
+"""Clone the project's repository on a worker, where a run starts with only an archive of the deployed commit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import yaml
 from flights.errors import FlightsError
 
 BRANCH = "retrain"
-# What retraining itself changes; all else on its branch is the code of the commit that is deployed.
+# What retraining changes; everything else on its branch is the code of the deployed commit.
 CHANGED = ["params.yaml", "dvc.lock", "data"]
-# Also when a flow is tried again, which has gone elsewhere by then.
+# Evaluated at import: a flow that is retried has changed its folder by then.
 START = Path.cwd()
 
 
 def get(commit: str) -> None:
-    """Make this run's folder a clone of the project at that commit, with the data that the commit names.
+    """Turn this run's folder into a clone of the project at this commit, with the commit's data.
 
-    In a reproduction that is where the run has been started.
+    A reproduction starts in such a clone already.
     """
     if "METALWORKS_REPRODUCES" in os.environ:
         return
@@ -32,17 +32,17 @@ def get(commit: str) -> None:
 
 
 def prepare(months: list[str], message: str) -> str:
-    """Prepare these months as a pushed version of the data; the commit on the branch `retrain` that has it."""
+    """Prepare these months and push the data; return its commit on the branch `retrain`."""
     if os.environ.get("METALWORKS_GIT_DIRTY") == "true":
-        raise FlightsError("Retraining goes on from a commit, and this code is none: commit, push, deploy again.")
+        raise FlightsError("Retraining needs a commit, but this code is uncommitted: commit, push, deploy again.")
     _enter()
     deployed = os.environ["METALWORKS_GIT_COMMIT"]
     if not _succeeds("cat-file", "-e", f"{deployed}^{{commit}}"):
-        raise FlightsError(f"No branch of {_remote()} has the deployed commit {deployed}: push it.")
+        raise FlightsError(f"No branch of {_remote()} contains the deployed commit {deployed}: push it.")
     _go_on(deployed)
     params = Path("params.yaml")
     params.write_text(_with_months(params.read_text(), months))
-    # Data that an earlier run has prepared and pushed, and nobody has learnt from, is taken as it is.
+    # Use data that an earlier run has prepared and pushed, but that no version was trained with.
     _dvc("repro", "--pull", "prepare")
     _dvc("push", "prepare")
     _git("add", *CHANGED)
@@ -53,17 +53,17 @@ def prepare(months: list[str], message: str) -> str:
 
 
 def _with_months(text: str, months: list[str]) -> str:
-    """params.yaml with other months and all else as it was, comments too."""
+    """Return params.yaml with these months and everything else unchanged, including comments."""
     changed = re.sub("^months: .*$", f"months: {json.dumps(months)}", text, flags=re.MULTILINE)
     if yaml.safe_load(changed)["months"] != months:
-        raise FlightsError('params.yaml needs its months on one line, as `months: ["2013-01"]`.')
+        raise FlightsError('params.yaml must have its months on one line, like `months: ["2013-01"]`.')
     return changed
 
 
 def _enter() -> None:
-    """Make the folder that the run started in a clone, and go to the project in it.
+    """Turn the folder that the run started in into a clone, and change to the project in it.
 
-    In place, so that the flow's own file is a file of the clone; of a project in a subfolder the clone lies beside.
+    In place, so that the flow's file belongs to the clone. For a project in a subfolder, the clone is a subfolder, too.
     """
     folder = os.environ.get("METALWORKS_GIT_FOLDER", "")
     root = START / "repository" if folder else START
@@ -78,7 +78,7 @@ def _enter() -> None:
 
 
 def _go_on(deployed: str) -> None:
-    """Be on the branch `retrain`: the code of the deployed commit, and the history of the data so far."""
+    """Check out the branch `retrain`: the code of the deployed commit, and the history of the data so far."""
     earlier = f"origin/{BRANCH}"
     known = _succeeds("rev-parse", "--quiet", "--verify", earlier)
     others = [f":(exclude){path}" for path in CHANGED]
@@ -88,7 +88,7 @@ def _go_on(deployed: str) -> None:
         and _succeeds("diff", "--quiet", deployed, earlier, "--", ".", *others)
     ):
         _git("checkout", "--quiet", "--force", "-B", BRANCH, earlier)
-        # Its other parameters are the deployed ones, too.
+        # Take the other parameters from the deployed commit, too.
         _git("checkout", "--quiet", deployed, "--", "params.yaml")
         return
     _git("checkout", "--quiet", "--force", "-B", BRANCH, deployed)
@@ -109,13 +109,13 @@ def _dvc(*arguments: str) -> None:
 
 
 def _run(*command: str) -> None:
-    """Run a command; what it says is printed, and so gets into the flow's log."""
+    """Run a command and print its output, so that it is in the flow's log."""
     done = subprocess.run(command, env=_quiet(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.stdout.strip():
         print(done.stdout.strip())
     if done.returncode:
-        said = done.stdout.strip().splitlines()[-1:] or ["it said nothing"]
-        raise FlightsError(f"`{' '.join(command[:2])}` ended with {done.returncode}: {said[0]}")
+        said = done.stdout.strip().splitlines()[-1:] or ["no output"]
+        raise FlightsError(f"`{' '.join(command[:2])}` failed with exit code {done.returncode}: {said[0]}")
 
 
 def _succeeds(*arguments: str) -> bool:
@@ -127,5 +127,5 @@ def _answer(*arguments: str) -> str:
 
 
 def _quiet() -> dict[str, str]:
-    """Nobody is there to answer a question."""
+    """Return the environment for Git without prompts."""
     return os.environ | {"GIT_TERMINAL_PROMPT": "0"}

@@ -1,4 +1,4 @@
-"""Have the deployed flow learn from what has arrived, ahead of its schedule."""
+"""Run the deployed retraining flow ahead of its schedule."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from flights.schedule import RETRAIN
 
 
 def retrain(timeout: int, wait: bool) -> None:
-    """See to it that the months that have arrived are learnt: join the run under way, or start one or wait for one."""
+    """Run retraining until no new month is left: join a run in progress, start one, or wait for one."""
     deadline = time.monotonic() + timeout
     while rules.new_months(raw.arrived_months(), registry.learnt()):
         with get_client(sync_client=True) as client:
             run = _under_way(client)
             if run is None and wait:
                 if time.monotonic() > deadline:
-                    raise SystemExit(f"No run of {RETRAIN} began: is its schedule on, has its work pool a worker?")
+                    raise SystemExit(f"No run of {RETRAIN} started: check its schedule, and its work pool's workers.")
                 time.sleep(1)
                 continue
             run = _ended(client, run or _started(client), deadline)
         if run.state and (run.state.is_failed() or run.state.is_crashed()):
-            raise SystemExit(f"The flow run {run.name} ended as {run.state}: `prefect flow-run logs {run.id}`.")
-        # Turned away because a scheduled run was first, or dead with its worker: the months are still to be learnt.
+            raise SystemExit(f"The flow run {run.name} ended as {run.state}: see `prefect flow-run logs {run.id}`.")
+        # If it was cancelled in favour of a scheduled run, or died with its worker, months are left: go on.
         began = f" (by {run.created_by.type.lower()})" if run.created_by and run.created_by.type else ""
         print(f"{run.name}{began}: {run.state}")
 
@@ -53,17 +53,17 @@ def _under_way(client: SyncPrefectClient) -> FlowRun | None:
 
 
 def _ended(client: SyncPrefectClient, run: FlowRun, deadline: float) -> FlowRun:
-    """Wait for a run, as long as it lives."""
+    """Wait for a run, as long as it is alive."""
     while not (run.state and run.state.is_final()) and _lives(client, run):
         if time.monotonic() > deadline:
-            raise SystemExit(f"The flow run {run.name} is still {run.state}: has its work pool a worker?")
+            raise SystemExit(f"The flow run {run.name} is still {run.state}: check its work pool's workers.")
         time.sleep(2)
         run = client.read_flow_run(run.id)
     return run
 
 
 def _lives(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether a run that is said to be under way holds the deployment's one slot: a dead one loses it soon."""
+    """Tell whether a run in progress holds the deployment's only slot; a dead run soon loses it."""
     if run.state is None or run.state.type not in (StateType.PENDING, StateType.RUNNING):
         return True
     limit = client.read_deployment_by_name(RETRAIN).global_concurrency_limit

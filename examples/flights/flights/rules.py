@@ -1,4 +1,4 @@
-"""The decisions, apart from the systems they are taken about."""
+"""The decisions, as pure functions without access to other systems."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Contender:
     """A model as the comparison sees it."""
 
     newest_month: str
-    # Its error on the challenger's newest month; infinite: it needs columns that the data no longer has.
+    # Its error on the challenger's newest month; infinite if it needs columns that the data no longer has.
     rmse: float
 
 
 def verdict(challenger: Contender, champion: Contender | None) -> tuple[bool, str]:
-    """Whether the challenger takes over, and why (not)."""
+    """Return whether the challenger becomes champion, and the reason."""
     if champion is None:
         return True, "the first version"
     if champion.newest_month > challenger.newest_month:
@@ -28,5 +28,5 @@ def verdict(challenger: Contender, champion: Contender | None) -> tuple[bool, st
 
 
 def new_months(arrived: list[str], learnt: str | None) -> list[str]:
-    """Months in the raw database that no registered version has been made with."""
+    """Return the months in the raw database that are newer than any registered version."""
     return [month for month in arrived if learnt is None or month > learnt]

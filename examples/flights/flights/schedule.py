@@ -1,4 +1,4 @@
-"""What `metalworks deploy` has put on a schedule."""
+"""The deployment that `metalworks deploy` has scheduled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ RETRAIN = "retrain/retrain"
 
 
 def schedule() -> dict[str, str | None]:
-    """The commit that is deployed, and when the schedule runs it next; None: nothing is, it does not."""
+    """Return the deployed commit and the time of its next scheduled run, each None if there is none."""
     from prefect import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStateType
     from prefect.client.schemas.filters import FlowRunFilterState as State

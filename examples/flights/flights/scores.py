@@ -1,4 +1,4 @@
-"""How wrong a model is on a prepared month."""
+"""Scores of a model on a prepared month."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flights.features import FEATURES, TARGET
 
 
 def score(model: Any, held_out: pd.DataFrame) -> dict[str, float]:
-    """Errors in minutes, and the share of the variance explained."""
+    """Return errors in minutes, and the share of the variance explained."""
     expected, predicted = held_out[TARGET], model.predict(held_out[FEATURES])
     return {
         "rmse": float(root_mean_squared_error(expected, predicted)),
@@ -21,10 +21,10 @@ def score(model: Any, held_out: pd.DataFrame) -> dict[str, float]:
 
 
 def rmse(errors: pd.Series) -> float:
-    """Root of the mean square of errors."""
+    """Return the root mean square of errors."""
     return float((errors**2).mean() ** 0.5)
 
 
 def by(column: str, table: pd.DataFrame, who: str) -> pd.Series:
-    """The error of `who` for each value of a column of the answers."""
+    """Return the error of `who` for each value of a column."""
     return table.groupby(column)[who].apply(rmse)

@@ -1,4 +1,4 @@
-"""The model in service, as its clients see it."""
+"""Client functions for the model in service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ask(url: str, rows: pd.DataFrame) -> list[float]:
-    """Predictions for these rows."""
+    """Return predictions for these rows."""
     request = urllib.request.Request(
         f"{url.rstrip('/')}/invocations",
         data=json.dumps(payload(rows)).encode(),
@@ -26,20 +26,20 @@ def ask(url: str, rows: pd.DataFrame) -> list[float]:
 
 
 def who() -> dict[str, str]:
-    """Header that says who asks: a worker's token is in its environment, a person's in a file of the home."""
+    """Return the header with the token: a worker has it in its environment, a user in a file in the home folder."""
     file = Path.home() / ".config/metalworks/inference_token"
     token = os.environ.get("METALWORKS_INFERENCE_TOKEN") or (file.read_text().strip() if file.exists() else "")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def payload(rows: pd.DataFrame) -> dict[str, Any]:
-    """Rows in MLflow's scoring protocol; what is missing becomes null."""
+    """Return rows in MLflow's scoring protocol; missing values become null."""
     values = rows.astype(object).where(rows.notna(), None)
     return {"dataframe_split": {"columns": list(rows.columns), "data": values.to_numpy().tolist()}}
 
 
 def served(url: str) -> int | None:
-    """The version that answers there; None: nothing answers."""
+    """Return the version that answers there, or None if nothing does."""
     try:
         request = urllib.request.Request(f"{url.rstrip('/')}/version", headers=who())
         with urllib.request.urlopen(request, timeout=10) as response:

@@ -1,4 +1,4 @@
-"""Where the project stands, asked of the systems that know it."""
+"""The project's state, queried from the systems that have it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flights import raw, registry, rules, schedule, service, versions
 
 
 def state(url: str) -> dict[str, Any]:
-    """Code, data, models, versions, schedule, and the version that answers at `url`."""
+    """Return code, data, models, versions, schedule, and the version that answers at `url`."""
     return {
         "commit": versions.commit(),
         "data": versions.data(),

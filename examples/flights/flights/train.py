@@ -1,4 +1,4 @@
-"""Train every model of params.yaml on the older months, score it on the newest, record all of it in MLflow."""
+"""Train every model in params.yaml on the older months, score it on the newest, and record it in MLflow."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ EXPECTED = "metalworks.example_predictions"
 
 
 def train(extra_tags: dict[str, str] | None = None) -> None:
-    """One MLflow run per model; what is already recorded for this commit and data is not trained again.
+    """Record one MLflow run per model; skip models that are recorded already for this commit and data.
 
-    A reproduction trains all, as it is there to see whether the same comes out.
+    A reproduction trains all models, to see whether the results are the same.
     """
     versions.require_plugin()
     params = yaml.safe_load(Path("params.yaml").read_text())
@@ -47,7 +47,7 @@ def train(extra_tags: dict[str, str] | None = None) -> None:
 
 
 def record(model: Pipeline, params: dict[str, Any], sample: pd.DataFrame, held_out: pd.DataFrame) -> None:
-    """Parameters, scores, data and the model itself, in the active run."""
+    """Record parameters, scores, data and the model in the active run."""
     mlflow.log_params(params)
     source, digest = dvc.api.get_url(str(versions.DATA)), versions.data()
     for frame, context in ((sample, "training"), (held_out, "validation")):
@@ -60,7 +60,7 @@ def record(model: Pipeline, params: dict[str, Any], sample: pd.DataFrame, held_o
         name="model",
         signature=infer_signature(sample[FEATURES], sample[TARGET]),
         input_example=example,
-        # Where it is served, it must answer its example as it does here.
+        # The service checks that the model predicts the same for its example as here.
         metadata={EXPECTED: model.predict(example).tolist()},
         pip_requirements=versions.model_requirements(),
         skops_trusted_types=models.TRUSTED,

@@ -1,4 +1,4 @@
-"""Which code, which data and which packages a result is made with. The platform's MLflow plugin tags runs with them."""
+"""The code, data and packages behind a result. The platform's MLflow plugin tags runs with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flights.errors import FlightsError
 
 DATA = Path("data/features")
 LOCK = Path("dvc.lock")
-# The plugin's tag that says which data a run saw.
+# The plugin's tag for the data of a run.
 DATA_TAG = f"dvc.{DATA}"
 
 # What a served model needs; the rest of uv.lock is for preparing, scheduling and recording.
@@ -22,26 +22,26 @@ MODEL_PACKAGES = ["mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops"]
 
 
 def require_plugin() -> None:
-    """Refuse to record runs that nobody could tell apart later."""
+    """Refuse to record runs without commit and data."""
     if importlib.util.find_spec("metalworks_mlflow") is None:
         raise FlightsError(
-            "The platform's MLflow plugin is not there, so runs would not say their commit and data: PYTHONPATH must "
-            "have its folder, as in a fresh login on a developer's machine and on every worker."
+            "The platform's MLflow plugin is missing, so runs would not record their commit and data: PYTHONPATH must "
+            "contain its folder, as it does after a fresh login on a dev host and on every worker."
         )
 
 
 def commit() -> str:
-    """The Git commit of the working tree."""
+    """Return the Git commit of the working tree."""
     return _git("rev-parse", "HEAD")
 
 
 def dirty() -> bool:
-    """Whether the working tree differs from that commit."""
+    """Tell whether the working tree differs from that commit."""
     return bool(_git("status", "--porcelain"))
 
 
 def data() -> str | None:
-    """DVC's hash of the prepared data, as dvc.lock has it; None: nothing is prepared yet."""
+    """Return DVC's hash of the prepared data from dvc.lock, or None if nothing is prepared yet."""
     if not LOCK.exists():
         return None
     outs = yaml.safe_load(LOCK.read_text())["stages"]["prepare"]["outs"]
@@ -50,13 +50,13 @@ def data() -> str | None:
 
 
 def data_of(tags: dict[str, str]) -> str | None:
-    """The hash of the data that a run with these tags was made with; None: they do not tell."""
+    """Return the hash of the data that a run with these tags used, or None if they do not say."""
     recorded = json.loads(tags.get(DATA_TAG, "{}")).get("recorded")
     return recorded.removesuffix(".dir") if recorded else None
 
 
 def model_requirements() -> list[str]:
-    """Pins of what a model needs, as installed here: `uv sync --locked` makes that uv.lock's."""
+    """Return pins of a model's packages as installed here, which `uv sync --locked` takes from uv.lock."""
     return [f"{name}=={version(name)}" for name in MODEL_PACKAGES]
 
 

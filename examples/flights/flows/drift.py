@@ -1,4 +1,4 @@
-"""What the service is asked about, against what its model has learnt from; on the pool `cpu`."""
+"""Compare the service's requests with its model's training data; runs on the pool `cpu`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flights import registry, repository
 
 @flow(log_prints=True, retries=1, retry_delay_seconds=5)
 def drift(service: str = "delay", days: int = 7) -> State[Any]:
-    """Compare with the data of the champion's commit; a feature that is something else now fails the run."""
+    """Compare requests with the data of the champion's commit; a drifted feature fails the run."""
     champion = registry.champion()
     if champion is None:
         return Completed(name="No champion", message="Nothing is in service")
@@ -24,6 +24,6 @@ def drift(service: str = "delay", days: int = 7) -> State[Any]:
     other = [f"{row['feature']} ({row['psi']})" for row in found if row["psi"] >= check.OTHER]
     if other:
         return Failed(
-            name="Drifted", message=f"Version {champion.version} has not learnt from such: {', '.join(other)}"
+            name="Drifted", message=f"Version {champion.version} was trained on other data: {', '.join(other)}"
         )
     return Completed(name="Alike", message=f"Most changed: {found[0]['feature']} ({found[0]['psi']})")

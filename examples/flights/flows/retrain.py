@@ -1,4 +1,4 @@
-"""Retraining when a new month has arrived, each part a deployment of its own on the machines made for it."""
+"""Retrain when a new month has arrived; each part is a separate deployment on the hosts made for it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prefect.states import Completed, Failed, State
 from flights import checks, handover, raw, registry, rules
 from flights.prepare import broken_months
 
-# A part that takes longer than these seconds is given up, so that the next run on schedule has its turn.
+# Time limit for a part, so that the next scheduled run can start.
 PATIENCE = 3600
 
 
 @flow(log_prints=True)
 def retrain() -> State[Any]:
-    """Look for months that no registered version has learnt from; if they are whole, prepare and train.
+    """Look for months that no registered version was trained with; if they are complete, prepare and train.
 
-    However it ends, the champion stays unless a better one is there.
+    In any case, the champion stays unless there is a better one.
     """
     arrived = raw.arrived_months()
     new = rules.new_months(arrived, registry.learnt())
@@ -30,7 +30,7 @@ def retrain() -> State[Any]:
     broken = {month: ["nothing has arrived"] for month in checks.gaps([*learnt[-1:], *new], raw.left_out())}
     broken |= broken_months(new, learnt or new)
     if broken:
-        return Failed(name="Broken month", message=f"Nothing was learnt. {checks.report(broken, new)}")
+        return Failed(name="Broken month", message=f"Nothing was trained. {checks.report(broken, new)}")
     prepared = handover.get(_run("prepare/prepare", months=arrived))
     version = handover.get(_run("train/train", commit=prepared["commit"], prepared_on=prepared["host"]))
     return Completed(
@@ -41,7 +41,7 @@ def retrain() -> State[Any]:
 
 
 def _run(deployment: str, **parameters: Any) -> str:
-    """Run a deployment to its end; the id of its flow run."""
+    """Run a deployment to its end; return the id of its flow run."""
     flow_run = run_deployment(deployment, parameters=parameters, poll_interval=2, timeout=PATIENCE)
     if flow_run.state is None or not flow_run.state.is_completed():
         raise RuntimeError(f"{deployment} ({flow_run.name}) ended as {flow_run.state}")

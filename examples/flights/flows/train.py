@@ -1,4 +1,4 @@
-"""Models of exactly the code and data of one commit; on the pool `gpu`."""
+"""Train models with exactly the code and data of one commit; runs on the pool `gpu`."""
 
 from __future__ import annotations
 

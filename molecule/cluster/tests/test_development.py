@@ -55,7 +55,7 @@ BROKEN = {
     "no flights": (FLIGHTS, "no flights"),
     "wrong types": (
         FLIGHTS.replace("*", f"{', '.join(COLUMNS)}, arr_delay::text").replace("<=", "<= 1 +"),
-        "arr_delay is no number",
+        "arr_delay is not a number",
     ),
 }
 """What the customer's view of flights may look like, while the weather of one month more is there."""
