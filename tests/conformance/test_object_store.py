@@ -81,7 +81,7 @@ def test_empty_object_and_unusual_names(s3: Any, prefix: str) -> None:
         assert s3.head_object(Bucket=BUCKET, Key=prefix + name)["ContentLength"] == 0
 
 
-def test_absent_objects_say_so(s3: Any, prefix: str) -> None:
+def test_missing_objects_give_not_found(s3: Any, prefix: str) -> None:
     with pytest.raises(ClientError) as error:
         s3.get_object(Bucket=BUCKET, Key=prefix + "absent")
     assert code(error) == "NoSuchKey"
@@ -143,7 +143,7 @@ def test_multipart_of_more_than_16_mib(s3: Any, prefix: str, tmp_path: Any) -> N
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
 
 
-def test_multipart_that_is_given_up(s3: Any, prefix: str) -> None:
+def test_an_aborted_multipart_upload_leaves_nothing(s3: Any, prefix: str) -> None:
     upload = s3.create_multipart_upload(Bucket=BUCKET, Key=prefix + "given-up")["UploadId"]
     where = {"Bucket": BUCKET, "Key": prefix + "given-up", "UploadId": upload}
     s3.upload_part(**where, PartNumber=1, Body=b"x" * 5 * MIB)
@@ -233,7 +233,7 @@ def test_conditional_write(s3: Any, prefix: str) -> None:
     assert code(error) == "PreconditionFailed"
 
 
-def test_key_reaches_no_foreign_bucket(s3: Any) -> None:
+def test_a_key_cannot_reach_other_buckets(s3: Any) -> None:
     for ask in (
         lambda: s3.list_objects_v2(Bucket=FOREIGN_BUCKET),
         lambda: s3.put_object(Bucket=FOREIGN_BUCKET, Key="intruder", Body=b"x"),

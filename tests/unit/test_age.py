@@ -19,7 +19,7 @@ def rounds(number: int = 9, **grown: float) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_site_that_stays_as_it_is_passes() -> None:
+def test_an_unchanged_site_passes() -> None:
     found = age.judge(rounds(), [])
     assert found["ok"]
     assert found["figures"]["rounds"] == 9
@@ -38,13 +38,13 @@ def test_a_site_that_stays_as_it_is_passes() -> None:
         ("database prefect", 1.5, True),  # it keeps its events for some days
     ],
 )
-def test_what_grows_fails(what: str, by: float, ok: bool) -> None:
+def test_growth_fails(what: str, by: float, ok: bool) -> None:
     found = age.judge(rounds(**{what: by}), [])
     assert found["ok"] == ok
     assert found["grown"] == ([] if ok else [what])
 
 
-def test_what_is_left_behind_or_changed_fails() -> None:
+def test_leftovers_and_changes_fail() -> None:
     assert not age.judge(rounds(), ["new: object: training-data metalworks-smoke/objects/1 v1 Versions"])["ok"]
     changing = rounds()
     changing[3]["changes"] = 1
@@ -56,7 +56,7 @@ def test_changes_of_all_hosts_are_counted() -> None:
     assert age.CHANGES.findall(recap) == ["0", "2"]
 
 
-def test_differences_are_told_by_what_went_and_came() -> None:
+def test_differences_list_gone_and_new_things() -> None:
     assert site.differences({"a", "b"}, {"b", "c"}) == ["gone: a", "new: c"]
 
 
@@ -74,5 +74,5 @@ def test_differences_are_told_by_what_went_and_came() -> None:
         ("/etc/apt/sources.list.1~", False),
     ],
 )
-def test_files_that_we_make_are_looked_at(path: str, passing: bool) -> None:
+def test_platform_files_are_compared(path: str, passing: bool) -> None:
     assert bool(site.PASSING_FILES.search(path)) == passing

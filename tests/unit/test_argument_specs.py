@@ -19,7 +19,7 @@ def test_every_role_has_a_spec() -> None:
 
 
 @each_role
-def test_spec_and_defaults_name_the_same(role: Path) -> None:
+def test_spec_and_defaults_have_the_same_names(role: Path) -> None:
     defaults = read_yaml(role / "defaults/main.yml")
     required = {name for options in entry_points(role) for name in options if options[name].get("required")}
     named = {name for options in entry_points(role) for name in options}
@@ -68,7 +68,7 @@ def test_secrets_are_never_printed(role: Path) -> None:
 
 
 @each_role
-def test_role_says_what_it_is_for(role: Path) -> None:
+def test_every_role_has_a_description(role: Path) -> None:
     galaxy = read_yaml(role / "meta/main.yml")["galaxy_info"]
     assert galaxy["license"] == "Apache-2.0"
     assert galaxy["description"]

@@ -40,7 +40,7 @@ def test_unreadable_file_is_named(text: str, pems: list[str]) -> None:
         certificates.wanted({"good.pem": pems[0], "bad.pem": text})
 
 
-def test_every_host_gets_in_one_go_what_its_roles_would_install() -> None:
+def test_packages_of_all_of_a_hosts_roles_are_installed_at_once() -> None:
     """One installation of many packages is much quicker than many of one; the wiring names them, too, for that."""
     everywhere = read_yaml(ROOT / "group_vars/all/wiring.yml")["base_packages"]
     for role, part in {
@@ -66,7 +66,7 @@ class Module:
         self.check_mode = check_mode
 
 
-def test_parameters_of_the_kernel_that_differ_are_set(tmp_path: Path) -> None:
+def test_differing_kernel_parameters_are_set(tmp_path: Path) -> None:
     for name, value in (("kernel/kptr_restrict", "0"), ("net/ipv4/conf/all/rp_filter", "2")):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(f"{value}\n")

@@ -56,7 +56,7 @@ def test_time_belongs_to_the_role_whose_task_began_last() -> None:
     assert times.hosts == {"cpu-1": Spent(0.75, 1), "cpu-2": Spent(0.25, 1)}
 
 
-def test_ansible_itself_tells_what_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_of_a_real_run_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = tmp_path / "roles" / "waits" / "tasks" / "main.yml"
     tasks.parent.mkdir(parents=True)
     tasks.write_text("- name: Wait\n  ansible.builtin.command: sleep 0.5\n  changed_when: false\n")
@@ -92,7 +92,7 @@ def good() -> Seen:
     return Seen([size(5, 33.0, 31.0), size(10, 41.0, 44.0), size(25, 71.0, 72.0)], {5: 80.0, 8: 99.0, 7: 90.0})
 
 
-def test_the_fastest_run_counts_and_is_the_one_that_is_shown() -> None:
+def test_the_fastest_run_counts() -> None:
     made = Size(5)
     for seconds, name in ((33.0, "first"), (31.0, "fastest"), (32.0, "last")):
         times = Times()
@@ -113,7 +113,7 @@ def test_figures_are_flat_and_the_line_goes_through_the_sizes() -> None:
     assert all(isinstance(value, int | float) for value in figures.values())
 
 
-def test_good_numbers_are_good() -> None:
+def test_good_figures_pass() -> None:
     assert converge_report.verdict(good(), {})["ok"]
 
 
@@ -128,7 +128,7 @@ def test_good_numbers_are_good() -> None:
     ],
     ids=["slow", "slow with more hosts", "slow to join", "joining not measured", "one size alone"],
 )
-def test_what_is_too_slow_or_was_not_measured_is_missed(change: Callable[[Seen], object], missed: str) -> None:
+def test_slow_or_missing_figures_fail(change: Callable[[Seen], object], missed: str) -> None:
     seen = good()
     change(seen)
     found = converge_report.verdict(seen, {})
@@ -136,7 +136,7 @@ def test_what_is_too_slow_or_was_not_measured_is_missed(change: Callable[[Seen],
     assert [target["figure"] for target in found["targets"] if not target["ok"]] == [missed]
 
 
-def test_people_see_roles_hosts_and_joins_beside_each_other() -> None:
+def test_tables_show_roles_hosts_and_joins() -> None:
     sink = io.StringIO()
     for table in converge_report.tables(good()):
         Console(file=sink, width=120).print(table)
@@ -147,7 +147,7 @@ def test_people_see_roles_hosts_and_joins_beside_each_other() -> None:
     assert ["8", "99.0"] in rows
 
 
-def test_the_picture_shows_the_numbers_and_what_was_wanted(tmp_path: Path) -> None:
+def test_the_picture_shows_figures_and_targets(tmp_path: Path) -> None:
     converge_report.plot(good(), tmp_path / "picture.svg")
     drawn = (tmp_path / "picture.svg").read_text()
     for text in (
@@ -167,7 +167,7 @@ def test_at_most_eight_join_at_once() -> None:
     assert [list(bench.batches(count)) for count in (0, 1, 5, 8, 15, 16)] == [[], [1], [5], [8], [8, 7], [8, 8]]
 
 
-def test_new_hosts_take_no_other_s_name_or_address() -> None:
+def test_new_hosts_get_unused_names_and_addresses() -> None:
     taken = [*lab_hosts.declared(), Host("cpu-3", "198.51.100.33")]
     new = bench.spare(taken, 20)
     assert new[:2] == [Host("cpu-2", "198.51.100.32"), Host("cpu-4", "198.51.100.34")]
@@ -233,7 +233,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
 END = ["discard 5", "site.yml 5", "forget 5"]
 
 
-def test_each_size_is_settled_then_measured_and_the_hosts_go_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_size_converges_is_measured_and_its_hosts_are_removed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "--sizes", "10", "5", "--runs", "1") == bench.MISSED  # no eight hosts joined
     assert lab.done == [
         *["site.yml 5"] * 2,
@@ -260,7 +260,7 @@ def test_the_verdict_is_good_when_all_is_fast(
     assert bench.DOCS_PICTURE.exists()
 
 
-def test_a_site_that_does_not_settle_is_not_measured(
+def test_a_site_that_keeps_changing_is_not_measured(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab.changes = {1, 2}
@@ -270,7 +270,7 @@ def test_a_site_that_does_not_settle_is_not_measured(
 
 
 @pytest.mark.parametrize(("code", "ends"), [(2, bench.UNKNOWN), (run_playbook.INTERRUPTED, run_playbook.INTERRUPTED)])
-def test_after_a_failure_or_ctrl_c_the_hosts_go_as_well(
+def test_hosts_are_removed_after_a_failure_or_ctrl_c(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, code: int, ends: int
 ) -> None:
     bench.VERDICT.write_text("of yesterday")
@@ -281,7 +281,7 @@ def test_after_a_failure_or_ctrl_c_the_hosts_go_as_well(
     assert not bench.VERDICT.exists()
 
 
-def test_hosts_go_when_only_some_of_them_could_be_made(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_are_removed_if_only_some_could_be_created(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(first: Host, *_: Host) -> None:
         lab.add(first)
         raise ProblemError("no space left on device")
@@ -292,7 +292,7 @@ def test_hosts_go_when_only_some_of_them_could_be_made(lab: Lab, monkeypatch: py
     assert "cpu-2" not in lab.hosts
 
 
-def test_what_a_run_could_not_clear_away_the_next_one_does(
+def test_hosts_that_a_run_could_not_remove_are_removed_by_the_next(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab.codes = {3: 2, 4: 2}  # joining, and the run that should forget the hosts
@@ -305,7 +305,7 @@ def test_what_a_run_could_not_clear_away_the_next_one_does(
     assert not bench.ADDED.exists()
 
 
-def test_kept_hosts_stay_for_the_next_run_to_remove(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_hosts_are_removed_by_the_next_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "--sizes", "6", "--runs", "1", "--keep")
     assert "cpu-2" in lab.hosts
     assert bench.noted() == [Host("cpu-2", "198.51.100.32")]
@@ -323,7 +323,7 @@ def test_fewer_hosts_than_the_lab_has_cannot_be_measured(
     assert lab.done == []
 
 
-def test_without_a_lab_that_runs_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_running_lab_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def container(running: bool) -> dict[str, Any]:
         return {"State": {"Running": running}, "HostConfig": {"Binds": []}}
 
@@ -352,7 +352,7 @@ def prefect(monkeypatch: pytest.MonkeyPatch, *statuses: int) -> list[httpx.Reque
 GONE = [Host("cpu-2", "198.51.100.32"), Host("cpu-3", "198.51.100.33")]
 
 
-def test_prefect_forgets_exactly_the_workers_of_the_hosts_that_went(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_removed_hosts_are_deleted_in_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prefect(monkeypatch, 204, 404)
     bench.forget_workers(GONE)
     assert [(request.method, request.url.path) for request in asked] == [
@@ -361,7 +361,7 @@ def test_prefect_forgets_exactly_the_workers_of_the_hosts_that_went(monkeypatch:
     ]
 
 
-def test_a_worker_that_prefect_keeps_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_prefect_does_not_delete_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     prefect(monkeypatch, 403)
     with pytest.raises(ProblemError, match="the worker of cpu-2: 403"):
         bench.forget_workers(GONE)

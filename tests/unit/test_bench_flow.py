@@ -38,7 +38,7 @@ def seen(begin: float = 1.0) -> bench_flow.Seen:
     }
 
 
-def test_the_ratio_leaves_out_when_the_worker_happened_to_look() -> None:
+def test_the_ratio_excludes_the_workers_polling_delay() -> None:
     assert bench_flow.figures(seen())["start_vs_bare_prefect"] == round(3.0 / 3.1, 3)
 
 
@@ -59,7 +59,7 @@ def verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return bench_flow.VERDICT
 
 
-def test_the_verdict_is_for_people_and_programs(
+def test_the_verdict_is_printed_and_written(
     verdict: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(inventory: str, times: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_the_verdict_is_for_people_and_programs(
     assert "due to first line" in capsys.readouterr().out
 
 
-def test_what_could_not_be_measured_leaves_no_verdict(
+def test_a_failed_measurement_leaves_no_verdict(
     verdict: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdict.parent.mkdir()
@@ -97,7 +97,7 @@ class Answers:
         return [{"name": name, "timestamp": f"1970-01-01T00:00:{second}+00:00"} for name, second in times.items()]
 
 
-def test_a_start_is_taken_apart() -> None:
+def test_a_start_is_split_into_parts() -> None:
     message = json.dumps({"process": 2.5, "python": 3.0, "first_line": 5.5})
     ended = {"id": "1", "state": {"type": "COMPLETED", "message": message}, "expected_start_time": "1970-01-01T00:00Z"}
     found = bench_flow_host.phases(Answers(), ended)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def test_a_start_is_taken_apart() -> None:
     assert sum(found[part] for part in bench_flow.ROWS if part != "start") == found["start"]
 
 
-def test_a_run_that_failed_is_no_measurement() -> None:
+def test_a_failed_run_does_not_count() -> None:
     with pytest.raises(RuntimeError, match="ended as Crashed: no environment"):
         bench_flow_host.phases(
             Answers(),  # type: ignore[arg-type]

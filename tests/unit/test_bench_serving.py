@@ -46,36 +46,36 @@ def everything() -> list[measure.Cell]:
     return [*cells, cell("ours_native", 4_000, "forest", memory_mib=200.0)]
 
 
-def test_what_wrk_says_is_read() -> None:
+def test_output_of_wrk_is_parsed() -> None:
     seen = load.parse(WRK)
     assert (seen.per_second, seen.p50_ms, seen.p99_ms, seen.not_2xx, seen.broken) == (50.0, 1.5, 3.25, 2, 5)
 
 
 @pytest.mark.parametrize("said", ["", "unable to connect to 127.0.0.1", '{"requests": 0, "p50_ms": -nan}'])
-def test_wrk_that_measured_nothing_is_a_problem(said: str) -> None:
+def test_no_measurement_by_wrk_is_an_error(said: str) -> None:
     with pytest.raises(ProblemError, match="measured nothing"):
         load.parse(said)
 
 
 @pytest.mark.parametrize("said", [b'{"predictions": [2.5]}', b'{"predictions": [[2.5]]}', b"[2.5]"])
-def test_every_peer_s_answer_is_read(said: bytes) -> None:
+def test_every_peers_response_is_parsed(said: bytes) -> None:
     assert load.prediction(said) == 2.5
 
 
 @pytest.mark.parametrize("said", [b"", b"{}", b"[]", b"[1, 2]", b'{"predictions": "no"}', b"null"])
-def test_what_is_no_prediction_is_a_problem(said: bytes) -> None:
+def test_a_response_without_a_prediction_is_an_error(said: bytes) -> None:
     with pytest.raises(ProblemError, match="answered"):
         load.prediction(said)
 
 
-def test_all_are_asked_for_the_same_row() -> None:
+def test_all_systems_get_the_same_row() -> None:
     for system in SYSTEMS.values():
         text = json.dumps(system.body(MODEL))
         assert "1.0" in text
         assert "2.0" in text
 
 
-def test_a_drained_server_answers_as_when_idle() -> None:
+def test_draining_ends_when_latency_is_as_when_idle() -> None:
     slow = iter([0.05, 0.05])
     asked: list[float] = []
 
@@ -89,7 +89,7 @@ def test_a_drained_server_answers_as_when_idle() -> None:
         load.drain(lambda: threading.Event().wait(0.02), idle=0.001, limit=0.05)
 
 
-def test_medians_leave_out_what_does_not_count() -> None:
+def test_medians_exclude_invalid_cells() -> None:
     bad = dataclasses.replace(cell("ours", 1.0), problem="3 answers were not 2xx")
     found = report.medians([cell("ours", 10.0), cell("ours", 30.0), cell("ours", 20.0), bad])
     assert found["ridge", "ours", 16].per_second == 20.0
@@ -152,12 +152,12 @@ def half() -> Iterator[int]:
     server.server_close()
 
 
-def test_a_wrong_answer_is_a_problem(half: int) -> None:
+def test_a_wrong_prediction_is_an_error(half: int) -> None:
     with pytest.raises(ProblemError, match=r"responded with 1.75, but the model predicts 3.5"):
         measure.right(SYSTEMS["ours"], MODEL, half, b"{}")
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words(
+def test_a_server_that_does_not_start_is_reported_with_its_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(measure, "BUILD", tmp_path)
@@ -193,7 +193,7 @@ def verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return bench.VERDICT
 
 
-def test_the_verdict_is_for_people_and_programs(
+def test_the_verdict_is_printed_and_written(
     verdict: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_serving", "--docs"])
@@ -209,7 +209,7 @@ def test_the_verdict_is_for_people_and_programs(
     assert "</svg>" in (verdict.parent.parent / "picture.svg").read_text()
 
 
-def test_without_numbers_it_could_not_measure(verdict: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_figures_it_exits_with_2(verdict: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_serving"])
     monkeypatch.setattr(bench, "measure", lambda *_: [measure.Cell("ridge", "ours", 16, "did not start")])
     assert bench.main() == bench.UNKNOWN
@@ -235,7 +235,7 @@ class Every2nd(Half):
             self.end_headers()
 
 
-def test_constant_load_knows_what_failed_and_what_took_how_long() -> None:
+def test_constant_load_records_failures_and_latencies() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Every2nd) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         request = constant_load.Request(constant_load.JSON, b"{}")

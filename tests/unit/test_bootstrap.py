@@ -43,7 +43,7 @@ def bootstrap(folder: Path, home: str | None = None) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize("name", ["a:b", "100%", 'a"b', "a$b", "a\\b"])
-def test_a_folder_that_not_every_program_takes_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_with_unsupported_characters_is_refused(tmp_path: Path, name: str) -> None:
     done = bootstrap(clone(tmp_path / name))
     assert done.returncode == 1
     assert "in its path" in done.stderr
@@ -51,20 +51,20 @@ def test_a_folder_that_not_every_program_takes_is_refused(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["metalworks", "My Projects", "it's", "測試", "x" * 150])
-def test_other_folders_are_fine(tmp_path: Path, name: str) -> None:
+def test_other_folders_are_accepted(tmp_path: Path, name: str) -> None:
     done = bootstrap(clone(tmp_path / name))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("home", ["", "/nonexistent", "/proc/version"])
-def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path, home: str) -> None:
+def test_an_unwritable_home_is_refused(tmp_path: Path, home: str) -> None:
     done = bootstrap(clone(tmp_path / "metalworks"), home)
     assert done.returncode == 1
     assert done.stderr.startswith("FAILED: HOME, ")
     assert done.stderr.rstrip().endswith("set it to one")
 
 
-def test_the_environment_is_made_once_and_again_when_the_folder_moves(tmp_path: Path) -> None:
+def test_the_environment_is_built_once_and_rebuilt_in_a_moved_folder(tmp_path: Path) -> None:
     first, second = clone(tmp_path / "first"), tmp_path / "second"
     for _ in range(2):
         bootstrap(first)

@@ -63,7 +63,7 @@ def test_a_wrong_module_is_not_compiled(
     assert not module.binary.exists()
 
 
-def test_a_binary_of_something_else_is_not_kept(
+def test_a_binary_with_another_checksum_is_not_cached(
     module: build_minio.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pretend(monkeypatch, tmp_path, "h1:right=", RECORD.replace("h1:right=", "h1:wrong="))
@@ -88,7 +88,7 @@ def test_a_binary_without_its_stamp_or_of_another_pin_is_not_trusted(
     ("said", "version"),
     [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.9 linux/arm64", (1, 9)), ("no", (0,))],
 )
-def test_versions_of_go(said: str, version: tuple[int, ...]) -> None:
+def test_a_recent_enough_go_is_chosen(said: str, version: tuple[int, ...]) -> None:
     assert build_minio.go_version(said) == version
 
 

@@ -11,7 +11,7 @@ import pytest
 from scripts.site import build_once, build_wheel
 
 
-def test_old_wheels_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_wheels_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_wheel, "CACHE", tmp_path)
     for age in range(8):
         (folder := tmp_path / f"{age:016x}").mkdir()

@@ -45,7 +45,7 @@ def why(present: str, **changed: Any) -> str:
     return str(plugin.why_new(present, **asked))
 
 
-def test_a_certificate_is_for_what_we_say_and_not_for_what_was_asked() -> None:
+def test_a_certificate_has_the_given_names_and_not_those_of_the_request() -> None:
     made = plugin.certificate(issued(), "")
     made.verify_directly_issued_by(CA)
     extensions = {extension.oid: extension.value for extension in made.extensions}
@@ -59,7 +59,7 @@ def test_a_certificate_lasts_no_longer_than_its_ca() -> None:
     assert plugin.certificate(issued(days=100_000), "").not_valid_after_utc == CA.not_valid_after_utc
 
 
-def test_a_request_that_somebody_else_signed_is_refused() -> None:
+def test_a_request_with_a_wrong_signature_is_refused() -> None:
     content = bytearray(x509.load_pem_x509_csr(REQUEST.encode()).public_bytes(Encoding.DER))
     content[-1] ^= 1  # a bit of the signature
     forged = x509.load_der_x509_csr(bytes(content)).public_bytes(Encoding.PEM).decode()
@@ -67,7 +67,7 @@ def test_a_request_that_somebody_else_signed_is_refused() -> None:
         plugin.issue(forged, CA, CA_KEY, NAMES, 397)
 
 
-def test_a_certificate_that_fits_stays() -> None:
+def test_a_valid_certificate_is_kept() -> None:
     assert why(issued()) == ""
     assert why(issued(), names=[NAMES[0], *reversed(NAMES[1:])]) == ""
 
@@ -87,7 +87,7 @@ def test_a_certificate_that_fits_stays() -> None:
         (issued(), {"valid_days": 90}, "it is valid for more than 90 days"),
     ],
 )
-def test_a_certificate_that_does_not_is_replaced(present: str, changed: dict[str, Any], reason: str) -> None:
+def test_an_unsuitable_certificate_is_replaced(present: str, changed: dict[str, Any], reason: str) -> None:
     assert why(present, **changed) == reason
 
 
@@ -108,7 +108,9 @@ def test_a_long_host_name_is_in_the_names_whole() -> None:
         ("vault_ca_certificate", SECRETS["vault_ca_private_key"], 4000, "run `make secrets`"),
     ],
 )
-def test_a_ca_that_cannot_issue_is_told_without_its_key(certificate: str, key: str, renew: int, message: str) -> None:
+def test_the_error_about_an_unusable_ca_does_not_show_its_key(
+    certificate: str, key: str, renew: int, message: str
+) -> None:
     with pytest.raises(plugin.UnfitError) as told:
         plugin.internal_ca(SECRETS[certificate], key, renew)
     assert message in str(told.value)
@@ -158,13 +160,13 @@ class Action(plugin.ActionModule):  # type: ignore[misc,name-defined]
         return dict(self._converge(given | dict.fromkeys(("check", "service", "timer"), "x") | changed, {}))
 
 
-def test_one_call_where_nothing_is_to_be_done() -> None:
+def test_one_call_suffices_if_nothing_is_to_be_done() -> None:
     action = Action({"certificate": issued(), "request": REQUEST})
     assert action.converge() == {"changed": False, "actions": []}
     assert len(action.sent) == 1
 
 
-def test_a_new_certificate_takes_a_second_call_and_the_cas_key_goes_nowhere() -> None:
+def test_a_new_certificate_takes_two_calls_and_the_cas_key_stays_on_the_controller() -> None:
     action = Action({"certificate": "", "request": REQUEST})
     done = action.converge()
     assert done["changed"]
@@ -173,20 +175,20 @@ def test_a_new_certificate_takes_a_second_call_and_the_cas_key_goes_nowhere() ->
     assert SECRETS["vault_ca_private_key"].splitlines()[1] not in str([action.sent, done])
 
 
-def test_what_differs_besides_the_certificate_is_mended_with_the_one_that_stands() -> None:
+def test_other_differences_are_repaired_without_a_new_certificate() -> None:
     standing = issued()
     action = Action({"certificate": standing, "request": REQUEST, "changed": True, "actions": ["start x.timer"]})
     assert action.converge()["actions"] == ["start x.timer"]
     assert action.sent[1]["certificate"] == standing
 
 
-def test_check_mode_only_looks() -> None:
+def test_check_mode_changes_nothing() -> None:
     action = Action({"certificate": "", "request": ""}, check=True)
     assert action.converge()["changed"]
     assert [args.get("look") for args in action.sent] == [True]
 
 
-def test_an_own_certificate_is_handed_over_and_never_shown() -> None:
+def test_an_own_certificate_is_installed_and_never_shown() -> None:
     action = Action({})
     assert "invocation" not in action.converge(own=OWN)
     assert action.sent[0]["key"] == KEY

@@ -106,7 +106,7 @@ def goals(job: Job) -> list[str]:
     return words[1:]
 
 
-def test_jobs_only_make_targets_that_exist(jobs: list[Job]) -> None:
+def test_jobs_call_only_existing_targets(jobs: list[Job]) -> None:
     assert {goal for job in jobs for goal in goals(job)} <= TARGETS
 
 
@@ -138,30 +138,30 @@ def test_a_change_is_tested_with_every_version_of_ansible(jobs: list[Job]) -> No
     assert all(covered(marker, fast) for marker in markers)
 
 
-def test_no_job_is_stopped_before_it_can_be_done(jobs: list[Job]) -> None:
+def test_timeouts_are_long_enough(jobs: list[Job]) -> None:
     for job in jobs:
         whole = minutes("test-fast") * 2 if goals(job) == ["test-fast"] else minutes("test")
         assert whole <= job.minutes < LONGEST, job
 
 
-def test_every_job_keeps_what_it_found_out(jobs: list[Job]) -> None:
+def test_every_job_uploads_its_results(jobs: list[Job]) -> None:
     assert {job.keeps for job in jobs} == {"build"}
 
 
-def test_unit_tests_run_where_people_have_their_clones() -> None:
+def test_unit_tests_run_in_a_path_with_a_blank() -> None:
     """In a path with a blank, in a folder that is called like the package."""
     folder = read_yaml(GITHUB / "test.yml")["jobs"]["fast"]["defaults"]["run"]["working-directory"]
     cloned = read_yaml(ROOT / ".gitlab-ci.yml")["fast"]["variables"]["GIT_CLONE_PATH"]
     assert folder == cloned.removeprefix("$CI_BUILDS_DIR/") == "My Projects/metalworks"
 
 
-def test_actions_are_pinned_by_what_cannot_be_moved() -> None:
+def test_actions_are_pinned_by_commit() -> None:
     for path in GITHUB.glob("*.yml"):
         used = re.findall(r"uses: (\S+)( # v\d+\.\d+\.\d+)?$", path.read_text(), re.M)
         assert used
         assert [action for action, version in used if not (PINNED.match(action) and version)] == [], path.name
 
 
-def test_nothing_runs_on_what_is_latest() -> None:
+def test_no_job_uses_a_latest_image() -> None:
     texts = [path.read_text() for path in (*GITHUB.glob("*.yml"), ROOT / ".gitlab-ci.yml")]
     assert not [text for text in texts if "latest" in text]

@@ -100,7 +100,7 @@ def test_a_role_can_build_the_docs_site_from_it(installed: Path, tmp_path: Path)
     assert (tmp_path / "site/examples/flights/index.html").is_file()
 
 
-def test_no_secret_of_a_team_gets_into_it() -> None:
+def test_the_collection_contains_no_secret() -> None:
     assert "inventory" in read_yaml(ROOT / "galaxy.yml")["build_ignore"]
 
 

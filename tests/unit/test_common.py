@@ -10,7 +10,7 @@ import pytest
 from scripts import common
 
 
-def test_a_failing_command_becomes_a_problem_with_its_last_words() -> None:
+def test_a_failing_command_is_an_error_with_its_last_output() -> None:
     with pytest.raises(common.ProblemError) as caught:
         common.capture([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
     assert "exit code 1" in str(caught.value)

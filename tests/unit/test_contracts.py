@@ -29,7 +29,7 @@ def documents(text: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
-def test_examples_of_the_page_are_of_their_types(name: str, text: str) -> None:
+def test_examples_on_the_page_match_the_types(name: str, text: str) -> None:
     kind = getattr(contracts, name)
     if kind is contracts.DesiredVersion:
         kind = dict[str, kind | None]

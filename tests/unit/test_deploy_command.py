@@ -147,7 +147,7 @@ def test_a_project_is_deployed_once(site: Site, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.count("unchanged") == 2
 
 
-def test_what_a_template_says_belongs_to_the_deployment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_template_value_updates_the_deployment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert deploy() == 0
     site.given.unlink()
     monkeypatch.setenv("MARK", "other")
@@ -162,7 +162,7 @@ def test_a_dry_run_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.count("would be created") == 2
 
 
-def test_what_the_file_no_longer_names_is_deleted_on_request(site: Site) -> None:
+def test_prune_deletes_deployments_missing_in_the_file(site: Site) -> None:
     assert deploy() == 0
     site.write(prefect_yaml=FILE.rpartition("  - ")[0])
     assert deploy() == 0
@@ -208,7 +208,7 @@ def of_the_file(old: str, new: str) -> Spoil:
         (another_projects, "learn/nightly belongs to the project demo"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_is_changed(
+def test_a_problem_is_named_and_nothing_is_changed(
     spoil: Spoil, words: str, site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(site)
@@ -218,20 +218,20 @@ def test_what_is_wrong_is_said_and_nothing_is_changed(
     assert not site.given.exists()
 
 
-def test_all_that_is_wrong_is_said_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_problems_are_named_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.write(prefect_yaml=FILE.replace("name: cpu", "name: nowhere"), flows_py=FLOW.replace("json", "sklear"))
     (site.project / "new").touch()
     assert deploy() == 1
     assert capsys.readouterr().err.count("\n  - ") == 3
 
 
-def test_a_deployment_that_was_not_asked_for_does_not_exist(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_deployment_name_is_refused(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert deploy("nigthly") == 1
     assert "has no deployment nigthly, only nightly, by-hand" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["deployments: [", "name: x", "[]", "deployments: []"])
-def test_a_file_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").write_text(text)
     with pytest.raises(CommandError, match=r"prefect\.yaml"):
         definition.read(tmp_path, tmp_path)

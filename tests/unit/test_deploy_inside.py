@@ -73,19 +73,19 @@ def test_imports_are_found_wherever_they_are(code: Path) -> None:
     assert (found["lazy_missing"]["file"], found["lazy_missing"]["line"]) == ("flows/main.py", 14)
 
 
-def test_what_may_be_missing_is_told_apart(code: Path) -> None:
+def test_guarded_imports_are_optional(code: Path) -> None:
     found = imports(code, ["flows/main.py"])
     optional = {name for name, row in found.items() if row["kind"] == "optional"}
     assert optional == {"fast_json", "slow_json", "suppressed", "tomli"}
     assert found["only_types"]["kind"] == "typing"
 
 
-def test_the_projects_own_modules_must_be_there(code: Path) -> None:
+def test_missing_modules_of_the_project_are_found(code: Path) -> None:
     found = imports(code, ["flows/main.py"])
     assert {name for name, row in found.items() if row["own"]} == {".gone", "pkg.vanished"}
 
 
-def test_what_no_flow_reaches_is_told_apart(code: Path) -> None:
+def test_imports_that_no_flow_reaches_are_marked(code: Path) -> None:
     found = imports(code, ["flows/main.py"])
     assert not found["for_nobody"]["reached"]
     assert not found["of_the_stage"]["reached"]
@@ -96,7 +96,7 @@ def test_a_module_of_a_package_reaches_the_whole_package(code: Path) -> None:
     assert imports(code, [], ["pkg/beside.py"])["in_the_package"]["reached"]
 
 
-def test_a_folder_of_many_packages_does_not_hide_what_is_missing(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_modules_of_namespace_packages_are_found(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = code / "site"
     (place / "google/cloud").mkdir(parents=True)
     (place / "google/cloud/there.py").write_text("")
@@ -106,12 +106,12 @@ def test_a_folder_of_many_packages_does_not_hide_what_is_missing(code: Path, mon
     assert "google.cloud.there" not in imports(code, ["script.py"])
 
 
-def test_of_what_is_installed_the_distribution_is_known(code: Path) -> None:
+def test_installed_imports_are_listed(code: Path) -> None:
     rows = environment_probe.imports(environment_probe.Project(code, [str(code)], ["flows/main.py"], []))
     assert {row["module"] for row in rows if row["missing"] is None} == {"prefect", "yaml"}
 
 
-def test_a_file_that_is_no_python_is_named(code: Path) -> None:
+def test_a_file_with_a_syntax_error_is_named(code: Path) -> None:
     (code / "pkg/unused.py").write_text("def (\n")
     rows = environment_probe.imports(environment_probe.Project(code, [str(code)], ["flows/main.py"], []))
     assert [(row["file"], row["line"], row["reached"]) for row in rows if "syntax" in row] == [
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_python_is_named(code: Path) -> None:
     ]
 
 
-def test_dvcs_stages_are_beginnings_too(tmp_path: Path) -> None:
+def test_dvc_stages_count_as_entry_points(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text(
         "stages:\n"
         "  a: {cmd: python -m pkg.step --month 3}\n"
@@ -142,7 +142,7 @@ FLOWS = {
 }
 
 
-def test_flows_are_loaded_apart_from_everything_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flows_are_loaded_isolated_from_the_users_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one go, as the start of Python and Prefect takes its time."""
     code, shell = tmp_path / "code", tmp_path / "shell"
     code.mkdir()

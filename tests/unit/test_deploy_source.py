@@ -67,25 +67,25 @@ def test_changes_beside_the_project_do_not_matter(project: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["flow.py", "new.py"])
-def test_what_is_not_committed_is_refused(project: Path, name: str) -> None:
+def test_uncommitted_changes_are_refused(project: Path, name: str) -> None:
     (project / name).write_text("WHAT = 2\n")
     found = source.read(project, as_it_is=False)
     assert len(found.problems) == 1
     assert found.problems[0].startswith(f"not committed: project/{name}")
 
 
-def test_what_git_ignores_does_not_matter(project: Path) -> None:
+def test_ignored_files_do_not_matter(project: Path) -> None:
     (project / "secret").write_text("password")
     assert source.read(project, as_it_is=False).problems == ()
 
 
-def test_what_is_not_pushed_is_refused(project: Path) -> None:
+def test_an_unpushed_commit_is_refused(project: Path) -> None:
     git(project, "commit", "-q", "--allow-empty", "-m", "second")
     (problem,) = source.read(project, as_it_is=False).problems
     assert "is in no branch of origin: `git push origin main`" in problem
 
 
-def test_a_branch_that_is_gone_at_the_remote_is_no_push(project: Path, tmp_path: Path) -> None:
+def test_a_commit_only_on_a_deleted_remote_branch_is_refused(project: Path, tmp_path: Path) -> None:
     git(project, "checkout", "-q", "-b", "topic")
     git(project, "commit", "-q", "--allow-empty", "-m", "second")
     git(project, "push", "-q", "origin", "topic")
@@ -94,17 +94,17 @@ def test_a_branch_that_is_gone_at_the_remote_is_no_push(project: Path, tmp_path:
     assert "is in no branch" in source.read(project, as_it_is=False).problems[0]
 
 
-def test_without_an_answer_of_the_remote_nothing_is_known(project: Path) -> None:
+def test_an_unreachable_remote_is_reported(project: Path) -> None:
     git(project, "remote", "set-url", "origin", "/nowhere.git")
     assert "`git fetch origin` fails" in source.read(project, as_it_is=False).problems[0]
 
 
-def test_without_a_remote_nobody_gets_the_code(project: Path) -> None:
+def test_a_repository_without_a_remote_is_refused(project: Path) -> None:
     git(project, "remote", "remove", "origin")
     assert "git remote add" in source.read(project, as_it_is=False).problems[0]
 
 
-def test_the_working_tree_on_request(project: Path) -> None:
+def test_the_working_tree_is_packed_on_request(project: Path) -> None:
     (project / "flow.py").write_text("WHAT = 2\n")
     (project / "new.py").write_text("")
     (project / "secret").write_text("password")
@@ -117,7 +117,7 @@ def test_the_working_tree_on_request(project: Path) -> None:
     assert source.read(project, as_it_is=True).digest == found.digest
 
 
-def test_a_clean_pushed_tree_is_no_other_on_request(project: Path) -> None:
+def test_a_clean_pushed_tree_is_not_dirty_on_request(project: Path) -> None:
     assert source.read(project, as_it_is=True).version == git(project, "rev-parse", "HEAD")
 
 
@@ -146,5 +146,5 @@ def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
         ("git@git.example.org:a.git", "git@git.example.org:a.git"),
     ],
 )
-def test_no_credentials_in_addresses(url: str, shown: str) -> None:
+def test_urls_have_no_credentials(url: str, shown: str) -> None:
     assert source.address(url) == shown

@@ -27,7 +27,7 @@ def test_a_running_engine_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> Non
     assert docker_engine.ensure() == "runs already"
 
 
-def test_a_remote_engine_that_is_down_is_the_users_business(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_engine_that_is_down_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_engine, "answers", lambda: False)
     monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
     with pytest.raises(ProblemError, match="tcp://elsewhere:2375"):

@@ -75,12 +75,12 @@ def test_a_dead_link_fails(repository: Path, link: str, said: str) -> None:
     assert said in complaints(repository)
 
 
-def test_a_page_in_no_menu_fails(repository: Path) -> None:
+def test_a_page_missing_in_the_menu_fails(repository: Path) -> None:
     (repository / "docs/unlisted.md").write_text("# Unlisted\n")
     assert "docs/unlisted.md" in complaints(repository)
 
 
-def test_a_page_that_is_gone_fails(repository: Path) -> None:
+def test_a_missing_page_fails(repository: Path) -> None:
     (repository / "docs/glossary.md").unlink()
     assert "docs/glossary.md" in complaints(repository)
 

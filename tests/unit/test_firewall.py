@@ -27,7 +27,7 @@ def test_addresses_networks_and_names_fill_the_sets() -> None:
     )
 
 
-def test_nobody_fills_nothing() -> None:
+def test_no_addresses_give_empty_sets() -> None:
     assert firewall.members("platform", firewall.networks([], look_up)) == ""
 
 
@@ -55,14 +55,14 @@ def altered(*changes: tuple[str, str]) -> Any:
     return json.loads(text)
 
 
-def test_numbers_and_order_of_a_listing_do_not_matter() -> None:
+def test_counters_and_order_of_a_listing_do_not_matter() -> None:
     chance = ('"handle": 9', '"handle": 12'), ('"packets": 4', '"packets": 5'), ('["a", "b"]', '["b", "a"]')
     other = altered(("1.0.6", "1.1.0"), *chance)
     assert firewall.normal(other) == firewall.normal(listing())
 
 
 @pytest.mark.parametrize("change", [('"drop"', '"accept"'), ("10.0.0.1", "10.0.0.2"), ('"icmp"', '"icmpv6"')])
-def test_everything_else_of_a_listing_does(change: tuple[str, str]) -> None:
+def test_other_differences_in_a_listing_matter(change: tuple[str, str]) -> None:
     assert firewall.normal(altered(change)) != firewall.normal(listing())
 
 
@@ -80,11 +80,11 @@ def test_only_sets_are_compared_for_a_new_host() -> None:
         ('include "/etc/nftables.d/*.nft"', True),
     ],
 )
-def test_rules_of_somebody_else_are_noticed(text: str, expected: bool) -> None:
+def test_foreign_rules_are_detected(text: str, expected: bool) -> None:
     assert firewall.has_rules(text) is expected
 
 
-def test_users_of_the_rules_become_numbers() -> None:
+def test_user_names_become_uids() -> None:
     text = "meta skuid vmap { @uid:mlflow@ : jump out_1, @uid:www-data@ : jump out_2 }"
     numbers = {"mlflow": 997, "www-data": 33}
     assert firewall.numbered(text, numbers.__getitem__) == "meta skuid vmap { 997 : jump out_1, 33 : jump out_2 }"
@@ -95,13 +95,13 @@ def rules(**variables: Any) -> str:
     return rendered(role_templar(role, **variables), role / "templates/nftables.conf.j2")
 
 
-def test_without_limits_of_users_everything_goes_out() -> None:
+def test_without_user_limits_outbound_traffic_is_allowed() -> None:
     text = rules()
     assert "skuid" not in text
     assert "chain out_" not in text
 
 
-def test_a_user_connects_where_it_is_listed_and_nowhere_else() -> None:
+def test_a_user_can_connect_only_where_listed() -> None:
     reach = [
         {"port": 5432, "to": ["10.1.2.11", "db-1"], "why": "its database"},
         {"port": 443, "to": "internet", "why": "hooks"},
@@ -119,7 +119,7 @@ def test_a_user_connects_where_it_is_listed_and_nowhere_else() -> None:
     assert "set out_1_2_4 {" not in text
 
 
-def test_anyone_is_everything_but_where_clouds_hand_out_keys() -> None:
+def test_anyone_excludes_link_local_addresses() -> None:
     reach = [{"port": "any", "protocol": "any", "to": "anyone", "why": "flows"}]
     text = rules(firewall_outbound=[{"user": "worker", "reach": reach}])
     assert "\n        ip daddr != @link4 accept\n        ip6 daddr != @link6 accept\n" in text

@@ -72,7 +72,7 @@ def test_days_beside_a_holiday_count(day: str, near: int) -> None:
     assert table["holiday"].tolist() == [near]
 
 
-def test_flights_that_never_arrived_are_left_out_and_gaps_stay() -> None:
+def test_flights_that_never_arrived_are_dropped_and_gaps_kept() -> None:
     rows = [flight(arr_delay=None), flight(dep_delay=None), flight(temp=None, seats=None), flight()]
     table = features.build(pd.DataFrame(rows))
     assert len(table) == 2
@@ -99,13 +99,13 @@ def contender(month: str, rmse: float) -> object:
         (contender("2013-03", float("inf")), True, "columns"),
     ],
 )
-def test_only_what_is_better_takes_over(champion: object, takes_over: bool, why: str) -> None:
+def test_only_a_better_model_becomes_champion(champion: object, takes_over: bool, why: str) -> None:
     verdict, reason = rules.verdict(contender("2013-04", 18.0), champion)
     assert verdict is takes_over
     assert why in reason
 
 
-def test_a_month_is_new_until_a_version_has_learnt_from_it() -> None:
+def test_a_month_is_new_until_a_version_is_trained_with_it() -> None:
     months = ["2013-01", "2013-02", "2013-03"]
     assert rules.new_months(months, None) == months
     assert rules.new_months(months, "2013-02") == ["2013-03"]
@@ -131,7 +131,7 @@ def test_the_version_of_the_data_comes_from_dvc_lock(tmp_path: Path, monkeypatch
         ({}, False),
     ],
 )
-def test_only_runs_of_exactly_this_code_and_data_count(tags: dict[str, str], counts: bool) -> None:
+def test_only_runs_with_this_code_and_data_count(tags: dict[str, str], counts: bool) -> None:
     assert registry.of_this_state(tags, "6e46") is counts
 
 
@@ -155,7 +155,7 @@ def whole(month: str = "2013-04", a_day: int = 4) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"scheduled_hour": "datetime64[us]"})
 
 
-def test_a_whole_month_has_no_problems() -> None:
+def test_a_complete_month_has_no_problems() -> None:
     assert checks.problems("2013-04", whole(), [124, 112, 124]) == []
     assert checks.problems("2013-02", whole("2013-02"), []) == []
 
@@ -177,11 +177,11 @@ def test_a_whole_month_has_no_problems() -> None:
         (lambda rows: rows.assign(scheduled_hour=pd.Timestamp("2012-04-01")), "120 flights of another month"),
     ],
 )
-def test_a_broken_month_says_what_is_wrong(broken: Callable[[pd.DataFrame], pd.DataFrame], problem: str) -> None:
+def test_problems_of_a_broken_month_are_named(broken: Callable[[pd.DataFrame], pd.DataFrame], problem: str) -> None:
     assert problem in ", ".join(checks.problems("2013-04", broken(whole()), [124, 112, 124]))
 
 
-def test_months_between_others_are_missed() -> None:
+def test_missing_months_between_others_are_found() -> None:
     assert checks.gaps(["2012-11", "2013-02"]) == ["2012-12", "2013-01"]
     assert checks.gaps(["2012-11", "2013-02"], ["2012-12"]) == ["2013-01"]
     assert checks.gaps(["2013-03", "2013-04"]) == checks.gaps([]) == []
@@ -207,7 +207,7 @@ def test_the_picture_of_the_months_is_the_same_each_time() -> None:
     assert all(text in picture for text in (">2013-03<", ">2013-04<", ">v1<", ">v2<", ">becomes champion<"))
 
 
-def test_the_card_holds_all_by_itself() -> None:
+def test_the_card_loads_nothing_else() -> None:
     from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
 
     tags = {"mlflow.source.git.commit": "4d9f0c1", "mlflow.source.git.repoURL": "git@git:flights.git",
@@ -285,7 +285,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     return make
 
 
-def test_data_goes_by_a_commit_from_one_worker_to_another(remote: Path, run_folder: Callable[[], Path]) -> None:
+def test_data_is_handed_over_by_a_commit(remote: Path, run_folder: Callable[[], Path]) -> None:
     run_folder()
     commit = repository.prepare(["2013-01", "2013-02"], "Data until 2013-02")
     assert git(remote, "rev-parse", "retrain") == commit
@@ -301,7 +301,7 @@ def test_data_goes_by_a_commit_from_one_worker_to_another(remote: Path, run_fold
     assert git(other, "status", "--porcelain") == ""
 
 
-def test_retraining_goes_on_with_the_code_that_is_deployed(
+def test_retraining_uses_the_deployed_code(
     remote: Path, run_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(repository, "_dvc", lambda *arguments: None)
@@ -341,12 +341,12 @@ def test_retraining_goes_on_with_the_code_that_is_deployed(
     ]
 
 
-def test_months_are_changed_where_they_stand_or_not_at_all() -> None:
+def test_months_are_changed_in_place_or_refused() -> None:
     with pytest.raises(errors.FlightsError, match="on one line"):
         repository._with_months("months:\n- 2013-01\n", ["2013-02"])
 
 
-def test_what_cannot_be_continued_is_refused_before_anything_is_pushed(
+def test_unusable_code_is_refused_before_anything_is_pushed(
     remote: Path, run_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_folder()
@@ -409,7 +409,7 @@ def test_the_client_asks_the_service(url: str) -> None:
     assert service.served(url) == 7
 
 
-def test_nothing_is_served_where_nothing_answers(url: str) -> None:
+def test_no_version_is_served_if_nothing_responds(url: str) -> None:
     assert service.served("http://127.0.0.1:9") is None
 
 
@@ -432,7 +432,7 @@ def test_the_stage_depends_on_all_the_code_it_runs() -> None:
     assert stage["outs"] == [str(versions.DATA)]
 
 
-def test_the_lab_takes_the_whole_project_along() -> None:
+def test_the_lab_copies_the_whole_project() -> None:
     plays = yaml.safe_load((PROJECT / "lab.yml").read_text())
     packer = next(play["vars"]["flights_pack"] for play in plays if "flights_pack" in play.get("vars", {}))
     packed = packer.split("--exclude=__pycache__")[1].split("|")[0].split()
@@ -443,7 +443,7 @@ def test_the_lab_takes_the_whole_project_along() -> None:
     assert there == {path.split("/")[0] for path in packed}
 
 
-def test_same_platform_same_versions() -> None:
+def test_versions_are_those_of_the_platform() -> None:
     """What talks to MLflow, Prefect and the store speaks the platform's version."""
     platform = (ROOT / "pyproject.toml").read_text()
     for pin in ("mlflow==", "prefect==", "dvc[s3]=="):
@@ -479,7 +479,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     return log
 
 
-def test_flights_as_ever_are_alike(logged: Callable[..., None]) -> None:
+def test_unchanged_flights_are_alike(logged: Callable[..., None]) -> None:
     logged(flights_of(1))
     logged(flights_of(1, delay=500.0), role="shadow")
     logged(flights_of(1, delay=500.0), status=400)
@@ -487,7 +487,7 @@ def test_flights_as_ever_are_alike(logged: Callable[..., None]) -> None:
     assert {(row["psi"], row["verdict"]) for row in drift.report(days=7)} == {(0.0, "alike")}
 
 
-def test_other_flights_are_named(logged: Callable[..., None]) -> None:
+def test_drifted_features_are_named(logged: Callable[..., None]) -> None:
     logged(flights_of(0, delay=30.0, carrier="XX"))
     found = {row["feature"]: row["verdict"] for row in drift.report(days=7)}
     assert [name for name, verdict in found.items() if verdict != "alike"] == list(found)[:4]
@@ -495,12 +495,12 @@ def test_other_flights_are_named(logged: Callable[..., None]) -> None:
     assert found["dep_delay"] == "something else"
 
 
-def test_a_value_that_is_missing_more_often_counts(logged: Callable[..., None]) -> None:
+def test_more_missing_values_count_as_drift(logged: Callable[..., None]) -> None:
     learnt, seen = flights_of(0)["seats"], flights_of(0)["seats"].where(lambda seats: seats > 40)
     assert drift.psi(learnt, seen) > drift.OTHER
 
 
-def test_few_flights_tell_nothing(logged: Callable[..., None]) -> None:
+def test_too_few_flights_are_an_error(logged: Callable[..., None]) -> None:
     with pytest.raises(errors.FlightsError, match="0 flights were logged in 7 days"):
         drift.report(days=7)
     logged(flights_of(1).head(100))

@@ -159,7 +159,7 @@ def test_commits_with_one_lock_share_an_environment(start: Start, project: Path,
     assert len(environments(tmp_path)) == 1
 
 
-def test_another_lock_is_another_environment(start: Start, project: Path, tmp_path: Path) -> None:
+def test_another_lock_gives_another_environment(start: Start, project: Path, tmp_path: Path) -> None:
     start(pack(project))
     text = (project / "pyproject.toml").read_text()
     (project / "pyproject.toml").write_text(text.replace(">=3.11", ">=3.11,<4"))
@@ -168,7 +168,7 @@ def test_another_lock_is_another_environment(start: Start, project: Path, tmp_pa
     assert len(environments(tmp_path)) == 2
 
 
-def test_a_half_built_environment_is_built_anew(start: Start, project: Path, tmp_path: Path) -> None:
+def test_an_incomplete_environment_is_rebuilt(start: Start, project: Path, tmp_path: Path) -> None:
     start(pack(project))
     (environment,) = environments(tmp_path)
     (environment / flow_run.environment.MARKER).unlink()
@@ -207,7 +207,7 @@ def test_a_digest_saves_the_download(start: Start, store: Store, project: Path) 
     assert store.asked == [URL, URL]
 
 
-def test_other_code_than_was_deployed_is_refused(start: Start, project: Path) -> None:
+def test_code_with_another_digest_is_refused(start: Start, project: Path) -> None:
     with pytest.raises(FlowRunError, match="Deploy again"):
         start(pack(project), METALWORKS_FLOW_CODE_SHA256="0" * 64)
 
@@ -243,23 +243,23 @@ def test_a_project_that_cannot_run_is_refused(
     assert not list(tmp_path.glob("cache/environments/*/*"))
 
 
-def test_what_is_no_archive_is_refused(start: Start) -> None:
+def test_an_invalid_archive_is_refused(start: Start) -> None:
     with pytest.raises(FlowRunError, match="Cannot unpack the flow's code"):
         start(b"<html>gone</html>")
 
 
 @pytest.mark.parametrize("url", ["/srv/flows", "https://store/flows.tar.gz", "s3://flow-code", "s3:///key"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(FlowRunError, match="must look like s3://"):
         flow_run.code.bucket_and_key(url)
 
 
-def test_another_prefect_is_pointed_out(start: Start, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_prefect_version_gives_a_warning(start: Start, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", {"prefect": "3.9.9"}.__getitem__)
     assert "has prefect 3.0.0, but this platform runs 3.9.9" in start(pack(project))[1][0]
 
 
-def test_what_is_not_used_for_long_is_removed(start: Start, project: Path, tmp_path: Path) -> None:
+def test_unused_archives_and_environments_are_removed(start: Start, project: Path, tmp_path: Path) -> None:
     start(pack(project))
     (environment,) = environments(tmp_path)
     (archive,) = (tmp_path / "cache/code").iterdir()
@@ -279,7 +279,7 @@ def test_what_is_not_used_for_long_is_removed(start: Start, project: Path, tmp_p
     assert not archive.exists()
 
 
-def test_what_uv_keeps_goes_with_the_last_environment_that_had_it(
+def test_packages_leave_uvs_cache_with_their_last_environment(
     start: Start, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def installed(environment: Path, *packages: str) -> None:
@@ -310,7 +310,7 @@ def test_what_uv_keeps_goes_with_the_last_environment_that_had_it(
     assert str(tmp_path / "cache" / "uv") in cleaned[0]
 
 
-def test_a_run_makes_its_environment_used(start: Start, project: Path, tmp_path: Path) -> None:
+def test_a_run_marks_its_environment_as_used(start: Start, project: Path, tmp_path: Path) -> None:
     start(pack(project))
     marker = environments(tmp_path)[0] / flow_run.environment.MARKER
     os.utime(marker, (0, 0))
@@ -318,7 +318,7 @@ def test_a_run_makes_its_environment_used(start: Start, project: Path, tmp_path:
     assert time.time() - marker.stat().st_mtime < 60
 
 
-def test_main_says_why_and_fails(
+def test_main_prints_the_reason_and_fails(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("METALWORKS_FLOW_CODE", "nowhere")
@@ -345,7 +345,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("worker_lives", [False, True])
-def test_a_run_whose_worker_is_gone_is_ended(worker_lives: bool, tmp_path: Path) -> None:
+def test_a_run_is_ended_only_if_its_worker_is_gone(worker_lives: bool, tmp_path: Path) -> None:
     said = tmp_path / "said"
     worker = subprocess.Popen([sys.executable, "-c", WORKER, said], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None

@@ -100,7 +100,7 @@ def free_slots(api: Api, run: str) -> bool:
     return bool(deployment["global_concurrency_limit"]["active_slots"] == 0)
 
 
-def test_a_run_with_retries_goes_back_on_schedule_until_they_are_used_up(api: Api, make: Make) -> None:
+def test_a_crashed_run_is_rescheduled_while_it_has_retries(api: Api, make: Make) -> None:
     run = make("PENDING", "RUNNING", retries=1)
     assert not free_slots(api, run)
     assert end(api, run, WORDS) == "AwaitingRetry"
@@ -117,7 +117,7 @@ def test_a_run_with_retries_goes_back_on_schedule_until_they_are_used_up(api: Ap
     assert free_slots(api, run)
 
 
-def test_what_the_flow_said_itself_when_it_was_stopped_is_no_obstacle(api: Api, make: Make) -> None:
+def test_a_run_that_reported_its_crash_itself_is_rescheduled(api: Api, make: Make) -> None:
     run = make("PENDING", "RUNNING", "CRASHED", retries=1)
     assert end(api, run, WORDS) == "AwaitingRetry"
 
@@ -129,15 +129,15 @@ def test_a_run_without_retries_stays_crashed(retries: int | None, api: Api, make
     assert api.ask("GET", f"/flow_runs/{run}")["state"]["message"] == WORDS
 
 
-def test_a_run_that_cannot_start_is_not_tried_again(api: Api, make: Make) -> None:
+def test_a_run_that_cannot_start_is_not_retried(api: Api, make: Make) -> None:
     assert end(api, make("PENDING", retries=5), WORDS, again=False) == "Crashed"
 
 
-def test_a_run_that_nobody_deployed_stays_crashed(api: Api, make: Make) -> None:
+def test_a_run_without_a_deployment_stays_crashed(api: Api, make: Make) -> None:
     assert end(api, make("RUNNING", retries=5, deployed=False), WORDS) == "Crashed"
 
 
-def test_a_run_that_had_not_begun_goes_back_a_few_times(api: Api, make: Make) -> None:
+def test_a_run_that_crashes_before_its_start_is_rescheduled_a_few_times(api: Api, make: Make) -> None:
     run = make()
     ends = []
     for _ in range(UNBEGUN_CRASHES + 1):
@@ -147,14 +147,14 @@ def test_a_run_that_had_not_begun_goes_back_a_few_times(api: Api, make: Make) ->
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED"])
-def test_a_run_that_has_an_end_keeps_it(state: str, api: Api, make: Make) -> None:
+def test_a_finished_run_keeps_its_state(state: str, api: Api, make: Make) -> None:
     run = make("PENDING", "RUNNING", state)
     before = history(api, run)
     end(api, run, WORDS)
     assert history(api, run) == before
 
 
-def test_a_run_that_was_being_cancelled_is(api: Api, make: Make) -> None:
+def test_a_cancelling_run_becomes_cancelled(api: Api, make: Make) -> None:
     assert end(api, make("PENDING", "RUNNING", "CANCELLING", retries=5), WORDS) == "Cancelled"
 
 
@@ -167,7 +167,7 @@ def state_of(api: Api, run: str) -> Any:
     return api.ask("GET", f"/flow_runs/{run}")["state"]["name"]
 
 
-def test_only_a_run_that_fell_silent_is_lost(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_run_without_heartbeats_is_lost(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     heard, unheard, over = make("PENDING", "RUNNING", retries=1), make("PENDING", "RUNNING"), make("PENDING", "RUNNING")
     beat(api, heard)
     beat(api, over)
@@ -180,7 +180,7 @@ def test_only_a_run_that_fell_silent_is_lost(api: Api, make: Make, monkeypatch: 
     assert [state_of(api, run) for run in (heard, unheard, over)] == ["AwaitingRetry", "Running", "Completed"]
 
 
-def test_a_retry_does_not_inherit_the_silence(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_starts_with_a_new_heartbeat_deadline(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("PENDING")
     beat(api, run)
     wait_for(lambda: beats(api, run) == 1, "the sign of life does not arrive")
@@ -195,7 +195,7 @@ class Away(Exception):
 
 
 @pytest.mark.parametrize(("looks", "closed"), [(20, False), (20, True)])
-def test_while_workers_cannot_be_heard_none_is_lost(
+def test_no_run_is_lost_while_the_gateway_is_down(
     looks: int, closed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of twenty looks, the tenth meets a closed gateway; whoever is to be judged gets his time again."""
@@ -224,7 +224,7 @@ def test_while_workers_cannot_be_heard_none_is_lost(
     assert capsys.readouterr().out.count("closed") == closed
 
 
-def test_an_api_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+def test_an_unreachable_api_is_an_error(tmp_path: Path) -> None:
     nowhere = Api({"PREFECT_API_URL": "http://localhost/api", "METALWORKS_PREFECT_SOCKET": str(tmp_path / "none")})
     with pytest.raises(ApiError, match="does not respond to GET /health"):
         nowhere.ask("GET", "/health")
@@ -233,7 +233,7 @@ def test_an_api_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("busy", "said"), [(1, "asked"), (99, "503")])
-def test_a_busy_database_is_asked_again(busy: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_database_is_retried(busy: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Prefect answers while somebody else writes; not for ever."""
     answers = iter([(503, b"{}")] * busy + [(200, b'"asked"')])
     monkeypatch.setattr(Api, "_answer", lambda *_: next(answers))

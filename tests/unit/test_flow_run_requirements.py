@@ -25,14 +25,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return code
 
 
-def test_its_environment_is_what_the_file_names(project: Path, tmp_path: Path) -> None:
+def test_the_environment_contains_the_files_packages(project: Path, tmp_path: Path) -> None:
     built = environment.environment_of(project, tmp_path / "cache", print)
     assert [path.name for path in built.glob("lib/python*/site-packages/*.dist-info")] == ["prefect-3.0.0.dist-info"]
     assert environment.import_path(project) == [str(project)]
     environment.require_prefect(project, print)
 
 
-def test_another_file_or_python_is_another_environment(project: Path) -> None:
+def test_another_file_or_python_gives_another_environment(project: Path) -> None:
     first = environment.identity(project)
     (project / ".python-version").write_text("3.12\n")
     second = environment.identity(project)
@@ -41,7 +41,7 @@ def test_another_file_or_python_is_another_environment(project: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["other", "other>=1", "other==1.*", "-r more.txt", "-e .", ".", "other==1,<2"])
-def test_what_leaves_a_choice_is_refused_with_its_line(line: str, project: Path, tmp_path: Path) -> None:
+def test_unpinned_lines_are_refused_and_named(line: str, project: Path, tmp_path: Path) -> None:
     with (project / "requirements.txt").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(FlowRunError, match="line 4: "):
@@ -55,6 +55,6 @@ def test_hashes_and_markers_are_pins() -> None:
     assert not lock.has_hashes("a==1")
 
 
-def test_without_either_file_it_is_refused(tmp_path: Path) -> None:
+def test_a_project_without_either_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FlowRunError, match=r"has neither uv\.lock nor requirements\.txt at its root"):
         lock.lock_of(tmp_path)

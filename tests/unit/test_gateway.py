@@ -104,7 +104,7 @@ def problems(**variables: Any) -> list[str]:
     return found
 
 
-def test_no_password_stands_in_configuration_page_or_unit() -> None:
+def test_no_password_is_in_configuration_page_or_unit() -> None:
     for name in ("nginx.conf.j2", "index.html", "unit.conf.j2"):
         text = render(name)
         assert "secret-" not in text
@@ -132,7 +132,7 @@ def test_every_passed_on_request_has_its_origin_replaced() -> None:
         assert ("proxy_request_buffering off;" in body) == ("stream" in name)
 
 
-def test_login_stands_before_all_but_open_paths() -> None:
+def test_all_but_open_paths_require_a_login() -> None:
     server = block(render("nginx.conf.j2", gateway_sites=[PREFECT]), "location /api/ready".replace("/api", "= /api"))
     assert "auth_basic" not in server
     text = render("nginx.conf.j2", gateway_sites=[PREFECT | {"stream_paths": ["/up/"]}])
@@ -140,7 +140,7 @@ def test_login_stands_before_all_but_open_paths() -> None:
     assert "auth_basic_user_file" in block(text, "location ^~ /up/")
 
 
-def test_a_route_that_is_not_listed_is_nobodys() -> None:
+def test_unlisted_routes_are_refused() -> None:
     text = render("nginx.conf.j2")
     whose = block(text, 'map "$gateway_verb $uri" $gateway_whose_mlflow')
     assert "default nobody;" in whose
@@ -159,7 +159,7 @@ def test_a_route_that_is_not_listed_is_nobodys() -> None:
     assert "default viewer;" in block(render("nginx.conf.j2", gateway_users=[]), "map $remote_user $gateway_role")
 
 
-def test_each_host_of_a_site_proves_its_own_name() -> None:
+def test_each_host_of_a_site_is_verified_by_its_own_name() -> None:
     names = block(render("nginx.conf.j2"), "map $upstream_addr $gateway_peer_arrival_delay")
     assert "default nobody.invalid;" in names
     assert r'"~(?:^|[ ,])\Q@address:gpu-2@:8001\E$" gpu-2;' in names
@@ -181,7 +181,7 @@ def test_page_has_sections_in_the_order_of_their_first_part() -> None:
     assert page.count('<p class="says">') == 2
 
 
-def test_what_is_not_served_here_is_only_told_of() -> None:
+def test_sites_served_elsewhere_are_only_listed() -> None:
     text = render("nginx.conf.j2", gateway_sites=[ELSEWHERE, DATABASE, MLFLOW])
     assert re.findall(r"^ +server_name (.*);", text, re.MULTILINE) == ["ml.example", "mlflow.ml.example"]
     assert "$gateway_next_prefect" not in text
@@ -221,7 +221,7 @@ def test_files_that_another_gateway_serves_are_not_looked_for_here() -> None:
     assert "server @address:docs.ml.example@:443;" in block(text, "upstream docs")
 
 
-def test_sound_wishes_have_no_problems() -> None:
+def test_valid_variables_have_no_problems() -> None:
     assert problems() == []
     assert problems(gateway_sites=[ELSEWHERE, DATABASE, DOCS]) == []
     assert problems(gateway_sites=[], gateway_users=[]) == []
@@ -246,7 +246,7 @@ def test_sound_wishes_have_no_problems() -> None:
         ({"routes": ""}, "with login basic, routes must say who may call what"),
     ],
 )
-def test_what_would_become_wrong_configuration_is_refused(site: dict[str, Any], message: str) -> None:
+def test_variables_that_would_break_the_configuration_are_refused(site: dict[str, Any], message: str) -> None:
     (problem,) = problems(gateway_sites=[MLFLOW | site])
     assert message in problem
 
@@ -266,7 +266,7 @@ def test_users_are_hashed_once() -> None:
 @pytest.mark.parametrize(
     "damaged", ["ada:", "ada:$5$rounds=1000$", "ada:plain", "ada:{PLAIN}one", "ada:$1$x$y", "junk"]
 )
-def test_a_damaged_hash_is_made_anew(damaged: str) -> None:
+def test_a_damaged_hash_is_replaced(damaged: str) -> None:
     line = state.users_file({"ada": "one"}, damaged).splitlines()[1]
     assert re.fullmatch(r"ada:\$5\$rounds=1000\$[0-9a-f]{16}\$[./0-9A-Za-z]{43}", line)
 
@@ -303,13 +303,13 @@ def test_site_defaults_are_the_specs() -> None:
     assert read_yaml(ROLE / "vars/main.yml")["__gateway_site_defaults"] == told
 
 
-def test_a_gateway_that_another_host_tells_is_set_up_with_all_of_its_own_variables() -> None:
+def test_a_gateway_updated_by_another_host_gets_all_its_own_variables() -> None:
     tasks = read_yaml(ROLE / "tasks/register_host.yml")
     told = next(task["vars"]["__gateway_theirs"] for task in tasks if "metalworks.platform.nginx_gateway" in task)
     assert set(told) == set(read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"])
 
 
-def test_of_s3_only_what_destroys_nothing_is_passed_on() -> None:
+def test_destructive_s3_requests_are_not_passed_on() -> None:
     text = render("nginx.conf.j2", gateway_sites=[STORE | {"snippets": "object_store/files/nginx"}])
     server = text[text.index("server_name s3.ml.example;") :]
     assert "if ($s3_refused) {" in server
@@ -324,6 +324,6 @@ def test_of_s3_only_what_destroys_nothing_is_passed_on() -> None:
     assert "s3_refused" not in render("nginx.conf.j2")
 
 
-def test_a_site_that_another_gateway_serves_brings_no_rules() -> None:
+def test_a_site_of_another_gateway_adds_no_rules() -> None:
     site = STORE | {"snippets": "object_store/files/nginx", "served": False}
     assert "s3_" not in render("nginx.conf.j2", gateway_sites=[site])

@@ -12,16 +12,16 @@ INCLUDE = "Include /etc/ssh/sshd_config.d/*.conf\n"
 
 
 @pytest.mark.parametrize("text", [f"# a comment\n\n{INCLUDE}Port 22\n", f'include "{INCLUDE.split()[1]}"\n'])
-def test_a_main_file_that_reads_the_folder_first_stays(text: str) -> None:
+def test_a_main_file_that_includes_the_folder_first_is_kept(text: str) -> None:
     assert sshd.including(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "Port 22\n", f"PasswordAuthentication yes\n{INCLUDE}", f"#{INCLUDE}"])
-def test_any_other_is_made_to(text: str) -> None:
+def test_any_other_main_file_is_changed_to_include_it(text: str) -> None:
     assert sshd.including(text) == INCLUDE + text
 
 
-def test_what_is_not_in_force_is_told() -> None:
+def test_settings_that_are_not_in_force_are_named() -> None:
     wanted = "# managed\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxAuthTries 4\n"
     shown = "passwordauthentication yes\npermitrootlogin without-password\nmaxauthtries 4\n"
     assert sshd.not_in_force(wanted, shown) == ["passwordauthentication is yes instead of no"]
@@ -43,16 +43,16 @@ def test_time_of_the_last_change_is_read() -> None:
         ({}, False),
     ],
 )
-def test_who_came_as_root(environment: dict[str, str], expected: bool) -> None:
+def test_root_logins_are_recognised(environment: dict[str, str], expected: bool) -> None:
     assert sshd.came_as_root(environment) is expected
 
 
-def test_algorithms_are_todays() -> None:
+def test_only_current_algorithms_are_offered() -> None:
     defaults = read_yaml(ROOT / "roles/sshd/defaults/main.yml")
     named = [name for kind in ("kex_algorithms", "ciphers", "macs") for name in defaults[f"sshd_{kind}"]]
     assert [name for name in named if any(old in name for old in ("sha1", "cbc", "md5", "nist", "group14"))] == []
 
 
-def test_patterns_that_cannot_be_read_are_told() -> None:
+def test_invalid_patterns_are_named() -> None:
     assert updates.unreadable(["nvidia-", r"libstdc\+\+6$", "postgresql-[0-9]+$"]) == []
     assert len(updates.unreadable(["nvidia-(", "", 'a"b'])) == 3

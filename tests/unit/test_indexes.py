@@ -100,18 +100,18 @@ def uv_takes(config: Path, requirements: str, folder: Path) -> str:
     return next(line.rpartition("==")[2] for line in done.stdout.splitlines() if "==" in line)
 
 
-def test_uv_asks_the_sites_index_alone(indexes: tuple[str, str], tmp_path: Path) -> None:
+def test_uv_uses_only_the_sites_index(indexes: tuple[str, str], tmp_path: Path) -> None:
     config = configured(indexes[0], "uv.toml.j2", tmp_path)
     assert uv_takes(config, NAME, tmp_path) == OURS
 
 
-def test_who_names_a_second_index_asks_that_one_first(indexes: tuple[str, str], tmp_path: Path) -> None:
+def test_a_second_index_has_priority(indexes: tuple[str, str], tmp_path: Path) -> None:
     """As docs/security.md says; a firewall keeps inference hosts from it."""
     config = configured(indexes[0], "uv.toml.j2", tmp_path)
     assert uv_takes(config, f"--extra-index-url {indexes[1]}\n{NAME}", tmp_path) == STRANGERS
 
 
-def test_pip_asks_the_sites_index_alone(indexes: tuple[str, str], tmp_path: Path) -> None:
+def test_pip_uses_only_the_sites_index(indexes: tuple[str, str], tmp_path: Path) -> None:
     config = configured(indexes[0], "pip.conf.j2", tmp_path)
     # The host's bundle of authorities is its own business.
     config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("cert")))

@@ -83,7 +83,7 @@ OTHERS = pytest.param("another's", marks=as_root)
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_what_is_no_plain_file_is_not_read(tmp_path: Path, secret: Path, what: str) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, secret: Path, what: str) -> None:
     planted(tmp_path / "said.json", secret, what)
     with pytest.raises(OSError):
         plain_files.read(tmp_path / "said.json", 100)
@@ -110,7 +110,7 @@ def evidence(root: Path, **facts: Any) -> Path:
     return folder
 
 
-def test_what_a_proof_left_is_copied_whole(tmp_path: Path) -> None:
+def test_files_of_an_equivalence_check_are_copied(tmp_path: Path) -> None:
     folder = evidence(tmp_path / "theirs")
     (folder / "more").write_text("nobody asked for")
     adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
@@ -120,7 +120,9 @@ def test_what_a_proof_left_is_copied_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", [*KINDS, OTHERS])
 @pytest.mark.parametrize("name", [FACTS, SAMPLES, "model.onnx"])
-def test_what_a_proof_left_is_plain_files_or_nothing(tmp_path: Path, secret: Path, name: str, what: str) -> None:
+def test_only_regular_files_of_an_equivalence_check_are_copied(
+    tmp_path: Path, secret: Path, name: str, what: str
+) -> None:
     planted(evidence(tmp_path / "theirs") / name, secret, what)
     with pytest.raises(OSError):
         adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
@@ -128,7 +130,7 @@ def test_what_a_proof_left_is_plain_files_or_nothing(tmp_path: Path, secret: Pat
 
 
 @pytest.mark.parametrize("step", ["1", EVIDENCE])
-def test_no_step_of_the_way_to_a_proof_is_a_link(tmp_path: Path, step: str) -> None:
+def test_links_in_the_path_of_an_equivalence_check_are_refused(tmp_path: Path, step: str) -> None:
     evidence(tmp_path / "elsewhere")
     theirs = tmp_path / "theirs"
     (theirs / EVIDENCE).mkdir(parents=True)
@@ -151,7 +153,7 @@ def test_no_step_of_the_way_to_a_proof_is_a_link(tmp_path: Path, step: str) -> N
         {"executors": {"native": {}}},
     ],
 )
-def test_facts_that_are_none_are_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
+def test_invalid_facts_are_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
     evidence(tmp_path / "theirs", **facts)
     with pytest.raises(ValueError, match=FACTS):
         adopt(tmp_path / "theirs", (EVIDENCE, "1"), tmp_path / "ours" / "1")
@@ -189,7 +191,7 @@ def test_a_file_of_a_proof_that_grows_ends_the_copy(tmp_path: Path, monkeypatch:
         {"form": None},
     ],
 )
-def test_facts_that_nobody_can_serve_by_are_refused_before_somebody_does(tmp_path: Path, facts: dict[str, Any]) -> None:
+def test_unusable_facts_are_refused_before_serving(tmp_path: Path, facts: dict[str, Any]) -> None:
     """Else every HTTP process would try to follow a route to them, and none to anything else."""
     whole = {"columns": [{"name": "a", "type": "double"}], "tensor": None, "form": {"kind": "list", "names": []}}
     whole |= {"executors": {"native": {"ok": True, "why": ""}}, "onnx": {"candidates": [], "why": ""}}
@@ -231,7 +233,7 @@ def sent(spool: Path) -> dict[str, bytes]:
     return objects
 
 
-def test_a_link_in_the_spool_makes_nobody_write_where_it_leads(tmp_path: Path, secret: Path) -> None:
+def test_links_in_the_spool_are_not_followed(tmp_path: Path, secret: Path) -> None:
     """As a model did, between what removed such files and what wrote one."""
     spool = tmp_path / "spool"
     spool.mkdir()
@@ -249,7 +251,7 @@ def test_a_link_in_the_spool_makes_nobody_write_where_it_leads(tmp_path: Path, s
 
 @pytest.mark.parametrize("what", KINDS)
 @pytest.mark.parametrize("name", ["1-1.jsonl", "1-1.batch", "1-1.sent"])
-def test_what_is_no_plain_file_in_the_spool_is_not_opened(tmp_path: Path, secret: Path, name: str, what: str) -> None:
+def test_only_regular_files_in_the_spool_are_opened(tmp_path: Path, secret: Path, name: str, what: str) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
     planted(spool / name, secret, what)
@@ -274,7 +276,7 @@ def test_a_list_of_segments_names_nothing_outside_the_spool(tmp_path: Path, secr
     assert [*spool.iterdir()] == []
 
 
-def test_a_spool_that_is_a_link_is_none(tmp_path: Path) -> None:
+def test_a_spool_that_is_a_link_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "1-1.jsonl").write_text("{}\n")
@@ -348,7 +350,7 @@ def asked(near: Path, answer: bytes, *, rows: bool) -> Any:
         None,
     ],
 )
-def test_an_answer_that_is_none_is_not_handed_on(near: Path, said: Any) -> None:
+def test_invalid_responses_are_not_passed_on(near: Path, said: Any) -> None:
     with pytest.raises(ModelFailedError):
         asked(near, frames.frame(1, frames.RAW, said, [b"x"]), rows=False)
 
@@ -357,13 +359,13 @@ def test_an_answer_that_is_none_is_not_handed_on(near: Path, said: Any) -> None:
     "about",
     [[["text", [10**12], 2]], [["<f8", [10**12], 8]], [["O", [1], 8]], [[]], 7, None],
 )
-def test_rows_that_are_none_are_not_handed_on(near: Path, about: Any) -> None:
+def test_invalid_rows_are_not_passed_on(near: Path, about: Any) -> None:
     """Nor is as much memory taken as is said that they need."""
     with pytest.raises(ModelFailedError):
         asked(near, frames.frame(1, frames.ARRAYS, about, [b"[1234 ]"]), rows=True)
 
 
-def test_an_answer_longer_than_any_ends_the_connection(near: Path) -> None:
+def test_an_oversized_response_ends_the_connection(near: Path) -> None:
     with pytest.raises(ModelLostError):
         asked(near, frames.PREFIX.pack(2**30, 1, frames.RAW), rows=False)
 
@@ -376,7 +378,7 @@ def test_what_was_packed_is_unpacked() -> None:
 
 
 @as_root
-def test_a_link_to_anothers_socket_is_not_talked_to(near: Path) -> None:
+def test_a_link_to_another_users_socket_is_refused(near: Path) -> None:
     """As to the socket of a service that takes the server's user for a friend."""
     theirs = near / "theirs"
     theirs.mkdir()
@@ -418,7 +420,7 @@ def program(folder: Path, text: str) -> dict[str, Any]:
     return {"do": "prove", "id": "1", "proof": "1-x", "python": str(file), "model": "/nowhere"}
 
 
-def test_the_launcher_tells_how_a_process_ended(near: Path, launcher: subprocess.Popen[bytes]) -> None:
+def test_the_launcher_reports_how_a_process_ended(near: Path, launcher: subprocess.Popen[bytes]) -> None:
     async def run(text: str) -> Any:
         process = await ModelProcess.start(near / "run" / SOCKET, program(near, text))
         process.tell("go on\n")
@@ -474,7 +476,7 @@ def test_a_process_ends_with_the_connection_and_with_all_that_it_started(
     wait_for(lambda: not any(map(alive, pids)), "they end", 30)
 
 
-def test_a_launcher_that_is_to_end_waits_for_the_service(near: Path, launcher: subprocess.Popen[bytes]) -> None:
+def test_a_stopping_launcher_waits_for_the_service(near: Path, launcher: subprocess.Popen[bytes]) -> None:
     async def run() -> None:
         process = await ModelProcess.start(near / "run" / SOCKET, program(near, "exec sleep 600"))
         launcher.terminate()
@@ -487,7 +489,7 @@ def test_a_launcher_that_is_to_end_waits_for_the_service(near: Path, launcher: s
     assert launcher.wait(30) == 0
 
 
-def test_who_asked_a_launcher_that_is_gone_is_told(near: Path, launcher: subprocess.Popen[bytes]) -> None:
+def test_waiting_for_a_dead_launcher_fails(near: Path, launcher: subprocess.Popen[bytes]) -> None:
     async def run() -> None:
         process = await ModelProcess.start(near / "run" / SOCKET, program(near, "exec cat"))
         launcher.kill()
@@ -498,7 +500,7 @@ def test_who_asked_a_launcher_that_is_gone_is_told(near: Path, launcher: subproc
 
 
 @as_root
-def test_the_launcher_answers_one_user_alone(near: Path) -> None:
+def test_the_launcher_answers_only_one_user(near: Path) -> None:
     process = _launcher(near, SERVER)
     try:
         with pytest.raises(LauncherLostError):  # not even root
@@ -522,7 +524,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BODY = json.dumps({"dataframe_split": FRAME[:1].to_dict("split")})
 
 
-def test_a_launcher_that_is_killed_costs_nobody_anything(models: Path, tmp_path: Path) -> None:
+def test_a_killed_launcher_costs_no_request(models: Path, tmp_path: Path) -> None:
     csv = FRAME[:1].to_csv(index=False)  # which the model's process answers
     with service(tmp_path, models / "constant", return_timeout=120) as running:
         running.serves("1")
@@ -554,7 +556,7 @@ def python() -> str:
     pytest.skip(why)
 
 
-def test_a_model_that_ends_what_started_it_is_refused(models: Path, tmp_path: Path) -> None:
+def test_a_model_that_kills_its_parent_is_refused(models: Path, tmp_path: Path) -> None:
     """One beside it may suffer from that, and is tried again."""
     with service(tmp_path, models / "constant", return_timeout=120) as running:
         running.serves("1")
@@ -599,7 +601,7 @@ class Apart(Service):
 
 
 @as_root
-def test_a_model_reaches_nothing_of_the_service_that_serves_it(models: Path) -> None:
+def test_a_model_cannot_reach_the_service_that_serves_it(models: Path) -> None:
     root = Path(tempfile.mkdtemp(prefix="apart-", dir="/tmp"))
     root.chmod(0o755)
     running: Apart | None = None

@@ -122,7 +122,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_what_it_would_cost_is_known_before_it_is_decoded(bomb: str) -> None:
+def test_the_cost_is_estimated_before_decoding(bomb: str) -> None:
     content_type, made, option = BOMBS[bomb]
     sent = made()
     with pytest.raises(TooMuchError, match=f"max_{option}"):
@@ -136,7 +136,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
-def test_what_has_just_as_much_as_it_may_is_taken(frame: pd.DataFrame) -> None:
+def test_requests_at_the_limit_are_accepted(frame: pd.DataFrame) -> None:
     """Marks in texts are none."""
     count, width = frame.shape
     limits = Limits(count, width, count * (width + 1) + width, 4)
@@ -158,7 +158,7 @@ def test_wide_tensors_have_no_columns() -> None:
     check_cost(body(inputs=[[[0.5] * 224] * 224] * 3), JSON, Limits())
 
 
-def test_junk_is_left_to_those_who_say_what_is_wrong() -> None:
+def test_invalid_bodies_are_left_to_the_decoder() -> None:
     for content_type, sent in [(CSV, b""), (CSV, b'"'), (PARQUET, b"junk"), (PARQUET, b""), ("text/plain", b"x")]:
         check_cost(sent, content_type, Limits())
         check_cost(sent, JSON, Limits())
@@ -168,7 +168,7 @@ def test_junk_is_left_to_those_who_say_what_is_wrong() -> None:
     assert scan_json(b"[]", Limits()) == 1
 
 
-def test_every_mark_is_counted_wherever_the_body_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_do_not_depend_on_chunk_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = body(inputs=[["a,[\\\\", 'b"', "ü", {"c": [1, [2, "]"]]}]] * 50)
     monkeypatch.setattr("metalworks_model_runner.cost.CHUNK", 1)
     one = scan_json(sent, Limits())
@@ -225,7 +225,7 @@ HALF = "\ud800"
         b"",
     ],
 )
-def test_what_is_no_request_is_refused_and_said_why(sent: bytes) -> None:
+def test_invalid_requests_are_refused_with_a_reason(sent: bytes) -> None:
     with pytest.raises(RequestRefusedError) as refused:
         open_inference.decode(FACTS, 10, sent)
     assert refused.value.status == 400
@@ -254,7 +254,7 @@ def test_columns_that_callers_invent_are_not_kept() -> None:
     assert known._orders == {}
 
 
-def test_whatever_is_light_is_decoded_within_50_ms() -> None:
+def test_requests_within_the_limit_are_decoded_within_50_ms() -> None:
     known = mlflow_request.decoder(FACTS, Limits())
     for sent in (
         split_of(b"[]", decoding.LIGHT_BYTES // 3 - 50),
@@ -286,7 +286,7 @@ async def _ask(decode: DecodingProcess, *asked: tuple[str, bytes]) -> list[Any]:
     return found
 
 
-def test_another_process_decodes_as_this_one_does_and_ends_when_there_is_nothing_to_do() -> None:
+def test_the_decoder_process_decodes_the_same_and_exits_when_idle() -> None:
     import asyncio
 
     decode = DecodingProcess(FACTS, Limits())
@@ -392,7 +392,7 @@ SERVED: dict[str, tuple[str, Request]] = {
 
 
 @pytest.mark.parametrize("bomb", SERVED)
-def test_bombs_are_refused_nobody_waits_and_memory_comes_back(served: Service, bomb: str) -> None:
+def test_bombs_are_refused_without_delaying_others_and_memory_is_freed(served: Service, bomb: str) -> None:
     path, (content_type, sent) = SERVED[bomb]
     assert content_type is not None
     assert ask(served, "/invocations", JSON, SMALL).status == 200
@@ -431,12 +431,12 @@ def test_large_requests_are_answered_by_the_same_executor(served: Service) -> No
     assert f'executor="{version["executor"]}",status="200"' in text
 
 
-def test_an_error_does_not_send_a_long_body_back(served: Service) -> None:
+def test_error_messages_do_not_repeat_long_bodies(served: Service) -> None:
     answer = ask(served, "/invocations", JSON, b'{"inputs": ' + b"\xff" * 3_000_000)
     assert (answer.status, len(answer.body) < 1000) == (400, True)
 
 
-def test_half_a_surrogate_pair_is_refused_and_said_why(served: Service) -> None:
+def test_lone_surrogates_are_refused_with_a_reason(served: Service) -> None:
     for sent in (body(id=HALF, inputs=[]), infer(name=HALF), infer(data=[HALF])):
         answer = ask(served, INFER, JSON, sent)
         assert (answer.status, answer.json["error_code"]) == (400, "BAD_REQUEST")
@@ -446,7 +446,7 @@ def test_half_a_surrogate_pair_is_refused_and_said_why(served: Service) -> None:
     assert ask(served, "/invocations", JSON, body(dataframe_records=[{HALF: HALF}])).status < 500
 
 
-def test_packed_bodies_are_not_unpacked(served: Service) -> None:
+def test_compressed_bodies_are_refused(served: Service) -> None:
     packed = gzip.compress(b" " * 10_000_000 + SMALL)
     assert ask(served, "/invocations", JSON, packed, **{"content-encoding": "gzip"}).status == 400
 
@@ -470,21 +470,21 @@ KNOWN = f"authorization: Bearer {TOKEN}"
 
 
 @pytest.mark.parametrize("path", ["/invocations", INFER, "/version", "/nothing"])
-def test_strangers_are_refused_before_their_body_is_there(served: Service, path: str) -> None:
+def test_unauthorized_clients_are_refused_before_their_body_is_read(served: Service, path: str) -> None:
     for head in ("content-length: 60000000", "transfer-encoding: chunked"):
         plug = speak(served, f"POST {path} HTTP/1.1", head, f"content-type: {JSON}")
         assert answered(plug).status == 401
         plug.close()
 
 
-def test_what_anybody_may_ask_reads_no_body(served: Service) -> None:
+def test_public_routes_read_no_body(served: Service) -> None:
     for path in ("/ping", "/v2/health/live", "/docs"):
         plug = speak(served, f"GET {path} HTTP/1.1", "content-length: 60000000")
         assert answered(plug).status == 200
         plug.close()
 
 
-def test_what_says_that_it_is_too_long_is_refused_at_once(served: Service) -> None:
+def test_a_too_large_content_length_is_refused_at_once(served: Service) -> None:
     plug = speak(served, "POST /invocations HTTP/1.1", KNOWN, f"content-length: {64 * 2**20 + 1}")
     plug.sendall(b" ")
     answer = answered(plug)
@@ -494,7 +494,7 @@ def test_what_says_that_it_is_too_long_is_refused_at_once(served: Service) -> No
 
 
 @pytest.mark.parametrize("who", [KNOWN, "x-nobody: 1"])
-def test_a_body_without_end_is_refused_not_kept_and_the_connection_ends(served: Service, who: str) -> None:
+def test_an_endless_body_is_refused_and_the_connection_closed(served: Service, who: str) -> None:
     before = memory(served)
     plug = speak(served, "POST /invocations HTTP/1.1", who, "transfer-encoding: chunked")
     chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
@@ -508,7 +508,7 @@ def test_a_body_without_end_is_refused_not_kept_and_the_connection_ends(served: 
     plug.close()
 
 
-def test_who_goes_away_in_the_middle_is_not_answered(served: Service) -> None:
+def test_a_client_that_disconnects_gets_no_response(served: Service) -> None:
     plug = speak(served, "POST /invocations HTTP/1.1", KNOWN, f"content-type: {JSON}", "content-length: 1000000")
     plug.sendall(b'{"dataframe_split": ')
     plug.close()
@@ -516,7 +516,7 @@ def test_who_goes_away_in_the_middle_is_not_answered(served: Service) -> None:
     assert "rror" not in served.log[-500:].rpartition("Uvicorn running")[2]
 
 
-def test_a_body_that_does_not_come_is_given_up_and_there_is_room_for_so_many(tmp_path: Path) -> None:
+def test_slow_bodies_time_out_and_their_number_is_limited(tmp_path: Path) -> None:
     save("ridge", tmp_path / "model")
     with service(tmp_path / "served", tmp_path / "model", request_timeout=2, max_body_bytes=1_000_000) as running:
         running.serves("1")

@@ -198,7 +198,7 @@ def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return event
 
 
-def test_a_version_comes_whole_and_once(host: Host, questions: list[str]) -> None:
+def test_a_version_is_installed_completely_and_once(host: Host, questions: list[str]) -> None:
     version = register(host.service.model)
     entry = host.round()["champion"]
     folder = host.root / "versions" / version
@@ -228,14 +228,14 @@ def test_a_version_comes_whole_and_once(host: Host, questions: list[str]) -> Non
     assert host.round()["champion"] == entry
 
 
-def test_nothing_is_wanted_before_there_is_a_model(host: Host) -> None:
+def test_nothing_is_desired_before_there_is_a_model(host: Host) -> None:
     assert host.versions() == {"champion": None, "shadow": None, "canary": None}
     register(host.service.model, "somebody")
     assert host.versions() == {"champion": None, "shadow": None, "canary": None}
     assert host.status()["roles"]["champion"]["is"] == "missing"
 
 
-def test_moved_alias_brings_the_new_version_and_back(host: Host) -> None:
+def test_a_moved_alias_installs_the_new_version_and_rolls_back(host: Host) -> None:
     first = register(host.service.model)
     old = host.round()["champion"]
     second = register(host.service.model, slope=2.0)
@@ -246,7 +246,7 @@ def test_moved_alias_brings_the_new_version_and_back(host: Host) -> None:
     assert host.round()["champion"] == old
 
 
-def test_going_back_waits_for_nobodys_installation(host: Host) -> None:
+def test_a_rollback_does_not_wait_for_installations(host: Host) -> None:
     first = register(host.service.model)
     old = host.round()["champion"]
     register(host.service.model, slope=2.0)
@@ -258,7 +258,7 @@ def test_going_back_waits_for_nobodys_installation(host: Host) -> None:
     host.round()
 
 
-def test_champion_is_followed_while_a_canary_is_installed(host: Host, go: threading.Event) -> None:
+def test_the_champion_is_followed_while_a_canary_is_installed(host: Host, go: threading.Event) -> None:
     first = register(host.service.model)
     host.round()
     second = register(host.service.model, slope=2.0)
@@ -306,7 +306,7 @@ def test_aliases_are_followed_while_a_champion_is_installed(host: Host, go: thre
     assert host.wanted()["champion"]["version"] == third
 
 
-def test_a_round_waits_for_no_other_services_installation(host: Host) -> None:
+def test_a_round_does_not_wait_for_other_services(host: Host) -> None:
     version = register(host.service.model)
     once = threading.Thread(target=host.follower.round, daemon=True)
     with host.follower.programs.turn:
@@ -318,7 +318,7 @@ def test_a_round_waits_for_no_other_services_installation(host: Host) -> None:
     assert host.versions()["champion"] == version
 
 
-def test_what_serves_is_no_canary_of_itself_while_the_next_is_installed(host: Host, go: threading.Event) -> None:
+def test_the_serving_version_is_not_its_own_canary(host: Host, go: threading.Event) -> None:
     first = register(host.service.model)
     point(host.service.model, "canary", first)  # as a withdrawal leaves it
     host.round()
@@ -331,7 +331,7 @@ def test_what_serves_is_no_canary_of_itself_while_the_next_is_installed(host: Ho
     go.set()
 
 
-def test_what_is_found_bad_while_it_is_installed_is_refused(
+def test_a_version_that_fails_to_install_is_refused(
     host: Host, go: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go.clear()
@@ -350,7 +350,7 @@ def test_what_is_found_bad_while_it_is_installed_is_refused(
     assert host.versions()["champion"] == version
 
 
-def test_canary_whose_files_make_no_sense_is_refused_and_the_champion_followed(host: Host) -> None:
+def test_a_canary_with_invalid_files_is_refused_and_the_champion_followed(host: Host) -> None:
     register(host.service.model)
     host.round()
     canary = register(host.service.model, "canary", slope=2.0)
@@ -367,7 +367,7 @@ def test_canary_whose_files_make_no_sense_is_refused_and_the_champion_followed(h
     assert "UnicodeDecodeError" in said["reason"]
 
 
-def test_what_serves_is_served_on_when_its_alias_is_gone(host: Host) -> None:
+def test_a_version_without_its_alias_is_still_served(host: Host) -> None:
     version = register(host.service.model)
     host.round()
     MlflowClient().delete_registered_model_alias(host.service.model, "champion")
@@ -376,7 +376,7 @@ def test_what_serves_is_served_on_when_its_alias_is_gone(host: Host) -> None:
     assert host.versions()["champion"] == version
 
 
-def test_model_registered_anew_is_another_version(host: Host) -> None:
+def test_a_model_registered_again_is_another_version(host: Host) -> None:
     register(host.service.model)
     old = host.round()["champion"]
     MlflowClient().delete_registered_model(host.service.model)
@@ -400,7 +400,7 @@ def test_shadow_and_canary(host: Host) -> None:
     assert host.versions() == {"champion": three, "shadow": None, "canary": two}
 
 
-def test_what_cannot_be_installed_is_refused_and_the_old_one_serves(
+def test_an_uninstallable_version_is_refused_and_the_old_one_served(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wheels: Path
 ) -> None:
     now = time.time()
@@ -454,7 +454,7 @@ def test_a_broken_download_leaves_nothing(host: Host, monkeypatch: pytest.Monkey
     assert host.versions()["champion"] == version
 
 
-def test_a_server_that_is_away_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_server_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     register(host.service.model)
     wanted = host.round()
     there = host.follower.registry
@@ -470,7 +470,7 @@ def test_a_server_that_is_away_changes_nothing(host: Host, caplog: pytest.LogCap
     assert host.status()["mlflow"] == "answers"
 
 
-def test_a_connection_that_was_closed_is_opened_again(host: Host) -> None:
+def test_a_closed_connection_is_reopened(host: Host) -> None:
     version = register(host.service.model)
     registry = host.follower.registry
     assert registry.model(host.service.model)
@@ -482,7 +482,7 @@ def test_a_connection_that_was_closed_is_opened_again(host: Host) -> None:
     assert model.aliases == {"champion": version}
 
 
-def test_old_versions_are_removed_but_what_serves_stays(host: Host) -> None:
+def test_old_versions_are_removed_except_served_ones(host: Host) -> None:
     numbers = [register(host.service.model)]
     host.round()
     host.serves(champion={"version": numbers[0], "executor": "onnx", "since": 0})
@@ -494,7 +494,7 @@ def test_old_versions_are_removed_but_what_serves_stays(host: Host) -> None:
     assert len(list((host.root / "environments").iterdir())) == 1
 
 
-def test_files_that_were_removed_come_back(host: Host) -> None:
+def test_removed_files_are_fetched_again(host: Host) -> None:
     register(host.service.model)
     entry = host.round()["champion"]
     Path(entry["python"]).unlink()
@@ -508,7 +508,7 @@ def test_files_that_were_removed_come_back(host: Host) -> None:
 # -- What MLflow is told
 
 
-def test_mlflow_knows_where_a_version_serves(host: Host, questions: list[str]) -> None:
+def test_versions_are_tagged_with_where_they_serve(host: Host, questions: list[str]) -> None:
     first = register(host.service.model)
     host.round()
     assert TAG not in tags(host.service.model, first)
@@ -534,7 +534,7 @@ def test_mlflow_knows_where_a_version_serves(host: Host, questions: list[str]) -
     assert tags(host.service.model, first)[TAG].startswith("no longer in service since")
 
 
-def test_tags_that_mlflow_refuses_are_told_of_once_and_stop_nothing(
+def test_refused_tags_are_logged_once_and_stop_nothing(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     version = register(host.service.model)
@@ -586,7 +586,7 @@ def test_a_canary_is_promoted_or_withdrawn_once(
     assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
 
 
-def test_what_served_when_a_canary_was_withdrawn_is_no_canary_of_the_next_champion(host: Host) -> None:
+def test_a_former_champion_under_the_canary_alias_is_not_a_canary(host: Host) -> None:
     """Its alias is left there, and nobody asked for that."""
     champion = register(host.service.model)
     canary = register(host.service.model, "canary", slope=2.0)
@@ -612,7 +612,7 @@ def test_a_canary_that_was_compared_with_another_champion_is_not_promoted(host: 
         assert host.versions() == {"champion": following, "shadow": None, "canary": canary}
 
 
-def test_a_verdict_on_another_version_is_nobodys(host: Host) -> None:
+def test_a_verdict_on_another_version_is_ignored(host: Host) -> None:
     champion = register(host.service.model)
     canary = register(host.service.model, "canary", slope=2.0)
     host.serves(canary_verdict={"version": champion, "verdict": "withdraw", "reason": "bad", "at": 1.0})
@@ -649,7 +649,7 @@ def wait(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iter
     assert int(status.partition("VmHWM:")[2].split()[0]) < 60_000
 
 
-def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
+def test_wait_reports_the_outcome(host: Host, wait: Wait) -> None:
     model = host.service.model
     assert wait() == (
         3,
@@ -681,7 +681,7 @@ def test_wait_tells_how_it_ends(host: Host, wait: Wait) -> None:
     assert host.status()["roles"]["champion"]["at"] > first
 
 
-def test_wait_says_that_the_champion_is_being_installed(
+def test_wait_reports_a_running_installation(
     host: Host, go: threading.Event, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, stop = str(host.write_config(tmp_path)), threading.Event()
@@ -702,7 +702,7 @@ def test_wait_says_that_the_champion_is_being_installed(
     assert host.wanted()["champion"]["version"] == version
 
 
-def test_wait_says_who_does_not_answer(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wait_names_what_does_not_respond(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(host.write_config(tmp_path))
     assert main(["--config", config, "wait", "--service", "delay", "--timeout", "0.3"]) == 1
     assert "model-follower has not polled MLflow since" in capsys.readouterr().err
@@ -716,7 +716,9 @@ def test_wait_says_who_does_not_answer(host: Host, tmp_path: Path, capsys: pytes
     assert f"cannot read {tmp_path}/none" in capsys.readouterr().err
 
 
-def test_the_daemon_ends_though_a_server_is_silent(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemon_stops_although_a_server_is_silent(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         config = host.write_config(tmp_path)

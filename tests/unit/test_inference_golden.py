@@ -140,7 +140,7 @@ def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_serves_is_the_quickest_that_is_proven_equal(lab: Lab, name: str) -> None:
+def test_the_fastest_equivalent_executor_serves(lab: Lab, name: str) -> None:
     wanted = MODELS[name].executors.split()
     assert (
         check_equivalence(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))["executor"] == [*wanted, "mlflow"][0]

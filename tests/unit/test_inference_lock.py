@@ -62,7 +62,7 @@ def locked(resolver: Resolver) -> Lock:
         (["mlflow-skinny==2.22.0  # trained with", "scaler"], {"mlflow": "2.22.0", "mlflow-skinny": "2.22.0"}),
     ],
 )  # fmt: skip
-def test_the_model_runs_with_the_mlflow_it_was_recorded_with(
+def test_the_recorded_mlflow_version_is_used(
     locked: Lock, tmp_path: Path, recorded: list[str], mlflow: dict[str, str]
 ) -> None:
     assert locked(version_dir(tmp_path / "1", *recorded)) == {"scaler": "1.0", **mlflow}
@@ -100,7 +100,7 @@ def test_same_requirements_share_one_lock(locked: Lock, resolver: Resolver, whee
     assert (tmp_path / "2/requirements.lock").read_bytes() == (tmp_path / "1/requirements.lock").read_bytes()
 
 
-def test_versions_of_the_lock_before_are_kept_where_they_fit(locked: Lock, wheels: Path, tmp_path: Path) -> None:
+def test_versions_of_the_previous_lock_are_preferred(locked: Lock, wheels: Path, tmp_path: Path) -> None:
     locked(version_dir(tmp_path / "1", "scaler"))
     add_wheel(wheels, "scaler", "2.0")
     add_wheel(wheels, "compressor", "1.0")
@@ -123,11 +123,11 @@ def test_converters_come_with_the_flavours_they_convert(
     }
 
 
-def test_without_converters_a_model_is_served_all_the_same(locked: Lock, tmp_path: Path) -> None:
+def test_a_model_is_served_without_converters(locked: Lock, tmp_path: Path) -> None:
     assert locked(version_dir(tmp_path / "1", "scaler", flavours=("sklearn",))) == {"scaler": "1.0", "mlflow": MLFLOW}
 
 
-def test_what_cannot_be_resolved_is_refused_with_the_reason(locked: Lock, tmp_path: Path) -> None:
+def test_unresolvable_requirements_are_refused_with_the_reason(locked: Lock, tmp_path: Path) -> None:
     folder = version_dir(tmp_path / "1", "no-such-package", flavours=("sklearn",))
     with pytest.raises(FetchError, match="no-such-package was not found"):
         locked(folder)
@@ -167,7 +167,7 @@ def test_an_environment_is_built_once_per_lock(
     assert environments.ensure(second) == python
 
 
-def test_nothing_of_a_package_runs_while_it_is_installed(
+def test_installing_a_package_runs_none_of_its_code(
     environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
 ) -> None:
     ran = tmp_path / "ran"
@@ -188,7 +188,7 @@ def test_packages_without_a_wheel_are_refused(locked: Lock, wheels: Path, tmp_pa
         locked(version_dir(tmp_path / "1", "sauce"))
 
 
-def test_half_an_environment_is_removed_and_built_anew(
+def test_an_incomplete_environment_is_rebuilt(
     environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
 ) -> None:
     lock = resolver.ensure_lock(version_dir(tmp_path / "1", "scaler"))
@@ -205,7 +205,7 @@ def test_half_an_environment_is_removed_and_built_anew(
     assert (again.ensure(lock).parent.parent / ".complete").exists()
 
 
-def test_environments_that_nobody_wants_are_removed(environments: Environments, tmp_path: Path) -> None:
+def test_unused_environments_are_removed(environments: Environments, tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
         (environments.root / name).mkdir(parents=True)
         (environments.root / name / ".complete").touch()
@@ -217,7 +217,7 @@ def test_environments_that_nobody_wants_are_removed(environments: Environments, 
     assert {path.name for path in environments.root.iterdir()} == {environments._name(lock), "a", "b"}
 
 
-def test_nothing_is_kept_of_packages_that_no_environment_has(
+def test_unused_packages_leave_uvs_cache(
     environments: Environments, resolver: Resolver, wheels: Path, tmp_path: Path
 ) -> None:
     def kept() -> set[str]:
@@ -240,7 +240,7 @@ def test_nothing_is_kept_of_packages_that_no_environment_has(
     assert "scaler-1.5" in {path.name.removesuffix(".dist-info") for path in python.parents[1].rglob("*.dist-info")}
 
 
-def test_a_program_is_ended_when_the_follower_is_to_end() -> None:
+def test_programs_are_killed_when_the_follower_stops() -> None:
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()
     with pytest.raises(Stopped):

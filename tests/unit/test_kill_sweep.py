@@ -19,7 +19,7 @@ services-1                 : ok=39   changed=12    unreachable=0    failed=0
 """
 
 
-def test_tasks_that_change_something_are_told_apart() -> None:
+def test_changing_tasks_are_found_in_the_output() -> None:
     run = Run()
     begins = [line for second, line in enumerate(PRINTED.splitlines()) if run.take(line, float(second))]
     assert len(begins) == 3

@@ -46,7 +46,7 @@ def test_the_scores_and_the_champion_are_shown() -> None:
     assert ["trees", "(champion)", "38.9"] in [line.split() for line in lines]
 
 
-def test_what_the_schedule_did_is_told() -> None:
+def test_the_scheduled_retraining_is_shown() -> None:
     retrained = {"prepared_on": "cpu-1", "trained_on": "gpu-1", "version": 2, "verdict": "better"}
     text = lab.outcome({"retrained": retrained})
     assert "prepared on cpu-1, trained on gpu-1: version 2, better" in text
@@ -62,14 +62,14 @@ def test_the_verdict_has_flat_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert verdict["measured_on"]["cores"]
 
 
-def test_a_port_that_listens_and_one_that_does_not() -> None:
+def test_listening_ports_are_detected() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert lab.listens("127.0.0.1", port)
     assert not lab.listens("127.0.0.1", port)
 
 
-def test_a_host_outside_is_filled_again_when_it_or_its_recipe_is_new(
+def test_an_outside_host_is_set_up_again_if_it_or_its_recipe_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = {"git": {"Id": "one"}}

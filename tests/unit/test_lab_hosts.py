@@ -62,7 +62,7 @@ def all_hosts(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
 NAMES = "cpu-1 customer-db dev-1 dev-2 git gpu-1 services-1"
 
 
-def test_without_hosts_all_are_created_and_let_us_in(engine: dict[str, Any]) -> None:
+def test_missing_hosts_are_created_and_accept_the_key(engine: dict[str, Any]) -> None:
     assert lab_hosts.up() == "created " + NAMES.replace(" ", ", ")
     assert engine["done"] == ["molecule create", f"authorize {NAMES}"]
 
@@ -80,7 +80,7 @@ def test_a_stopped_host_is_started_again(engine: dict[str, Any]) -> None:
     assert engine["done"] == ["docker start gpu-1", f"authorize {NAMES}"]
 
 
-def test_a_host_of_an_old_image_is_made_anew_but_one_added_by_hand_is_not(engine: dict[str, Any]) -> None:
+def test_hosts_of_an_old_image_are_recreated_except_ones_added_by_hand(engine: dict[str, Any]) -> None:
     old = container("gpu-1", "198.51.100.21", image="old")
     engine["containers"] = all_hosts(gpu_1=old, cpu_2=container("cpu-2", "198.51.100.32", image="old"))
     assert lab_hosts.up() == "created gpu-1"
@@ -97,7 +97,7 @@ def test_the_lab_of_another_checkout_is_not_taken_over(engine: dict[str, Any]) -
     assert engine["done"] == []
 
 
-def test_a_cache_that_lies_elsewhere_is_the_same_checkout_s(
+def test_a_linked_cache_belongs_to_the_same_checkout(
     engine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "large-disk" / "uv").mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_a_cache_that_lies_elsewhere_is_the_same_checkout_s(
     lab_hosts.refuse_foreign({"gpu-1": ours})
 
 
-def test_hosts_that_are_discarded_leave_nothing_that_ssh_knows(
+def test_discarded_hosts_are_removed_from_known_hosts(
     engine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two, three = lab_hosts.Host("cpu-2", "198.51.100.32"), lab_hosts.Host("cpu-3", "198.51.100.33")
@@ -125,14 +125,14 @@ def test_hosts_that_are_discarded_leave_nothing_that_ssh_knows(
     assert "Host cpu-1\n" in lab_hosts.SSH_CONFIG.read_text()
 
 
-def test_nobody_s_host_is_added_over_another(engine: dict[str, Any]) -> None:
+def test_an_existing_host_is_not_replaced(engine: dict[str, Any]) -> None:
     engine["containers"] = all_hosts()
     with pytest.raises(ProblemError, match="cpu-1 exists"):
         lab_hosts.add(lab_hosts.Host("cpu-2", "198.51.100.32"), lab_hosts.Host("cpu-1", "198.51.100.33"))
     assert engine["done"] == []
 
 
-def test_the_kernel_lets_many_hosts_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_limit_is_raised_for_many_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "max_user_instances"
     limit.write_text("128\n")
     monkeypatch.setattr(lab_hosts, "INOTIFY", limit)
@@ -146,7 +146,7 @@ def test_the_kernel_lets_many_hosts_boot(tmp_path: Path, monkeypatch: pytest.Mon
         lab_hosts.let_watch(25)
 
 
-def test_the_scenarios_hosts_are_the_inventorys() -> None:
+def test_the_scenario_has_the_inventorys_hosts() -> None:
     inventory = yaml.safe_load((lab_hosts.INVENTORY / "hosts.yml").read_text())
     listed = {
         name: variables["ansible_host"]
@@ -157,7 +157,7 @@ def test_the_scenarios_hosts_are_the_inventorys() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "molecule").glob("*/molecule.yml")), ids=lambda path: path.parent.name)
-def test_every_scenarios_hosts_are_made_alike(path: Path) -> None:
+def test_hosts_of_all_scenarios_are_created_alike(path: Path) -> None:
     """By molecule/shared/create.yml: a scenario says names and networks."""
     said = yaml.safe_load(path.read_text()) or {}
     assert "create" not in said.get("ansible", {}).get("playbooks", {})
@@ -165,7 +165,7 @@ def test_every_scenarios_hosts_are_made_alike(path: Path) -> None:
         assert platform.keys() <= {"name", "labels", "docker_networks", "networks"}, platform["name"]
 
 
-def test_a_host_added_by_hand_is_made_as_the_labs_are(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_added_host_is_created_like_the_labs(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_hosts, "molecule_environment", dict)
     lab_hosts.add(lab_hosts.Host("cpu-2", "198.51.100.32"))
     made, authorized = engine["done"]
@@ -177,7 +177,9 @@ def test_a_host_added_by_hand_is_made_as_the_labs_are(engine: dict[str, Any], mo
     assert authorized == "authorize cpu-2"
 
 
-def test_a_host_is_added_beside_those_of_all_scenarios(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_added_host_counts_on_top_of_those_of_scenarios(
+    engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = []
     monkeypatch.setattr(lab_hosts, "molecule_environment", dict)
     monkeypatch.setattr(lab_hosts, "capture", lambda argv: "one\ntwo\nthree\n" if "ps" in argv else "")
@@ -186,7 +188,7 @@ def test_a_host_is_added_beside_those_of_all_scenarios(engine: dict[str, Any], m
     assert room == [4]
 
 
-def test_only_certificates_that_a_host_lacks_are_passed_on() -> None:
+def test_only_missing_certificates_are_passed_on() -> None:
     rewrapped = ONE.replace("AAAA\nBBBB", "AAAABBBB")
     assert lab_hosts.additional_certificates(f"{ONE}\n{TWO}\n", f"# comment\n{rewrapped}\n") == [TWO]
 

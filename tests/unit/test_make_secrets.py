@@ -35,7 +35,7 @@ def vault(inventory: Path) -> Path:
     return inventory / "group_vars" / "all" / "vault.yml"
 
 
-def test_it_makes_what_is_missing_once_and_says_names_only(
+def test_missing_secrets_are_generated_once_and_only_named(
     inventory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["make_secrets", str(inventory)])
@@ -56,7 +56,7 @@ def values(made: dict[str, object]) -> list[str]:
     return [value for value in made.values() if isinstance(value, str)] + [v for each in nested for v in each.values()]
 
 
-def test_each_mapping_holds_its_machines_and_the_people_whose_role_asks_for_it(inventory: Path) -> None:
+def test_each_mapping_has_its_machines_and_the_users_whose_role_needs_it(inventory: Path) -> None:
     make_secrets.ensure(inventory)
     made = yaml.safe_load(vault(inventory).read_text())
     for name, people in {
@@ -96,7 +96,7 @@ def test_a_user_without_a_known_role_is_refused(inventory: Path, user: object) -
         make_secrets.ensure(inventory)
 
 
-def test_users_have_to_be_a_list(inventory: Path) -> None:
+def test_users_must_be_a_list(inventory: Path) -> None:
     users(inventory, "{{ others }}")
     with pytest.raises(ProblemError, match="must be a literal list"):
         make_secrets.ensure(inventory)
@@ -110,7 +110,7 @@ def ca(made: dict[str, str]) -> tuple[Any, x509.Certificate]:
     return key, x509.load_pem_x509_certificate(made[make_secrets.CA_CERTIFICATE].encode())
 
 
-def test_the_ca_may_issue_hosts_certificates_and_nothing_else() -> None:
+def test_the_ca_can_only_issue_host_certificates() -> None:
     key, certificate = ca(make_secrets.ca({}))
     assert certificate.public_key() == key.public_key()
     assert key.curve.name == "secp256r1"
@@ -128,7 +128,7 @@ def test_the_ca_may_issue_hosts_certificates_and_nothing_else() -> None:
     assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 365 * make_secrets.CA_YEARS
 
 
-def test_a_ca_that_stands_is_kept_and_a_key_gets_the_certificate_it_lacks() -> None:
+def test_an_existing_ca_is_kept_and_a_key_without_certificate_gets_one() -> None:
     made = make_secrets.ca({})
     assert make_secrets.ca(made) == {}
     again = make_secrets.ca({make_secrets.CA_KEY: made[make_secrets.CA_KEY]})
@@ -144,13 +144,13 @@ def test_a_ca_that_stands_is_kept_and_a_key_gets_the_certificate_it_lacks() -> N
         ({make_secrets.CA_KEY: "se"}, "vault_ca_private_key is not a PEM private key"),
     ],
 )
-def test_half_a_ca_is_told(present: dict[str, str], message: str) -> None:
+def test_an_incomplete_ca_is_refused(present: dict[str, str], message: str) -> None:
     with pytest.raises(ProblemError, match=message) as told:
         make_secrets.ca(present)
     assert "for a new CA" in str(told.value)
 
 
-def test_a_text_of_several_lines_is_written_as_one_reads_it(inventory: Path) -> None:
+def test_multiline_secrets_are_written_as_literal_blocks(inventory: Path) -> None:
     make_secrets.ensure(inventory)
     text = vault(inventory).read_text()
     assert "vault_ca_certificate: |\n  -----BEGIN CERTIFICATE-----\n" in text
@@ -159,17 +159,17 @@ def test_a_text_of_several_lines_is_written_as_one_reads_it(inventory: Path) -> 
 # -- The file
 
 
-def test_what_others_give_is_made_only_for_a_lab(inventory: Path) -> None:
+def test_secrets_issued_by_others_are_generated_only_for_a_lab(inventory: Path) -> None:
     make_secrets.ensure(inventory)
     assert not make_secrets.GIVEN & set(yaml.safe_load(vault(inventory).read_text()))
     assert make_secrets.ensure(inventory, also_given=True) == sorted(make_secrets.GIVEN)
 
 
-def test_the_given_ones_are_ones_that_exist() -> None:
+def test_secrets_issued_by_others_are_in_the_example() -> None:
     assert set(make_secrets.names(make_secrets.EXAMPLE.read_text())) >= make_secrets.GIVEN
 
 
-def test_an_encrypted_file_is_left_alone(inventory: Path) -> None:
+def test_an_encrypted_file_is_refused(inventory: Path) -> None:
     vault(inventory).write_text("$ANSIBLE_VAULT;1.1;AES256\n00\n")
     with pytest.raises(ProblemError, match="ansible-vault decrypt"):
         make_secrets.ensure(inventory)
@@ -182,12 +182,12 @@ def test_secrets_are_long_and_need_no_quoting() -> None:
     assert all(len(each) >= 40 and each.replace("-", "").replace("_", "").isalnum() for each in made)
 
 
-def test_an_inventory_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_inventory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match="is not an inventory directory"):
         make_secrets.ensure(tmp_path / "nowhere")
 
 
-def test_all_secrets_are_made_anew_but_the_ca_and_what_was_given() -> None:
+def test_rotating_all_keeps_the_ca_and_secrets_issued_by_others() -> None:
     people = [{"name": "ada", "role": "developer"}]
     wanted = make_secrets.names(make_secrets.EXAMPLE.read_text())
     before = make_secrets.complete({}, wanted, people)
@@ -196,7 +196,7 @@ def test_all_secrets_are_made_anew_but_the_ca_and_what_was_given() -> None:
     assert {name for name in before if before[name] == after[name]} == same
 
 
-def test_one_secret_is_made_anew() -> None:
+def test_one_secret_can_be_rotated() -> None:
     people = [{"name": "ada", "role": "developer"}]
     wanted = make_secrets.names(make_secrets.EXAMPLE.read_text())
     before = make_secrets.complete({}, wanted, people)
@@ -207,7 +207,7 @@ def test_one_secret_is_made_anew() -> None:
 
 
 @pytest.mark.parametrize("which", ["vault_x", "vault_user_passwords.eve", "vault_raw_database_password"])
-def test_what_is_not_ours_is_not_made_anew(which: str) -> None:
+def test_secrets_issued_by_others_are_not_rotated(which: str) -> None:
     present = {"vault_user_passwords": {"ada": "x"}, "vault_raw_database_password": "x"}
     with pytest.raises(ProblemError, match="the vault has no generated secret"):
         make_secrets.without(present, which)

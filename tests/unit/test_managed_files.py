@@ -43,7 +43,7 @@ def test_a_file_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert place.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_secret_is_in_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_are_not_in_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "pgpass"
     wanted = [{"path": str(place), "secret": "host:5432:db:user:hunter22", "mode": "0600", **ME}]
     answer = call(capsys, files=wanted)
@@ -53,7 +53,7 @@ def test_a_secret_is_in_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not call(capsys, files=wanted)["changed"]
 
 
-def test_what_its_program_refuses_does_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_its_program_rejects_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "a.json"
     place.write_text("{}")
     place.chmod(0o644)
@@ -75,9 +75,7 @@ def test_a_directory_is_made_with_its_mode(tmp_path: Path, capsys: pytest.Captur
     assert not call(capsys, directories=wanted)["changed"]
 
 
-def test_an_owner_who_is_yet_to_be_made_is_a_change_in_a_dry_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_owner_is_a_change_in_check_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = [{"path": str(tmp_path), "owner": "nobody-knows-them", "group": ME["group"]}]
     assert call(capsys, check=True, directories=wanted)["changed"]
     assert call(capsys, directories=wanted)["failed"]
@@ -102,7 +100,7 @@ def test_the_rest_and_the_mode_of_a_file_with_a_block_stay(tmp_path: Path, capsy
     assert not call(capsys, blocks=wanted)["changed"]
 
 
-def test_a_link_replaces_what_stands_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_replaces_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "dvc"
     path.write_text("a program")
     wanted = {str(path): "/opt/dvc"}

@@ -113,7 +113,7 @@ def tags_of(folder: Path) -> dict[str, str]:
         (["t.py", "--token", "--fast"], ["t.py", "--token", "--fast"]),
     ],
 )
-def test_commands_lose_their_secrets(line: list[str], shown: list[str]) -> None:
+def test_secrets_in_commands_are_masked(line: list[str], shown: list[str]) -> None:
     assert masking.command(line) == shown
 
 
@@ -126,11 +126,11 @@ def test_commands_lose_their_secrets(line: list[str], shown: list[str]) -> None:
         ("s3://training-data/flights", "s3://training-data/flights"),
     ],
 )
-def test_addresses_lose_their_secrets(url: str, shown: str) -> None:
+def test_secrets_in_urls_are_masked(url: str, shown: str) -> None:
     assert masking.address(url) == shown
 
 
-def test_parameters_lose_their_secrets() -> None:
+def test_secrets_in_parameters_are_masked() -> None:
     given = {"token": "x", "url": "https://a:b@c", "deep": [{"password": "y", "rows": 3}], "secret": None}
     shown = {"token": "***", "url": "https://a:***@c", "deep": [{"password": "***", "rows": 3}], "secret": None}
     assert masking.parameters(given) == shown
@@ -201,7 +201,7 @@ def test_the_project_is_the_nearest_folder_with_its_files(clone: Path) -> None:
     assert tags_of(clone / "ml/steps")[git.FOLDER] == "ml"
 
 
-def test_the_difference_makes_the_tree_again(clone: Path) -> None:
+def test_the_diff_restores_the_tree(clone: Path) -> None:
     untracked(clone)
     changed(clone)
     (clone / "picture").write_bytes(bytes(range(256)))
@@ -218,13 +218,13 @@ def test_the_difference_makes_the_tree_again(clone: Path) -> None:
     assert (other / "picture").read_bytes() == bytes(range(256))
 
 
-def test_a_clean_clone_has_no_difference(clone: Path) -> None:
+def test_a_clean_clone_has_no_diff(clone: Path) -> None:
     repository = git.repository(clone, Deadline())
     assert repository is not None
     assert repository.diff() == b""
 
 
-def test_code_of_a_deployment_has_its_commit_from_the_variables() -> None:
+def test_deployed_code_gets_its_commit_from_variables() -> None:
     found = git.given(
         {
             "METALWORKS_GIT_COMMIT": "a" * 40,
@@ -258,7 +258,7 @@ def test_recorded_hashes_are_those_of_cached_outputs(pipeline: Path, in_clone: b
     assert found["dvc.raw/one"] == "5bbf5a52328e7439ae6e719dfe712200"
 
 
-def test_paths_are_from_the_folder_of_their_stage(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_folder_of_their_stage(tmp_path: Path) -> None:
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "dvc.yaml").write_text(
         "stages:\n  a: {wdir: steps, outs: [../out]}\n  b: {outs: ['${place}']}\n  gone: {outs: [x]}\n"
@@ -268,7 +268,7 @@ def test_paths_are_from_the_folder_of_their_stage(tmp_path: Path) -> None:
     assert recorded(tmp_path, False) == {"dvc.out": "1"}
 
 
-def test_a_large_file_is_not_read_while_somebody_waits(pipeline: Path) -> None:
+def test_a_large_file_is_not_read_before_the_run_starts(pipeline: Path) -> None:
     with (pipeline / "dvc.lock").open("a") as file:
         file.write("#" * 300_000)
     with pytest.raises(Late):
@@ -283,7 +283,7 @@ def facts(project: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(value) for name, value in last.items()}
 
 
-def test_dvc_tells_what_is_on_disk_and_in_the_remote(pipeline: Path) -> None:
+def test_dvc_reports_what_is_on_disk_and_in_the_remote(pipeline: Path) -> None:
     found = facts(pipeline)
     assert set(found) == {"dvc.out", "dvc.raw/one"}
     out, one = found["dvc.out"], found["dvc.raw/one"]
@@ -311,18 +311,18 @@ def test_changed_and_missing_data_are_told_apart(pipeline: Path) -> None:
     )
 
 
-def test_what_a_remote_does_not_tell_is_unknown(pipeline: Path) -> None:
+def test_an_unreachable_remote_gives_unknown(pipeline: Path) -> None:
     call("dvc", "remote", "add", "--force", "--default", "storage", "http://127.0.0.1:9/x", folder=pipeline)
     found = facts(pipeline)["dvc.out"]
     assert (found["clean"], found["pushed"], found["remote"]) == (True, None, "http://127.0.0.1:9/x")
 
 
-def test_an_archive_needs_no_clone(pipeline: Path) -> None:
+def test_an_archive_works_without_a_clone(pipeline: Path) -> None:
     (pipeline / ".git").rename(pipeline.parent / "gone")
     assert facts(pipeline)["dvc.out"]["clean"] is True
 
 
-def test_a_python_without_dvc_is_not_the_last(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_python_is_tried_if_one_has_no_dvc(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = pipeline.parent / "bare"
     call(sys.executable, "-m", "venv", "--without-pip", str(bare), folder=pipeline)
     monkeypatch.setenv("METALWORKS_PYTHON", str(bare / "bin/python"))
@@ -333,14 +333,14 @@ def test_a_python_without_dvc_is_not_the_last(pipeline: Path, monkeypatch: pytes
     assert "No module named 'dvc'" in asked.failure
 
 
-def test_a_machine_without_dvc_says_so(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_dvc_is_reported(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "pythons", lambda: iter(["/nonexistent"]))
     asked = data.Dvc(pipeline)
     assert list(asked.facts()) == []
     assert "DVC: not found" in asked.failure
 
 
-def test_a_project_without_data_asks_nobody(clone: Path) -> None:
+def test_a_project_without_data_starts_no_process(clone: Path) -> None:
     asked = data.Dvc(clone)
     assert (list(asked.facts()), asked.failure) == ([], "")
 
@@ -364,7 +364,7 @@ def test_requirements_are_what_is_installed() -> None:
     assert not any("metalworks-mlflow" in line or "metalworks_mlflow" in line for line in lines)
 
 
-def test_flow_runs_are_told_without_their_secrets(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flow_parameters_are_recorded_without_secrets(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (clone / "flows").mkdir()
     (clone / "flows/train.py").write_text("def train(): ...\n")
     function: dict[str, Any] = {}

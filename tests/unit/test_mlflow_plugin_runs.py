@@ -70,7 +70,7 @@ def runs(store: str) -> list[Run]:
     return list(MlflowClient(store).search_runs(["0"]))
 
 
-def test_a_short_program_leaves_all_that_makes_its_run_again(pipeline: Path, store: str) -> None:
+def test_a_short_program_records_everything_to_reproduce_its_run(pipeline: Path, store: str) -> None:
     (pipeline / "train.py").write_text(PROGRAM)
     (pipeline / ".gitignore").write_text("mlruns\n__pycache__\n")
     commit(pipeline)
@@ -91,7 +91,7 @@ def test_a_short_program_leaves_all_that_makes_its_run_again(pipeline: Path, sto
     assert "metalworks.missing" not in tags
 
 
-def test_of_many_runs_each_is_completed(pipeline: Path, store: str) -> None:
+def test_all_of_many_runs_are_completed(pipeline: Path, store: str) -> None:
     code = "import mlflow\nfor number in range(3):\n    with mlflow.start_run():\n        pass\n"
     start(code, pipeline, store)
     found = [recorded(store, run.info.run_id) for run in runs(store)]
@@ -103,7 +103,7 @@ def test_of_many_runs_each_is_completed(pipeline: Path, store: str) -> None:
         assert "+for number in range(3):" in run.diff
 
 
-def test_outside_a_clone_the_deployment_tells_the_commit(tmp_path: Path, store: str) -> None:
+def test_outside_a_clone_the_deployment_provides_the_commit(tmp_path: Path, store: str) -> None:
     folder = tmp_path / "archive"
     folder.mkdir()
     given = {
@@ -116,7 +116,7 @@ def test_outside_a_clone_the_deployment_tells_the_commit(tmp_path: Path, store: 
     assert (tags[record.COMMIT], tags[record.REMOTE], tags[record.PUSHED]) == ("a" * 40, "https://git/a", "unknown")
 
 
-def test_a_run_that_is_not_made_keeps_nobody(pipeline: Path, store: str) -> None:
+def test_a_run_that_is_not_created_does_not_delay_the_exit(pipeline: Path, store: str) -> None:
     code = """
 import mlflow
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -165,7 +165,7 @@ with mlflow.start_run():
     assert all(json.loads(run.data.tags["dvc.out"])["clean"] for run in runs(store))
 
 
-def test_other_libraries_make_runs_but_data_sets_are_none(pipeline: Path, store: str) -> None:
+def test_runs_of_other_libraries_get_tags_and_data_sets_do_not(pipeline: Path, store: str) -> None:
     code = """
 import threading
 import mlflow, pandas
@@ -179,12 +179,12 @@ mlflow.MlflowClient().create_run("0", tags=resolve_tags())
     assert json.loads(runs(store)[0].data.tags["dvc.out"])["pushed"] is True
 
 
-def test_the_servers_own_runs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_created_by_the_server_get_no_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", "sqlite:///mlflow.db")
     assert provider.MetalworksContext().tags() == {}
 
 
-def test_a_program_elsewhere_is_looked_for_where_its_file_is(
+def test_a_program_started_elsewhere_is_found_by_its_file(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -197,7 +197,7 @@ def test_a_program_elsewhere_is_looked_for_where_its_file_is(
     assert json.loads(tags["dvc.raw/one"])["recorded"] == "5bbf5a52328e7439ae6e719dfe712200"
 
 
-def test_what_is_late_is_told_later(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_facts_are_added_by_the_thread(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pipeline)
     made: list[later.Pending] = []
     monkeypatch.setattr(later, "add", made.append)
@@ -207,7 +207,7 @@ def test_what_is_late_is_told_later(pipeline: Path, monkeypatch: pytest.MonkeyPa
     assert (rest[record.COMMIT], rest[record.DIRTY], "dvc.out" in rest) == (head(pipeline), "false", True)
 
 
-def test_a_failure_of_the_plugin_is_told_by_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_plugin_is_recorded_in_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError("disk")
 
@@ -215,7 +215,7 @@ def test_a_failure_of_the_plugin_is_told_by_a_tag(monkeypatch: pytest.MonkeyPatc
     assert provider.MetalworksContext().tags() == {"metalworks.context": "failed: OSError: disk"}
 
 
-def test_a_failed_step_is_told_and_stops_no_other(pipeline: Path, store: str) -> None:
+def test_a_failed_step_is_recorded_and_does_not_stop_others(pipeline: Path, store: str) -> None:
     code = f"""
 import mlflow
 mlflow.MlflowClient.log_artifact = lambda *given, **named: 1 / 0

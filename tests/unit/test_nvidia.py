@@ -171,7 +171,7 @@ def test_packages_are_those_completely_installed() -> None:
     }
 
 
-def test_gpus() -> None:
+def test_gpus_are_parsed() -> None:
     assert facts.parse_gpus("NVIDIA H200, 580.1.2, Enabled\nNVIDIA H200, 580.1.2, Disabled\n") == [
         {"name": "NVIDIA H200", "driver": "580.1.2", "persistence": True},
         {"name": "NVIDIA H200", "driver": "580.1.2", "persistence": False},
@@ -211,7 +211,7 @@ def test_sources_of_both_formats_without_our_own(tmp_path: Path) -> None:
     ]
 
 
-def test_docker() -> None:
+def test_docker_is_detected() -> None:
     info = '{"ServerVersion": "26.1.5", "Runtimes": {"runc": {}, "nvidia": {}}, "CDISpecDirs": ["/etc/cdi"]}'
     assert facts.docker_state(info) == {"version": "26.1.5", "runtimes": ["nvidia", "runc"], "cdi": True}
     assert facts.docker_state('{"ServerVersion": "", "ServerErrors": ["down"]}') == {}
@@ -252,7 +252,7 @@ def test_tables_are_complete(distribution: str) -> None:
         ("ubuntu_24", "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64/"),
     ],
 )
-def test_repository(distribution: str, url: str) -> None:
+def test_repository_of_each_platform_is_found(distribution: str, url: str) -> None:
     variables = driver(distribution)
     text = value(variables, rendered(DRIVER / "templates/nvidia-cuda.sources.j2"))
     fingerprint = value(variables, "__nvidia_driver_repository.fingerprint")
@@ -293,7 +293,7 @@ def test_packages_of_nvidia(distribution: str, versions: list[str], version: str
     assert value(variables, "__nvidia_driver_pending") == [f"{name}={version}-*" for name in core]
 
 
-def test_no_version_is_published() -> None:
+def test_an_unpublished_version_is_not_found() -> None:
     assert value(driver("debian_13", nvidia_driver_versions=["580.1.2"]), "__nvidia_driver_version") == ""
 
 
@@ -334,7 +334,7 @@ def test_packages_of_the_distribution(distribution: str, pending: list[str]) -> 
         ("debian_13", ["linux-headers-cloud-amd64", "linux-headers-6.12.57+deb13-cloud-amd64"]),
     ],
 )
-def test_headers(distribution: str, headers: list[str]) -> None:
+def test_headers_are_chosen_for_the_kernel(distribution: str, headers: list[str]) -> None:
     assert value(driver(distribution), "__nvidia_driver_missing_headers") == headers
     there = {name: {"version": "1", "held": False} for name in headers}
     assert value(driver(distribution, nvidia={"packages": there}), "__nvidia_driver_missing_headers") == []
@@ -407,7 +407,7 @@ def test_components_follow_the_hosts_own_sources() -> None:
     ]
 
 
-def test_somebody_elses_entry_of_the_repository_is_seen() -> None:
+def test_another_entry_for_the_repository_is_found() -> None:
     uri = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"
     file = "/etc/apt/sources.list.d/cuda-debian12-x86_64.list"
     entry = {"uri": uri, "suite": "/", "components": [], "signed_by": "/k.gpg", "file": file}
@@ -469,5 +469,5 @@ def test_repository_of_the_container_toolkit() -> None:
         ({"version": "28.5.1", "runtimes": ["nvidia", "runc"], "cdi": True}, False),
     ],
 )
-def test_docker_is_configured_when_it_lacks_something(docker: dict[str, Any], lacks: bool) -> None:
+def test_docker_is_configured_if_something_is_missing(docker: dict[str, Any], lacks: bool) -> None:
     assert value(toolkit(docker=docker), "__nvidia_container_toolkit_docker_lacks") is lacks

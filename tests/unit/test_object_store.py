@@ -204,7 +204,7 @@ def test_endpoint_must_be_a_url(endpoint: str) -> None:
         s3.Store(endpoint, "us-east-1", "a", "b")
 
 
-def test_silence_is_told_apart_from_refusal() -> None:
+def test_an_unreachable_store_is_reported() -> None:
     with pytest.raises(s3.UnreachableError, match="does not answer"):
         s3.Store("http://127.0.0.1:1", "us-east-1", "a", "b").ask("GET", "/")
 
@@ -223,7 +223,7 @@ def test_names_in_paths_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unquote(asked[0]).startswith("/b/ü +")
 
 
-def test_policy_reaches_its_buckets_and_nothing_else() -> None:
+def test_a_policy_allows_only_its_buckets() -> None:
     statements = provision.policy(["data", "code"], "readwrite")["Statement"]
     resources = {resource for one in statements for resource in one.get("Resource", [])}
     assert resources == {f"arn:aws:s3:::{name}" for name in ("data", "code", "data/*", "code/*")}
@@ -237,13 +237,13 @@ def test_policy_reaches_its_buckets_and_nothing_else() -> None:
         assert denied["Resource"] == ["arn:aws:s3:::data/*", "arn:aws:s3:::code/*"]
 
 
-def test_readonly_writes_nothing() -> None:
+def test_a_readonly_policy_allows_no_writes() -> None:
     statements = provision.policy(["data"], "readonly")["Statement"]
     allowed = {action for one in statements if one["Effect"] == "Allow" for action in one["Action"]}
     assert not [action for action in allowed if action.startswith(("s3:Put", "s3:Delete", "s3:Abort"))]
 
 
-def test_what_is_only_read_is_not_written() -> None:
+def test_additional_read_access_allows_no_writes() -> None:
     statements = provision.policy(["data"], "readwrite", ["log"])["Statement"]
     allowed = {
         action
@@ -256,7 +256,7 @@ def test_what_is_only_read_is_not_written() -> None:
     assert provision.policy(["data"], "readwrite", []) == provision.policy(["data"], "readwrite")
 
 
-def test_nothing_is_deleted_for_good_but_what_was_written_where_nobody_keeps_anything() -> None:
+def test_permanent_deletes_are_allowed_only_in_scratch_places() -> None:
     def denied(*arguments: Any) -> list[dict[str, Any]]:
         statements = provision.policy(*arguments)["Statement"]
         return [one for one in statements if "s3:DeleteObjectVersion" in one["Action"]]
@@ -268,7 +268,7 @@ def test_nothing_is_deleted_for_good_but_what_was_written_where_nobody_keeps_any
     assert (reader["Effect"], reader["Resource"]) == ("Deny", ["arn:aws:s3:::data/*"])
 
 
-def test_nothing_is_written_over() -> None:
+def test_overwriting_is_not_allowed() -> None:
     def denied(*arguments: Any) -> list[dict[str, Any]]:
         statements = provision.policy(*arguments)["Statement"]
         return [one for one in statements if one["Effect"] == "Deny" and "s3:PutObject" in one["Action"]]
@@ -296,7 +296,7 @@ def test_sealed_body_opens_with_the_secret() -> None:
     assert b"secretKey" not in sealed
 
 
-def test_everything_is_made_once(server: Server) -> None:
+def test_everything_is_created_once(server: Server) -> None:
     first = run()
     assert first == [
         "create bucket data",
@@ -311,20 +311,20 @@ def test_everything_is_made_once(server: Server) -> None:
     assert run() == []
 
 
-def test_a_bucket_that_is_there_is_locked(server: Server) -> None:
+def test_an_existing_bucket_is_locked(server: Server) -> None:
     server.buckets["data"] = "Enabled"
     assert run()[0] == "lock of data"
     assert server.locked == {"data"}
 
 
-def test_a_lock_that_did_not_come_about_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_lock_is_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The import answers 200 whatever came of it."""
     monkeypatch.setattr(zipfile.ZipFile, "namelist", lambda self: [])
     with pytest.raises(s3.StoreError, match="lock of data: HTTP 404 ObjectLockConfigurationNotFoundError"):
         run()
 
 
-def test_temporary_keys_go_with_the_key_that_asked_for_them(server: Server) -> None:
+def test_temporary_keys_are_removed_with_their_parent_key(server: Server) -> None:
     run()
     server.temporary = ["ada", "bob"]
     run(consumers=[ADA | {"secret_key": "rotated-secret"}, BOB])
@@ -339,9 +339,7 @@ def test_a_check_changes_nothing(server: Server) -> None:
 
 
 @pytest.mark.parametrize("stop", range(12))
-def test_a_call_that_was_killed_is_finished_by_the_next(
-    server: Server, stop: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_call_completes_a_killed_one(server: Server, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     send, sent = provision.Provision.send, 0
 
     def killed(self: Any, *arguments: Any, **options: Any) -> None:
@@ -388,7 +386,7 @@ def test_only_the_difference_is_sent(server: Server, change: dict[str, Any], act
     assert run(**change) == []
 
 
-def test_objects_expire_as_long_as_they_are_to(server: Server) -> None:
+def test_expiry_follows_the_settings(server: Server) -> None:
     def expire(days: int) -> list[str]:
         return run(buckets=[BUCKETS[0], BUCKETS[1] | {"expire_days": days}])
 
@@ -405,7 +403,7 @@ def test_objects_expire_as_long_as_they_are_to(server: Server) -> None:
     assert expire(0) == []
 
 
-def test_old_versions_go_after_their_days(server: Server) -> None:
+def test_old_versions_expire_after_their_days(server: Server) -> None:
     run(buckets=[BUCKETS[0] | {"old_days": 30}, BUCKETS[1]])
     assert b"<NoncurrentDays>30</NoncurrentDays>" in server.rules["data"]
     # What is the latest stays; a mark with nothing behind it goes.
@@ -417,7 +415,7 @@ def test_old_versions_go_after_their_days(server: Server) -> None:
     assert server.rules == {}
 
 
-def test_what_nobody_keeps_goes_with_its_old_versions_after_a_day(server: Server) -> None:
+def test_scratch_objects_and_their_versions_expire_after_a_day(server: Server) -> None:
     run()
     assert run(scratch=["smoke/", "0/smoke/"]) == [
         "expiry in data", "expiry in results", "policy of ada"
@@ -433,7 +431,7 @@ def test_what_nobody_keeps_goes_with_its_old_versions_after_a_day(server: Server
     assert server.rules == {}
 
 
-def test_rules_of_others_stay(server: Server) -> None:
+def test_rules_of_other_tools_are_kept(server: Server) -> None:
     run()
     theirs = b"<Rule><ID>theirs</ID><Status>Enabled</Status><Expiration><Days>7</Days></Expiration></Rule>"
     server.rules["results"] = b'<LifecycleConfiguration xmlns="http://s3">' + theirs + b"</LifecycleConfiguration>"
@@ -443,14 +441,14 @@ def test_rules_of_others_stay(server: Server) -> None:
         assert server.rules["results"].count(b"<Rule>") == count
 
 
-def test_tampering_is_mended(server: Server) -> None:
+def test_tampering_is_repaired(server: Server) -> None:
     run()
     server.users["ada"] |= {"status": "disabled", "policyName": "readwrite"}
     server.policies["metalworks-bob"]["Statement"] = []
     assert run() == [*ANEW, "policy of bob"]
 
 
-def test_what_others_made_stays(server: Server) -> None:
+def test_foreign_objects_are_kept(server: Server) -> None:
     server.buckets["theirs"] = ""
     server.policies["readwrite"] = {"Statement": []}
     server.users["theirs"] = {"secretKey": "x", "status": "enabled", "policyName": "readwrite"}
@@ -479,7 +477,7 @@ def test_a_key_that_is_refused_ends_the_call(server: Server, monkeypatch: pytest
         ({"consumers": [ADA | {"secret_key": "short"}]}, "a secret key at least 8"),
     ],
 )
-def test_wrong_wishes_are_named(change: dict[str, Any], message: str) -> None:
+def test_invalid_variables_are_named(change: dict[str, Any], message: str) -> None:
     assert message in provision.wrong(wants(**change))
     assert provision.wrong(wants()) == ""
 
@@ -516,7 +514,7 @@ def test_probe_leaves_nothing_behind(versions: bool) -> None:
     assert store.objects == {}
 
 
-def test_probe_writes_where_nobody_keeps_anything() -> None:
+def test_probe_writes_to_a_scratch_place() -> None:
     store = Elsewhere()
     probe.prove(store, "ada", "data", write=True, prefix="smoke/")
     assert {path.rpartition("/")[0] for path in store.paths[1:]} == {"/data/smoke"}
@@ -533,14 +531,14 @@ def test_probe_names_what_is_refused() -> None:
         probe.prove(Elsewhere(refuse="PUT"), "ada", "data", write=True)
 
 
-def test_probe_sees_other_bytes() -> None:
+def test_probe_detects_changed_bytes() -> None:
     store = Elsewhere(damage=True)
     with pytest.raises(s3.StoreError, match="different bytes than were written"):
         probe.prove(store, "ada", "data", write=True)
     assert store.objects == {}
 
 
-def test_an_expiry_is_set_where_the_key_may(server: Server) -> None:
+def test_an_expiry_is_set_if_the_key_is_allowed_to(server: Server) -> None:
     server.buckets["log"] = ""
     store = s3.Store("http://store:9000", "us-east-1", "root", "root-password")
     assert probe.expire(store, "log", 90, dry=True)

@@ -44,7 +44,7 @@ def test_renovate_finds_every_pin() -> None:
     assert found == wanted
 
 
-def test_nothing_floats() -> None:
+def test_every_version_is_pinned() -> None:
     places = [*ROOT.glob("roles/**/*.yml"), *ROOT.glob("molecule/**/*.yml"), *ROOT.glob("playbooks/*.yml"), PINS]
     assert [str(path) for path in places if FLOATING.search(path.read_text())] == []
 

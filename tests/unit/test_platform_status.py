@@ -87,7 +87,7 @@ async def ask_database(talk: Talk, ca: Path, host: str = "localhost", timeout: f
 SASL = b"R" + struct.pack("!ii", 23, 10) + b"SCRAM-SHA-256\0\0"
 
 
-def test_a_database_that_wants_a_password_is_well(certificate: Path) -> None:
+def test_a_database_that_asks_for_a_password_is_healthy(certificate: Path) -> None:
     seen = list[bytes]()
     told = asyncio.run(ask_database(database(certificate, SASL, seen), certificate))
     assert told == (200, "Accepts connections")
@@ -106,7 +106,7 @@ def test_a_database_that_wants_a_password_is_well(certificate: Path) -> None:
         (b"R" + struct.pack("!i", 2_000_000_000), (503, "Does not answer as PostgreSQL does")),
     ],
 )
-def test_what_a_database_says_decides(certificate: Path, says: bytes, told: tuple[int, str]) -> None:
+def test_the_databases_response_decides(certificate: Path, says: bytes, told: tuple[int, str]) -> None:
     assert asyncio.run(ask_database(database(certificate, says), certificate)) == told
 
 
@@ -130,17 +130,17 @@ async def leaves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         (leaves, "Does not answer"),
     ],
 )
-def test_what_is_no_database_is_ill(certificate: Path, talk: Talk, line: str) -> None:
+def test_something_other_than_a_database_is_unhealthy(certificate: Path, talk: Talk, line: str) -> None:
     assert asyncio.run(ask_database(talk, certificate, timeout=0.2)) == (503, line)
 
 
-def test_another_hosts_certificate_is_not_believed(certificate: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_hosts_certificate_is_not_accepted(certificate: Path, capfd: pytest.CaptureFixture[str]) -> None:
     told = asyncio.run(ask_database(database(certificate, SASL), certificate, host="127.0.0.1"))
     assert told == (503, "Its certificate is not valid")
     assert "127.0.0.1" in capfd.readouterr().out, "who runs the platform hears more"
 
 
-def test_a_host_that_is_not_there_or_an_authority_that_is_not_there_is_ill(certificate: Path, tmp_path: Path) -> None:
+def test_a_missing_host_or_ca_file_is_unhealthy(certificate: Path, tmp_path: Path) -> None:
     assert asyncio.run(ask_database(mute, certificate, host="nowhere.invalid")) == (503, "Does not answer")
     assert asyncio.run(ask_database(database(certificate, SASL), tmp_path / "none")) == (503, "Does not answer")
 
@@ -160,7 +160,7 @@ def test_a_host_that_is_not_there_or_an_authority_that_is_not_there_is_ill(certi
         ("", (503, "Does not answer")),
     ],
 )
-def test_a_pool_is_what_prefect_says(tmp_path: Path, says: str, told: tuple[int, str]) -> None:
+def test_a_pools_health_comes_from_prefect(tmp_path: Path, says: str, told: tuple[int, str]) -> None:
     asked = list[bytes]()
 
     async def prefect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +180,7 @@ def test_a_pool_is_what_prefect_says(tmp_path: Path, says: str, told: tuple[int,
     assert body == '{"workers": {"status": {"any_": ["ONLINE"]}}}'
 
 
-def test_many_who_ask_cause_one_look() -> None:
+def test_concurrent_requests_cause_one_check() -> None:
     looks = 0
 
     async def check() -> str:
@@ -217,7 +217,7 @@ def test_many_who_ask_cause_one_look() -> None:
         ("GET /" + "x" * 20_000, ""),
     ],
 )
-def test_only_what_is_listed_is_answered(tmp_path: Path, request_: str, told: str) -> None:
+def test_only_listed_paths_are_answered(tmp_path: Path, request_: str, told: str) -> None:
     path = str(tmp_path / "http.sock")
     wishes: dict[str, Any] = {"socket": path, "ca": "/nowhere", "prefect_socket": "/nowhere", "cache": 1, "timeout": 1}
     wishes["postgresql"] = [{"name": "postgresql", "host": "localhost", "port": 1, "database": "d", "user": "u"}]

@@ -55,11 +55,11 @@ def test_verifier_is_recognised() -> None:
     assert not state.matches("one", "md5" + "0" * 32)
 
 
-def test_what_stands_is_left_alone() -> None:
+def test_existing_settings_are_left_alone() -> None:
     assert todo(standing()) == []
 
 
-def test_all_is_made_on_an_empty_server() -> None:
+def test_everything_is_created_on_an_empty_server() -> None:
     empty = {"roles": {}, "databases": {"postgres": {"owner": "postgres", "open": True}}}
     assert todo(empty) == [
         "create role mlflow",
@@ -105,7 +105,7 @@ def test_only_the_difference_is_sent(part: str, name: str, facts: dict[str, Any]
     assert todo(known) == [action]
 
 
-def test_databases_of_others_stay_as_they_are() -> None:
+def test_other_databases_are_not_changed() -> None:
     known = standing()
     known["databases"]["theirs"] = {"owner": "them", "open": True}
     assert todo(known) == []
@@ -128,7 +128,7 @@ def test_names_are_quoted() -> None:
         ([WANTED[0], WANTED[1] | {"owner": "mlflow"}], "an owner of several databases has different passwords"),
     ],
 )
-def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> None:
+def test_invalid_variables_are_named(wanted: list[dict[str, str]], message: str) -> None:
     assert message in state.wrong(wanted, [])
     assert state.wrong(WANTED, [BACKUP]) == ""
 
@@ -142,7 +142,7 @@ def test_wrong_wishes_are_named(wanted: list[dict[str, str]], message: str) -> N
         ([BACKUP | {"password": ""}], "password of backup must be printable ASCII"),
     ],
 )
-def test_wrong_readers_are_named(readers: list[dict[str, Any]], message: str) -> None:
+def test_invalid_readers_are_named(readers: list[dict[str, Any]], message: str) -> None:
     assert message in state.wrong(WANTED, readers)
 
 
@@ -156,7 +156,7 @@ def reads(**changes: Any) -> dict[str, Any]:
     return known
 
 
-def test_a_reader_is_made_and_let_into_these_databases() -> None:
+def test_a_reader_is_created_with_access_to_these_databases() -> None:
     assert todo(reads(), readers=[BACKUP]) == []
     assert todo(standing(), readers=[BACKUP]) == [
         "create role backup",
@@ -169,13 +169,13 @@ def test_a_reader_is_made_and_let_into_these_databases() -> None:
     assert 'GRANT CONNECT ON DATABASE "prefect" TO "backup";' in made
 
 
-def test_on_an_empty_server_a_reader_is_let_into_what_was_made_before() -> None:
+def test_on_an_empty_server_a_reader_gets_access_to_the_new_databases() -> None:
     empty = {"roles": {}, "databases": {"postgres": {"owner": "postgres", "open": True, "grants": []}}}
     actions = todo(empty, readers=[BACKUP])
     assert actions.index("create database prefect") < actions.index("grant CONNECT on prefect to role backup")
 
 
-def test_what_a_reader_has_beyond_reading_is_taken() -> None:
+def test_a_readers_other_privileges_are_revoked() -> None:
     known = reads(member=["pg_write_all_data"], plain=False)
     known["databases"]["mlflow"]["grants"] += [["backup", "CREATE"]]
     grants = [["backup", "CONNECT"], ["other", "CONNECT"]]

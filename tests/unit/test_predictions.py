@@ -98,13 +98,13 @@ def test_predictions_are_columns(predictions: Any, expected: dict[str, list[Any]
     assert {name: [row[name] for row in found] for name in names} == expected
 
 
-def test_not_a_number_is_one() -> None:
+def test_nan_is_a_prediction() -> None:
     """The log keeps an answer that is no JSON to all as text."""
     found = rows(line(predictions='{"predictions": [NaN, 2.5]}'), prediction="double")
     assert [str(row["prediction"]) for row in found] == ["nan", "2.5"]
 
 
-def test_types_are_the_signatures_whatever_the_values_are() -> None:
+def test_column_types_come_from_the_signature() -> None:
     known = {"input_distance": "double", "input_seats": "long", "input_jet": "boolean", "input_carrier": "string"}
     inputs = {"distance": [1, 2], "seats": [180, None], "jet": [True, False], "carrier": [None, None]}
     table = tables([line(inputs=inputs)], known | {"prediction": "double"})[0]["2025-11-25"]
@@ -113,7 +113,7 @@ def test_types_are_the_signatures_whatever_the_values_are() -> None:
     assert table.schema.field("time").type == pa.timestamp("us", tz="UTC")
 
 
-def test_what_does_not_fit_its_type_is_null_and_the_column_keeps_it() -> None:
+def test_values_of_another_type_become_null() -> None:
     body = json.dumps({"dataframe_records": [{"distance": "12.5", "carrier": 7}, {"distance": "far", "carrier": "B6"}]})
     found = rows(line(), raw(body), input_distance="double", input_carrier="string")
     assert [row["input_distance"] for row in found] == [187.0, 2475.5, 12.5, None]
@@ -135,7 +135,7 @@ def test_versions_with_other_columns_share_a_file() -> None:
         {"inputs": {"distance": [1, 2], "carrier": ["UA", "B6"]}},
     ],
 )
-def test_a_table_that_mlflow_read_itself_has_its_columns(body: dict[str, Any]) -> None:
+def test_bodies_parsed_by_mlflow_get_columns(body: dict[str, Any]) -> None:
     found = rows(raw(json.dumps(body)))
     assert [(row["input_distance"], row["input_carrier"], row["raw"]) for row in found] == [
         (1.0, "UA", None),
@@ -144,7 +144,7 @@ def test_a_table_that_mlflow_read_itself_has_its_columns(body: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("body", ["distance\n1\n2\n", '{"instances": [[1], [2]]}', '{"inputs": [1, 2]}', '{"inp', "7"])
-def test_what_was_not_decoded_is_kept_once(body: str) -> None:
+def test_raw_bodies_are_kept_once(body: str) -> None:
     assert [(row["row"], row["prediction"], row["raw"]) for row in rows(raw(body))] == [(0, 1.5, body), (1, -2.0, None)]
 
 
@@ -162,7 +162,7 @@ def test_tensors_are_lists() -> None:
 
 
 @pytest.mark.parametrize("broken", [line()[:40], b"\xff\n", b"{}\n", line(inputs={"distance": [1.0]})])
-def test_a_line_that_cannot_be_read_does_not_hold_the_others_up(broken: bytes) -> None:
+def test_an_unreadable_line_does_not_hold_up_the_others(broken: bytes) -> None:
     days, aside = tables([broken, line()], {})
     assert (aside, days["2025-11-25"].num_rows) == (1, 2)
 
@@ -198,7 +198,7 @@ def record(body: str) -> bytes:
         line(request=HALF, role=HALF, version=HALF),
     ],
 )
-def test_nothing_that_a_caller_can_send_holds_the_others_up(folder: Path, said: bytes) -> None:
+def test_no_request_can_hold_up_the_others(folder: Path, said: bytes) -> None:
     store = Store()
     segment(folder, 1, said, line(request="next"))
     assert send(folder, store)["files"] == 1
@@ -206,7 +206,7 @@ def test_nothing_that_a_caller_can_send_holds_the_others_up(folder: Path, said: 
     assert list(folder.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_set_aside_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_lines_are_set_aside_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = table._table
 
     def refuses(columns: Any, kinds: Any) -> pa.Table:
@@ -223,7 +223,7 @@ def test_what_cannot_be_written_is_set_aside_and_counted(folder: Path, monkeypat
     assert list(folder.iterdir()) == []
 
 
-def test_columns_that_callers_invent_take_no_room_in_everybodys_rows() -> None:
+def test_invented_columns_are_limited() -> None:
     wide = [record(json.dumps({f"c{i}-{j}": 1 for j in range(600)})) for i in range(4)]
     found = tables([*wide, line()], {})[0]["2025-11-25"]
     assert (found.num_rows, found.num_columns < 1100) == (6, True)
@@ -247,7 +247,7 @@ def model(folder: Path, version: str, inputs: dict[str, str], *outputs: str) -> 
     (folder / "versions" / version / "model" / "MLmodel").write_text(text)
 
 
-def test_signatures_say_the_types_where_they_agree(tmp_path: Path) -> None:
+def test_types_come_from_signatures_that_agree(tmp_path: Path) -> None:
     model(tmp_path, "4", {"distance": "double", "hour": "long"}, "long")
     model(tmp_path, "5", {"distance": "double", "hour": "double", "wind": "float"}, "double")
     assert kinds(tmp_path) == {
@@ -301,7 +301,7 @@ def send(folder: Path, store: Store) -> dict[str, Any]:
     return ship(Spool(folder), "delay", "gpu-1", folder.parent, store.put)
 
 
-def test_segments_become_a_file_and_go(folder: Path) -> None:
+def test_segments_become_a_file_and_are_removed(folder: Path) -> None:
     store = Store()
     segment(folder, 2)
     segment(folder, 1)
@@ -315,7 +315,7 @@ def test_segments_become_a_file_and_go(folder: Path) -> None:
     assert send(folder, store)["files"] == 0
 
 
-def test_files_are_one_table_with_days(folder: Path, tmp_path: Path) -> None:
+def test_files_form_one_table_partitioned_by_day(folder: Path, tmp_path: Path) -> None:
     store = Store()
     segment(folder, 1, line(), line(time=NOON + 86400))
     send(folder, store)
@@ -330,7 +330,7 @@ def test_files_are_one_table_with_days(folder: Path, tmp_path: Path) -> None:
     assert read["prediction"].dtype == read["input_distance"].dtype == "float64"
 
 
-def test_much_is_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_logs_become_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store()
     size = segment(folder, 0).stat().st_size
     monkeypatch.setattr(spools, "BATCH_BYTES", int(2.5 * size))
@@ -340,7 +340,7 @@ def test_much_is_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert store.requests() == [f"r{number}" for number in range(5)]
 
 
-def test_what_a_killed_server_left_is_taken_too(folder: Path) -> None:
+def test_segments_of_a_killed_server_are_sent(folder: Path) -> None:
     store = Store()
     part = segment(folder, 1, suffix="part")
     send(folder, store)
@@ -364,7 +364,7 @@ CUTS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize("calls", range(1, 7))
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut[1])
-def test_whoever_is_killed_anywhere_loses_and_doubles_nothing(
+def test_a_kill_at_any_point_loses_and_duplicates_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[Any, str], when: str, calls: int
 ) -> None:
     store = Store()
@@ -395,7 +395,7 @@ def test_whoever_is_killed_anywhere_loses_and_doubles_nothing(
     assert list(folder.iterdir()) == []
 
 
-def test_a_store_that_does_not_answer_gets_it_later(folder: Path) -> None:
+def test_an_unreachable_store_gets_the_log_later(folder: Path) -> None:
     store = Store()
     store.patience = 1
     segment(folder, 1, line(request="r1"), line(request="r1", time=NOON + 86400))
@@ -407,7 +407,7 @@ def test_a_store_that_does_not_answer_gets_it_later(folder: Path) -> None:
     assert store.requests() == ["r1"] * 4 + ["r2"]
 
 
-def test_the_second_at_once_does_nothing(folder: Path) -> None:
+def test_a_second_process_at_the_same_time_does_nothing(folder: Path) -> None:
     store = Store()
     segment(folder, 1)
 
@@ -419,7 +419,7 @@ def test_the_second_at_once_does_nothing(folder: Path) -> None:
     assert store.requests() == ["r1"]
 
 
-def test_it_waits_for_age_or_amount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_sent_by_age_or_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(folder)
     assert not Spool(folder / "absent").due(0)
     assert not spool.due(0)
@@ -466,7 +466,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_command_says_what_is_wrong(
+def test_the_commands_errors_name_the_problem(
     config: Config, folder: Path, nowhere: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     segment(folder, 1)
@@ -480,7 +480,7 @@ def test_the_command_says_what_is_wrong(
     assert sorted(file.suffix for file in folder.iterdir()) == [".batch", ".jsonl"]
 
 
-def test_a_store_that_is_away_is_told_of_once(
+def test_an_unreachable_store_is_logged_once(
     config: Config, folder: Path, nowhere: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -501,13 +501,13 @@ def test_a_store_that_is_away_is_told_of_once(
     assert caplog.messages[1:] == ["delay: sending the prediction log works again"]
 
 
-def test_nothing_is_started_for_nothing(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_is_started_without_segments(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = LogShipping(config, threading.Event())
     monkeypatch.setattr(watch.programs, "run", lambda *_, **__: pytest.fail("it was started"))
     watch.look(Service("delay", "flight-delay"))
 
 
-def test_what_is_set_aside_is_told_and_counted_for_the_metrics(
+def test_set_aside_lines_are_logged_and_counted_for_the_metrics(
     config: Config, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment(folder, 1)

@@ -28,7 +28,7 @@ def renew(home: Path) -> str:
     return done.stdout
 
 
-def test_a_lease_that_ran_out_without_the_server_is_its_holders_again(tmp_path: Path) -> None:
+def test_leases_that_expired_during_an_outage_are_renewed(tmp_path: Path) -> None:
     leases = ConcurrencyLeaseStorage(tmp_path / "concurrency_leases")
     limit = uuid4()
 

@@ -35,7 +35,7 @@ STORY = (
 )
 
 
-def test_counts_changes_and_who_is_still_at_work() -> None:
+def test_changes_and_busy_hosts_are_counted() -> None:
     state = run(*STORY[:5])
     assert (state.play, state.task, state.tasks) == ("Services", "Install", 1)
     assert state.busy == {"b"}
@@ -49,7 +49,7 @@ def test_a_failure_names_host_task_place_and_reason() -> None:
     assert "no disk" in lines
 
 
-def test_a_rescued_or_ignored_failure_is_none() -> None:
+def test_rescued_and_ignored_failures_do_not_count() -> None:
     rescued = event("runner_on_failed", host="a", task="Try", res={"msg": "mended later"})
     ignored = event("runner_on_failed", host="b", task="Try", res={"msg": "ignored"}, ignore_errors=True)
     assert [failure.host for failure in run(rescued, ignored, *STORY, STATS).failures] == ["b"]
@@ -76,11 +76,11 @@ def test_an_unreachable_host_comes_with_what_to_try() -> None:
         ),
     ],
 )
-def test_reasons(result: dict[str, Any], expected: str) -> None:
+def test_reasons_are_extracted_from_results(result: dict[str, Any], expected: str) -> None:
     assert progress.reason(result) == expected
 
 
-def test_time_is_set_against_last_time() -> None:
+def test_time_is_compared_with_the_last_run() -> None:
     last = progress.Expectation(tasks=10, seconds=100)
     assert progress.against(65, None) == "1:05 (first run, no expectation)"
     assert progress.against(65, last) == "1:05 of about 1:40"

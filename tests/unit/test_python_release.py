@@ -35,7 +35,7 @@ class Module:
         return SimpleNamespace()
 
 
-def test_the_newest_releases_stay_and_what_went_is_told(tmp_path: Path) -> None:
+def test_the_newest_releases_are_kept_and_removed_ones_reported(tmp_path: Path) -> None:
     releases = tmp_path / "demo/releases"
     for name, age in (("now", 0), ("last", 1), ("old", 2), ("older", 3)):
         made(releases / name, f"{name}-1.0", age=age)
@@ -46,7 +46,7 @@ def test_the_newest_releases_stay_and_what_went_is_told(tmp_path: Path) -> None:
     assert sorted(path.name for path in releases.iterdir()) == ["last", "now"]
 
 
-def test_uv_forgets_what_no_program_of_the_host_has(tmp_path: Path) -> None:
+def test_packages_that_no_program_has_leave_uvs_cache(tmp_path: Path) -> None:
     made(tmp_path / "demo/releases/now", "h11-2.0", "only_here-1.0")
     made(tmp_path / "other/releases/now", "shared-1.0")
     module = Module()
@@ -59,7 +59,7 @@ def test_uv_forgets_what_no_program_of_the_host_has(tmp_path: Path) -> None:
     assert len(module.ran) == 1
 
 
-def test_one_wheel_of_the_project_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_wheel_of_the_project_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "WHEELS", tmp_path / "wheels")
     for name in ("new", "old", "older"):
         (tmp_path / "wheels" / name).mkdir(parents=True)

@@ -112,7 +112,7 @@ def test_the_collection_installs_with_all_its_files(repository: Path, tmp_path: 
     assert sorted(path.name for path in (installed / "plugins/modules").iterdir()) == ["a.py", "b.py", "c.py"]
 
 
-def test_everything_that_is_not_ready_is_told_at_once(repository: Path) -> None:
+def test_all_problems_are_reported_at_once(repository: Path) -> None:
     (repository / "pyproject.toml").write_text('[project]\nname = "metalworks"\nversion = "0.2.0"\n')
     (repository / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n- First.\n")
     git(repository, "tag", "v0.1.0")
@@ -125,7 +125,7 @@ def test_everything_that_is_not_ready_is_told_at_once(repository: Path) -> None:
     assert not (repository / "build").exists()
 
 
-def test_a_section_without_text_is_none(repository: Path) -> None:
+def test_an_empty_section_does_not_count(repository: Path) -> None:
     (repository / "CHANGELOG.md").write_text(CHANGELOG.replace("- First.", ""))
     assert release.changes("0.1.0") == ""
     assert release.changes("0.0.9") == "- Old."
@@ -137,7 +137,7 @@ def test_without_a_collection_nothing_is_released(repository: Path) -> None:
         release.main()
 
 
-def test_a_tag_is_made_when_asked_for_and_building_again_leaves_it(
+def test_a_tag_is_created_on_request_and_kept_by_another_build(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use(repository, monkeypatch, "--tag")

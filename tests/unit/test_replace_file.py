@@ -14,7 +14,7 @@ files = load("plugins/module_utils/replace_file.py")
 ME = {"group": os.getgid(), "owner": os.getuid()}
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     place = tmp_path / "new" / "settings"
     files.replace(place, "a\n", 0o640, **ME)
     assert not files.differs(place, "a\n", 0o640, **ME)
@@ -26,7 +26,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "mode", "link", "missing"])
-def test_what_differs(tmp_path: Path, change: str) -> None:
+def test_differences_are_named(tmp_path: Path, change: str) -> None:
     place = tmp_path / "settings"
     files.replace(place, "a\n", **ME)
     if change == "content":
@@ -41,7 +41,7 @@ def test_what_differs(tmp_path: Path, change: str) -> None:
     assert files.differs(place, "a\n", **ME)
 
 
-def test_what_is_refused_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+def test_a_rejected_file_leaves_the_old_one_and_no_temporary_file(tmp_path: Path) -> None:
     place = tmp_path / "settings"
     files.replace(place, "a\n", **ME)
 
@@ -55,11 +55,11 @@ def test_what_is_refused_leaves_the_old_file_and_no_draft(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["settings"]
 
 
-def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
+def test_a_temporary_file_of_a_killed_run_is_replaced(tmp_path: Path) -> None:
     (tmp_path / ".settings.new").symlink_to("/etc/passwd")
     files.replace(tmp_path / "settings", "a\n", group=files.UNCHANGED, owner=files.UNCHANGED)
     assert [path.name for path in tmp_path.iterdir()] == ["settings"]
 
 
-def test_no_file_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_file_is_empty(tmp_path: Path) -> None:
     assert files.read(tmp_path / "nowhere") == ""

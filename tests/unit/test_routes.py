@@ -102,14 +102,14 @@ PAGES = {"GET /{}", "GET /{}/{:path}", "GET /"}
 
 
 @pytest.mark.parametrize(("name", "program"), [("mlflow", MLFLOW), ("prefect_server", PREFECT)])
-def test_somebody_decided_on_every_route_of_the_installed_version(name: str, program: str, tmp_path: Path) -> None:
+def test_every_route_of_the_installed_version_is_listed(name: str, program: str, tmp_path: Path) -> None:
     undecided, idle = compare(installed(program, tmp_path), read_yaml(ROOT / TABLES[name]))
     assert not undecided, f"decide in {TABLES[name]} who may call these"
     idle = {" ".join(one[:2]) for one in idle} - (PAGES if name == "prefect_server" else set())
     assert not idle, f"{TABLES[name]} has these, and the installed version does not"
 
 
-def test_a_new_route_is_noticed_and_one_that_is_gone() -> None:
+def test_new_and_removed_routes_are_detected() -> None:
     table = {"nobody": "* /gateway/{rest:path}\n", "viewer": "GET /api/runs/{id}\nGET /api/gone\n"}
     found = {("GET", "/api/runs/{}"), ("POST", "/gateway/new/{}"), ("DELETE", "/api/runs/{}")}
     assert compare(found, table) == ({("DELETE", "/api/runs/{}")}, {("GET", "/api/gone")})
@@ -152,12 +152,12 @@ TABLE = {
         ("GET /api/else/1", "nobody"),
     ],
 )
-def test_a_route_is_whose_it_is_said_to_be(asked: str, role: str) -> None:
+def test_a_route_belongs_to_its_listed_role(asked: str, role: str) -> None:
     assert who(TABLE, asked) == role
 
 
 @pytest.mark.parametrize("line", ["GET", "GET api/x", "GET /a b", "GET /a but /b"])
-def test_a_line_of_another_form_is_an_error(line: str) -> None:
+def test_a_malformed_line_is_an_error(line: str) -> None:
     with pytest.raises(ValueError, match="write a verb and a path"):
         routes.route_map({"viewer": f"{line}\n"})
 
@@ -172,7 +172,7 @@ def test_a_route_is_of_one_role(name: str) -> None:
             assert who(table, asked) == role, asked
 
 
-def test_what_runs_commands_or_keeps_secrets_is_nobodys() -> None:
+def test_routes_that_run_commands_or_hold_secrets_are_refused() -> None:
     mlflow, prefect = (read_yaml(ROOT / path) for path in TABLES.values())
     for asked in (
         "POST /ajax-api/3.0/mlflow/assistant/message",

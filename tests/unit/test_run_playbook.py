@@ -83,14 +83,14 @@ def test_missing_files_are_named(place: Path) -> None:
         run_playbook.play(place / "nowhere.yml", [place / "hosts.yml"], console=Console())
 
 
-def test_a_first_run_is_set_against_what_is_shipped(place: Path) -> None:
+def test_a_first_run_is_compared_with_the_shipped_times(place: Path) -> None:
     run_playbook.SHIPPED.write_text('{"play": {"tasks": 4, "seconds": 90}}')
     _, shown = play(place)
     assert "1/4 Say it" in shown
     assert "of about 1:30" in shown
 
 
-def test_what_is_shipped_is_about_what_exists() -> None:
+def test_shipped_times_are_for_existing_playbooks() -> None:
     shipped = json.loads((ROOT / "scripts" / "expected.json").read_text())
     playbooks = [ROOT / "site.yml", *(ROOT / "examples" / "flights").glob("*.yml")]
     stages = {f"stage-{path.stem}" for path in (ROOT / "scripts/lab").glob("*.py")}

@@ -119,7 +119,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_what_differs_stands_side_by_side(
+def test_differences_are_shown_side_by_side(
     columns: int,
     pair: list[str],
     repository: tuple[Path, list[str]],
@@ -152,14 +152,14 @@ def test_what_differs_stands_side_by_side(
     assert not {"seed", "numpy", "branch"} & found.keys()
 
 
-def test_equal_things_too_when_asked(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_values_are_shown_on_request(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = rows(shown([*pair, "--all"], capsys))
     assert found["seed"] == ["13", "13"]
     assert found["numpy"] == ["2.3.1", "2.3.1"]
     assert found["r2"] == ["0.25", "0.25", "+0"]
 
 
-def test_json_has_the_same(
+def test_json_has_the_same_content(
     pair: list[str],
     repository: tuple[Path, list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -175,14 +175,14 @@ def test_json_has_the_same(
     assert "params.yaml" in data["diff"][0]
 
 
-def test_runs_of_the_same_are_equal(client: MlflowClient, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_identical_runs_are_equal(client: MlflowClient, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [record(client, store, metrics={"rmse": float("nan")}) for _ in range(3)]
     text = shown(runs, capsys)
     assert "rmse" not in rows(text)
     assert "scores (rmse)" in " ".join(text.split())
 
 
-def test_runs_without_the_plugin_are_unknown_not_wrong(
+def test_runs_without_the_plugin_give_unknown(
     client: MlflowClient, store: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = [record(client, store, {}, requirements=None) for _ in range(2)]
@@ -202,7 +202,9 @@ def test_a_broken_tag_is_unknown(client: MlflowClient, store: Path, capsys: pyte
     assert found["command"][-1] == "unknown"
 
 
-def test_a_run_has_many_names(client: MlflowClient, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_found_by_id_name_and_model(
+    client: MlflowClient, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = record(client, store, name='Anna\'s "best"', experiment="names")
     named = record(client, store, name="Anna's", experiment="names")
     client.create_registered_model("delay")
@@ -223,12 +225,14 @@ def test_a_run_has_many_names(client: MlflowClient, store: Path, capsys: pytest.
         ("both\"and'", "cannot search for a name with both kinds of quotes"),
     ],
 )
-def test_a_run_that_is_not_there(name: str, message: str, pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_run_is_an_error(
+    name: str, message: str, pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["compare", pair[0], name]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_names_of_many_runs_and_of_deleted_ones(
+def test_ambiguous_names_and_deleted_runs_are_errors(
     client: MlflowClient, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [record(client, store, name="twice", experiment=experiment) for experiment in ("one", "two")]
@@ -240,7 +244,7 @@ def test_names_of_many_runs_and_of_deleted_ones(
     assert "is deleted" in capsys.readouterr().err
 
 
-def test_without_a_server_it_says_which_variable(
+def test_without_a_server_the_error_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

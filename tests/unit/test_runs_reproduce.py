@@ -307,7 +307,7 @@ def scratch(world: World) -> list[Path]:
     return list((world.base / "cache/metalworks/reproduce").glob("*"))
 
 
-def test_a_run_is_made_again_to_the_last_digit(
+def test_a_run_is_reproduced_to_the_last_digit(
     client: MlflowClient, world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Also: with data that the commit does not name, and in an environment of its own with the nearest Python."""
@@ -356,7 +356,7 @@ def test_a_changed_score_is_found(
     assert "is not an empty folder" in capfd.readouterr().err
 
 
-def test_a_command_that_fails_leaves_everything_for_a_look(
+def test_a_failed_command_keeps_its_folder(
     world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "1")
@@ -368,7 +368,7 @@ def test_a_command_that_fails_leaves_everything_for_a_look(
     shutil.rmtree(left)
 
 
-def test_a_flow_run_is_its_function_called_again(
+def test_a_flow_run_is_reproduced_by_calling_its_function(
     client: MlflowClient,
     world: World,
     recorded: Recorder,
@@ -469,7 +469,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_what_is_missing_is_said_before_work_starts(
+def test_missing_parts_are_named_before_anything_starts(
     case: str, world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given, messages = UNREADABLE[case]
@@ -499,7 +499,7 @@ def test_data_comes_from_a_remote_that_the_commit_does_not_configure(
     assert "Starting" not in out
 
 
-def test_a_commit_that_only_the_own_clone_has_is_not_pushed(
+def test_a_commit_only_in_the_local_clone_is_refused(
     world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Objects are borrowed from this clone, so that the commit is found proves nothing."""
@@ -509,7 +509,7 @@ def test_a_commit_that_only_the_own_clone_has_is_not_pushed(
     assert f"commit {commit} is not in {world.base}/remote.git" in capfd.readouterr().err
 
 
-def test_a_commit_that_no_branch_leads_to_is_taken_while_the_remote_has_it(
+def test_a_commit_without_a_branch_is_used_if_the_remote_still_has_it(
     client: MlflowClient, world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tree = git(world.work, "rev-parse", "HEAD^{tree}")
@@ -520,7 +520,7 @@ def test_a_commit_that_no_branch_leads_to_is_taken_while_the_remote_has_it(
     assert cli.main(["reproduce", run, "--environment", "current"]) == 0, capfd.readouterr()
 
 
-def test_the_named_run_must_be_one(recorded: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_name_must_match_one_run(recorded: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
     recorded()
     recorded()
     assert cli.main(["reproduce", "mean", "--experiment", "tiny"]) == 1
@@ -559,7 +559,7 @@ def clone(tmp_path: Path) -> Path:
         ("python tools/all.py", "python ../tools/all.py"),
     ],
 )
-def test_commands_are_started_again(line: str, again: str, clone: Path) -> None:
+def test_commands_are_parsed_and_repeated(line: str, again: str, clone: Path) -> None:
     assert " ".join(start.parse(line.split(), clone / "ml", clone).shown) == again
 
 
@@ -578,12 +578,12 @@ def test_commands_are_started_again(line: str, again: str, clone: Path) -> None:
         "python ../outside.py",
     ],
 )
-def test_other_commands_are_refused(line: str, clone: Path) -> None:
+def test_unrepeatable_commands_are_refused(line: str, clone: Path) -> None:
     with pytest.raises(start.NotAgain):
         start.parse(line.split(), clone / "ml", clone)
 
 
-def test_a_program_that_no_package_brings_is_named(clone: Path) -> None:
+def test_a_program_that_no_package_provides_is_named(clone: Path) -> None:
     with pytest.raises(CommandError, match="no program gone"):
         start.parse(["gone"], clone / "ml", clone).line(clone)
 
@@ -617,7 +617,7 @@ def test_an_environment_is_built_once(world: World) -> None:
     assert environment.build(Path(sys.executable), [], told.append) != first
 
 
-def test_an_environment_that_cannot_be_built_leaves_nothing(variables: Path) -> None:
+def test_a_failed_environment_leaves_nothing(variables: Path) -> None:
     folder = variables / "cache/metalworks/environments"
     before = {path for path in folder.glob("*") if path.is_dir()}
     with pytest.raises(CommandError, match="cannot build the recorded environment"):

@@ -43,13 +43,13 @@ def settings(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
 
 
 @pytest.mark.parametrize("name", [*scenarios.in_ci(), *scenarios.SLOW])
-def test_a_scenario_says_only_what_is_its_own(name: str) -> None:
+def test_a_scenario_repeats_nothing_of_the_shared_file(name: str) -> None:
     shared = settings(read_yaml(scenarios.SHARED))
     own = settings(read_yaml(scenarios.SCENARIOS / name / "molecule.yml") or {})
     assert {path: value for path, value in own.items() if path in shared and shared[path] == value} == {}
 
 
-def test_long_ones_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_scenarios_start_first(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"molecule-cluster": 900.0, "molecule-long": 90.0, "molecule-short": 9.0}
     known = {name: Expectation(1, taken) for name, taken in seconds.items()}
     monkeypatch.setattr(scenarios, "expectation", known.get)
@@ -69,7 +69,7 @@ def test_a_lab_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path:
         scenarios.prepare()
 
 
-def test_hosts_that_a_killed_job_left_are_replaced_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hosts_of_a_killed_job_are_replaced_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = []
     for module, name in ((docker_engine, "ensure"), (scenarios.host_image, "ensure"), (lab_hosts, "remove")):
         monkeypatch.setattr(module, name, lambda name=name: done.append(name))
@@ -97,7 +97,7 @@ def scenario(console: Console, *lines: str) -> scenarios.Scenario:
     return made
 
 
-def test_what_runs_is_seen_from_molecules_output(seen: tuple[Console, io.StringIO]) -> None:
+def test_progress_is_read_from_molecules_output(seen: tuple[Console, io.StringIO]) -> None:
     console, sink = seen
     made = scenario(
         console,
@@ -135,7 +135,7 @@ ERROR    [cluster > converge] Executed: Failed
         (TASK_FAILED, "converge", 'object_store : Wait: fatal: [services-1]: FAILED! => {"msg": "Timeout"}'),
     ],
 )
-def test_the_end_names_what_failed_though_molecule_went_on_to_remove_the_hosts(
+def test_the_last_lines_name_the_failure(
     seen: tuple[Console, io.StringIO], output: str, step: str, failure: str
 ) -> None:
     made = scenario(seen[0], *output.splitlines())
@@ -166,7 +166,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_scenarios_that_pass_are_told_with_their_time(stub: Path, seen: tuple[Console, io.StringIO]) -> None:
+def test_passed_scenarios_are_reported_with_their_time(stub: Path, seen: tuple[Console, io.StringIO]) -> None:
     begun, failed = scenarios.run(["one", "two"], 2, seen[0])
     assert ([each.name for each in begun], failed) == (["one", "two"], None)
     assert "one: passed" in seen[1].getvalue()
@@ -174,9 +174,7 @@ def test_scenarios_that_pass_are_told_with_their_time(stub: Path, seen: tuple[Co
     assert list(begun[1].times.steps) == ["verify"]
 
 
-def test_the_first_failure_ends_what_runs_beside_it_and_nothing_more_begins(
-    stub: Path, seen: tuple[Console, io.StringIO]
-) -> None:
+def test_the_first_failure_stops_everything(stub: Path, seen: tuple[Console, io.StringIO]) -> None:
     began = time.monotonic()
     begun, failed = scenarios.run(["hangs", "fails", "later"], 2, seen[0])
     assert failed is begun[1]

@@ -48,7 +48,7 @@ PROMPT = {"name": "m", "key": "mlflow.prompt.is_prompt", "value": "true"}
         ("/2.0/mlflow/runs/set-tag", PROMPT, False),
     ],
 )
-def test_what_permissions_have_no_word_for_is_refused(
+def test_actions_that_permissions_cannot_express_are_refused(
     door: Any, prefix: str, path: str, body: Any, refused: bool
 ) -> None:
     from flask import Flask
@@ -57,7 +57,7 @@ def test_what_permissions_have_no_word_for_is_refused(
         assert bool(door.objection()) is refused
 
 
-def test_what_is_no_json_is_mlflows_business(door: Any) -> None:
+def test_invalid_json_is_left_to_mlflow(door: Any) -> None:
     from flask import Flask
 
     for text in ("", "{", "[]", '"{"'):
@@ -68,7 +68,7 @@ def test_what_is_no_json_is_mlflows_business(door: Any) -> None:
 # -- Prefect
 
 
-def test_the_event_loop_itself_tells_systemd_that_it_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_event_loop_feeds_systemds_watchdog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     serve = load("roles/prefect_server/files/serve.py")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "n"))

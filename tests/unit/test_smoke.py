@@ -69,7 +69,7 @@ def test_a_failure_outweighs_an_unreached_host() -> None:
     assert smoke.exit_status(found) == smoke.FAILED
 
 
-def test_one_host_may_answer_twice_and_what_was_made_is_nobodys_business() -> None:
+def test_duplicate_results_and_created_objects_are_not_shown() -> None:
     answers = [("s1", {"checks": [check()]}), ("d1", {"checks": [check(made=["7"])]}), ("s1", {"checks": [check()]})]
     found = judge.verdict(answers, "here")
     assert (found["ok"], found["figures"]["checks"], found["figures"]["hosts"]) == (True, 3, 2)
@@ -147,7 +147,7 @@ def test_session_that_hangs_is_ended(session: dict[str, Any]) -> None:
     assert [(each["ok"], each["detail"]) for each in verdicts] == [(False, "not done: no answer within 1 s")]
 
 
-def test_session_that_is_out_of_time_takes_away_what_it_made(session: dict[str, Any], tmp_path: Path) -> None:
+def test_session_that_times_out_removes_what_it_created(session: dict[str, Any], tmp_path: Path) -> None:
     left = tmp_path / "left"
     waits = [f"open('{left}', 'w')", "try: time.sleep(60)", f"finally: __import__('os').remove('{left}')"]
     program = PROGRAM + "\n\ndef waits():\n    import time\n    " + "\n    ".join(waits) + "\nCHECKS['wait'] = waits\n"
@@ -169,7 +169,7 @@ def test_secrets_reach_a_check_by_stdin(session: dict[str, Any]) -> None:
     assert "hsuh -" in verdicts[0]["detail"]
 
 
-def test_sessions_wait_for_the_one_before(session: dict[str, Any], tmp_path: Path) -> None:
+def test_sessions_run_one_after_the_other(session: dict[str, Any], tmp_path: Path) -> None:
     place = tmp_path / "order"
     program = doing("time.sleep(checks[0]['wait'])", f"print(checks[0]['name'], file=open('{place}', 'a'))")
     sessions = [
@@ -207,7 +207,7 @@ def _units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_units")
-def test_active_unit() -> None:
+def test_active_unit_passes() -> None:
     assert [each["ok"] for each in module.look_at({"unit": "active.service"})] == [True]
 
 
@@ -221,7 +221,7 @@ def test_stopped_unit_is_named_with_its_journal() -> None:
 
 
 @pytest.mark.usefixtures("_units")
-def test_unit_that_is_not_there_fails_unless_optional() -> None:
+def test_missing_unit_fails_unless_optional() -> None:
     assert [each["ok"] for each in module.look_at({"unit": "gone-*.service"})] == [False]
     assert module.look_at({"unit": "gone-*.service", "optional": True}) == []
 
@@ -271,13 +271,13 @@ def test_requests_keep_the_reason(service: str) -> None:
         client.request("http://127.0.0.1:9/", authorization="Bearer x")
 
 
-def test_waiting_ends() -> None:
+def test_waiting_times_out() -> None:
     assert client.wait_for(lambda: "now", 1, "nothing") == "now"
     with pytest.raises(TimeoutError, match="no end within 0 s"):
         client.wait_for(lambda: None, 0, "no end")
 
 
-def test_model_that_is_missing_is_not_ok_silently(
+def test_missing_model_is_skipped_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing() -> str:
@@ -307,7 +307,7 @@ def test_model_that_is_missing_is_not_ok_silently(
         ({"is": "waiting"}, {}, ""),
     ],
 )
-def test_a_refused_version_is_told_with_its_reason(
+def test_refused_version_is_reported_with_its_reason(
     tmp_path: Path, following: dict[str, str], serving: dict[str, Any], words: str
 ) -> None:
     state, status = tmp_path / "state", tmp_path / "status"
@@ -321,7 +321,7 @@ def test_a_refused_version_is_told_with_its_reason(
         assert client.versions("delay", str(state), str(status)) == "champion version 4 as onnx"
 
 
-def test_a_follower_that_hears_nothing_is_told(tmp_path: Path) -> None:
+def test_follower_without_a_registry_is_reported(tmp_path: Path) -> None:
     state, status = tmp_path / "state", tmp_path / "status"
     state.write_text(json.dumps({"champion": None, "refused": {}}))
     roles = {"champion": {"version": None, "is": "missing"}}
@@ -333,7 +333,7 @@ def test_a_follower_that_hears_nothing_is_told(tmp_path: Path) -> None:
         client.versions("delay", str(state), str(status))
 
 
-def test_smoke_flow_stands_where_the_check_says() -> None:
+def test_smoke_flow_is_where_the_check_expects_it() -> None:
     assert "metalworks.smoke_flow.smoke" in PROGRAM
     assert "def smoke()" in (ROOT / "src/metalworks/smoke_flow.py").read_text()
 
@@ -380,7 +380,7 @@ class Bucket:
         return SimpleNamespace(paginate=paginate)
 
 
-def test_an_object_goes_with_its_versions_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_is_removed_with_all_its_versions_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket()
     monkeypatch.setattr(client, "s3_client", lambda: bucket)
     bucket.put_object("b", f"{client.PLACE}/objects/theirs", b"x")
@@ -389,12 +389,12 @@ def test_an_object_goes_with_its_versions_and_no_other(monkeypatch: pytest.Monke
     assert bucket.kept == before
 
 
-def test_a_store_that_keeps_versions_from_its_keys_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_denies_deleting_versions_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "s3_client", lambda: Bucket(refuse=True))
     assert client.objects(["b"]).endswith("; 2 old versions remain in b: this key may not delete them")
 
 
-def test_all_below_a_prefix_goes() -> None:
+def test_everything_below_a_prefix_is_removed() -> None:
     bucket = Bucket()
     for key in ("0/place/tag/a", "0/place/tag/b/c", "0/place/tagged"):
         bucket.put_object("b", key, b"x")
@@ -402,7 +402,7 @@ def test_all_below_a_prefix_goes() -> None:
     assert [key for key, _ in bucket.kept] == ["0/place/tagged"]
 
 
-def test_checks_write_where_their_keys_may_delete_for_good() -> None:
+def test_checks_write_only_where_they_can_delete_permanently() -> None:
     scratch = read_yaml(ROOT / "group_vars/all/parts/object_store.yml")["object_store_scratch"]
     assert scratch == [f"{client.PLACE}/", f"0/{client.PLACE}/"]
 
@@ -422,7 +422,7 @@ LONG_AGO = "2025-01-02T03:04:05.678900Z"
         ("metalworks-smoke-cpu-0123abcd", LONG_AGO, "mine", client.ENTRYPOINT, False),
     ],
 )
-def test_flows_that_checks_left_are_told_from_others(
+def test_leftover_flows_of_checks_are_recognised(
     monkeypatch: pytest.MonkeyPatch, name: str, created: str, deployment: str, entrypoint: str, ours: bool
 ) -> None:
     monkeypatch.setattr(client.time, "time", lambda: datetime.datetime.fromisoformat(NOW).timestamp() + 60)
@@ -436,7 +436,7 @@ def test_flows_that_checks_left_are_told_from_others(
     assert client.left_flows(lambda path, *_: answers[path], "cpu") == [], "somebody ran it by hand"
 
 
-def test_a_flow_goes_with_its_runs() -> None:
+def test_a_flow_is_removed_with_its_runs() -> None:
     asked: list[tuple[str, str]] = []
 
     def ask(path: str, method: str = "GET", body: Any = None) -> Any:
@@ -447,7 +447,7 @@ def test_a_flow_goes_with_its_runs() -> None:
     assert asked[1:] == [("DELETE", "/flow_runs/r"), ("DELETE", "/flow_runs/s"), ("DELETE", "/flows/f")]
 
 
-def test_a_session_removes_folders_that_killed_ones_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_session_removes_folders_of_killed_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(client.tempfile, "tempdir", str(tmp_path))
     old, new, theirs = (
         tmp_path / name for name in (f"{client.PLACE}-01abc_yz", f"{client.PLACE}-01abc_xx", f"{client.PLACE}-theirs-x")
@@ -462,7 +462,7 @@ def test_a_session_removes_folders_that_killed_ones_left(monkeypatch: pytest.Mon
     assert {path.name for path in tmp_path.iterdir()} == {new.name, theirs.name}
 
 
-def test_what_a_check_made_is_told_also_when_it_failed(
+def test_objects_of_a_failed_check_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails() -> str:

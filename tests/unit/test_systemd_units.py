@@ -25,7 +25,7 @@ WANTS: dict[str, Any] = {
 }
 
 
-def test_a_unit_is_what_was_asked_for() -> None:
+def test_a_unit_is_rendered_from_its_options() -> None:
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(units.unit_text(WANTS))
@@ -37,13 +37,13 @@ def test_a_unit_is_what_was_asked_for() -> None:
     assert service["EnvironmentFile"] == "/etc/metalworks/mlflow.env"
 
 
-def test_a_units_own_settings_come_last_and_may_be_many() -> None:
+def test_a_units_own_settings_come_last() -> None:
     lines = units.unit_text(WANTS).splitlines()
     assert [line for line in lines if line.startswith("ReadWritePaths=")] == ["ReadWritePaths=/a", "ReadWritePaths=/b"]
     assert lines.index("UMask=0077") < lines.index("UMask=0027")
 
 
-def test_an_environment_reads_back_as_it_was_given() -> None:
+def test_an_environment_file_reads_back_unchanged() -> None:
     given = {"PLAIN": "value", "HARD": 'a "b" $c \\ `d`', "NUMBER": 5}
     read = {}
     for line in units.environment_text(given).splitlines():
@@ -53,7 +53,7 @@ def test_an_environment_reads_back_as_it_was_given() -> None:
     assert read == {name: str(value) for name, value in given.items()}
 
 
-def test_only_ours_of_a_family_are_taken_for_unlisted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_managed_units_count_as_unlisted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(units, "UNITS", tmp_path)
     for name in ("demo-a", "demo-b", "other"):
         (tmp_path / f"{name}.service").write_text(f"{units.MANAGED}\n[Unit]\n")
@@ -61,7 +61,7 @@ def test_only_ours_of_a_family_are_taken_for_unlisted(monkeypatch: pytest.Monkey
     assert units.unlisted("demo-*", {"demo-a"}) == ["demo-b"]
 
 
-def test_what_a_unit_is_granted_beyond_the_others_stands_in_one_list() -> None:
+def test_exceptions_to_the_sandbox_are_in_one_list() -> None:
     names = {line.partition("=")[0] for line in units.SANDBOX.splitlines()} - {"MemoryMax"}
     setting = re.compile(rf"^\s*(?:\{{)?'?({'|'.join(sorted(names))})'?: *\"?'?([\w@~-]*)", re.MULTILINE)
     inline = re.compile(rf"\{{'({'|'.join(sorted(names))})': *'?([\w@~-]*)")

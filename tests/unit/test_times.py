@@ -64,5 +64,5 @@ def test_the_verdict_has_every_part_as_a_number_and_names_the_slowest(build: Pat
     assert found["slowest_tasks"][0]["what"] == "nginx"  # type: ignore[index]
 
 
-def test_what_an_earlier_run_left_is_not_counted(build: Path) -> None:
+def test_results_of_an_earlier_run_do_not_count(build: Path) -> None:
     assert "unit_seconds" not in written(build)["figures"]

@@ -31,7 +31,7 @@ def lines_with(pattern: re.Pattern[str]) -> list[str]:
     return found
 
 
-def test_site_is_a_table_of_contents() -> None:
+def test_site_yml_only_imports_playbooks() -> None:
     plays = read_yaml(ROOT / "site.yml")
     assert [set(play) for play in plays] == [{"name", "ansible.builtin.import_playbook"}] * len(plays)
     imported = [play["ansible.builtin.import_playbook"] for play in plays]
@@ -61,7 +61,7 @@ def test_role_runs_somewhere(role: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=ROLE_NAMES)
-def test_internals_are_marked(role: Path) -> None:
+def test_internal_variables_are_marked(role: Path) -> None:
     """What a role sets for itself starts with two underscores, and is not in its defaults."""
     assert [name for name in read_yaml(role / "defaults/main.yml") if name.startswith("_")] == []
     theirs = f"__{role.name}_"
@@ -73,7 +73,7 @@ def test_roles_are_documented() -> None:
     assert (ROOT / "docs/roles.md").read_text() == role_docs.document()
 
 
-def test_documents_point_at_what_exists() -> None:
+def test_links_in_documents_are_valid() -> None:
     broken = []
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
@@ -82,7 +82,7 @@ def test_documents_point_at_what_exists() -> None:
     assert broken == []
 
 
-def test_documents_name_targets_that_exist() -> None:
+def test_documents_name_only_existing_targets() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         assert set(re.findall(r"`make ([a-z-]+)", path.read_text())) <= targets, path.name

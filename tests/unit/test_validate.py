@@ -91,7 +91,7 @@ def test_host_names_that_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu_1", "GPU", "-a", "a-", "a b"])
-def test_host_names_that_do_not(name: str) -> None:
+def test_host_names_that_do_not_work(name: str) -> None:
     assert the_only(rules.bad_host_names([name])).where == f"host {name}"
 
 
@@ -226,7 +226,7 @@ def test_variable_that_cannot_be_computed() -> None:
     assert problem.cure.startswith("Set `vault_x`")
 
 
-def test_what_a_missing_secret_breaks_is_not_told_again() -> None:
+def test_consequences_of_a_missing_secret_are_not_reported() -> None:
     assert rules.unresolved({("mlflow_url", "'vault_x' is undefined"): ["s1"]}, ["vault_x"]) == []
 
 
@@ -284,7 +284,7 @@ def test_too_small_host(memory: int, size: int, free: int, said: str) -> None:
 
 
 @pytest.mark.parametrize(("devices", "wanted"), [(1, True), (0, False), (1, False)])
-def test_gpu_host_that_is_as_wanted_passes(devices: int, wanted: bool) -> None:
+def test_gpu_host_with_its_devices_passes(devices: int, wanted: bool) -> None:
     assert rules.missing_device("g1", devices, wanted) == []
 
 
@@ -303,7 +303,7 @@ def test_devices_are_counted_by_pci_id(tmp_path: Path) -> None:
     assert probe.nvidia_devices(tmp_path / "none") == 0
 
 
-def test_a_host_needs_the_most_of_its_groups() -> None:
+def test_the_largest_requirement_of_a_hosts_groups_counts() -> None:
     minimums = {"gpu": {"memory_mb": 4, "disk_mb": 1}, "dev": {"memory_mb": 2, "disk_mb": 9}}
     need = rules.strictest(["dev", "gpu", "all"], minimums)
     assert (need["memory_mb"], need["disk_mb"], need["free_mb"]) == (4, 9, 0)
@@ -387,7 +387,7 @@ def test_port_of_a_hidden_process_is_told_without_a_holder(tmp_path: Path) -> No
     assert probe.holders({"123": 5000}, tmp_path) == [{"port": 5000, "unit": "", "process": ""}]
 
 
-def test_disk_of_a_path_that_is_yet_to_be_made(tmp_path: Path) -> None:
+def test_disk_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
     there = os.statvfs(tmp_path)
     assert probe.disk(str(tmp_path / "not/yet"))["size_mb"] == there.f_blocks * there.f_frsize >> 20
 
@@ -410,14 +410,14 @@ def test_users_with_known_roles_pass() -> None:
         ("ada", "entry 1 has no name", "Set `name`"),
     ],
 )
-def test_users_whose_role_nothing_knows(user: Any, what: str, cure: str) -> None:
+def test_users_with_unknown_roles(user: Any, what: str, cure: str) -> None:
     problem = the_only(rules.unknown_roles([user], "platform_users"))
     assert problem.where == "variable `platform_users`"
     assert what in problem.what
     assert cure in problem.cure
 
 
-def test_people_who_are_called_like_a_machine() -> None:
+def test_users_named_like_a_machine() -> None:
     problem = the_only(rules.reserved_names(["ada", "backup", None], ["backup", "inference"], "platform_users"))
     assert problem.where == "variable `platform_users`"
     assert "backup is reserved for a machine" in problem.what
@@ -445,7 +445,7 @@ def test_weak_secrets(secret: str, why: str) -> None:
         assert secret not in str(problem)
 
 
-def test_what_is_generated_or_none_of_ours_is_strong_enough() -> None:
+def test_generated_and_foreign_secrets_pass() -> None:
     generated = [make_secrets.new_value() for _ in range(500)]
     key = make_secrets.ca({})["vault_ca_private_key"]
     given = {"vault_raw_database_password": "short", "vault_ca_private_key": key, "vault_empty": "", "vault_none": {}}
@@ -458,7 +458,7 @@ def test_what_is_generated_or_none_of_ours_is_strong_enough() -> None:
 SERVICE = {"name": "delay", "model": "flight-delay"}
 
 
-def test_services_as_they_should_be() -> None:
+def test_valid_services_pass() -> None:
     canary = {"alias": "next", "percent": 0.5, "min_requests": 1, "min_seconds": 0, "max_error_rate_increase": 0,
               "max_latency_ratio": 2}  # fmt: skip
     numbers = {"port": 8001, "workers": 2, "log_share": 0.1, "max_queue": 9, "request_timeout": 0.5, "keep_previous": 0}
@@ -593,7 +593,7 @@ def test_own_chain_that_ends_with_the_ca_passes(own: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["certificate", "key", "ca"])
-def test_own_files_that_cannot_be_used(own: dict[str, str], kind: str) -> None:
+def test_unusable_own_files(own: dict[str, str], kind: str) -> None:
     for path, what in (("/nowhere", "cannot be read"), ("relative", "is not an absolute path"), ("", f"lacks {kind}")):
         assert what in the_only(rules.bad_own_certificate("s1", own | {kind: path}, ["s1"])).what
     Path(own[kind]).write_text("damaged")

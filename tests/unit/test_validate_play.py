@@ -106,7 +106,7 @@ def validate(place: Path, hosts: dict[str, Any], choices: dict[str, Any]) -> tup
     return done.returncode, done.stdout + done.stderr
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path, taken_port: int) -> None:
+def test_every_mistake_is_reported_at_once(tmp_path: Path, taken_port: int) -> None:
     status, words = validate(tmp_path / "ours", HOSTS, MISTAKES | {"object_store_port": taken_port})
     assert status != 0
     assert [
@@ -115,7 +115,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, taken_port: int) -> None:
     assert f"{tmp_path}/ours/group_vars/all/site.yml:1" in words  # where the misspelt variable stands
 
 
-def test_site_without_hosts_is_told_so(tmp_path: Path) -> None:
+def test_site_without_hosts_is_reported(tmp_path: Path) -> None:
     """No play would match a host, and Ansible alone would call that a success."""
     status, words = validate(tmp_path / "ours", {name: {"hosts": {}} for name in HOSTS}, {})
     assert status != 0

@@ -30,12 +30,12 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("told", "code", "said"), [("this", 0, "failed=0"), ("fail", 2, "refused"), ("that", 0, "that")]
 )
-def test_a_play_ends_with_its_code_and_what_it_said(play: Path, told: str, code: int, said: str) -> None:
+def test_a_play_returns_its_exit_code_and_output(play: Path, told: str, code: int, said: str) -> None:
     done = ansible_playbook("--inventory", "localhost,", "--connection", "local", play, "--extra-vars", f"told={told}")
     assert (done.returncode, said in done.stdout) == (code, True), done.stdout + done.stderr
     assert f"with {ROOT}/ansible.cfg, told {told}" in done.stdout
 
 
-def test_what_ansible_refuses_to_begin_is_on_standard_error(tmp_path: Path) -> None:
+def test_errors_before_the_first_task_are_on_standard_error(tmp_path: Path) -> None:
     done = ansible_playbook(tmp_path / "none.yml")
     assert (done.returncode, "could not be found" in done.stderr) == (1, True), done.stderr

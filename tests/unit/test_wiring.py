@@ -110,7 +110,7 @@ def test_entries_are_gathered_from_all_parts_or_those_of_a_host() -> None:
     assert wiring.gathered(PARTS, "packages", GROUPS, "db") == []
 
 
-def test_every_host_and_every_name_has_an_address() -> None:
+def test_every_host_and_site_has_an_address() -> None:
     found = wiring.host_entries(PARTS, GROUPS, HOSTVARS, "ml.example")
     assert [(one["name"], one["address"]) for one in found] == [
         ("hub", "10.0.0.1"),
@@ -165,7 +165,7 @@ def test_machines_are_those_of_the_parts() -> None:
     assert wiring.machines(PARTS) == [{"name": "models", "role": "inference", "models": ["delay"]}]
 
 
-def test_only_developers_and_machines_write_to_mlflow_and_only_admins_administer_it() -> None:
+def test_developers_and_machines_can_write_to_mlflow_and_only_admins_administer_it() -> None:
     found = {one["name"]: one for one in wiring.mlflow_users(PEOPLE, MACHINES)}
     assert [name for name, one in found.items() if one["write"]] == ["developer", "worker"]
     assert [name for name, one in found.items() if one["admin"]] == ["admin"]
@@ -173,14 +173,14 @@ def test_only_developers_and_machines_write_to_mlflow_and_only_admins_administer
     assert all(one["password"] for one in found.values())
 
 
-def test_the_gateway_is_told_names_roles_and_passwords_alone() -> None:
+def test_the_gateway_gets_only_names_roles_and_passwords() -> None:
     assert wiring.gateway_users(PEOPLE[:1], MACHINES[1:]) == [
         {"name": "admin", "role": "admin", "password": "admin's"},
         {"name": "models", "role": "inference", "password": "models'"},
     ]
 
 
-def test_a_key_reaches_its_own_buckets() -> None:
+def test_a_key_gets_access_to_its_own_buckets() -> None:
     found = wiring.store_keys(PARTS, {"tracker": "one", "backup": "two"})
     tracker, backup = found
     assert tracker == {"name": "tracker", "access_key": "tracker", "secret_key": "one", "buckets": ["artifacts"]}
@@ -212,11 +212,11 @@ def test_the_start_page_shows_what_other_hosts_serve() -> None:
     assert PARTS["store"]["sites"][0]["upstreams"] == ["127.0.0.1:9000"]
 
 
-def test_other_gateways_serve_their_own_alone() -> None:
+def test_other_gateways_serve_only_their_own_sites() -> None:
     assert sites("db") == {"s3": PARTS["store"]["sites"][0]}
 
 
-def test_status_is_shown_where_it_is_asked_for() -> None:
+def test_status_is_shown_where_it_is_enabled() -> None:
     assert "postgresql" not in sites("hub")
     found = sites("hub", "postgresql")["postgresql"]
     assert (found["served"], found["says"], found["health"]) == (False, True, "/postgresql")
@@ -231,7 +231,7 @@ def opened(host: str, parts: dict[str, Any] = PARTS) -> dict[int, Any]:
     return {one["port"]: one["from"] for one in wiring.open_ports(parts, GROUPS, host, HOSTVARS)}
 
 
-def test_a_port_is_open_to_those_who_are_meant() -> None:
+def test_a_port_is_open_to_its_callers() -> None:
     assert opened("hub") == {443: "anyone"}
     assert opened("db") == {443: "anyone", 5432: ["10.0.0.1"]}
     assert opened("worker-1") == {}
@@ -244,34 +244,34 @@ def test_a_list_of_addresses_does_not_shut_out_the_platform() -> None:
     assert [one["from"] for one in found if one["port"] == 443] == ["platform", ["10.9.0.0/16"]]
 
 
-def test_a_database_that_only_its_own_host_asks_stays_closed() -> None:
+def test_a_database_used_only_on_its_own_host_stays_closed() -> None:
     parts = without("tracker", "databases") | {"store": PARTS["store"] | {"databases": [{"name": "own"}]}}
     assert opened("db", parts) == {443: "anyone"}
 
 
-def test_a_database_without_clients_is_open_to_nobody() -> None:
+def test_a_database_without_clients_stays_closed() -> None:
     assert opened("db", without("tracker", "databases"))[5432] == []
 
 
-def test_a_program_reaches_what_it_calls_and_nothing_else() -> None:
+def test_a_program_can_reach_only_what_it_calls() -> None:
     assert reach("hub", "tracker") == [(5432, ["10.0.0.2"])]
     assert reach("db", "minio") == [(9000, ["127.0.0.1"])]
     assert wiring.outbound(PARTS, GROUPS, "worker-1", HOSTVARS, {}) == []
 
 
-def test_a_gateway_reaches_what_it_serves() -> None:
+def test_a_gateway_can_reach_what_it_serves() -> None:
     """Of loopback ports, only those that nginx is among the users of."""
     assert reach("hub", "www-data") == [(443, "platform"), (9000, ["127.0.0.1"]), (8000, "platform")]
 
 
-def test_a_part_that_is_elsewhere_has_neither_programs_nor_ports() -> None:
+def test_an_external_part_has_neither_programs_nor_ports() -> None:
     parts = PARTS | {"store": PARTS["store"] | {"elsewhere": True}}
     assert [one["user"] for one in wiring.outbound(parts, GROUPS, "db", HOSTVARS, {})] == ["www-data"]
     assert wiring.loopback_ports(parts, GROUPS, "db") == []
     assert [one["port"] for one in wiring.loopback_ports(PARTS, GROUPS, "db")] == [9000, 9009]
 
 
-def test_a_site_says_where_else_a_program_may_connect() -> None:
+def test_a_site_can_allow_more_connections() -> None:
     names = (53, ["0.0.0.0/0", "::/0"])
     assert reach("hub", "tracker", hooks=["hooks.example:443", "[fd00::1]:25", "internet:any"])[1:] == [
         names,
@@ -292,11 +292,11 @@ def test_a_site_says_where_else_a_program_may_connect() -> None:
         ("http://user:secret@pypi.example:8081/", "pypi.example:8081"),
     ],
 )
-def test_a_url_is_a_place(url: str, place: str) -> None:
+def test_a_url_is_parsed_to_host_and_port(url: str, place: str) -> None:
     assert wiring.place_of(url) == place
 
 
-def test_a_service_of_the_sites_own_is_reached_at_home_and_on_the_internet() -> None:
+def test_an_external_service_is_reachable_inside_and_on_the_internet() -> None:
     found = wiring.ways_to_url("https://s3.example.org", "store")
     assert [(way["port"], way["to"]) for way in found] == [
         (443, ["s3.example.org"]),
@@ -314,7 +314,7 @@ def own_parts() -> dict[str, dict[str, Any]]:
     return {stem: values[f"part_{stem}"] for stem, values in found if f"part_{stem}" in values}
 
 
-def test_a_part_stands_in_the_file_of_its_name() -> None:
+def test_a_part_is_in_the_file_of_its_name() -> None:
     for path in FILES:
         named = [name for name in read_yaml(path) if name.startswith("part_")]
         assert named in ([], [f"part_{path.stem}"]), path
@@ -325,7 +325,7 @@ def test_no_variable_is_set_in_two_files() -> None:
     assert sorted(names) == sorted(set(names))
 
 
-def test_a_part_has_the_fields_that_are_explained_and_no_others() -> None:
+def test_a_part_has_only_documented_fields() -> None:
     explained = {line.split()[0] for line in wiring.__doc__.splitlines() if line[:1].islower()}
     fields = {field for part in own_parts().values() for field in part}
     assert "order" in explained
@@ -333,7 +333,7 @@ def test_a_part_has_the_fields_that_are_explained_and_no_others() -> None:
     assert explained - fields == set(), "nothing has these any more"
 
 
-def test_no_two_parts_have_the_same_place() -> None:
+def test_no_two_parts_have_the_same_position() -> None:
     orders = [part["order"] for part in own_parts().values()]
     assert len(set(orders)) == len(orders)
 
@@ -416,7 +416,7 @@ def test_the_docs_are_at_the_host_with_the_start_page(values: Any) -> None:
     assert "docs" not in [site["name"] for site in values("cpu-1", "gateway_sites")]
 
 
-def test_a_secret_that_is_missing_stops_only_what_needs_it(values: Any) -> None:
+def test_a_missing_secret_stops_only_what_needs_it(values: Any) -> None:
     """Otherwise the validation would report every variable that is computed from parts."""
     assert values("services-1", "firewall_open")
     with pytest.raises(Exception, match="vault_postgresql_backup_password"):

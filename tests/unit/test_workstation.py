@@ -22,7 +22,7 @@ def aws(text: str) -> str:
     return str(developers.ini(text, ".aws/credentials", "default", key))
 
 
-def test_other_profiles_and_settings_stay() -> None:
+def test_other_profiles_and_settings_are_kept() -> None:
     text = "[mine]\naws_access_key_id = x\n[default]\nregion = there\naws_access_key_id = old\n"
     merged = aws(text)
     assert "[mine]\naws_access_key_id = x\n" in merged
@@ -30,18 +30,18 @@ def test_other_profiles_and_settings_stay() -> None:
     assert aws(merged) == merged
 
 
-def test_a_file_that_says_the_same_is_left_as_it_is() -> None:
+def test_an_equivalent_file_is_left_unchanged() -> None:
     text = "# by hand\n[default]\naws_secret_access_key=s3cret\naws_access_key_id=ada"
     assert aws(text) == text
 
 
-def test_a_file_that_is_no_ini_is_not_quoted() -> None:
+def test_an_invalid_file_is_not_quoted_in_the_error() -> None:
     with pytest.raises(ValueError, match=r"~/\.aws/credentials is not a valid INI file") as refused:
         aws("s3cret of mine\n")
     assert "of mine" not in str(refused.value)
 
 
-def test_a_persons_prefect_profiles_stay() -> None:
+def test_a_users_prefect_profiles_are_kept() -> None:
     text = 'active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "DEBUG"\n[profiles.other]\n'
     merged = developers.prefect_profiles(text, {"PREFECT_API_AUTH_STRING": "ada:new"})
     assert tomllib.loads(merged) == {
@@ -60,11 +60,11 @@ def test_a_persons_prefect_profiles_stay() -> None:
         ("other:1:a:b:c\ndb:5432:raw:reader:old\n", LINE + "other:1:a:b:c\n"),
     ],
 )
-def test_the_database_stands_in_pgpass_once(text: str, wanted: str) -> None:
+def test_the_database_is_in_pgpass_once(text: str, wanted: str) -> None:
     assert developers.pgpass(text, DATABASE) == wanted
 
 
-def test_a_home_is_furnished_once(tmp_path: Path) -> None:
+def test_a_home_is_set_up_once(tmp_path: Path) -> None:
     me = pwd.getpwuid(os.getuid())
     person = pwd.struct_passwd((me.pw_name, "x", me.pw_uid, me.pw_gid, "", str(tmp_path), "/bin/bash"))
     wants = {"name": "ada", "password": "pass", "access_key": "ada", "secret_key": "s3cret", "inference_token": "t0ken"}

@@ -82,7 +82,7 @@ def test_only_the_group_reads_the_key(host):
     host.check_output("userdel reader")
 
 
-def test_a_client_that_trusts_the_ca_is_let_in_and_no_other_believes_the_server(host):
+def test_only_a_client_that_trusts_the_ca_accepts_the_server(host):
     put(host, "/tmp/other.crt", (PLACE / "other.crt").read_text())
     server = f"openssl s_server -quiet -accept 8443 -cert {TLS}/host.crt -key {TLS}/host.key -www"
     host.check_output(f"systemd-run --quiet --collect --unit tls-server {server}")
@@ -99,7 +99,7 @@ def test_a_client_that_trusts_the_ca_is_let_in_and_no_other_believes_the_server(
     host.check_output("systemctl stop tls-server")
 
 
-def test_a_certificate_that_ends_soon_warns_and_is_renewed(host, play, restored):
+def test_an_expiring_certificate_is_reported_and_renewed(host, play, restored):
     check = host.check_output("cat /opt/metalworks/certificates/check.sh")
     old = key(host)
     run(play, **SHORT)
@@ -118,7 +118,7 @@ def test_a_certificate_that_ends_soon_warns_and_is_renewed(host, play, restored)
     assert key(host) == old
 
 
-def test_other_names_mean_another_certificate_for_the_same_key(host, play, restored):
+def test_changed_names_give_a_new_certificate_for_the_same_key(host, play, restored):
     old = key(host)
     run(play, certificates_names=["certificates", "198.51.100.7", "fd00::7"])
     assert "IP Address:198.51.100.7, IP Address:FD00:0:0:0:0:0:0:7" in about(host, "ext subjectAltName")
@@ -152,7 +152,7 @@ def own(folder: Path, name: str) -> dict[str, str]:
     return paths
 
 
-def test_own_certificates_are_installed_and_an_unfit_one_is_refused(host, play, restored, tmp_path):
+def test_own_certificates_are_installed_and_invalid_ones_refused(host, play, restored, tmp_path):
     first, second = own(tmp_path, "first"), own(tmp_path, "second")
     said = run(play, "-vvv", certificates_own=first)
     sound(host)
@@ -190,11 +190,11 @@ def test_own_certificates_are_installed_and_an_unfit_one_is_refused(host, play, 
         f"groupdel metalworks-tls; rm -r {TLS}",
     ],
 )
-def test_what_a_killed_play_or_a_person_left_is_mended(host, mended, left):
+def test_damage_by_a_killed_play_or_a_person_is_repaired(host, mended, left):
     host.check_output(left)
 
 
-def test_check_mode_on_a_bare_host_leaves_it_bare(host, play, mended):
+def test_check_mode_changes_nothing_on_a_new_host(host, play, mended):
     host.check_output(
         f"systemctl disable --now metalworks-certificate.timer; groupdel metalworks-tls; rm -r {TLS} "
         "/opt/metalworks/certificates /etc/systemd/system/metalworks-certificate.* "
@@ -216,7 +216,7 @@ def test_check_mode_on_a_bare_host_leaves_it_bare(host, play, mended):
         ({"certificates_ca_certificate": "damaged"}, "certificates_ca_certificate is not a PEM certificate"),
     ],
 )
-def test_wrong_wishes_are_refused_and_change_nothing(host, play, variables, message):
+def test_invalid_variables_are_refused_and_change_nothing(host, play, variables, message):
     before = host.check_output(f"sha256sum {TLS}/*")
     refused = play(**variables)
     assert refused.returncode != 0

@@ -93,7 +93,7 @@ def scanned(attacker: Host) -> dict[str, set[int]]:
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_a_port_scan_sees_what_is_documented(scanned: dict[str, set[int]], name: str) -> None:
+def test_a_port_scan_finds_only_documented_ports(scanned: dict[str, set[int]], name: str) -> None:
     assert scanned[name] == OPEN[name]
 
 
@@ -113,13 +113,13 @@ def test_wrong_tokens_are_refused() -> None:
     assert [ask("inference", "/delay/version", token=token)[0] for token in ("wrong", "", password)] == [401] * 3
 
 
-def test_the_right_ones_are_not() -> None:
+def test_right_passwords_and_tokens_are_accepted() -> None:
     assert as_person("ml1", "mlflow", "/version")[0] == 200
     assert as_person("ml1", "prefect", "/api/admin/version")[0] == 200
     assert ask("inference", "/delay/version", token=secrets()["vault_inference_tokens"]["ml1"])[0] == 200
 
 
-def test_another_name_is_not_answered(attacker: Host) -> None:
+def test_requests_for_an_unknown_host_name_are_not_answered(attacker: Host) -> None:
     command = f"curl --silent --insecure --resolve other.example:443:{ADDRESSES['services-1']} https://other.example/"
     assert attacker.run(command).rc != 0
 
@@ -132,7 +132,7 @@ def searched(*headers: str) -> int:
     return as_person("ml1", "mlflow", "/api/2.0/mlflow/experiments/search", query, headers)[0]
 
 
-def test_mlflow_takes_requests_of_its_own_pages_and_no_others() -> None:
+def test_mlflow_accepts_requests_from_its_own_pages_only() -> None:
     own = f"mlflow.{DOMAIN}"
     assert [searched(f"Host: {own}"), searched(f"Host: {own}:443"), searched(f"Origin: https://{own}")] == [200] * 3
     # Another site's page, in a browser that is logged in.
@@ -143,7 +143,7 @@ def test_mlflow_takes_requests_of_its_own_pages_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(("host", "status"), [("localhost", 401), ("elsewhere.example", 403)])
-def test_mlflow_itself_looks_at_the_name_too(reach: Reach, host: str, status: int) -> None:
+def test_mlflow_itself_checks_the_host_name(reach: Reach, host: str, status: int) -> None:
     asked = "curl --silent --output /dev/null --write-out '%%{http_code}' --header %s "
     asked += "--unix-socket /run/mlflow/api.sock http://localhost/"
     # 401: the name is right, and a password is asked for.
@@ -165,7 +165,7 @@ def somebodys_run() -> str:
     return str(found["runs"][0]["info"]["run_id"])
 
 
-def test_a_viewer_looks_and_changes_nothing(somebodys_run: str) -> None:
+def test_a_viewer_can_read_but_not_change(somebodys_run: str) -> None:
     assert as_person("guest", "mlflow", f"/api/2.0/mlflow/runs/get?run_id={somebodys_run}")[0] == 200
     for path, body in (
         ("runs/delete", {"run_id": somebodys_run}),
@@ -189,7 +189,7 @@ def test_everyone_with_a_login_reads_and_searches_the_docs() -> None:
         assert as_person(person, "docs", "/", method="POST")[0] == 403
 
 
-def test_prefects_secrets_are_not_for_viewers_and_its_api_not_for_other_sites() -> None:
+def test_viewers_cannot_read_prefects_secrets_and_other_sites_cannot_use_its_api() -> None:
     secret = "/api/block_documents/filter"
     assert [as_person(who, "prefect", secret, {"include_secrets": True})[0] for who in ("guest", "ml1")] == [403, 200]
     elsewhere = ["Origin: https://elsewhere.example"]
@@ -197,7 +197,7 @@ def test_prefects_secrets_are_not_for_viewers_and_its_api_not_for_other_sites() 
     assert as_person("ml1", "prefect", "/api/flows/filter", {}, [f"Origin: https://prefect.{DOMAIN}"])[0] == 200
 
 
-def test_a_developer_changes_others_work_but_deletes_only_their_own(somebodys_run: str) -> None:
+def test_a_developer_can_change_others_work_but_delete_only_their_own(somebodys_run: str) -> None:
     tag = {"run_id": somebodys_run, "key": "looked-at-by", "value": "ml2"}
     assert as_person("ml2", "mlflow", "/api/2.0/mlflow/runs/set-tag", tag)[0] == 200
     assert as_person("ml2", "mlflow", "/api/2.0/mlflow/runs/delete", {"run_id": somebodys_run})[0] == 403
@@ -206,7 +206,7 @@ def test_a_developer_changes_others_work_but_deletes_only_their_own(somebodys_ru
     assert as_person("boss", "mlflow", "/api/2.0/mlflow/users/get?username=ml2")[0] == 200
 
 
-def test_who_is_taken_off_the_list_is_let_in_nowhere(reach: Reach) -> None:
+def test_a_removed_user_has_no_access_anywhere(reach: Reach) -> None:
     people = yaml.safe_load((lab_hosts.INVENTORY / "group_vars/all/site.yml").read_text())["platform_users"]
     playbooks = ("playbooks/services.yml", "playbooks/workstations.yml", "playbooks/inference.yml")
     token = secrets()["vault_inference_tokens"]["ml2"]

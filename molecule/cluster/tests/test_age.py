@@ -11,7 +11,7 @@ from scripts.tests.age import site
 ROUNDS = 3
 
 
-def test_smoke_leaves_nothing_behind_and_nothing_of_others_changes() -> None:
+def test_smoke_leaves_nothing_behind_and_does_not_touch_other_data() -> None:
     """Every row, object, version and file is the same as before; also after checks that were killed half way."""
     with site.quiet(), site.others():
         before = site.standing()

@@ -78,7 +78,7 @@ def table() -> list[tuple[str, str, str, str, bool]]:
     return asked
 
 
-def test_every_route_is_open_to_the_roles_that_it_is_for_and_to_no_others() -> None:
+def test_every_route_is_open_only_to_its_roles() -> None:
     asked = {one[:4]: one[4] for one in table()}
     answers = run("dev-1", "python3", ASK, {"passwords": passwords(), "questions": sorted(asked)})
     assert len(answers) == len(asked) > 1500
@@ -140,7 +140,7 @@ CONNECTS = {
 
 
 @pytest.mark.parametrize(("name", "user"), CONNECTS)
-def test_a_program_connects_to_what_it_needs_and_nowhere_else(reach: Reach, name: str, user: str) -> None:
+def test_a_program_can_connect_only_to_what_it_needs(reach: Reach, name: str, user: str) -> None:
     host = reach(name)
     reached = host.check_output(
         f"setpriv --reuid {user} --regid {user if user != 'nobody' else 'nogroup'} --clear-groups python3 -c %s %s",
@@ -150,7 +150,7 @@ def test_a_program_connects_to_what_it_needs_and_nowhere_else(reach: Reach, name
     assert {tuple(one) for one in yaml.safe_load(reached)} == CONNECTS[name, user]
 
 
-def test_a_flow_does_not_reach_a_clouds_keys_nor_programs_of_its_host_that_are_not_its_own(reach: Reach) -> None:
+def test_a_flow_cannot_reach_link_local_addresses(reach: Reach) -> None:
     rules = reach("cpu-1").check_output("nft list table inet metalworks")
     worker = reach("cpu-1").check_output("id --user prefect-worker")
     chain = re.search(rf"{worker} : jump (\w+)", rules)
@@ -158,7 +158,7 @@ def test_a_flow_does_not_reach_a_clouds_keys_nor_programs_of_its_host_that_are_n
     assert re.search(rf"chain {chain[1]} {{[^}}]*ip daddr != @link4 accept", rules)
 
 
-def test_a_webhook_of_a_developers_automation_reaches_nothing(reach: Reach) -> None:
+def test_an_automations_webhook_cannot_reach_internal_addresses(reach: Reach) -> None:
     """How MLflow's assistant was reached: Prefect calls whatever address a block names."""
     reach("services-1").check_output("journalctl --rotate --quiet")
     types = as_person("ml1", "prefect", "/api/block_types/slug/webhook")
@@ -219,7 +219,7 @@ def now() -> str:
 # -- MLflow
 
 
-def test_no_tag_makes_anothers_model_a_prompt() -> None:
+def test_no_tag_turns_another_users_model_into_a_prompt() -> None:
     name = {"name": "attack"}
     assert as_person("ml1", "mlflow", "/api/2.0/mlflow/registered-models/create", name)[0] == 200
     try:
@@ -246,7 +246,7 @@ def test_an_experiments_files_are_in_the_object_store(place: str) -> None:
 # -- Prefect
 
 
-def test_a_pattern_without_end_ends_with_its_server_and_everybody_is_served_again(reach: Reach) -> None:
+def test_an_endless_pattern_ends_with_a_restart_and_service_resumes(reach: Reach) -> None:
     """Viewers may not send one at all; developers may, and a watchdog ends what it does."""
     attack = {
         "schema": {
@@ -267,7 +267,7 @@ def test_a_pattern_without_end_ends_with_its_server_and_everybody_is_served_agai
 # -- The hosts
 
 
-def test_the_kernel_takes_every_parameter_of_the_network(reach: Reach) -> None:
+def test_the_kernel_accepts_every_network_parameter(reach: Reach) -> None:
     """In a network of its own, as /proc/sys of a lab host is its machine's."""
     script = (
         "mount -o remount,bind,rw /proc/sys && grep ^net[.]ipv /etc/sysctl.d/60-metalworks.conf >/tmp/net.conf && "
@@ -277,7 +277,7 @@ def test_the_kernel_takes_every_parameter_of_the_network(reach: Reach) -> None:
     assert reach("cpu-1").check_output("unshare --net --mount sh -c %s", script).split() == ["0", "2"]
 
 
-def test_units_of_the_platform_have_a_limit_of_memory_and_the_database_outlives_them(reach: Reach) -> None:
+def test_units_have_memory_limits_and_the_database_is_killed_last(reach: Reach) -> None:
     services = reach("services-1")
     units = "mlflow prefect-server minio nginx platform-status prefect-lost-runs"
     limits = services.check_output(f"systemctl show {units} --property MemoryMax --value").split()

@@ -110,7 +110,7 @@ def projects(reach: Reach) -> Iterator[dict[str, str]]:
     remove_deployments(*remotes)
 
 
-def test_another_developer_gets_the_data_of_a_run() -> None:
+def test_another_developer_can_fetch_the_data_of_a_run() -> None:
     commit = done("dev-1", "ml1", "git -C ~/flights rev-parse HEAD").strip()
     script = f"""
     rm -rf ~/flights && git clone --quiet git@git:flights.git ~/flights && cd ~/flights
@@ -121,13 +121,13 @@ def test_another_developer_gets_the_data_of_a_run() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["by hand", "by a worker"])
-def test_another_developer_makes_a_run_again_to_the_last_digit(version: int) -> None:
+def test_another_developer_can_reproduce_a_run_exactly(version: int) -> None:
     """Of a run that a person started, and of one that retraining made."""
     told = done("dev-2", "ml2", f"metalworks reproduce models:/flight-delay/{version}")
     assert "Equal to the last digit." in told
 
 
-def test_what_differs_between_two_versions_is_told() -> None:
+def test_compare_shows_the_differences_of_two_versions() -> None:
     told = done("dev-2", "ml2", "metalworks compare models:/flight-delay/1 models:/flight-delay/2 --json")
     found = json.loads(told)
     assert "data/features" in found["data"]
@@ -135,7 +135,7 @@ def test_what_differs_between_two_versions_is_told() -> None:
     assert found["code"]["commit"]
 
 
-def test_a_parent_and_its_children_run_where_they_belong() -> None:
+def test_a_parent_and_its_children_run_on_their_pools() -> None:
     """Retraining's: the parent on `cpu`, one child on `cpu`, one on `gpu`, linked in Prefect."""
     status, found = as_person("ml1", "prefect", "/api/flow_runs/filter", body={"sort": "START_TIME_DESC"})
     assert status == 200
@@ -150,7 +150,7 @@ def test_a_parent_and_its_children_run_where_they_belong() -> None:
     assert {run["work_pool_name"] for run in found if run["id"] in parents} == {"cpu"}
 
 
-def test_nothing_new_is_nothing_to_do() -> None:
+def test_retraining_without_new_data_does_nothing() -> None:
     before = models()
     state = retrained()
     assert (state["type"], state["name"]) == ("COMPLETED", "Nothing new")
@@ -158,7 +158,7 @@ def test_nothing_new_is_nothing_to_do() -> None:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_month_is_told_and_changes_nothing(kind: str) -> None:
+def test_a_broken_month_is_reported_and_changes_nothing(kind: str) -> None:
     flights, words = BROKEN[kind]
     before = models(), done("dev-1", "ml1", "git ls-remote git@git:flights.git")
     customer(flights, months=1)
@@ -172,7 +172,7 @@ def test_a_broken_month_is_told_and_changes_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["at the top", "inside a task"])
-def test_a_package_left_out_is_named_and_nothing_is_uploaded(projects: dict[str, str], lazy: bool) -> None:
+def test_a_missing_package_is_named_and_nothing_is_uploaded(projects: dict[str, str], lazy: bool) -> None:
     before = deployments(), uploaded()
     line = "    import tabulate" if lazy else "import tabulate"
     anchor = "^    store, bucket" if lazy else "^import sklearn"
@@ -190,7 +190,7 @@ def test_a_package_left_out_is_named_and_nothing_is_uploaded(projects: dict[str,
     assert (deployments(), uploaded()) == before
 
 
-def test_a_tree_that_nobody_else_can_get_is_refused(projects: dict[str, str]) -> None:
+def test_unpushed_code_is_refused(projects: dict[str, str]) -> None:
     before = deployments(), uploaded()
     dirty = shell(
         "dev-1",
@@ -204,7 +204,7 @@ def test_a_tree_that_nobody_else_can_get_is_refused(projects: dict[str, str]) ->
     assert (deployments(), uploaded()) == before
 
 
-def test_two_projects_with_other_versions_run_on_one_worker_at_once(projects: dict[str, str]) -> None:
+def test_two_projects_with_different_versions_run_on_one_worker_at_once(projects: dict[str, str]) -> None:
     for name in projects:
         would = done("dev-1", "ml1", f"cd ~/{name} && git checkout --quiet main && metalworks deploy --dry-run")
         assert name in would
@@ -227,7 +227,7 @@ def test_two_projects_with_other_versions_run_on_one_worker_at_once(projects: di
     }
 
 
-def test_a_run_whose_worker_dies_is_tried_again(reach: Reach, projects: dict[str, str]) -> None:
+def test_a_run_whose_worker_dies_is_retried(reach: Reach, projects: dict[str, str]) -> None:
     for name in projects:
         done("dev-1", "ml1", f"cd ~/{name} && metalworks deploy")  # unchanged, mostly
     place = f"meeting-{uuid4()}"

@@ -74,7 +74,7 @@ def test_a_project_in_a_folder_with_pinned_requirements_runs_on_a_worker() -> No
     assert (state["type"], state["message"]) == ("COMPLETED", "tabulate 0.9.0 on cpu-1")
 
 
-def test_queues_are_served_in_the_order_that_the_site_says() -> None:
+def test_queues_are_served_in_the_sites_order() -> None:
     """Also after the site has changed its mind."""
     before = order("cpu")
     try:
@@ -92,7 +92,7 @@ def test_queues_are_served_in_the_order_that_the_site_says() -> None:
     assert order("cpu") == before
 
 
-def test_runs_live_through_the_death_of_the_services_host(reach: Reach) -> None:
+def test_runs_survive_the_death_of_the_services_host(reach: Reach) -> None:
     """And keep their slots: the second of a deployment that runs alone starts when the first has ended."""
     holder = run_of("alone", seconds=60)
     wait_for(holder, "Running")  # before the second is there: of two that are due, either may take the slot

@@ -24,7 +24,7 @@ PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
 
 
 @pytest.mark.parametrize(("name", "unit", "port"), UNITS)
-def test_the_unit_runs_and_will_after_a_reboot(reach: Reach, name: str, unit: str, port: int | None) -> None:
+def test_the_unit_is_running_and_enabled(reach: Reach, name: str, unit: str, port: int | None) -> None:
     host = reach(name)
     assert host.service(unit).is_running, host.run(f"journalctl -u {unit} -n 30 --no-pager").stdout
     assert host.service(unit).is_enabled
@@ -33,7 +33,7 @@ def test_the_unit_runs_and_will_after_a_reboot(reach: Reach, name: str, unit: st
 
 
 @pytest.mark.parametrize("name", PLATFORM)
-def test_nothing_failed_and_no_process_of_ours_is_root(reach: Reach, name: str) -> None:
+def test_no_unit_failed_and_no_platform_process_runs_as_root(reach: Reach, name: str) -> None:
     host = reach(name)
     assert host.run("systemctl list-units --state=failed --plain --no-legend").stdout == ""
     ours = host.run("ps -eo user:32=,args= | grep -E '/opt/metalworks/|/usr/local/bin/minio' | grep -v grep").stdout
@@ -41,20 +41,20 @@ def test_nothing_failed_and_no_process_of_ours_is_root(reach: Reach, name: str) 
 
 
 @pytest.mark.parametrize("name", PLATFORM)
-def test_every_host_finds_every_other_by_name(reach: Reach, name: str) -> None:
+def test_every_host_resolves_every_other_by_name(reach: Reach, name: str) -> None:
     hosts_file = reach(name).file("/etc/hosts").content_string
     for other in [*PLATFORM, "customer-db", "git", "mlflow.metalworks.internal"]:
         assert other in hosts_file.split(), hosts_file
 
 
 @pytest.mark.parametrize("name", PLATFORM)
-def test_secrets_on_hosts_are_not_for_everybody(reach: Reach, name: str) -> None:
+def test_secrets_on_hosts_are_not_world_readable(reach: Reach, name: str) -> None:
     found = reach(name).run("find /etc/metalworks -name '*.env' -perm /007 2>/dev/null")
     assert found.stdout == ""
 
 
 @pytest.mark.parametrize("name", PLATFORM)
-def test_nothing_of_ours_is_for_everybody_to_write(reach: Reach, name: str) -> None:
+def test_platform_files_are_not_world_writable(reach: Reach, name: str) -> None:
     nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
     found = reach(name).run(f"{nobody} find / -xdev -writable '(' -type f -o -type d ! -perm -1000 ')' 2>/dev/null")
     assert found.stdout == ""

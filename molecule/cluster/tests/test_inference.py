@@ -180,12 +180,12 @@ def upstreams(reach: Reach) -> set[str]:
     return {upstream for each in asked for upstream in each.split(", ")}
 
 
-def test_the_gateway_asks_the_host_that_one_limited_run_added(load: Load, reach: Reach) -> None:
+def test_the_gateway_uses_a_host_added_by_one_limited_run(load: Load, reach: Reach) -> None:
     assert load.answers
     assert upstreams(reach) == {"198.51.100.21:8000", f"{SECOND.address}:8000"}
 
 
-def test_a_new_champion_is_in_service_within_seconds_and_nobody_notices(
+def test_a_new_champion_takes_over_within_seconds_without_errors(
     load: Load, made: dict[str, str], record_property: Callable[[str, object], None]
 ) -> None:
     calm = load.since(time.time() - 20)
@@ -199,7 +199,7 @@ def test_a_new_champion_is_in_service_within_seconds_and_nobody_notices(
     wait_until(lambda: said <= tags(made["later"]).keys(), 30, "a word of each host in MLflow")
 
 
-def test_back_again(load: Load, made: dict[str, str]) -> None:
+def test_rollback_takes_effect_within_seconds(load: Load, made: dict[str, str]) -> None:
     _, took = moved(load, "champion", made["first"], "first", 60)
     print(f"back after {took:.1f} s")
     assert not load.failed()
@@ -208,7 +208,7 @@ def test_back_again(load: Load, made: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"), [("missing", "no-such-package-of-anybody"), ("wrong", "answers its example")]
 )
-def test_a_bad_version_is_refused_and_said_to_be(load: Load, made: dict[str, str], kind: str, reason: str) -> None:
+def test_a_bad_version_is_refused_and_reported(load: Load, made: dict[str, str], kind: str, reason: str) -> None:
     began = time.time()
     versions("alias", "champion", made[kind])
 
@@ -234,7 +234,7 @@ def metrics(reach: Reach) -> str:
     return asked(reach, "https://gpu-1:8000/metrics")
 
 
-def test_its_page_is_told_the_models_own_columns_and_example(reach: Reach) -> None:
+def test_the_api_page_shows_the_models_columns_and_example(reach: Reach) -> None:
     operation = json.loads(asked(reach, f"{URL}/openapi.json"))["paths"]["/invocations"]["post"]
     payload = operation["requestBody"]["content"]["application/json"]
     columns = payload["schema"]["properties"]["dataframe_records"]["items"]["properties"]
@@ -242,7 +242,9 @@ def test_its_page_is_told_the_models_own_columns_and_example(reach: Reach) -> No
     assert set(payload["example"]["dataframe_split"]["columns"]) == set(columns)
 
 
-def test_a_shadow_answers_nobody_and_differs(load: Load, made: dict[str, str], reach: Reach) -> None:
+def test_a_shadow_answers_no_request_and_differences_are_counted(
+    load: Load, made: dict[str, str], reach: Reach
+) -> None:
     began = time.time()
     versions("alias", "shadow", made["later"])
     differing = r'shadow_requests_total\{outcome="differing"\} [1-9]'
@@ -277,7 +279,7 @@ def test_a_slow_canary_is_withdrawn(load: Load, made: dict[str, str]) -> None:
     assert not load.failed()
 
 
-def test_a_model_reaches_nothing_of_the_service_that_serves_it(load: Load, made: dict[str, str], reach: Reach) -> None:
+def test_a_model_cannot_reach_the_service_that_serves_it(load: Load, made: dict[str, str], reach: Reach) -> None:
     """Its code runs where it is proven and loaded; as a shadow's, its answers are nobody's."""
     host, report = reach("gpu-1"), "/var/lib/models-delay/report.json"
     host.check_output(f"rm -f {report}")
@@ -301,7 +303,7 @@ def test_a_model_reaches_nothing_of_the_service_that_serves_it(load: Load, made:
     assert not load.failed()
 
 
-def test_a_killed_host_costs_no_answer(load: Load, made: dict[str, str]) -> None:
+def test_a_killed_host_costs_no_response(load: Load, made: dict[str, str]) -> None:
     moved(load, "champion", made["first"], "first", 60)
     began = time.time()
     subprocess.run(["docker", "kill", SECOND.name], check=True, capture_output=True)

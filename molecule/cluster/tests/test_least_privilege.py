@@ -145,13 +145,13 @@ def store() -> dict[str, dict[str, str]]:
     return found
 
 
-def test_every_key_is_known_here() -> None:
+def test_every_key_is_covered_by_these_tests() -> None:
     holders = set(secrets()["vault_object_store_secret_keys"])
     assert holders == {*REACHES, "backup"}
 
 
 @pytest.mark.parametrize("holder", REACHES)
-def test_a_key_opens_its_buckets_and_no_other(store: dict[str, dict[str, str]], holder: str) -> None:
+def test_a_key_opens_only_its_buckets(store: dict[str, dict[str, str]], holder: str) -> None:
     for bucket in BUCKETS:
         codes = store[f"{holder} {bucket}"]
         if bucket in REACHES[holder]:
@@ -164,7 +164,7 @@ def test_a_key_opens_its_buckets_and_no_other(store: dict[str, dict[str, str]], 
     assert store[f"{holder} everything"]["make"] == "AccessDenied"
 
 
-def test_the_backups_key_reads_everything_and_changes_nothing(store: dict[str, dict[str, str]]) -> None:
+def test_the_backup_key_can_read_everything_and_change_nothing(store: dict[str, dict[str, str]]) -> None:
     for bucket in BUCKETS:
         codes = store[f"backup {bucket}"]
         assert {codes[look] for look in LOOKS} <= {"", "NoSuchKey"}, (bucket, codes)
@@ -188,12 +188,12 @@ def ask(questions: list[tuple[str, ...]]) -> list[tuple[str, str, str, str]]:
     return [(way, login, database, *rest[-2:]) for way, login, database, *rest in answers]
 
 
-def test_every_login_is_known_here() -> None:
+def test_every_login_is_covered_by_these_tests() -> None:
     names = set(logins())
     assert names == {*OWNERS, "backup"}
 
 
-def test_an_owner_opens_its_database_and_no_other() -> None:
+def test_an_owner_can_open_only_its_database() -> None:
     foreign = [(owner, name) for owner in OWNERS for name in (*OWNERS, "postgres", "template1") if owner != name]
     own = [("tcp", owner, owner, "select current_user") for owner in sorted(OWNERS)]
     assert [said for *_, said, _ in ask(own)] == sorted(OWNERS)
@@ -204,12 +204,12 @@ def test_an_owner_opens_its_database_and_no_other() -> None:
         assert (said, expected in complaint) == ("", True), (way, login, database, complaint)
 
 
-def test_nobody_speaks_in_clear() -> None:
+def test_unencrypted_connections_are_refused() -> None:
     for *_, said, complaint in ask([("clear", owner, owner, "select 1") for owner in OWNERS]):
         assert (said, "no encryption" in complaint) == ("", True), complaint
 
 
-def test_backup_reads_every_database_and_writes_none() -> None:
+def test_backup_can_read_every_database_and_write_none() -> None:
     names = sorted(OWNERS)
     for _, _, database, said, complaint in ask([("tcp", "backup", name, READS_ALL) for name in names]):
         assert said == "t|f", (database, complaint)
@@ -222,7 +222,7 @@ def test_backup_reads_every_database_and_writes_none() -> None:
 # -- MLflow
 
 
-def test_an_inference_host_tells_what_became_of_the_models_it_serves_and_changes_nothing_else() -> None:
+def test_an_inference_host_can_only_tag_and_alias_the_models_it_serves() -> None:
     served = {"name": "flight-delay", "version": "=version"}
     allowed = {
         "model-versions/set-tag": {**served, "key": ABSENT, "value": "x"},
@@ -252,7 +252,7 @@ def test_an_inference_host_tells_what_became_of_the_models_it_serves_and_changes
 
 
 @pytest.mark.usefixtures("authority")
-def test_an_inference_host_may_change_no_other_model() -> None:
+def test_an_inference_host_cannot_change_other_models() -> None:
     """Nobody serves this one, and a developer made it."""
     other = {"name": f"other-{ABSENT}"}
     assert as_person("ml1", "mlflow", "/api/2.0/mlflow/registered-models/create", other)[0] == 200

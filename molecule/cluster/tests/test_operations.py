@@ -40,7 +40,7 @@ def inventory(tmp_path: Path) -> Iterator[list[str]]:
     lab_hosts.discard(FIFTH)
 
 
-def test_a_stopped_service_is_named_and_told_by_the_exit_code(reach: Reach) -> None:
+def test_smoke_names_a_stopped_service_and_exits_with_1(reach: Reach) -> None:
     services = reach("services-1")
     assert services.run("systemctl stop mlflow.service").rc == 0
     try:
@@ -93,7 +93,7 @@ def back(host: Host, before: dict[str, str], answers: dict[str, str]) -> None:
         assert done.rc == 0, host.run(f"systemctl status --no-pager --lines 20 {unit}").stdout
 
 
-def test_a_database_that_is_killed_comes_back_and_all_work_on(reach: Reach) -> None:
+def test_a_killed_database_comes_back_and_everything_works(reach: Reach) -> None:
     """As after the kernel has killed it for the memory. Nobody else has to be started again for it."""
     services = reach("services-1")
     others = [unit for unit in UNITS["services-1"] if not unit.startswith("postgresql")]
@@ -105,7 +105,7 @@ def test_a_database_that_is_killed_comes_back_and_all_work_on(reach: Reach) -> N
     assert (code, verdict["failures"]) == (0, [])
 
 
-def test_everything_that_is_killed_comes_back_by_itself(reach: Reach) -> None:
+def test_every_killed_unit_comes_back_by_itself(reach: Reach) -> None:
     before = {name: killed(reach(name), *units, "ssh") for name, units in UNITS.items()}
     for name, units in UNITS.items():
         machine = lab_hosts.Host(name, ADDRESSES[name])
@@ -114,7 +114,7 @@ def test_everything_that_is_killed_comes_back_by_itself(reach: Reach) -> None:
 
 
 @pytest.mark.parametrize("name", PLATFORM)
-def test_no_unit_is_given_up_however_often_it_dies(reach: Reach, name: str) -> None:
+def test_systemd_never_gives_up_restarting_a_unit(reach: Reach, name: str) -> None:
     units = [*UNITS.get(name, {}), *EVERYWHERE]
     shown = reach(name).check_output(f"systemctl show --property Id,Restart,StartLimitIntervalUSec {' '.join(units)}")
     found = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
@@ -123,7 +123,7 @@ def test_no_unit_is_given_up_however_often_it_dies(reach: Reach, name: str) -> N
     assert len(found) == len(units)
 
 
-def test_a_fifth_machine_takes_flow_runs(reach: Reach, inventory: list[str]) -> None:
+def test_an_added_host_takes_flow_runs(reach: Reach, inventory: list[str]) -> None:
     joined = run("ansible-playbook", *inventory, "site.yml", "--limit", FIFTH.name)
     assert joined.returncode == 0, joined.stdout
     assert FIFTH.name in reach("services-1").file("/etc/hosts").content_string
@@ -138,6 +138,6 @@ def test_a_fifth_machine_takes_flow_runs(reach: Reach, inventory: list[str]) -> 
     assert [check["ok"] for check in checks if check["name"] == "flow on pool cpu"] == [True]
 
 
-def test_all_is_well_in_the_end() -> None:
+def test_the_site_is_healthy_at_the_end() -> None:
     code, verdict = smoke()
     assert (code, verdict["failures"]) == (0, [])

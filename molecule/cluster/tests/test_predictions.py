@@ -46,7 +46,7 @@ def read(distance: float) -> list[dict[str, Any]]:
     return found
 
 
-def test_requests_are_in_the_object_store_and_nobody_changes_them() -> None:
+def test_requests_are_in_the_object_store_and_cannot_be_changed() -> None:
     token = secrets()["vault_inference_tokens"]["ml1"]
     distance = 1000.0 + time.time() % 1000  # nobody else's
     flights = [FLIGHT | {"distance": distance, "dep_delay": float(delay)} for delay in range(2)]

@@ -49,7 +49,7 @@ def let_in(vault: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def test_every_secret_is_replaced_and_everything_works_on() -> None:
+def test_every_secret_is_rotated_and_everything_still_works() -> None:
     import_authority()
     before = secrets()
     assert let_in(before) == dict.fromkeys(let_in(before), True)

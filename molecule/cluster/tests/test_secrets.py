@@ -71,7 +71,7 @@ def test_secrets_are_found_only_where_they_belong(everywhere: dict[str, list[tup
             and not place.startswith("/etc/metalworks/mlflow")] == []  # fmt: skip
 
 
-def test_the_search_finds_what_is_leaked() -> None:
+def test_the_search_finds_leaked_secrets() -> None:
     """On a host that knows it from nowhere else, in a file that everybody may read."""
     leaked = {"leaked": "a-secret-that-was-made-up-for-this-test"}
     command = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), "cpu-1", "tee /tmp/leak"]

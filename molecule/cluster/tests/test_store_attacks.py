@@ -22,7 +22,7 @@ HOLDERS = {
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_nobody_destroys_or_changes_what_another_stored(holder: str) -> None:
+def test_no_key_can_destroy_or_change_another_users_objects(holder: str) -> None:
     vault: dict[str, Any] = secrets()
     asked = {
         "endpoint": f"https://s3.{DOMAIN}",

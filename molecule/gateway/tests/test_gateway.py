@@ -82,7 +82,7 @@ def converged(host, request, play):
 
 
 # -- Who is let in
-def test_prefect_wants_a_name_and_password(host):
+def test_prefect_requires_a_login(host):
     for options in ((), ("--user", "ada:wrong"), ("--user", "nobody:ada-password"), ("--user", "ada:")):
         for method, path in (("GET", VERSION), ("POST", "/api/flows/filter")):
             refused = ask(host, "prefect", path, "--request", method, *options)
@@ -94,7 +94,7 @@ def test_prefect_wants_a_name_and_password(host):
         assert answer.status == (403 if user["role"] == "inference" else 200)
 
 
-def test_a_password_stays_with_the_gateway(host):
+def test_passwords_are_not_passed_on(host):
     assert "authorization" not in told(ask(host, "prefect", VERSION, "--user", ADA))
     assert "authorization" not in told(ask(host, "prefect", "/api/health", "--user", ADA))
 
@@ -111,7 +111,7 @@ def test_a_site_that_checks_users_itself_gets_the_login(host):
     assert [value for name, value in refused.headers if name == "www-authenticate"] == ['basic realm="mlflow"']
 
 
-def test_of_two_logins_the_first_counts_for_all(host):
+def test_two_authorization_headers_are_refused_or_the_first_counts(host):
     first, second = (base64.b64encode(login.encode()).decode() for login in (ADA, VERA))
     answer = ask(
         host, "mlflow", RUN, "--header", f"Authorization: Basic {first}", "--header", f"authorization: Basic {second}"
@@ -119,7 +119,7 @@ def test_of_two_logins_the_first_counts_for_all(host):
     assert answer.status == 400 or told(answer)["authorization"] == f"Basic {first}"
 
 
-def test_only_health_is_open(host):
+def test_only_the_health_path_needs_no_login(host):
     assert ask(host, "prefect", "/api/health").status == 200
     assert ask(host, "prefect", "/api/ready").status == 200
     # By its normal form an open one, as it is sent on another.
@@ -146,7 +146,7 @@ def test_only_health_is_open(host):
     ("site", "reads", "writes"),
     [("mlflow", "/api/2.0/mlflow/runs/search", DELETE), ("prefect", "/api/flow_runs/filter", "/api/flow_runs/")],
 )
-def test_a_viewer_reads_only(host, site, reads, writes):
+def test_viewers_can_only_read(host, site, reads, writes):
     shown = {"mlflow": RUN, "prefect": VERSION}[site]
     for method in ("GET", "HEAD"):
         extra = ("--head",) if method == "HEAD" else ("--request", method)
@@ -176,13 +176,13 @@ def test_a_viewer_reads_only(host, site, reads, writes):
 @pytest.mark.parametrize(
     "path", ["/api/3.0/mlflow/gateway/secrets/list", "/ajax-api/3.0/mlflow/assistant/config", "/new"]
 )
-def test_what_is_not_part_of_the_platform_is_nobodys(host, path):
+def test_routes_outside_the_platform_are_refused_for_everyone(host, path):
     for user in (ADA, VERA, WORKER, INFERENCE):
         assert ask(host, "mlflow", path, "--user", user).status == 403
         assert ask(host, "prefect", "/openapi.json", "--user", user).status == 403
 
 
-def test_a_path_that_two_programs_read_differently_is_nobodys(host):
+def test_ambiguous_paths_are_refused(host):
     for path in (
         "/gateway/proxy/x/../../../api/2.0/mlflow/runs/get",
         "/api/2.0/mlflow/runs/../runs/get",
@@ -206,7 +206,7 @@ def test_a_path_that_two_programs_read_differently_is_nobodys(host):
         assert json.loads(ask(host, "mlflow", path, "--user", VERA).text)["path"] == path
 
 
-def test_inference_hosts_tell_of_versions_and_no_more(host):
+def test_inference_hosts_can_only_report_on_versions(host):
     assert ask(host, "mlflow", RUN, "--user", INFERENCE).status == 200
     assert (
         ask(host, "mlflow", "/api/2.0/mlflow/model-versions/set-tag", "--user", INFERENCE, "--data", "{}").status == 200
@@ -215,7 +215,7 @@ def test_inference_hosts_tell_of_versions_and_no_more(host):
     assert ask(host, "mlflow", "/api/2.0/mlflow/model-versions/set-tag", "--user", VERA, "--data", "{}").status == 403
 
 
-def test_what_holds_secrets_is_not_for_viewers(host):
+def test_viewers_cannot_read_routes_with_secrets(host):
     for path in ("/api/block_documents/1?include_secrets=true", "/api/block_types/slug/secret/block_documents"):
         assert ask(host, "prefect", path, "--user", VERA).status == 403, path
         assert ask(host, "prefect", path, "--user", ADA).status == 200, path
@@ -224,7 +224,7 @@ def test_what_holds_secrets_is_not_for_viewers(host):
     assert ask(host, "prefect", "/api/block_documents/filter", "--user", VERA, "--data", "{}").status == 403
 
 
-def test_what_only_admins_do(host):
+def test_admin_routes_are_refused_to_others(host):
     assert ask(host, "prefect", "/api/admin/storage", "--user", ADA, "--request", "PUT").status == 200
     assert ask(host, "mlflow", "/api/2.0/mlflow/webhooks", "--user", ADA).status == 200
     for user in (VERA, WORKER):
@@ -232,7 +232,7 @@ def test_what_only_admins_do(host):
         assert ask(host, "mlflow", "/api/2.0/mlflow/webhooks", "--user", user).status == 403
 
 
-def test_who_is_not_let_in_sends_no_body(host):
+def test_a_refused_client_cannot_upload_a_body(host):
     """nginx answers before it has read it: curl waits for `100 Continue`, and hears 401."""
     host.check_output("truncate --size 300M /tmp/large")
     for options in ((), ("--user", "ada:wrong")):
@@ -244,7 +244,7 @@ def test_who_is_not_let_in_sends_no_body(host):
     assert ask(host, "mlflow", "/get-artifact", "--user", VERA, "--request", "GET", "--data", "x").status == 400
 
 
-def test_a_name_in_the_first_line_is_the_one_in_the_header(host):
+def test_request_line_and_header_must_name_the_same_host(host):
     absolute = f"https://elsewhere.example{VERSION}"
     answer = ask(host, "prefect", "", "--user", ADA, "--request-target", absolute)
     assert answer.status in (0, 400, 421)
@@ -261,7 +261,7 @@ def test_passwords_cannot_be_tried_quickly(host):
         assert float(answer.text.rsplit("seconds=", 1)[1]) >= 1
 
 
-def test_one_user_who_asks_without_end_is_slowed_down(host):
+def test_requests_of_one_user_are_rate_limited(host):
     """More than the tenfold of a second at once is refused; others are served meanwhile."""
     url = f"https://mlflow.{DOMAIN}{RUN}"
     many = (
@@ -275,7 +275,7 @@ def test_one_user_who_asks_without_end_is_slowed_down(host):
     assert ask(host, "mlflow", RUN, "--user", ADA).status == 200
 
 
-def test_other_sites_pages_may_not_use_a_login(host):
+def test_other_sites_pages_cannot_use_a_login(host):
     own = f"prefect.{DOMAIN}"
     for origin, status in (
         (f"https://{own}", 200),
@@ -295,7 +295,7 @@ def test_other_sites_pages_may_not_use_a_login(host):
     assert foreign.status == 403
 
 
-def test_who_mlflow_might_know_and_the_gateway_does_not_is_not_let_in(host):
+def test_malformed_and_unknown_logins_are_refused(host):
     """Python's base64 forgives more than nginx's: a name that nginx cannot read is no way around."""
     login = base64.b64encode(VERA.encode()).decode()
     for header in (f"Basic {login[:4]}!{login[4:]}", "Bearer x", "Basic " + "VERA:x"):
@@ -308,7 +308,7 @@ def test_who_mlflow_might_know_and_the_gateway_does_not_is_not_let_in(host):
 
 
 # -- What is passed on
-def test_where_a_request_comes_from_is_the_gateways_word(host):
+def test_the_gateway_sets_the_forwarding_headers_itself(host):
     lies = [f"X-Forwarded-{what}: lie" for what in ("For", "Proto", "Host", "Port", "Prefix")]
     lies += ["X-Real-IP: lie", "Forwarded: for=lie", "X_Forwarded_For: lie"]
     headers = told(ask(host, "mlflow", RUN, "--user", ADA, *[part for lie in lies for part in ("--header", lie)]))
@@ -318,7 +318,7 @@ def test_where_a_request_comes_from_is_the_gateways_word(host):
     assert headers["x-forwarded-host"] == headers["host"] == f"mlflow.{DOMAIN}"
 
 
-def test_what_is_signed_arrives_as_it_was(host):
+def test_signed_requests_arrive_unchanged(host):
     path = "/bucket/a%2Fb%20c+d//e?X-Amz-Signature=s3cr3t&x=%2F"
     answer = ask(host, "s3", path, "--header", f"Host: s3.{DOMAIN}:443", "--header", "x-amz-meta-a_b: c")
     assert json.loads(answer.text)["path"] == path
@@ -340,7 +340,7 @@ def test_several_services_share_a_name(host):
         assert ask(host, "inference", path).status == 404
 
 
-def test_pages_are_sent_with_what_browsers_should_know(host):
+def test_pages_have_security_headers(host):
     pages = [("", "/"), ("", "/health/mlflow"), ("mlflow", "/x"), ("prefect", "/x"), ("s3", "/x")]
     for site, path, *options in (*pages, ("docs", "/", "--user", VERA)):
         headers = ask(host, site, path, *options).headers
@@ -428,14 +428,14 @@ def test_large_files_fill_neither_disk_nor_memory(host, what):
         assert json.loads(host.file("/tmp/answer").content_string)["size"] == 314572800
 
 
-def test_what_is_streamed_may_be_bounded_too(host):
+def test_streamed_paths_can_have_a_size_limit(host):
     host.check_output("truncate --size 401M /tmp/large")
     path = "/api/2.0/mlflow-artifacts/artifacts/large"
     refused = ask(host, "mlflow", path, "--user", ADA, "--upload-file", "/tmp/large")
     assert (refused.status, json.loads(refused.text)["error_code"]) == (413, "INVALID_PARAMETER_VALUE")
 
 
-def test_what_is_not_streamed_is_bounded(host):
+def test_other_paths_have_a_size_limit(host):
     host.check_output("truncate --size 300M /tmp/large")
     for site, path in (
         ("mlflow", "/api/2.0/mlflow/runs/log-batch"),
@@ -446,7 +446,7 @@ def test_what_is_not_streamed_is_bounded(host):
 
 
 # -- TLS
-def test_unknown_names_hear_nothing(host):
+def test_unknown_host_names_get_no_response(host):
     for name in (f"other.{DOMAIN}", "example.org", "127.0.0.1", f"x.mlflow.{DOMAIN}"):
         result = host.run("curl --insecure --silent --include --connect-to ::127.0.0.1:443 https://%s/", name)
         assert (result.rc != 0, result.stdout) == (True, ""), name
@@ -457,7 +457,7 @@ def test_unknown_names_hear_nothing(host):
     assert host.run("curl --silent --max-time 3 http://127.0.0.1/").rc == 7, "port 80 is closed"
 
 
-def test_only_good_tls_is_spoken(host):
+def test_only_current_tls_versions_are_accepted(host):
     base = "curl --silent --output /dev/null --cacert /etc/metalworks/tls/ca.crt --connect-to ::127.0.0.1:443"
     url = f"https://mlflow.{DOMAIN}/x"
     for options, works in (
@@ -478,7 +478,7 @@ def upstream_names(host, count: int) -> list[str]:
     return names
 
 
-def test_one_host_takes_over_from_another(host):
+def test_another_host_takes_over_when_one_is_down(host):
     assert set(upstream_names(host, 20)) == {"delay1", "delay2"}
     host.check_output("systemctl stop stand-in@delay1")
     try:
@@ -488,7 +488,7 @@ def test_one_host_takes_over_from_another(host):
         host.check_output("systemctl start stand-in@delay1")
 
 
-def test_a_host_with_anothers_certificate_is_not_believed(host):
+def test_a_host_with_the_wrong_certificate_is_not_used(host):
     host.check_output("systemctl stop stand-in@delay1")
     try:
         host.check_output("cp /opt/stand-in/tls/delay2.crt /opt/stand-in/tls/delay2.crt.kept")
@@ -504,7 +504,7 @@ def test_a_host_with_anothers_certificate_is_not_believed(host):
         host.check_output("systemctl restart stand-in@delay2 stand-in@delay1")
 
 
-def test_a_service_that_is_down_is_said_to_be(host):
+def test_a_service_that_is_down_gives_502(host):
     host.check_output("systemctl stop stand-in@mlflow")
     try:
         answer = ask(host, "mlflow", RUN, "--user", ADA)
@@ -516,7 +516,7 @@ def test_a_service_that_is_down_is_said_to_be(host):
         host.check_output("systemctl start stand-in@mlflow")
 
 
-def test_machines_are_told_to_wait_for_what_is_down_and_people_are_not(host):
+def test_only_machines_are_told_to_wait_for_a_service_that_is_down(host):
     machine = ("--user", "worker-gpu:worker-password")
     wait = ("prefect-maintenance", "true")
     assert wait not in ask(host, "prefect", VERSION, *machine).headers
@@ -532,7 +532,7 @@ def test_machines_are_told_to_wait_for_what_is_down_and_people_are_not(host):
 
 
 # -- The status of parts that have no health page
-def test_the_status_is_told_to_everybody(host):
+def test_the_status_needs_no_login(host):
     for part, status, line in (
         ("postgresql", 200, "Accepts connections"),
         ("pool-gpu", 200, "1 worker is online"),
@@ -547,7 +547,7 @@ def test_the_status_is_told_to_everybody(host):
     assert host.run("runuser -u nobody -- " + told_nothing).rc == 7
 
 
-def test_what_stops_is_seen_on_the_page(host):
+def test_stopped_services_are_shown_on_the_page(host):
     page = f"curl --silent --cacert /etc/metalworks/tls/ca.crt --connect-to ::127.0.0.1:443 https://{DOMAIN}/health"
     until = f"timeout 10 sh -c 'until {page}/$0 | grep --quiet \"$1\"; do sleep 0.1; done' %s %s"
     host.check_output("systemctl stop stand-in@database stand-in@prefect")
@@ -575,14 +575,14 @@ def test_the_status_is_confined(host):
     assert host.check_output(f"stat --format %U /proc/{pid}") == "platform-status"
 
 
-def test_a_site_of_another_gateway_is_only_told_of(host):
+def test_a_site_of_another_gateway_is_only_listed(host):
     assert told(ask(host, "", "/health/console")) == {"host": f"console.{DOMAIN}"}
     assert ask(host, "console", "/").status == 0
     assert f'href="https://console.{DOMAIN}/"' in ask(host, "", "/").text
 
 
 # -- The start page
-def test_start_page_is_one_closed_file(host):
+def test_start_page_loads_no_other_file(host):
     page = ask(host, "", "/")
     policy = dict(page.headers)["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -627,7 +627,7 @@ def test_the_docs_are_one_release(host):
 
 
 # -- Files and logs
-def test_nothing_secret_is_left_lying(host):
+def test_no_secret_is_left_in_logs_or_files(host):
     ask(host, "s3", "/bucket/key?X-Amz-Signature=s3cr3t-signature", "--header", "Referer: https://a/?s3cr3t-signature")
     host.check_output("systemctl stop stand-in@s3")
     try:
@@ -706,7 +706,7 @@ def test_users_change_without_an_interruption(host, converged, play):
         ({"gateway_groups": []}, "Permission denied"),
     ],
 )
-def test_wrong_wishes_are_refused_while_the_old_serve(host, converged, play, variables, message):
+def test_invalid_variables_are_refused_and_the_old_configuration_serves(host, converged, play, variables, message):
     before = host.check_output(
         "sha256sum /etc/nginx/nginx.conf /etc/nginx/metalworks/* /etc/systemd/system/nginx.service.d/*"
     )
@@ -759,7 +759,7 @@ def test_a_new_certificate_is_served_without_an_interruption(host, converged, pl
 
 
 @drifts
-def test_tampering_and_a_stopped_service_are_mended(host, converged, play):
+def test_tampering_and_a_stopped_service_are_repaired(host, converged, play):
     host.check_output("systemctl disable --now nginx")
     host.check_output("ln -s ../sites-available/default /etc/nginx/sites-enabled/default")
     host.check_output("chmod 0644 /etc/nginx/metalworks/users")
@@ -778,7 +778,7 @@ def test_tampering_and_a_stopped_service_are_mended(host, converged, play):
     assert host.check_output("systemctl show nginx --property NoNewPrivileges --value") == "yes"
 
 
-def test_nginx_that_was_killed_comes_back(host):
+def test_killed_nginx_comes_back(host):
     host.check_output("systemctl kill --kill-whom all --signal KILL nginx")
     answered = "until curl --silent --fail --cacert %s --connect-to ::127.0.0.1:443 https://%s/health; do :; done"
     host.check_output("timeout 20 sh -c %s", answered % ("/etc/metalworks/tls/ca.crt", DOMAIN))

@@ -49,7 +49,7 @@ def converged(host, request, play):
     assert state(host) == before
 
 
-def test_a_scan_of_all_ports_finds_what_is_documented(host, attacker):
+def test_a_scan_of_all_ports_finds_only_documented_ports(host, attacker):
     """Programs listen on more ports than that, see `host`."""
     # The two are on one bridge: an answer is there at once or never.
     patience = "-T4 --min-rate 30000 --max-retries 1 --max-rtt-timeout 200ms"
@@ -59,7 +59,7 @@ def test_a_scan_of_all_ports_finds_what_is_documented(host, attacker):
     assert "/closed/" not in scanned, "dropped, so that nobody learns what is not there"
 
 
-def test_who_may_reach_what(reached):
+def test_each_port_is_open_only_to_its_addresses(reached):
     everybody = {(source, port) for source in (OUTSIDE, PLATFORM, LISTED) for port in (22, 443)}
     assert reached((OUTSIDE, PLATFORM, LISTED), PORTS) == everybody | {(PLATFORM, 5432), (LISTED, 8000)}
 
@@ -87,7 +87,7 @@ def refused(host, user: str, *where: str) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in host.check_output(command, CONNECT).splitlines())
 
 
-def test_a_program_connects_where_it_is_listed_and_is_told_at_once_where_it_is_not(host):
+def test_a_program_can_connect_where_listed_and_is_rejected_at_once_elsewhere(host):
     """The user was made with the rules: the program has its limits before it is installed."""
     where = ("127.0.0.1:9999", "127.0.0.1:443", "127.0.0.1:8000", "169.254.169.254:80", f"{OUTSIDE}:80")
     began = time.monotonic()
@@ -101,7 +101,7 @@ def test_a_program_connects_where_it_is_listed_and_is_told_at_once_where_it_is_n
     assert int(re.search(r"counter packets (\d+)", host.check_output("nft list chain inet metalworks refused"))[1]) > 4
 
 
-def test_what_is_dropped_is_counted(host, reached):
+def test_dropped_packets_are_counted(host, reached):
     def dropped() -> int:
         chain = host.check_output("nft list chain inet metalworks dropped")
         return int(re.search(r"counter packets (\d+)", chain)[1])
@@ -111,7 +111,7 @@ def test_what_is_dropped_is_counted(host, reached):
     assert dropped() > before
 
 
-def test_the_rules_are_there_after_a_reboot_and_others_survive_a_restart(host, converged):
+def test_rules_survive_a_reboot_and_other_tables_a_restart(host, converged):
     assert host.service("nftables").is_enabled
     host.check_output("nft add table ip of_docker")
     host.check_output("systemctl stop nftables && systemctl start nftables")
@@ -129,7 +129,7 @@ def test_the_rules_are_there_after_a_reboot_and_others_survive_a_restart(host, c
         "systemctl stop nftables",
     ],
 )
-def test_damage_is_mended(host, converged, damage, play, reached):
+def test_damage_is_repaired(host, converged, damage, play, reached):
     host.check_output(damage)
     result = play()
     assert result.returncode == 0, result.stdout
@@ -155,7 +155,7 @@ def test_damage_is_mended(host, converged, damage, play, reached):
         ),
     ],
 )
-def test_wrong_rules_are_refused_while_the_old_ones_stay(host, converged, variables, message, play):
+def test_invalid_rules_are_refused_and_the_old_ones_stay(host, converged, variables, message, play):
     result = play(**variables)
     assert result.returncode != 0
     assert message in " ".join((result.stdout + result.stderr).split())
@@ -163,7 +163,7 @@ def test_wrong_rules_are_refused_while_the_old_ones_stay(host, converged, variab
 
 
 @drifts
-def test_a_host_that_is_added_is_let_in_by_the_others(host, converged, reached):
+def test_the_other_hosts_let_an_added_host_in(host, converged, reached):
     host.check_output("nft add table ip of_docker")
     addresses = {"firewall_platform_addresses": [PLATFORM, OUTSIDE]}
     inventory = os.environ["MOLECULE_INVENTORY_FILE"]
@@ -181,7 +181,7 @@ def test_a_host_that_is_added_is_let_in_by_the_others(host, converged, reached):
 
 
 @drifts
-def test_a_port_that_docker_publishes_is_not_open_by_itself(host, converged, play, reached):
+def test_a_port_published_by_docker_is_closed_by_default(host, converged, play, reached):
     """A container's network and rules, as Docker makes them."""
     for command in (
         "ip netns add box",
@@ -214,7 +214,7 @@ def test_a_first_connection_confirms_new_rules(host, converged, over_ssh):
     assert " changed=0 " in over_ssh().stdout
 
 
-def test_rules_that_shut_the_controller_out_are_taken_back(host, converged, over_ssh):
+def test_rules_that_lock_the_controller_out_are_rolled_back(host, converged, over_ssh):
     began = time.monotonic()
     result = over_ssh(*ALONE, timeout=5, firewall_ssh_port=2222, firewall_rollback_seconds=8)
     assert result.returncode != 0
@@ -225,7 +225,7 @@ def test_rules_that_shut_the_controller_out_are_taken_back(host, converged, over
     assert over_ssh(*ALONE).returncode == 0
 
 
-def test_an_application_that_was_killed_before_its_confirmation_is_finished(host, converged, play):
+def test_a_play_killed_before_the_confirmation_is_completed(host, converged, play):
     # What stands then: new rules in the kernel, and the timer.
     host.check_output("cp /etc/nftables.conf /run/old.nft && nft --file /run/old.nft && echo '#' > /etc/nftables.conf")
     host.check_output("systemd-run --quiet --unit metalworks-firewall-rollback --on-active=100 nft flush ruleset")

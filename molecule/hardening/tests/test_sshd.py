@@ -37,7 +37,7 @@ def ssh(attacker, key):
     return ssh
 
 
-def test_a_key_gets_in_and_nothing_else(ssh):
+def test_only_a_key_can_log_in(ssh):
     assert ssh().rc == 0
     refused = ssh("-o PubkeyAuthentication=no", "-o PreferredAuthentications=password,keyboard-interactive,none")
     assert "Permission denied (publickey)" in refused.stderr
@@ -56,7 +56,7 @@ def test_old_algorithms_are_refused(ssh, option, message):
     assert message in ssh(option).stderr
 
 
-def test_settings_are_in_force_over_those_of_others(host):
+def test_settings_override_those_of_other_files(host):
     shown = host.check_output("sshd -T")
     for line in ("passwordauthentication no", "permitemptypasswords no", "permitrootlogin without-password"):
         assert line in shown
@@ -65,7 +65,7 @@ def test_settings_are_in_force_over_those_of_others(host):
 
 
 @drifts
-def test_agents_are_forwarded_where_that_is_wanted(host, converged, play, ssh):
+def test_agent_forwarding_follows_the_setting(host, converged, play, ssh):
     assert play(sshd_allow_agent_forwarding=True).returncode == 0
     assert "allowagentforwarding yes" in host.check_output("sshd -T")
     assert ssh("-A").rc == 0
@@ -80,7 +80,7 @@ def test_agents_are_forwarded_where_that_is_wanted(host, converged, play, ssh):
         ({"sshd_settings": {"maxauthtries": "9"}}, "overrides these settings: maxauthtries is 4 instead of 9"),
     ],
 )
-def test_wrong_settings_are_refused_while_the_server_serves(host, converged, ssh, play, variables, message):
+def test_invalid_settings_are_refused_and_the_server_keeps_running(host, converged, ssh, play, variables, message):
     before = host.file(OURS).content_string
     result = play(**variables)
     assert result.returncode != 0
@@ -90,7 +90,7 @@ def test_wrong_settings_are_refused_while_the_server_serves(host, converged, ssh
     assert ssh().rc == 0
 
 
-def test_a_broken_file_of_somebody_else_is_named_and_not_loaded(host, converged, ssh, play):
+def test_another_programs_broken_file_is_named_and_not_loaded(host, converged, ssh, play):
     broken = "/etc/ssh/sshd_config.d/99-broken.conf"
     host.check_output(f"echo 'Nonsense yes' > {broken}")
     try:
@@ -105,7 +105,7 @@ def test_a_broken_file_of_somebody_else_is_named_and_not_loaded(host, converged,
     assert host.check_output("systemctl show ssh --property MainPID") == converged
 
 
-def test_a_main_file_without_the_folder_is_mended(host, converged, play):
+def test_a_main_file_without_the_include_is_repaired(host, converged, play):
     host.check_output("sed --in-place '/^Include/d' /etc/ssh/sshd_config")
     assert "passwordauthentication yes" in host.check_output("sshd -T")
     assert play().returncode == 0
@@ -126,7 +126,7 @@ def test_a_reload_owed_by_a_killed_play_is_made_up_for(host, converged, play):
     assert " changed=0 " in play().stdout
 
 
-def test_a_server_that_is_killed_comes_back_however_often(host, converged, ssh):
+def test_a_killed_server_always_comes_back(host, converged, ssh):
     pid = "systemctl show ssh --property MainPID --value"
     for _ in range(7):  # two more than the distribution's unit puts up with
         before = host.check_output(pid)

@@ -13,7 +13,7 @@ def play(play):
     return functools.partial(play, "--tags", "unattended_upgrades")
 
 
-def test_apt_reads_what_the_role_wants(host):
+def test_apt_uses_the_roles_settings(host):
     dump = host.check_output("apt-config dump")
     for line in (
         'APT::Periodic::Update-Package-Lists "1";',
@@ -26,7 +26,7 @@ def test_apt_reads_what_the_role_wants(host):
     assert [origin for origin in origins if "security" not in origin.lower()] == []
 
 
-def test_a_dry_run_takes_security_alone_and_leaves_what_is_held(host):
+def test_a_dry_run_takes_only_security_updates_and_skips_held_packages(host):
     said = host.check_output("unattended-upgrade --dry-run --debug 2>&1")
     allowed = next(line for line in said.splitlines() if line.startswith("Allowed origins are:"))
     suite = host.check_output(". /etc/os-release && echo $VERSION_CODENAME")
@@ -51,7 +51,7 @@ def test_it_runs_every_day_and_its_log_is_rotated(host):
         ({"unattended_upgrades_origins": ['a";']}, "apt rejects the settings"),
     ],
 )
-def test_what_cannot_be_read_is_refused(host, play, variables, message):
+def test_invalid_patterns_are_refused(host, play, variables, message):
     before = host.check_output("apt-config dump")
     result = play(**variables)
     assert result.returncode != 0

@@ -21,7 +21,7 @@ def test_module_is_built_for_the_kernel(host, kernel: str) -> None:
         assert host.check_output(f"modinfo --field vermagic {path}").split()[0] == kernel
 
 
-def test_an_upgrade_leaves_the_driver(host) -> None:
+def test_an_upgrade_does_not_change_the_driver(host) -> None:
     # As if a newer driver were there: the candidate is what apt would go to without the hold.
     planned = host.check_output("apt-get --simulate --option Dir::Etc::Preferences=/dev/null dist-upgrade")
     assert not [line for line in planned.splitlines() if line.startswith("Inst") and "nvidia" in line]
@@ -33,7 +33,7 @@ def test_components_are_added_to_the_hosts_own_sources(host) -> None:
     assert host.run("apt-get --print-uris update").rc == 0
 
 
-def test_nouveau_is_out(host) -> None:
+def test_nouveau_is_disabled(host) -> None:
     assert host.file("/etc/modprobe.d/metalworks-nouveau.conf").contains("^blacklist nouveau$")
 
 

@@ -11,7 +11,7 @@ def test_nothing_is_installed(host) -> None:
         assert host.run(f"ls {folder}/*nvidia* {folder}/metalworks-*").stdout == ""
 
 
-def test_a_host_that_needs_none_is_not_changed(play) -> None:
+def test_a_host_without_a_device_is_not_changed(play) -> None:
     result = play()
     assert result.ok, result.text
     assert result.changed == 0
@@ -19,7 +19,7 @@ def test_a_host_that_needs_none_is_not_changed(play) -> None:
     assert result.text.count("TASK [nvidia_driver : Gather facts about NVIDIA devices and software]") == 1
 
 
-def test_a_host_that_must_have_one_is_refused(host, play) -> None:
+def test_a_host_that_requires_a_device_is_refused_without_one(host, play) -> None:
     result = play(require_device=True)
     assert not result.ok
     assert "nvidia-none has no NVIDIA device" in result.words

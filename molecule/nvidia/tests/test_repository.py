@@ -34,17 +34,17 @@ def check(host, held, kernel: str, driver: str, cuda: str, toolkit: str) -> None
     assert f"nvidia/{driver}, {kernel}, x86_64: installed" in host.check_output("dkms status")
 
 
-def test_pinned_versions(host, held, kernel: str) -> None:
+def test_pinned_versions_are_installed(host, held, kernel: str) -> None:
     check(host, held, kernel, "580.1.1", "13.0.2", "1.20.0")
 
 
-def test_an_upgrade_leaves_them(host) -> None:
+def test_an_upgrade_does_not_change_pinned_versions(host) -> None:
     assert "595.1.1" in host.check_output("apt-cache madison nvidia-driver-cuda")
     planned = host.check_output("apt-get --simulate dist-upgrade")
     assert not [line for line in planned.splitlines() if line.startswith("Inst") and "nvidia" in line]
 
 
-def test_other_pins_move_them_and_back(host, held, kernel: str, play) -> None:
+def test_changed_pins_upgrade_and_downgrade(host, held, kernel: str, play) -> None:
     newer = {"driver": "580.1.2", "cuda": "13.0.3", "container_toolkit": "1.20.1"}
     result = play(**newer)
     assert result.ok, result.text
@@ -86,7 +86,7 @@ def test_another_key_is_refused(host, play, mended) -> None:
     assert host.package("nvidia-driver-cuda").version == "580.1.1-1"
 
 
-def test_somebody_elses_entry_is_named(host, play) -> None:
+def test_another_entry_for_the_repository_is_named(host, play) -> None:
     path = "/etc/apt/sources.list.d/cuda-debian12-x86_64.list"
     url = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/"
     host.check_output(f"echo 'deb [signed-by=/usr/share/keyrings/k.gpg] {url} /' > {path}")

@@ -61,7 +61,7 @@ def refusal(call: Any, **arguments: Any) -> str:
     return str(error.value.response["Error"]["Code"])
 
 
-def test_store_does_what_the_platform_asks_of_one(endpoint):
+def test_the_store_passes_the_conformance_checks(endpoint):
     settings = {
         "METALWORKS_S3_ENDPOINT": endpoint,
         "METALWORKS_S3_REGION": "us-east-1",
@@ -75,7 +75,7 @@ def test_store_does_what_the_platform_asks_of_one(endpoint):
     assert done.returncode == 0, done.stdout
 
 
-def test_a_reader_reads_and_no_more(endpoint):
+def test_a_reader_can_only_read(endpoint):
     client(endpoint, "worker", "worker-secret").put_object(Bucket="data", Key="read-me", Body=b"x")
     reader = client(endpoint, "reader", "reader-secret")
     assert reader.get_object(Bucket="data", Key="read-me")["Body"].read() == b"x"
@@ -102,7 +102,7 @@ def test_a_reader_reads_and_no_more(endpoint):
         assert refusal(call, **arguments) == "AccessDenied", arguments
 
 
-def test_who_reads_besides_reads_and_no_more(endpoint):
+def test_an_additional_reader_can_only_read(endpoint):
     client(endpoint, "worker", "worker-secret").put_object(Bucket="results", Key="read-me", Body=b"x")
     other = client(endpoint, "other", "other-secret")
     this = {"Bucket": "results", "Key": "read-me"}
@@ -113,7 +113,7 @@ def test_who_reads_besides_reads_and_no_more(endpoint):
 
 
 @drifts
-def test_objects_go_after_their_days(endpoint, converged, play):
+def test_objects_expire_after_their_days(endpoint, converged, play):
     root = client(endpoint, "molecule-root", ROOT_PASSWORD)
 
     def days(bucket: str) -> dict[str, tuple[int, int]]:
@@ -133,7 +133,7 @@ def test_objects_go_after_their_days(endpoint, converged, play):
         assert refusal(root.get_bucket_lifecycle_configuration, Bucket=bucket) == "NoSuchLifecycleConfiguration"
 
 
-def test_nothing_is_deleted_for_good_but_where_nobody_keeps_anything(endpoint):
+def test_objects_can_be_deleted_permanently_only_in_scratch_places(endpoint):
     worker, reader = (client(endpoint, name, f"{name}-secret") for name in ("worker", "reader"))
     versions = {}
     for key in ("scratch/mine", "scratchy", "other/scratch/mine"):
@@ -153,7 +153,7 @@ def test_nothing_is_deleted_for_good_but_where_nobody_keeps_anything(endpoint):
 
 @pytest.mark.parametrize("who", ["worker", "reader", "other"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_nobody_destroys_or_changes_what_another_stored(endpoint, who, name):
+def test_no_key_can_destroy_or_change_another_users_objects(endpoint, who, name):
     owner, attacker = Owner(endpoint, "molecule-root", ROOT_PASSWORD), Key(endpoint, who, f"{who}-secret")
     reply, whole = outcome(owner, attacker, "data", ATTACKS[name])
     assert not reply.done, (reply.status, reply.body)
@@ -161,14 +161,14 @@ def test_nobody_destroys_or_changes_what_another_stored(endpoint, who, name):
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_may_be_done_leaves_what_is_there_as_it_was(endpoint, name):
+def test_permitted_requests_leave_existing_objects_unchanged(endpoint, name):
     owner, attacker = Owner(endpoint, "molecule-root", ROOT_PASSWORD), Key(endpoint, "worker", "worker-secret")
     reply, whole = outcome(owner, attacker, "data", ALLOWED[name])
     assert reply.done, (reply.status, reply.body)
     assert whole
 
 
-def test_what_was_deleted_is_brought_back_by_a_copy(endpoint):
+def test_a_deleted_object_is_restored_by_a_copy(endpoint):
     worker = client(endpoint, "worker", "worker-secret")
     this = {"Bucket": "data", "Key": "brought-back"}
     version = worker.put_object(**this, Body=b"x")["VersionId"]
@@ -181,13 +181,13 @@ def listing(key: Key) -> int:
     return key.ask("GET", "/data", "list-type=2&max-keys=1").status
 
 
-def test_a_temporary_key_lives_for_an_hour_whatever_is_asked_for(endpoint):
+def test_a_temporary_key_lasts_at_most_an_hour(endpoint):
     reply = temporary(Key(endpoint, "worker", "worker-secret"), days=7)
     until = datetime.fromisoformat(reply.body.decode().partition("<Expiration>")[2].partition("<")[0])
     assert until - datetime.now(UTC) <= timedelta(hours=1, minutes=1)  # the host's clock is the controller's
 
 
-def test_no_page_of_another_site_uses_the_store(endpoint):
+def test_other_sites_pages_cannot_use_the_store(endpoint):
     stranger = Key(endpoint, "nobody", "nobody")
     asked = {"origin": "https://evil.example", "access-control-request-method": "PUT"}
     for method in ("OPTIONS", "GET"):
@@ -202,7 +202,7 @@ def test_secrets_are_in_no_command_line_and_no_open_file(host):
     assert (environment.user, environment.group, environment.mode) == ("root", "minio", 0o640)
 
 
-def test_killed_server_comes_back_with_its_data(host, endpoint, converged):
+def test_a_killed_server_comes_back_with_its_data(host, endpoint, converged):
     store = client(endpoint, "worker", "worker-secret")
     store.put_object(Bucket="data", Key="survives", Body=b"x")
     worker = Key(endpoint, "worker", "worker-secret")
@@ -217,7 +217,7 @@ def test_killed_server_comes_back_with_its_data(host, endpoint, converged):
 
 
 @drifts
-def test_keys_follow_the_list_and_data_stays(host, endpoint, converged, play):
+def test_keys_follow_the_list_and_data_is_kept(host, endpoint, converged, play):
     store = client(endpoint, "worker", "worker-secret")
     store.put_object(Bucket="results", Key="kept", Body=b"x")
     worker, reader = (Key(endpoint, name, f"{name}-secret") for name in ("worker", "reader"))
@@ -241,7 +241,7 @@ def test_keys_follow_the_list_and_data_stays(host, endpoint, converged, play):
 
 
 @drifts
-def test_the_root_password_changes(host, endpoint, converged, play):
+def test_the_root_password_can_be_changed(host, endpoint, converged, play):
     result = play(object_store_root_password="another-password")
     assert result.returncode == 0, result.stdout
     assert pid(host) != converged
@@ -264,7 +264,7 @@ def test_the_root_password_changes(host, endpoint, converged, play):
         ({"object_store_consumers": [OTHER | {"buckets": ["absent"]}]}, "buckets that are not listed: absent"),
     ],
 )
-def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converged, variables, message, play):
+def test_invalid_variables_are_refused_and_the_store_keeps_running(host, endpoint, converged, variables, message, play):
     result = play(**variables)
     assert result.returncode != 0
     assert message in " ".join((result.stdout + result.stderr).split())
@@ -272,7 +272,7 @@ def test_wrong_wishes_are_refused_while_the_store_serves(host, endpoint, converg
     assert client(endpoint, "worker", "worker-secret").list_objects_v2(Bucket="data")["Name"] == "data"
 
 
-def test_somebody_elses_store_is_proved_with_every_key(endpoint, play):
+def test_an_external_store_is_checked_with_every_key(endpoint, play):
     """Seen from the role, this store is one that somebody else runs."""
     external = {"object_store_external": True, "object_store_endpoint": endpoint}
     result = play(**external)

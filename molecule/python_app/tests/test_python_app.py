@@ -41,7 +41,7 @@ def test_both_services_run_from_the_release(host):
     )
 
 
-def test_secrets_are_for_root_and_the_service_only(host):
+def test_only_root_and_the_service_can_read_secrets(host):
     environment = host.file("/etc/metalworks/demo-web.env")
     assert (environment.user, environment.group, environment.mode) == ("root", "demo", 0o640)
     assert 'a"b$c`d\\e' in host.check_output(f"cat /proc/{pids(host)['demo-web']}/environ | tr '\\0' '\\n'")
@@ -71,7 +71,7 @@ def test_a_killed_process_comes_back(host, as_converged):
 
 
 @drifts
-def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_converged, play):
+def test_the_old_release_keeps_running_if_a_lock_cannot_be_installed(host, as_converged, play):
     state = f"readlink {ROOT}/current; ls {ROOT}/releases"
     before = host.check_output(state)
     result = play(lock=str(SCENARIO / "files" / "wrong_hash.txt"))
@@ -82,7 +82,7 @@ def test_a_lock_that_does_not_install_leaves_the_old_release_serving(host, as_co
 
 
 @drifts
-def test_a_lock_of_somebody_elses_is_not_installed_by_root(host, play):
+def test_root_does_not_run_code_of_a_remote_lock(host, play):
     host.check_output("rm -f /tmp/ran-as")
     host.run_expect([0], "python3 -c %s", (SCENARIO / "files" / "hostile.py").read_text())
     result = play(remote_lock="/srv/hostile/lock.txt")
@@ -92,7 +92,7 @@ def test_a_lock_of_somebody_elses_is_not_installed_by_root(host, play):
     assert host.check_output(f"find {ROOT}/current/ ! -user root -o -perm /6000 -o -name .lock") == ""
 
 
-def test_a_half_built_release_is_built_anew(host, play):
+def test_an_incomplete_release_is_rebuilt(host, play):
     release = host.check_output(f"readlink {ROOT}/current")
     host.check_output(f"rm -r {release}/.complete {release}/lib")
     result = play()
@@ -100,7 +100,7 @@ def test_a_half_built_release_is_built_anew(host, play):
     assert host.check_output(f"{ROOT}/current/bin/python -c 'import h11; print(h11.__version__)'") == "0.16.0"
 
 
-def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged, play):
+def test_an_invalid_unit_changes_nothing(host, as_converged, play):
     before = host.file("/etc/systemd/system/demo-worker.service").sha256sum
     result = play(worker_command="bin/no-such-program")
     assert result.returncode != 0
@@ -110,7 +110,7 @@ def test_a_unit_that_systemd_refuses_changes_nothing(host, as_converged, play):
 
 
 @drifts
-def test_a_service_that_does_not_get_healthy_shows_its_journal(host, play):
+def test_a_service_that_stays_unhealthy_shows_its_journal(host, play):
     result = play(worker_command="bin/python -c 'raise SystemExit(\"the reason\")'", worker_health_timeout="5")
     assert result.returncode != 0
     assert "demo-worker.service" in result.stdout
