@@ -1,4 +1,4 @@
-"""What the tests of several scenarios do to their hosts."""
+"""Fixtures that several scenarios share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Play = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def play() -> Play:
-    """Return a way to run the scenario's converge playbook once more, with these variables."""
+    """Return a function that runs the scenario's converge playbook again with other variables."""
     playbook = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
 
     def run(*options: str, **variables: Any) -> subprocess.CompletedProcess[str]:

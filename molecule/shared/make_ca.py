@@ -1,4 +1,4 @@
-"""Put two CAs into the scenario's folder, made as `make secrets` makes a site's."""
+"""Create two CAs in the scenario's folder, as `make secrets` does for a site."""
 
 from __future__ import annotations
 

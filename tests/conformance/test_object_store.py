@@ -1,4 +1,4 @@
-"""What the platform asks of an S3 store, whoever runs it: asked with a consumer's key, as its tools would ask.
+"""The platform's requirements on any S3 store, tested with a consumer's key and the requests of its tools.
 
 Settings, all required: METALWORKS_S3_ENDPOINT, METALWORKS_S3_REGION, METALWORKS_S3_ACCESS_KEY,
 METALWORKS_S3_SECRET_KEY, METALWORKS_S3_BUCKET (keeps versions; the key may write there) and
@@ -29,7 +29,7 @@ FOREIGN_BUCKET = os.environ["METALWORKS_S3_FOREIGN_BUCKET"]
 
 
 def client(**options: Any) -> Any:
-    """Return a client of the store; addressing by path is what a store without wildcard DNS understands."""
+    """Return a client of the store; it uses path-style addresses, which need no wildcard DNS."""
     return boto3.client(
         "s3",
         endpoint_url=os.environ["METALWORKS_S3_ENDPOINT"],
@@ -49,7 +49,7 @@ def s3() -> Any:
 
 @pytest.fixture
 def prefix(s3: Any) -> Iterator[str]:
-    """A place of the test's own in the bucket, emptied afterwards."""
+    """Return a prefix in the bucket for one test, emptied afterwards."""
     place = f"conformance/{uuid.uuid4()}/"
     yield place
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=place)
@@ -155,7 +155,7 @@ def test_an_aborted_multipart_upload_leaves_nothing(s3: Any, prefix: str) -> Non
 
 
 def fetch(url: str, method: str = "GET", data: bytes | None = None) -> bytes:
-    """Do what a browser or curl does with a link, without any key."""
+    """Request a URL as a browser or curl does, without a key."""
     with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method), timeout=30) as reply:
         return bytes(reply.read())
 
@@ -171,7 +171,7 @@ def test_presigned_links(s3: Any, prefix: str) -> None:
 
 
 def test_presigned_multipart(s3: Any, prefix: str) -> None:
-    """The way large files bypass the tracking server."""
+    """Large files bypass the tracking server this way."""
     where = {"Bucket": BUCKET, "Key": prefix + "parts"}
     upload = s3.create_multipart_upload(**where)["UploadId"]
     for number, body in ((1, b"a" * 5 * MIB), (2, b"end")):
@@ -201,7 +201,7 @@ def test_versions_are_kept(s3: Any, prefix: str) -> None:
 
 @pytest.mark.parametrize("when", ["when_supported", "when_required"])
 def test_checksums_of_newer_clients(when: str, prefix: str, tmp_path: Any) -> None:
-    """boto3 sends and verifies a CRC with every request by default; tools switch that off."""
+    """boto3 sends and verifies a CRC with every request by default; the tools switch that off."""
     s3 = client(request_checksum_calculation=when, response_checksum_validation=when)
     s3.put_object(Bucket=BUCKET, Key=prefix + "small", Body=b"checked")
     assert s3.get_object(Bucket=BUCKET, Key=prefix + "small")["Body"].read() == b"checked"

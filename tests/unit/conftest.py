@@ -1,4 +1,4 @@
-"""What `make unit` needs to share the tests among processes: ids that are no other test's, the longest files first."""
+"""Settings for running the unit tests in several processes: unique test ids, and the longest files first."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 LONG = ["test_inference_swap", "test_inference_golden", "test_inference_follow", "test_runs_reproduce",
         "test_mlflow_plugin_runs", "test_deploy_command", "test_inference_schema"]  # fmt: skip
-"""Files that take longest; last among others, one of them would keep all others waiting."""
+"""The slowest files: if one of them started last, all processes would wait for it."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let what schemathesis generates have ids that end with its names, which pytest 9.2 leaves out."""
+    """Add the names to the ids of tests that schemathesis generates, which pytest 9.2 leaves out."""
     if not item.nodeid.endswith(item.name):
         item._id = item.id.parse(f"{item.nodeid.rpartition('::')[0]}::{item.name}")
 

@@ -1,4 +1,4 @@
-"""A package index for the tests of locks and environments: a folder of wheels without content."""
+"""A package index for the tests of locks and environments: a folder of almost empty wheels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MLFLOW = metadata.version("mlflow")
 
 
 def add_wheel(folder: Path, name: str, version: str, extra: str = "", files: dict[str, str] | None = None) -> None:
-    """Put a package, by default without content, into the folder that uv resolves from."""
+    """Put a package, empty by default, into the folder that uv resolves from."""
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     files = {
         **(files or {}),

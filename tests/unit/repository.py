@@ -1,4 +1,4 @@
-"""What the tests of the tree share: where things stand and how they are read."""
+"""Shared by the tests of the repository's files: paths, and how to read files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(path: str) -> ModuleType:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with Ansible's own tags; what they mean is Ansible's business."""
+    """A YAML loader that ignores Ansible's tags."""
 
 
 for tag in ("!unsafe", "!vault"):
@@ -37,7 +37,7 @@ for tag in ("!unsafe", "!vault"):
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds; a file that is not there holds nothing."""
+    """Return the content of a YAML file, empty if it is missing."""
     return (yaml.load(path.read_text(), Loader) if path.exists() else None) or {}
 
 
@@ -48,7 +48,7 @@ def entry_points(role: Path) -> list[dict[str, dict[str, Any]]]:
 
 
 def role_templar(role: Path, **variables: Any) -> Templar:
-    """Return what renders with a role's defaults and vars, and these."""
+    """Return a Templar with a role's defaults and vars, and these variables."""
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader([])
     loader = DataLoader()
@@ -61,5 +61,5 @@ def role_templar(role: Path, **variables: Any) -> Templar:
 
 
 def rendered(templar: Templar, path: Path) -> str:
-    """Return what a template becomes."""
+    """Return a rendered template."""
     return str(templar.template(trust_as_template(f"{{{{ lookup('ansible.builtin.template', {str(path)!r}) }}}}")))

@@ -1,4 +1,4 @@
-"""What `make test-age` makes of its rounds: what counts as a site that does not grow old."""
+"""The verdict of `make test-age` on its rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.tests.age import site
 
 
 def rounds(number: int = 9, **grown: float) -> list[dict[str, Any]]:
-    """Return rounds, of which some figures are larger from the second to the last third."""
+    """Return rounds in which some figures grow from the second to the last third."""
     known = {"site": 40.0, "smoke": 10.0, "changes": 0, "database mlflow": 1e7, "database prefect": 1e7, "objects": 1e6}
     return [
         {what: value * (grown.get(what, 1.0) if one >= number * 2 // 3 else 1) for what, value in known.items()}

@@ -1,4 +1,4 @@
-"""A role's argument spec, its defaults and their comments say the same."""
+"""A role's argument spec, defaults and comments agree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_option_is_explained(role: Path) -> None:
 
 @each_role
 def test_every_default_has_a_comment(role: Path) -> None:
-    """It stands right above, so that a reader need not guess where it ends."""
+    """The comment is directly above the variable."""
     path = role / "defaults/main.yml"
     lines = path.read_text().splitlines() if path.exists() else []
     names = [number for number, line in enumerate(lines) if re.match(r"[a-z_]\w*:", line)]
@@ -57,7 +57,7 @@ def test_options_carry_the_role_in_their_names(role: Path) -> None:
 
 @each_role
 def test_secrets_are_never_printed(role: Path) -> None:
-    """A failing `choices` prints the value even of a secret, so a secret has none."""
+    """A secret has no `choices`, because a violation would print its value."""
     given = [pair for options in entry_points(role) for pair in options.items()]
     for name, option in given:
         if not SECRET.search(name):

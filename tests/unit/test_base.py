@@ -1,4 +1,4 @@
-"""roles/base: certificates are split and checked, and uv's pin is the one that is locked."""
+"""roles/base: certificates are split and checked, and uv's pin is the locked version."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_unreadable_file_is_named(text: str, pems: list[str]) -> None:
 
 
 def test_packages_of_all_of_a_hosts_roles_are_installed_at_once() -> None:
-    """One installation of many packages is much quicker than many of one; the wiring names them, too, for that."""
+    """Installing many packages at once is much faster, so the wiring lists them, too."""
     everywhere = read_yaml(ROOT / "group_vars/all/wiring.yml")["base_packages"]
     for role, part in {
         "firewall": "",
@@ -60,7 +60,7 @@ def test_uv_is_the_locked_one() -> None:
 
 
 class Module:
-    """As much of Ansible's module as is asked for."""
+    """The part of AnsibleModule that is used."""
 
     def __init__(self, *, check_mode: bool = False) -> None:
         self.check_mode = check_mode

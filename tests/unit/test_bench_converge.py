@@ -1,4 +1,4 @@
-"""What the converge benchmark makes of a run's events, and how it treats the lab that it borrows."""
+"""The converge benchmark: how it interprets a run's events, and how it changes and restores the lab."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def size(hosts: int, *runs: float, base: float = 3.0) -> Size:
 
 
 def good() -> Seen:
-    """Numbers with which every target is met."""
+    """Figures that meet every target."""
     return Seen([size(5, 33.0, 31.0), size(10, 41.0, 44.0), size(25, 71.0, 72.0)], {5: 80.0, 8: 99.0, 7: 90.0})
 
 
@@ -176,15 +176,15 @@ def test_new_hosts_get_unused_names_and_addresses() -> None:
 
 
 class Lab:
-    """A lab of five hosts in memory, and a site.yml that can be told to change something, to fail or to be stopped."""
+    """A fake lab of five hosts, with a site.yml that can change something, fail, or be stopped."""
 
     def __init__(self) -> None:
         self.hosts = {host.name: host for host in lab_hosts.declared()}
         self.done: list[str] = []
         self.codes: dict[int, int] = {}
-        """Which run of site.yml ends with what."""
+        """Run of site.yml → its exit code."""
         self.changes: set[int] = set()
-        """Which runs change something."""
+        """Runs that change something."""
         self.runs = 0
 
     def play(self, playbook: Path, inventories: list[Path], **options: Any) -> run_playbook.Result:
@@ -334,7 +334,7 @@ def test_without_a_running_lab_the_error_says_what_to_do(monkeypatch: pytest.Mon
 
 
 def prefect(monkeypatch: pytest.MonkeyPatch, *statuses: int) -> list[httpx.Request]:
-    """Have Prefect answer so; what it is asked."""
+    """Let a fake Prefect respond; return the requests."""
     asked, left = [], list(statuses)
 
     def answer(request: httpx.Request) -> httpx.Response:

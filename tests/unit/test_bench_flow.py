@@ -1,4 +1,4 @@
-"""What the bench makes of the times that it saw."""
+"""The flow benchmark: how it interprets the measured times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOST = "gpu-1"
 
 
 def run(pick_up: float, begin: float, imports: float) -> dict[str, float]:
-    """Return one run's phases: taken, its process there and its code in place, Prefect imported."""
+    """Return one run's phases: taken by a worker, process started, code in place, Prefect imported."""
     parts = {
         "pending_after_due": pick_up,
         "process_after_pending": begin / 2,
@@ -29,7 +29,7 @@ def run(pick_up: float, begin: float, imports: float) -> dict[str, float]:
 
 
 def seen(begin: float = 1.0) -> bench_flow.Seen:
-    """Return runs of which one had a bad moment: the median does not mind."""
+    """Return runs with one outlier, which the median ignores."""
     return {
         "ours_at_once": [run(0.5, begin, 2.0), run(0.7, begin, 2.0), run(9.0, begin, 9.0)],
         "bare_at_once": [run(2.0, 0.9, 2.0)] * 3,
@@ -90,7 +90,7 @@ def test_a_failed_measurement_leaves_no_verdict(
 
 
 class Answers:
-    """An API that knows one run's states."""
+    """A fake API with one run's states."""
 
     def ask(self, method: str, path: str) -> list[dict[str, str]]:
         times = {"Scheduled": "00", "Pending": "01", "Submitting": "02", "Running": "05"}

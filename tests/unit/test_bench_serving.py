@@ -1,4 +1,4 @@
-"""What the serving benchmark makes of what it sees."""
+"""The serving benchmark: how it interprets measurements."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ MODEL = models.Model("ridge", Path("ridge"), Path("ridge.joblib"), ["a", "b"], [
 
 
 def cell(system: str, per_second: float, model: str = "ridge", connections: int = 16, **more: float) -> measure.Cell:
-    """Return a cell that counts."""
+    """Return a valid cell."""
     numbers = {"p50_ms": 1.0, "p99_ms": 2.0, "cpu_ms": 0.1, "memory_mib": 100.0, "cold_start_seconds": 2.0, **more}
     return dataclasses.replace(measure.Cell(model, system, connections, "", per_second), **numbers)
 
 
 def everything() -> list[measure.Cell]:
-    """Return cells with which every target is met."""
+    """Return cells that meet every target."""
     cells = [cell("noop_fastapi", 9_000), cell("noop_uvicorn", 20_000)]
     for model in models.KINDS:
         cells += [cell("ours", 12_000, model), cell("mlflow", 100, model, memory_mib=250.0, cpu_ms=8.0)]
@@ -129,7 +129,7 @@ def test_every_peer_is_pinned_and_has_its_lock() -> None:
 
 
 class Half(BaseHTTPRequestHandler):
-    """A model that says half of what it should."""
+    """A server that responds with half of the right prediction."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -219,7 +219,7 @@ def test_without_figures_it_exits_with_2(verdict: Path, monkeypatch: pytest.Monk
 
 
 class Every2nd(Half):
-    """Refuses one request of two."""
+    """Refuses every second request."""
 
     protocol_version = "HTTP/1.1"
     asked = 0

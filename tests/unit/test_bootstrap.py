@@ -1,4 +1,4 @@
-"""scripts/bootstrap.sh: what cannot be supported is refused at the start, with the cure."""
+"""scripts/bootstrap.sh: unsupported setups are refused at the start, with a hint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.repository import ROOT
 
-# Stands for uv, and says that it was asked; the environment that it makes knows its place.
+# A stand-in for uv that records its calls; the environment that it creates contains its path.
 UV = """#!/bin/sh
 echo "$*" >>asked
 mkdir -p .venv/bin
@@ -21,7 +21,7 @@ ln -sf /bin/true .venv/bin/python
 
 
 def clone(folder: Path) -> Path:
-    """Make a clone of which only the environment is missing."""
+    """Create a clone without its environment."""
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts/bootstrap.sh", folder / "scripts")
     for name in ("pyproject.toml", "uv.lock"):

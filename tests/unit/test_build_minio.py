@@ -1,4 +1,4 @@
-"""scripts/site/build_minio.py: only what was pinned gets into the cache, whole or not at all."""
+"""scripts/site/build_minio.py: only the pinned version gets into the cache, atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> build_minio.Modul
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checksum: str, record: str = RECORD) -> list[str]:
-    """Go that downloads a module with this checksum and compiles a binary with this build record."""
+    """Create a stand-in for Go that downloads a module with this checksum and a binary with this build record."""
     compiled: list[str] = []
 
     def install(argv: list[str], *, extra_env: dict[str, str], log: Path) -> None:

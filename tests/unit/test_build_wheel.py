@@ -1,4 +1,4 @@
-"""The project's package, built once per content of its sources; the controller keeps the newest few."""
+"""The project's package is built once per state of its sources; the controller keeps the newest few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""roles/certificates: when a host's certificate is replaced, what one is for, and that the CA's key stays here."""
+"""roles/certificates: replacement and content of certificates, and that the CA's key stays on the controller."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CA_KEY = plugin.private_key(SECRETS["vault_ca_private_key"], "")
 
 
 def request(key: str) -> str:
-    """A host's request, which asks for more than the host is."""
+    """Return a host's request, which asks for more names than it may have."""
     builder = x509.CertificateSigningRequestBuilder()
     builder = builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "everybody")]))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -136,7 +136,7 @@ def test_an_own_certificate_that_cannot_serve_is_refused(changed: dict[str, str]
 
 
 class Action(plugin.ActionModule):  # type: ignore[misc,name-defined]
-    """The plugin with a host that answers at once and remembers what it was sent."""
+    """The plugin with a fake host that responds at once and records what it is sent."""
 
     def __init__(self, seen: dict[str, Any], *, check: bool = False) -> None:
         self.seen, self.sent = seen, list[dict[str, Any]]()

@@ -1,4 +1,4 @@
-"""The workflows of GitHub and GitLab run what the Makefile and the scenarios have, all of it, and allow it time."""
+"""The workflows of GitHub and GitLab run all targets and scenarios, with sufficient timeouts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
 SLOW = set(re.findall(r"^([a-z-]+):[^#]*## slow:", MAKEFILE, re.M))
 PREPARE = {"lab", "lab-down"}
-"""Targets that stand before a slow one because it needs what they make."""
+"""Targets that a job runs before a slow one, because it needs them."""
 PINNED = re.compile(r"^[\w-]+/[\w-]+@[0-9a-f]{40}$")
 LONGEST = 360
-"""Minutes that GitHub lets a job run."""
+"""GitHub's limit for a job, in minutes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as one of its matrix."""
+    """A job for one entry of its matrix."""
 
     command: str
     minutes: int
@@ -37,7 +37,7 @@ class Job:
 
 
 def github() -> list[Job]:
-    """Every job of every workflow; `${{ matrix.x }}` is what the matrix says."""
+    """Yield every job of every workflow, with `${{ matrix.x }}` filled in."""
     jobs = []
     for path in GITHUB.glob("*.yml"):
         workflow = read_yaml(path)
@@ -57,7 +57,7 @@ def github() -> list[Job]:
 
 
 def gitlab() -> list[Job]:
-    """Every job; a variable is what the matrix says."""
+    """Yield every job, with the matrix's variables filled in."""
     pipeline, jobs = read_yaml(ROOT / ".gitlab-ci.yml"), []
     for name, written in pipeline.items():
         if name != "workflow" and not name.startswith("."):
@@ -66,7 +66,7 @@ def gitlab() -> list[Job]:
             for value in values:
                 filled = fill(job, rf"\$\{{?({variable})\}}?", {variable: value})
                 (command,) = filled["script"]
-                # A machine without an image is a Debian 12.
+                # A runner without an image is Debian 12.
                 python = re.search(r"python:([\d.]+)-", filled.get("image", "python:3.11-"))
                 assert python
                 kept = job["artifacts"]["paths"][0].strip("/") if job["artifacts"]["when"] == "always" else ""
@@ -76,7 +76,7 @@ def gitlab() -> list[Job]:
 
 
 def fill(value: Any, pattern: str, row: dict[str, str]) -> Any:
-    """Replace what the pattern finds by what the row says, in all texts of a value."""
+    """Replace the pattern's matches in all texts of a value by the row's values."""
     if isinstance(value, dict):
         return {name: fill(each, pattern, row) for name, each in value.items()}
     if isinstance(value, list):
@@ -85,7 +85,7 @@ def fill(value: Any, pattern: str, row: dict[str, str]) -> Any:
 
 
 def minutes(target: str) -> int:
-    """What the README says that a target takes in a fresh clone, in whole minutes."""
+    """Return the time of a target in a fresh clone according to the README, in minutes."""
     row = rf"^\| `make {target}`, fresh clone[^|]*\| (?:about )?(\d+) min"
     found = re.search(row, (ROOT / "README.md").read_text(), re.M)
     assert found, f"README.md does not say how long `make {target}` takes in a fresh clone"
@@ -100,7 +100,7 @@ def jobs(request: pytest.FixtureRequest) -> list[Job]:
 
 
 def goals(job: Job) -> list[str]:
-    """The targets that a job makes."""
+    """Return the targets that a job runs."""
     words = re.sub(r'NAMES="[^"]*"', "", job.command).split()
     assert words[0] == "make", f"workflows only call make: {job.command}"
     return words[1:]
@@ -149,7 +149,7 @@ def test_every_job_uploads_its_results(jobs: list[Job]) -> None:
 
 
 def test_unit_tests_run_in_a_path_with_a_blank() -> None:
-    """In a path with a blank, in a folder that is called like the package."""
+    """In a path with a blank, in a folder with the package's name."""
     folder = read_yaml(GITHUB / "test.yml")["jobs"]["fast"]["defaults"]["run"]["working-directory"]
     cloned = read_yaml(ROOT / ".gitlab-ci.yml")["fast"]["variables"]["GIT_CLONE_PATH"]
     assert folder == cloned.removeprefix("$CI_BUILDS_DIR/") == "My Projects/metalworks"

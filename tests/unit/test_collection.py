@@ -38,7 +38,7 @@ PLAY = """\
 
 
 def ansible(program: str, *arguments: str | Path, **variables: str) -> str:
-    """Return what one of Ansible's programs says; it knows nothing of this checkout."""
+    """Return the output of one of Ansible's programs, run independently of this checkout."""
     home = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
     command = [Path(sys.executable).with_name(program), *arguments]
     environment = home | {"LC_ALL": "C.UTF-8", "ANSIBLE_CONFIG": "/nowhere/ansible.cfg"} | variables
@@ -49,9 +49,9 @@ def ansible(program: str, *arguments: str | Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that the collection, built from what is committed or about to be, was installed into."""
+    """Build the collection from the files in Git, install it, and return its folder."""
     folder = tmp_path_factory.mktemp("collection")
-    # As `git clone` would make it: what somebody keeps here besides is not what this test is about.
+    # As in a fresh clone, without other files that may be here.
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(os.path.lexists, (ROOT / name for name in listed.split("\0") if name)):
@@ -105,7 +105,7 @@ def test_the_collection_contains_no_secret() -> None:
 
 
 def test_the_checkout_is_found_as_the_collection() -> None:
-    """By links to folders that hold none themselves, so that a walk that follows links comes to an end."""
+    """The links lead to folders without links, so that a walk that follows links ends."""
     links = {path.name: path.resolve() for path in (ROOT / "collections" / PLACE).iterdir()}
     assert links == {name: ROOT / name for name in ("meta", "plugins", "roles")}
     inside = [path for folder in links.values() for path in folder.rglob("*") if path.is_symlink()]
@@ -120,7 +120,7 @@ def test_versions_and_ranges_are_the_same_everywhere() -> None:
 
 
 def test_modules_are_called_by_their_full_names() -> None:
-    """In an installed collection, nothing else finds them from a playbook."""
+    """In an installed collection, playbooks find modules only by their full name."""
     modules = {path.stem for path in (ROOT / "plugins/modules").glob("*.py")}
     short = []
     for path in [*ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("playbooks/*.yml"), *ROOT.glob("molecule/*/*.yml")]:

@@ -1,4 +1,4 @@
-"""scripts/common.py: a failure says what failed, how, and where the rest is written."""
+"""scripts/common.py: errors say what failed and how, and name the log."""
 
 from __future__ import annotations
 

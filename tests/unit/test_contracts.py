@@ -1,4 +1,4 @@
-"""The files between the processes of an inference host: their types, their writers, and docs/serving-files.md."""
+"""The files that processes of an inference host exchange: types, writers, and docs/serving-files.md agree."""
 
 from __future__ import annotations
 

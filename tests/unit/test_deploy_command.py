@@ -1,4 +1,4 @@
-"""`metalworks deploy`: everything that is wrong in one list and nothing changed, or what the file says."""
+"""`metalworks deploy`: it deploys what the file says, or lists all problems and changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ deployments:
   - {name: nightly, entrypoint: "flows.py:learn", <<: *common, schedules: [{cron: "0 6 * * *", timezone: UTC}]}
   - {name: by-hand, entrypoint: "flows.py:learn", <<: *common, parameters: {month: May}}
 """
-# The project's Python: says what Prefect would be given, and is itself otherwise.
+# The project's Python: records what it would pass to Prefect, and is a normal Python otherwise.
 PYTHON = """#!/bin/sh
 if [ "$2" != prefect ]; then exec {python} "$@"; fi
 cp "$6" {given}
@@ -37,7 +37,7 @@ printf '%s\n' "$PWD" "$PYTHONPATH" >{given}.place
 
 
 class Site:
-    """A project, and the platform's edge: object store and server."""
+    """A project, with a fake object store and server."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ ask = check.ask
 
 
 def ask_once(environment: Path, code: Path, flows: Any, begun: check.Starts) -> dict[str, Any]:
-    """Ask about the same code once: the start of Python and Prefect takes its seconds."""
+    """Probe the same code only once, because starting Python and Prefect takes seconds."""
     key = repr((flows, begun, sorted(path.read_text() for path in code.glob("*.py"))))
     if key not in ANSWERS:
         ANSWERS[key] = ask(environment, code, flows, begun)
@@ -94,7 +94,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     found = Site(tmp_path)
     for name, value in {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache", "MARK": "set"}.items():
         monkeypatch.setenv(name, str(value))
-    # The command sets it where it is not set; set here first, it is taken back in the end.
+    # The command sets it; setting it here first makes monkeypatch restore it.
     monkeypatch.setenv("UV_CACHE_DIR", "")
     monkeypatch.delenv("UV_CACHE_DIR")
     for name in ("AUTHOR", "COMMITTER"):

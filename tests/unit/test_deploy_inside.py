@@ -1,4 +1,4 @@
-"""What a project imports and whether its flows load, asked in an environment."""
+"""The environment probe: a project's imports, and whether its flows load."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ FLOWS = {
 
 
 def test_flows_are_loaded_isolated_from_the_users_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one go, as the start of Python and Prefect takes its time."""
+    """All in one test, because starting Python and Prefect takes seconds."""
     code, shell = tmp_path / "code", tmp_path / "shell"
     code.mkdir()
     shell.mkdir()

@@ -1,4 +1,4 @@
-"""A deployment's code is the project's folder at a commit that others can get."""
+"""A deployment's code is the project's folder at a pushed commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/lab/docker_engine.py: a running engine is used as it is, and nothing is started without need or right."""
+"""scripts/lab/docker_engine.py: a running engine is used as it is, and one is started only if needed and allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The docs site: its pages are in its menu, its links lead somewhere, and hosts get it whole and once."""
+"""The docs site: every page is in the menu, links are valid, and hosts get it whole and once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ module = load("plugins/modules/docs_site.py")
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of everything that the site is made of, for tests that break it."""
+    """Return a copy of the site's sources, for tests that break them."""
     folder = tmp_path / "repository"
     docs_site.stage(ROOT, folder)
     return folder
@@ -32,7 +32,7 @@ def digests(site: Path) -> dict[str, str]:
 
 
 def complaints(repository: Path) -> str:
-    """What the build says of pages that must not pass."""
+    """Return the output of a build that must fail."""
     done = docs_site.build(repository, repository.with_name("pages"), repository.with_name("site"))
     assert done.returncode == 1, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""roles/firewall: who the platform is, and what counts as the same rules."""
+"""roles/firewall: addresses of the platform, and comparison of rules."""
 
 from __future__ import annotations
 

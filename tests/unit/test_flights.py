@@ -1,4 +1,4 @@
-"""The example project's own functions: features, decisions, versions, and what its client sends."""
+"""The example project's functions: features, decisions, versions, and its client's requests."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_reproduction_registers_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def whole(month: str = "2013-04", a_day: int = 4) -> pd.DataFrame:
-    """A month of raw flights as the database gives them."""
+    """Return a month of raw flights as from the database."""
     days = pd.period_range(f"{month}-01", periods=pd.Period(month).days_in_month)
     rows = [flight(scheduled_hour=f"{day} {hour:02}:00:00") for day in days for hour in range(6, 6 + a_day)]
     rows[0] |= {"dep_delay": None, "arr_delay": None, "seats": None, "scheduled_minutes": None}
@@ -238,7 +238,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bare repository with a project whose data is its months, as a worker would be told of it."""
+    """Create a bare repository with a project, and the variables that a worker would get for it."""
     for name, value in {"GIT_CONFIG_GLOBAL": tmp_path / "gitconfig", "DVC_GLOBAL_CONFIG_DIR": tmp_path}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -273,7 +273,7 @@ def deploy(clone: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -
 
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
-    """Make the empty folder of another flow run, and go there."""
+    """Create the empty folder of another flow run, and change to it."""
 
     def make() -> Path:
         folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
@@ -324,7 +324,7 @@ def test_retraining_uses_the_deployed_code(
     (joined,), code = made("2013-04")
     assert code == "2"
     assert git(remote, "rev-list", "--parents", "-1", joined).split()[1:] == [second, data]
-    # Parameters are code, too: they go back where an earlier commit is deployed again.
+    # Parameters are code, too: deploying an earlier commit restores them.
     deploy(tmp_path / "clone", monkeypatch, "params.yaml", "months: []\ntrain: {rows: 6}\n")
     made("2013-04")
     assert "rows: 6" in git(remote, "show", "retrain:params.yaml")
@@ -377,7 +377,7 @@ def test_a_request_keeps_every_bit_and_sends_gaps_as_null() -> None:
 
 
 class Model(BaseHTTPRequestHandler):
-    """Answers one prediction per row, and says which version it is."""
+    """Returns one prediction per row, and a version."""
 
     def do_GET(self) -> None:
         self.answer({"version": "7"})
@@ -444,7 +444,7 @@ def test_the_lab_copies_the_whole_project() -> None:
 
 
 def test_versions_are_those_of_the_platform() -> None:
-    """What talks to MLflow, Prefect and the store speaks the platform's version."""
+    """The clients of MLflow, Prefect and the store have the platform's versions."""
     platform = (ROOT / "pyproject.toml").read_text()
     for pin in ("mlflow==", "prefect==", "dvc[s3]=="):
         here = next(line for line in (PROJECT / "pyproject.toml").read_text().splitlines() if f'"{pin}' in line)
@@ -452,7 +452,7 @@ def test_versions_are_those_of_the_platform() -> None:
 
 
 def flights_of(days: int, delay: float = 0.0, carrier: str = "UA") -> pd.DataFrame:
-    """1000 flights, half of them of a carrier."""
+    """Return 1000 flights, half of them of one carrier."""
     table = pd.DataFrame({name: [float(number % 97) for number in range(1000)] for name in features.NUMBERS})
     table["dep_delay"] += delay
     table["seats"] = table["seats"].where(table["seats"] > 10)
@@ -463,7 +463,7 @@ def flights_of(days: int, delay: float = 0.0, carrier: str = "UA") -> pd.DataFra
 
 @pytest.fixture
 def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A bucket of predictions in a folder, and the same flights prepared."""
+    """Create a prediction log in a folder, and prepared data with the same flights."""
     read = pd.read_parquet
     monkeypatch.setenv("METALWORKS_PREDICTIONS_BUCKET", "predictions")
     monkeypatch.setattr(drift.pd, "read_parquet", lambda path, **how: read(path.replace("s3:/", str(tmp_path)), **how))

@@ -1,4 +1,4 @@
-"""A flow run gets its own project's code and locked environment, or says why not."""
+"""A flow run gets its project's code and locked environment, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 from metalworks import flow_run
 from metalworks.errors import FlowRunError
 
-# An engine that shows what a flow would see. As a local package it needs no index: the tests work offline.
+# A fake engine that prints what a flow would see. It is a local package, so the tests work offline.
 ENGINE = """
 import json, os, sys
 import demo
@@ -54,7 +54,7 @@ URL = "s3://flow-code/demo/0123abc.tar.gz"
 
 @pytest.fixture(autouse=True)
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find uv as a worker does, offline, and give this interpreter a Prefect to compare with."""
+    """Find uv as a worker does, work offline, and pretend that this interpreter has a Prefect."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.delenv(flow_run.run.RUN_ID, raising=False)
@@ -80,7 +80,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def pack(folder: Path) -> bytes:
-    """Return the folder as the archive of a deployment."""
+    """Pack the folder as the archive of a deployment."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path in sorted(folder.iterdir()):
@@ -89,7 +89,7 @@ def pack(folder: Path) -> bytes:
 
 
 class Store:
-    """The object store of a test."""
+    """A fake object store."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -112,7 +112,7 @@ Start = Callable[..., tuple[dict[str, object], list[str]]]
 
 @pytest.fixture
 def start(tmp_path: Path, store: Store) -> Start:
-    """Return a function that runs an archive as a worker would: what the flow saw, and what was logged."""
+    """Return a function that runs an archive as a worker would; it returns what the flow saw, and the log."""
 
     def run(archive: bytes, **variables: str) -> tuple[dict[str, object], list[str]]:
         store.objects[URL] = archive
@@ -179,7 +179,7 @@ def test_an_incomplete_environment_is_rebuilt(start: Start, project: Path, tmp_p
 
 
 def test_a_second_run_waits_for_the_environment(project: Path, tmp_path: Path) -> None:
-    """While somebody holds the lock, nobody else builds; afterwards the finished one is taken as it is."""
+    """While the lock is held, no other run builds; afterwards, the finished environment is used."""
     cache = tmp_path / "cache"
     target = cache / "environments" / flow_run.environment.identity(project)
     target.mkdir(parents=True)
@@ -329,7 +329,7 @@ def test_main_prints_the_reason_and_fails(
     assert "METALWORKS_FLOW_CODE is 'nowhere'" in capfd.readouterr().err
 
 
-# A worker that starts one flow run, which says that it is ready and then goes on until it is killed.
+# A worker that starts one flow run, which reports that it is ready and then runs until it is killed.
 WORKER = """
 import os, pathlib, subprocess, sys, time
 from metalworks import flow_run
@@ -358,7 +358,7 @@ def test_a_run_is_ended_only_if_its_worker_is_gone(worker_lives: bool, tmp_path:
             worker.wait()
             assert not said.exists(), "the flow still runs"
             os.kill(flow, signal.SIGKILL)
-        # Of a worker that lives nothing is to be said: that it is not can only be seen by waiting.
+        # While the worker is alive, nothing must be reported; only waiting can show that.
         deadline = time.monotonic() + (3 if worker_lives else 60)
         while not said.exists() and time.monotonic() < deadline:
             time.sleep(0.1)

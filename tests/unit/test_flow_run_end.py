@@ -1,4 +1,4 @@
-"""What becomes of a flow run whose worker, or whose host, is gone: asked of a real Prefect server."""
+"""Flow runs whose worker or host is gone, with a real Prefect server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """Return the API of a server of its own, at a Unix socket as on the services host."""
+    """Start a Prefect server at a Unix socket, as on the services host, and return its API."""
     home = tmp_path_factory.mktemp("prefect")
     variables = {
         "PATH": os.environ["PATH"],
@@ -65,7 +65,7 @@ Make = Callable[..., str]
 
 @pytest.fixture
 def make(api: Api) -> Make:
-    """Return a function that makes a flow run of a deployment with one slot."""
+    """Return a function that creates a flow run of a deployment with one slot."""
 
     def make(*states: str, retries: int | None = None, deployed: bool = True) -> str:
         flow = api.ask("POST", "/flows/", {"name": "demo"})
@@ -110,7 +110,7 @@ def test_a_crashed_run_is_rescheduled_while_it_has_retries(api: Api, make: Make)
     assert WORDS in state["message"]
     assert state["state_details"]["scheduled_time"] > state["timestamp"], "the flow's delay counts"
 
-    # Another worker takes it; its own due time is not this test's matter.
+    # Another worker takes it; when it is due does not matter here.
     api.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
     go(api, run, "PENDING", "RUNNING")
     assert end(api, run, WORDS) == "Crashed"
@@ -191,14 +191,14 @@ def test_a_retry_starts_with_a_new_heartbeat_deadline(api: Api, make: Make, monk
 
 
 class Away(Exception):
-    """Ends the endless loop of a test."""
+    """Ends the endless loop in a test."""
 
 
 @pytest.mark.parametrize(("looks", "closed"), [(20, False), (20, True)])
 def test_no_run_is_lost_while_the_gateway_is_down(
     looks: int, closed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of twenty looks, the tenth meets a closed gateway; whoever is to be judged gets his time again."""
+    """The gateway is down at the tenth of twenty looks; after that, all runs get the full time again."""
     clock = [0.0]
     judged: list[float] = []
 
@@ -234,7 +234,7 @@ def test_an_unreachable_api_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("busy", "said"), [(1, "asked"), (99, "503")])
 def test_a_busy_database_is_retried(busy: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Prefect answers while somebody else writes; not for ever."""
+    """Prefect responds with 503 while another process writes; retries are limited."""
     answers = iter([(503, b"{}")] * busy + [(200, b'"asked"')])
     monkeypatch.setattr(Api, "_answer", lambda *_: next(answers))
     monkeypatch.setattr("metalworks.flow_run.api.AGAIN_SECONDS", (0.0, 0.0))

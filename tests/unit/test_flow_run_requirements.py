@@ -1,4 +1,4 @@
-"""A project without uv.lock has a requirements.txt, which pins everything."""
+"""Projects without uv.lock need a requirements.txt that pins everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""roles/gateway: what its templates make of sites, and what its module makes of users and files."""
+"""roles/gateway: its templates for sites, and its module for users and files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ USERS = [
 
 
 def templar(**variables: Any) -> Templar:
-    """Return what renders with the role's defaults and vars, and these."""
+    """Return a Templar with the role's defaults and vars, and these variables."""
     known = {"gateway_domain": "ml.example", "gateway_sites": [MLFLOW, PREFECT, STORE, DELAY], "gateway_users": USERS}
     return role_templar(ROLE, **known | variables)
 
@@ -272,7 +272,7 @@ def test_a_damaged_hash_is_replaced(damaged: str) -> None:
 
 
 def test_hash_is_sha256_crypts() -> None:
-    """As `openssl passwd -5 -salt saltstring` has it."""
+    """The result of `openssl passwd -5 -salt saltstring`."""
     hashed = "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"
     assert state.crypt("Hello world!", "$5$saltstring") == hashed
 

@@ -1,4 +1,4 @@
-"""roles/sshd and roles/unattended_upgrades: what is in force, who came, and what can be read."""
+"""roles/sshd and roles/unattended_upgrades: effective settings, root logins, and patterns."""
 
 from __future__ import annotations
 

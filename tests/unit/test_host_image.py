@@ -1,4 +1,4 @@
-"""scripts/lab/host_image.py: the image is known by its recipe, and downloads follow the machine's own settings."""
+"""scripts/lab/host_image.py: the image's tag follows its recipe, and downloads use the machine's settings."""
 
 from __future__ import annotations
 

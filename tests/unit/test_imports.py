@@ -1,4 +1,4 @@
-"""What may import what, by the contracts of import-linter in pyproject.toml; and names that mean one thing."""
+"""The contracts of import-linter in pyproject.toml, and unique class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose package is installed when two indexes have one of the same name: the site's index is asked alone."""
+"""Package indexes: if two have a package of the same name, only the site's index is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OURS, STRANGERS = "1.0", "99.0"
 
 
 def publish(index: Path, version: str) -> None:
-    """Put a wheel of the name into an index of files, as PEP 503 has it."""
+    """Put a wheel of this name into a file-based index (PEP 503)."""
     folder = index / NAME.replace("_", "-")
     folder.mkdir(parents=True)
     wheel = folder / f"{NAME}-{version}-py3-none-any.whl"
@@ -44,7 +44,7 @@ def publish(index: Path, version: str) -> None:
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
+    """Serves files without logging."""
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -52,7 +52,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def indexes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The site's index with its package, and a public one where a stranger took the name."""
+    """Serve the site's index with its package, and a public one where a stranger took the name."""
     servers = []
     for name, version in (("site", OURS), ("public", STRANGERS)):
         folder = tmp_path_factory.mktemp(name)
@@ -65,7 +65,7 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
 
 
 def configured(index: str, template: str, folder: Path) -> Path:
-    """The host's own configuration of uv or pip, as role base writes it for a site with an index."""
+    """Write the host's configuration of uv or pip, as role base does for a site with an index."""
     role = ROOT / "roles/base"
     path = folder / template.removesuffix(".j2")
     path.write_text(rendered(role_templar(role, base_pip_index_url=index), role / "templates" / template))
@@ -73,12 +73,12 @@ def configured(index: str, template: str, folder: Path) -> Path:
 
 
 def clean(**more: str) -> dict[str, str]:
-    """The environment without what this machine says of indexes."""
+    """Return the environment without this machine's index settings."""
     return {name: value for name, value in environment(more).items() if not name.startswith(("UV_", "PIP_"))} | more
 
 
 def uv_takes(config: Path, requirements: str, folder: Path) -> str:
-    """The version that uv resolves to."""
+    """Return the version that uv resolves to."""
     (folder / "asked.txt").write_text(requirements)
     command = [
         Path(sys.executable).parent / "uv",
@@ -106,14 +106,14 @@ def test_uv_uses_only_the_sites_index(indexes: tuple[str, str], tmp_path: Path) 
 
 
 def test_a_second_index_has_priority(indexes: tuple[str, str], tmp_path: Path) -> None:
-    """As docs/security.md says; a firewall keeps inference hosts from it."""
+    """See docs/security.md; on inference hosts, the firewall prevents it."""
     config = configured(indexes[0], "uv.toml.j2", tmp_path)
     assert uv_takes(config, f"--extra-index-url {indexes[1]}\n{NAME}", tmp_path) == STRANGERS
 
 
 def test_pip_uses_only_the_sites_index(indexes: tuple[str, str], tmp_path: Path) -> None:
     config = configured(indexes[0], "pip.conf.j2", tmp_path)
-    # The host's bundle of authorities is its own business.
+    # The host's CA bundle does not matter here.
     config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("cert")))
     command = [
         Path(sys.executable).parent / "uv",

@@ -1,4 +1,4 @@
-"""Variables reach every entry point, and a site's own choices win over the product's."""
+"""Variables reach every entry point, and a site's choices override the defaults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hosts_of(inventory: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Return a site as a team makes it: a copy of the example in which it sets choices of its own."""
+    """Return a site as a team creates it: a copy of the example with its own choices."""
     place = tmp_path / "inventory/ours"
     shutil.copytree(ROOT / "inventory/example", place, symlinks=True)
     (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
@@ -56,7 +56,7 @@ def test_site_overrides_every_choice(site: Path) -> None:
 
 @pytest.mark.parametrize("playbook", ["site.yml", "playbooks/probe.yml"])
 def test_playbooks_see_the_site(site: Path, playbook: str) -> None:
-    """Of group_vars beside a playbook Ansible reads none for imported playbooks; from the inventory it does."""
+    """Ansible ignores group_vars beside a playbook for imported playbooks, but reads those of the inventory."""
     root = site.parent.parent
     (root / "playbooks").mkdir()
     probe = {"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.debug": {"var": "apt_mirror"}}]}
@@ -74,7 +74,7 @@ def test_molecule_uses_the_lab() -> None:
 
 
 def test_groups_are_the_same_everywhere() -> None:
-    """A site that wants another layout changes its own groups.yml; what is shipped is one."""
+    """A site can change its own groups.yml; all shipped ones are the same."""
     example = (ROOT / "inventory/example/groups.yml").read_text()
     assert [path for path in ROOT.glob("inventory/*/groups.yml") if path.read_text() != example] == []
 

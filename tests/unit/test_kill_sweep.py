@@ -1,4 +1,4 @@
-"""What the kill sweep reads from a play's output."""
+"""The kill sweep: how it parses a play's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/lab: what the end of `make lab` tells, and what decides about work."""
+"""scripts/lab: the output at the end of `make lab`, and which work is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/lab/hosts.py: what the scenario, the inventory and the engine say about hosts fits together."""
+"""scripts/lab/hosts.py: the scenario, the inventory and the engine agree on the hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def container(name: str, address: str, image: str = "new", running: bool = True)
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """An engine in memory that knows the containers given to it and notes what is asked of it."""
+    """A fake engine with these containers that records its commands."""
     world: dict[str, Any] = {"containers": {}, "done": []}
 
     def logged(argv: list[str], **_: object) -> None:
@@ -158,7 +158,7 @@ def test_the_scenario_has_the_inventorys_hosts() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "molecule").glob("*/molecule.yml")), ids=lambda path: path.parent.name)
 def test_hosts_of_all_scenarios_are_created_alike(path: Path) -> None:
-    """By molecule/shared/create.yml: a scenario says names and networks."""
+    """molecule/shared/create.yml creates them all; a scenario only gives names and networks."""
     said = yaml.safe_load(path.read_text()) or {}
     assert "create" not in said.get("ansible", {}).get("playbooks", {})
     for platform in said.get("platforms", []):
@@ -212,11 +212,11 @@ def test_ssh_finds_the_labs_files_in_any_folder(tmp_path: Path, monkeypatch: pyt
     said = subprocess.run(
         ["ssh", "-G", "-F", place / "ssh_config", "cpu-1"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    # What it prints is quoted or expanded for some keywords, so the blank decides: a second path would follow it.
+    # ssh quotes or expands some values, so check for the blank after which a second path would follow.
     assert f"userknownhostsfile {place / 'known_hosts'}" in said
     assert f"identityfile {place / 'id_ed25519'}".replace("%", "%%") in said
 
 
 def test_the_paths_of_sockets_are_short() -> None:
-    """A socket's path ends at 108 bytes; while it is made, ssh adds 17 to it."""
+    """A socket's path has at most 108 bytes, and ssh adds 17 while it creates it."""
     assert len(bytes(lab_hosts.CONTROL_SOCKETS / "198.51.100.111")) - len(bytes(Path.home())) + 17 < 80

@@ -1,4 +1,4 @@
-"""scripts/site/make_secrets.py: missing secrets come into being, standing ones stay, none is seen."""
+"""scripts/site/make_secrets.py: missing secrets are generated, existing ones kept, and none is printed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_new_user_gets_secrets_and_the_others_keep_theirs(inventory: Path) -> 
     for name in gained:
         assert set(after[name]) - set(before[name]) == {"mary"}
         del after[name]["mary"]
-    # What a user had who is gone stays here too: the platform reads only what its list names.
+    # Secrets of removed users are kept, too: the platform reads only those of listed users.
     assert after == before
 
 

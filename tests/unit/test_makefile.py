@@ -1,4 +1,4 @@
-"""The Makefile: what `make` alone shows, and which exit code `make smoke` hands on."""
+"""The Makefile: the output of `make` alone, and the exit code of `make smoke`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_file_named_like_a_target_does_not_stop_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone in a folder with a blank, whose Python ends as the file `code` says."""
+    """Create a clone in a folder with a blank, whose Python exits with the code in the file `code`."""
     place = tmp_path / "My Projects"
     for folder in ("scripts", ".venv/bin"):
         (place / folder).mkdir(parents=True)

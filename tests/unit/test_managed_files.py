@@ -1,4 +1,4 @@
-"""plugins/modules/managed_files.py: what is there and right is left alone, the rest is made so."""
+"""plugins/modules/managed_files.py: correct files are left alone, others are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgi
 
 
 def call(capsys: pytest.CaptureFixture[str], check: bool = False, **options: Any) -> dict[str, Any]:
-    """Return what the module answers."""
+    """Return the module's result."""
     with patch_module_args({**options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
         files.main()
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)

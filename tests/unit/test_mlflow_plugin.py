@@ -34,7 +34,7 @@ def call(*line: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing of the person who runs the tests: not their settings of Git and DVC, not their deployment."""
+    """Isolate the tests from the user's settings of Git and DVC, and from deployment variables."""
     file = tmp_path_factory.mktemp("settings") / "gitconfig"
     file.write_text("[user]\nname = Anna\nemail = anna@example.com\n[init]\ndefaultBranch = main\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Monkey
 
 
 def make_clone(place: Path) -> Path:
-    """A clone with one commit, pushed."""
+    """Create a clone with one pushed commit."""
     call("git", "init", "--bare", str(place / "origin.git"), folder=place)
     folder = place / "clone"
     folder.mkdir()
@@ -67,7 +67,7 @@ def clone(settings: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made_pipeline(settings: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The clone with data of DVC: a folder that a stage makes, pushed, and a single file that is not."""
+    """Add DVC data to the clone: a pushed folder from a stage, and a single file that is not pushed."""
     clone = make_clone(tmp_path_factory.mktemp("pipeline"))
     call("dvc", "init", folder=clone)
     call("dvc", "remote", "add", "--default", "storage", "../storage", folder=clone)

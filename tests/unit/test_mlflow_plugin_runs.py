@@ -1,4 +1,4 @@
-"""Programs that make runs with the plugin, as a person starts them."""
+"""Programs that create runs with the plugin, started as a user does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ print(run.info.run_id)
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has made once, which takes seconds."""
+    """Create MLflow's database once, because it takes seconds."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     with contextlib.chdir(file.parent):  # its first experiment keeps files below the folder that it is made in
         MlflowClient(f"sqlite:///{file}").search_experiments()
@@ -51,7 +51,7 @@ def store(empty_store: Path, tmp_path: Path) -> str:
 def start(
     code: str, folder: Path, store: str, *arguments: str, expect: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with the plugin; nothing of the plugin's may appear in what it prints."""
+    """Run a program with the plugin, which must not print anything."""
     (folder / "train.py").write_text(code)
     own = environment({"PYTHONPATH": str(PLUGIN), "MLFLOW_TRACKING_URI": store, **variables})
     line = [sys.executable, "train.py", *arguments]
@@ -130,7 +130,7 @@ mlflow.start_run()
 
 
 def test_a_fork_waits_for_a_call_of_mlflow_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the new process finds the database driver's locks locked for ever."""
+    """Otherwise, the database driver's locks stay locked in the new process."""
     with later._calling:
         began = time.monotonic()
         threading.Timer(0.3, later._calling.release).start()

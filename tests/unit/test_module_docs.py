@@ -1,4 +1,4 @@
-"""What `ansible-doc` shows of a module is what it takes."""
+"""A module's documentation matches its arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.repository import ROOT, load
 
 MODULES = sorted((ROOT / "plugins/modules").glob("*.py"))
 KEYS = ("type", "elements", "required", "default", "choices")
-# What an action plugin takes from a task and does not hand on, and what it tells the module besides.
+# Options that an action plugin does not pass on, and arguments that it adds.
 TAKEN = {
     "host_certificate": {"ca_certificate", "ca_private_key", "names", "own", "valid_days", "renew_days", "warn_days"},
     "python_app": {"requirements", "remote_requirements", "project"},
@@ -31,11 +31,11 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=[path.stem for path i
 
 
 class Asked(Exception):
-    """What a module asks Ansible for."""
+    """The arguments that a module passes to AnsibleModule."""
 
 
 def documentation(path: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return a module's documentation with its fragments, its examples and what it returns."""
+    """Return a module's documentation with its fragments, examples and return values."""
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader([])
     told, examples, returned, _ = get_docstring(
@@ -59,7 +59,7 @@ def spec(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def flat(options: dict[str, Any], inner: str, above: str = "") -> dict[str, dict[str, Any]]:
-    """Return options and those within them by their path, each with what decides what it takes."""
+    """Return options and suboptions by path, each with its type, choices and other constraints."""
     found = {}
     for name, option in options.items():
         said = {key: option[key] for key in KEYS if option.get(key) not in (None, False)}

@@ -1,4 +1,4 @@
-"""NVIDIA roles without a device: what the facts module reads, and what the tables of the distributions say."""
+"""NVIDIA roles without a device: the facts module, and the tables for each distribution."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
 
 
 def role(name: str, distribution: str, ansible_facts: dict[str, Any], **variables: Any) -> Templar:
-    """Return the variables of a role as a play on that host has them."""
+    """Return the variables of a role for a play on this host."""
     loader = DataLoader()
     files = [
         ROLES / name / "defaults/main.yml",
@@ -74,19 +74,19 @@ def value(templar: Templar, expression: str) -> Any:
 
 
 def rendered(template: Path) -> str:
-    """Return the expression of what a template makes."""
+    """Return an expression for a rendered template."""
     return f"lookup('ansible.builtin.template', {json.dumps(str(template))})"
 
 
 def driver(distribution: str, *, nvidia: dict[str, Any] | None = None, **variables: Any) -> Templar:
     variables.setdefault("nvidia_driver_versions", VERSIONS)
-    # What the role hands to its entry point `held`.
+    # The variables that the role passes to its entry point `held`.
     for name, expression in (("names", "names"), ("version", "version"), ("before", "pin")):
         variables[f"nvidia_driver_held_{name}"] = trust_as_template(f"{{{{ __nvidia_driver_{expression} }}}}")
     return role("nvidia_driver", distribution, host(distribution, **(nvidia or {})), **variables)
 
 
-# -- What the facts module reads
+# -- The facts module
 
 
 def pci(root: Path, address: str, vendor: str, device_class: str) -> None:
@@ -218,7 +218,7 @@ def test_docker_is_detected() -> None:
     assert facts.docker_state("") == {}
 
 
-# -- What the tables say
+# -- The tables
 
 
 def test_every_platform_of_the_roles_has_a_table() -> None:
@@ -235,7 +235,7 @@ def test_tables_are_complete(distribution: str) -> None:
     repository = table["__nvidia_driver_repository"]
     assert set(repository) == {"folder", "key", "fingerprint", "oldest_branch"}
     assert re.fullmatch(r"[0-9A-F]{40}", repository["fingerprint"])
-    # NVIDIA names a key's file after the end of its fingerprint.
+    # NVIDIA names a key file after the end of its fingerprint.
     assert repository["fingerprint"].endswith(repository["key"].removesuffix(".pub").upper())
     assert set(table["__nvidia_driver_sources"]) == {"nvidia", "distribution"}
     for source, names in table["__nvidia_driver_sources"].items():

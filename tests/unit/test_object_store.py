@@ -1,4 +1,4 @@
-"""The modules of roles/object_store: signatures, policies, and what is sent to a server that has something already."""
+"""The modules of roles/object_store: signatures, policies, and requests to a server with existing objects."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def wants(**changes: Any) -> dict[str, Any]:
 
 
 class Server:
-    """Enough of MinIO to be provisioned: it checks keys by secret and keeps what it is sent."""
+    """A fake MinIO for provisioning: it checks keys and stores what it is sent."""
 
     def __init__(self) -> None:
         self.buckets: dict[str, str] = {}
         self.rules: dict[str, bytes] = {}
         self.locked: set[str] = set()
         self.temporary: list[str] = []
-        """Whose temporary keys there are. As with MinIO, they stay when the key is removed."""
+        """Keys that have temporary keys. As in MinIO, these remain when the key is removed."""
         self.policies: dict[str, Any] = {}
         self.users: dict[str, dict[str, str]] = {}
 
@@ -97,7 +97,7 @@ class Server:
         if name not in self.buckets:
             return self.error(404, "NoSuchBucket")
         if method == "PUT":
-            # As MinIO gives it back: with a namespace.
+            # As MinIO returns it, with a namespace.
             self.rules[name] = body.replace(b"<LifecycleConfiguration>", b'<LifecycleConfiguration xmlns="http://s3">')
         elif method == "DELETE":
             del self.rules[name]
@@ -141,7 +141,7 @@ class Server:
 
 
 def opened(secret: str, body: bytes) -> bytes:
-    """Decrypt what the module sealed, as the server would: a header package, then one final package."""
+    """Decrypt the module's message as the server would: a header package, then one final package."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     salt, algorithm, nonce, package = body[:32], body[32:33], body[33:41], body[41:]
@@ -169,7 +169,7 @@ def run(dry: bool = False, **changes: Any) -> list[str]:
 
 
 def test_signature_is_amazons() -> None:
-    """A request whose signature Amazon's documentation of Signature Version 4 gives (list objects)."""
+    """An example with its signature from Amazon's documentation of Signature Version 4 (list objects)."""
     headers = s3.sign(
         "GET",
         "https://examplebucket.s3.amazonaws.com/?max-keys=2&prefix=J",
@@ -230,7 +230,7 @@ def test_a_policy_allows_only_its_buckets() -> None:
     allowed = {action for one in statements if one["Effect"] == "Allow" for action in one["Action"]}
     assert not [action for action in allowed if "*" in action]
     assert {"s3:PutObject", "s3:GetObject", "s3:DeleteObject"} <= allowed
-    # What changes a version that is there, and what tells how to end another one's upload.
+    # Actions that change an existing version, and those that reveal another key's uploads.
     assert not allowed & {"s3:PutObjectTagging", "s3:DeleteObjectTagging", "s3:ListBucketMultipartUploads"}
     for action in ("s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"):
         (denied,) = [one for one in statements if one["Effect"] == "Deny" and action in one["Action"]]
@@ -276,7 +276,7 @@ def test_overwriting_is_not_allowed() -> None:
     (versions,) = denied(["data"], "readwrite", ["log"], ["smoke/"])
     assert versions["Resource"] == ["arn:aws:s3:::data/*"]
     assert versions["Condition"]["StringLike"] == {"s3:versionid": ["?*"]}
-    # To copy from an old version is how it comes back.
+    # Copying from an old version restores it.
     assert versions["Condition"]["Null"] == {"s3:x-amz-copy-source": [True]}
     assert denied(["data"], "readonly") == []
 
@@ -318,7 +318,7 @@ def test_an_existing_bucket_is_locked(server: Server) -> None:
 
 
 def test_a_failed_lock_is_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The import answers 200 whatever came of it."""
+    """MinIO's import returns 200 even if it failed."""
     monkeypatch.setattr(zipfile.ZipFile, "namelist", lambda self: [])
     with pytest.raises(s3.StoreError, match="lock of data: HTTP 404 ObjectLockConfigurationNotFoundError"):
         run()
@@ -358,7 +358,7 @@ def test_the_next_call_completes_a_killed_one(server: Server, stop: int, monkeyp
     assert server.users.keys() == {"ada", "bob"}
 
 
-# What the old key made goes with it.
+# The old key's temporary keys are removed with it.
 ANEW = ["remove old key of ada", "temporary keys of ada", "key of ada", "policy of ada on its key"]
 
 
@@ -406,7 +406,7 @@ def test_expiry_follows_the_settings(server: Server) -> None:
 def test_old_versions_expire_after_their_days(server: Server) -> None:
     run(buckets=[BUCKETS[0] | {"old_days": 30}, BUCKETS[1]])
     assert b"<NoncurrentDays>30</NoncurrentDays>" in server.rules["data"]
-    # What is the latest stays; a mark with nothing behind it goes.
+    # The latest version is kept; a delete marker without versions is removed.
     assert b"<Days>" not in server.rules["data"]
     assert b"<ExpiredObjectDeleteMarker>true<" in server.rules["data"]
     run(buckets=[BUCKETS[0] | {"old_days": 30, "expire_days": 90}, BUCKETS[1]])
@@ -483,7 +483,7 @@ def test_invalid_variables_are_named(change: dict[str, Any], message: str) -> No
 
 
 class Elsewhere:
-    """A store that somebody else runs."""
+    """An external store."""
 
     def __init__(self, *, damage: bool = False, versions: bool = False, refuse: str = "") -> None:
         self.objects: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Versions stand in one place each, and what looks for newer ones finds all of them."""
+"""Each version is defined in one place, where Renovate finds it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scripts.maintenance import locks
 from tests.unit.repository import ROOT, read_yaml
 
 PINS = ROOT / "group_vars/all/versions.yml"
-# A digest or a key belongs to the version above it; its owner's page has both.
+# A digest or key belongs to the version above it.
 COMPANION = re.compile(r"_(sum|sha256|fingerprint)$")
 FLOATING = re.compile(r":latest\b|\bversion: ['\"]?latest|\bstate: latest")
 ROLE_COLLECTION = re.compile(r"^\s*(?:- )?((?:community|ansible|amazon|containers)\.[a-z]+)\.[a-z_0-9]+:", re.M)
@@ -55,7 +55,7 @@ def test_uv_is_the_same_here_and_on_hosts() -> None:
 
 
 def test_one_version_of_prefect_and_mlflow() -> None:
-    """Server, workers and clients speak one version."""
+    """Server, workers and clients have the same version."""
     pins: dict[str, set[str]] = {}
     for group in project()["dependency-groups"].values():
         for requirement in map(Requirement, group):
@@ -74,7 +74,7 @@ def collections() -> dict[str, str]:
 
 
 def test_collections_of_the_package_are_in_the_ranges() -> None:
-    """Who installs from Galaxy gets what was tested, which came with the package `ansible`."""
+    """The ranges for Galaxy include the tested versions, which came with the package `ansible`."""
     root = Path(sysconfig.get_path("purelib")) / "ansible_collections"
     for name, versions in collections().items():
         manifest = json.loads((root / name.replace(".", "/") / "MANIFEST.json").read_text())

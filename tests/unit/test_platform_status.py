@@ -1,4 +1,4 @@
-"""roles/platform_status: what the service tells of servers that are well, ill, or something else."""
+"""roles/platform_status: the status of healthy, unhealthy and wrong servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a certificate, with its key, that is valid for localhost and is its own authority."""
+    """Return a self-signed certificate for localhost, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -48,7 +48,7 @@ def error(state: str) -> bytes:
 
 
 def database(certificate: Path, says: bytes, seen: list[bytes] | None = None) -> Talk:
-    """Return a server that speaks PostgreSQL's protocol up to the login, then says this."""
+    """Return a server that speaks PostgreSQL's protocol up to the login, then sends this response."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readexactly(8) == struct.pack("!ii", 8, 80877103)

@@ -1,4 +1,4 @@
-"""roles/postgresql: what is sent to a server that has something already, and that passwords travel as verifiers."""
+"""roles/postgresql: statements for a server with existing objects, and passwords sent as verifiers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKUP = {"name": "backup", "password": "three", "clients": []}
 
 
 def standing(**changes: Any) -> dict[str, Any]:
-    """What a server says that holds what is wanted."""
+    """Return the state of a converged server."""
     roles = {one["owner"]: {"verifier": state.verifier(one["password"], b"salt"), "plain": True} for one in WANTED}
     databases = {one["name"]: {"owner": one["owner"], "open": False} for one in WANTED}
     closed = {"owner": "postgres", "open": False}
@@ -38,7 +38,7 @@ def todo(known: dict[str, Any], wanted: list[dict[str, str]] = WANTED, readers: 
 
 
 def test_verifier_is_postgresqls() -> None:
-    """Salt, password and result of the exchange in RFC 7677, which PostgreSQL's format is made of."""
+    """Salt, password and result of the exchange in RFC 7677, on which PostgreSQL's format is based."""
     import base64
 
     salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
@@ -147,7 +147,7 @@ def test_invalid_readers_are_named(readers: list[dict[str, Any]], message: str) 
 
 
 def reads(**changes: Any) -> dict[str, Any]:
-    """What a server says that has the reader as well."""
+    """Return the state of a server that also has the reader."""
     known = standing()
     known["roles"]["backup"] = {"verifier": state.verifier("three", b"s"), "plain": True, "member": [state.READ_ALL]}
     for name, facts in known["databases"].items():
@@ -209,7 +209,7 @@ def test_the_server_is_asked_where_it_listens(listens: str, address: str) -> Non
 
 
 def answer(reply: bytes, context: ssl.SSLContext | None = None) -> tuple[int, threading.Thread]:
-    """A server that answers the first client's wish for TLS; return its port."""
+    """Start a server that answers the first client's TLS request; return its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

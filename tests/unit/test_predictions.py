@@ -1,4 +1,4 @@
-"""The prediction log as Parquet: what a file holds, and that nothing is lost or there twice, whoever is killed."""
+"""The prediction log as Parquet: content of the files, and nothing lost or duplicated after a kill."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rows(*lines: bytes, **kinds: str) -> list[dict[str, Any]]:
     return list(next(iter(days.values())).to_pylist())
 
 
-# -- What a file holds
+# -- Content of the files
 
 
 def test_a_row_is_a_predicted_row() -> None:
@@ -99,7 +99,7 @@ def test_predictions_are_columns(predictions: Any, expected: dict[str, list[Any]
 
 
 def test_nan_is_a_prediction() -> None:
-    """The log keeps an answer that is no JSON to all as text."""
+    """The log keeps a response that is not valid JSON as text."""
     found = rows(line(predictions='{"predictions": [NaN, 2.5]}'), prediction="double")
     assert [str(row["prediction"]) for row in found] == ["nan", "2.5"]
 
@@ -168,11 +168,11 @@ def test_an_unreadable_line_does_not_hold_up_the_others(broken: bytes) -> None:
 
 
 HALF = "\ud800"
-"""Half a surrogate pair: a text to Python and in JSON, and no character."""
+"""A lone surrogate: allowed in Python strings and JSON, but not a valid character."""
 
 
 def record(body: str) -> bytes:
-    """Return the line of a request of one row that MLflow read itself."""
+    """Return the line of a one-row request that MLflow parsed."""
     return raw(f'{{"dataframe_records": [{body}]}}', predictions=[1.5])
 
 
@@ -264,11 +264,11 @@ def test_types_come_from_signatures_that_agree(tmp_path: Path) -> None:
     assert kinds(tmp_path) == found | {"prediction_y0": "string", "prediction_y1": "double"}
 
 
-# -- The way
+# -- Shipping
 
 
 class Store:
-    """A bucket, or one that does not answer after some objects."""
+    """A fake bucket that can stop responding after some objects."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -350,7 +350,7 @@ def test_segments_of_a_killed_server_are_sent(folder: Path) -> None:
 
 
 class KilledError(BaseException):
-    """The process has ended here."""
+    """Stands for a kill at this point."""
 
 
 CUTS: list[tuple[Any, str]] = [
@@ -388,7 +388,7 @@ def test_a_kill_at_any_point_loses_and_duplicates_nothing(
         patch.setattr(owner, name, killed)
         with contextlib.suppress(KilledError):
             send(folder, store)
-    # One that began earlier is finished later, and would be the first of a batch that is made anew.
+    # A segment that began earlier is finished later, and would become the first of a new batch.
     segment(folder, 0)
     send(folder, store)
     assert store.requests() == ["r0", "r1", "r2", "r2", "r2", "r2", "r4"]
@@ -434,7 +434,7 @@ def test_segments_are_sent_by_age_or_size(folder: Path, monkeypatch: pytest.Monk
     assert spool.due(300)
 
 
-# -- The command, and who starts it
+# -- The command and the daemon
 
 
 @pytest.fixture

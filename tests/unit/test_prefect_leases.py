@@ -1,4 +1,4 @@
-"""Leases of concurrency slots over a time without the server, with Prefect's own storage of them."""
+"""Leases of concurrency slots after an outage of the server, with Prefect's own lease storage."""
 
 from __future__ import annotations
 

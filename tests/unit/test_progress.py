@@ -1,4 +1,4 @@
-"""scripts/progress.py: what events say, and what a person sees of it."""
+"""scripts/progress.py: interpretation of events, and the display."""
 
 from __future__ import annotations
 

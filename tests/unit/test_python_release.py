@@ -1,4 +1,4 @@
-"""What a host keeps of programs stays within bounds: releases, wheels, and packages in uv's cache."""
+"""Hosts keep a limited number of releases, wheels, and packages in uv's cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ release = load("plugins/module_utils/python_release.py")
 
 
 def made(folder: Path, *packages: str, age: int = 0) -> Path:
-    """Make a complete release of so many seconds of age."""
+    """Create a complete release of this age in seconds."""
     for package in packages:
         (folder / f"lib/python3.11/site-packages/{package}.dist-info").mkdir(parents=True)
     (folder / release.MARKER).touch()
@@ -24,7 +24,7 @@ def made(folder: Path, *packages: str, age: int = 0) -> Path:
 
 
 class Module:
-    """Notes what is run."""
+    """Records the commands."""
 
     def __init__(self, wheel: Path | None = None) -> None:
         self.params = {"wheel": str(wheel or "")}

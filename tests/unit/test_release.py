@@ -1,4 +1,4 @@
-"""scripts/maintenance/release.py: only what is ready is released, always as the same bytes, and installs."""
+"""scripts/maintenance/release.py: checks before a release, reproducible builds, and installation."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use(place: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
-    """Have the release be made of the repository in this folder."""
+    """Build the release from the repository in this folder."""
     monkeypatch.setattr(release, "ROOT", place)
     monkeypatch.setattr(release, "RESULT", place / "build/release")
     monkeypatch.setattr(sys, "argv", ["release", *options])

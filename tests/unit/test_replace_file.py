@@ -1,4 +1,4 @@
-"""plugins/module_utils/replace_file.py: all or nothing, and never readable by more than its mode allows."""
+"""plugins/module_utils/replace_file.py: atomic, and never readable beyond the file's mode."""
 
 from __future__ import annotations
 

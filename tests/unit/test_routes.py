@@ -1,4 +1,4 @@
-"""Who may call what: the tables of routes name every route of the installed versions, and no others."""
+"""Permissions: the route tables contain exactly the routes of the installed versions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ json.dump(list(walk(create_app().routes)), sys.stdout)
 
 
 def normal(path: str) -> str:
-    """Return a path with its parts written as FastAPI and Flask both could have them."""
+    """Return a path with FastAPI's and Flask's parameters in a common form."""
     path = re.sub(r"<(?:(\w+):)?(\w+)>", lambda one: f"{{{one[2]}{':path' if one[1] == 'path' else ''}}}", path)
     return re.sub(r"\{(\w+)(:path)?[^}]*\}", lambda one: f"{{{one[2] or ''}}}", path)
 
@@ -76,7 +76,7 @@ def installed(program: str, folder: Path) -> set[tuple[str, str]]:
 
 
 def compare(found: set[tuple[str, str]], table: dict[str, Any]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """Return the routes that nobody decided on, and the decisions that no route is for."""
+    """Return the routes that are not in the table, and the entries without a route."""
     decided = [(verb, normal(path), without) for _, verb, path, without in routes.lines(table)]
     kinds = {
         one: re.compile(f"{routes.ANY if one[0] == '*' else one[0]} {routes.pattern(one[1], one[2])}")
@@ -86,19 +86,19 @@ def compare(found: set[tuple[str, str]], table: dict[str, Any]) -> tuple[set[tup
     plain = {(verb, path) for verb, path, without in decided if verb != "*" and not without}
 
     def told(one: tuple[str, str]) -> set[Any]:
-        """What decides on it: itself, or a kind of routes that it is one of."""
+        """Return the table's key for a route: the route itself, or its kind."""
         asked = f"{'GET' if one[0] == '*' else one[0]} {one[1].replace('{}', 'x').replace('{:path}', 'x')}"
         return {one} & plain | {kind for kind, pattern in kinds.items() if pattern.fullmatch(asked)}
 
     used = {one: told(one) for one in found}
     nobodys = {one for one, by in used.items() if not by}
     idle = (plain | set(kinds)) - {kind for by in used.values() for kind in by}
-    # One line stands for both prefixes, also where the server has one.
+    # One line covers both prefixes, even if the server has only one.
     return nobodys, {one for one in idle if not one[1].startswith(tuple(table.get("same", {}).values()))}
 
 
 PAGES = {"GET /{}", "GET /{}/{:path}", "GET /"}
-"""Of Prefect's pages, which its server has no routes for: it sends files."""
+"""Prefect's pages, which are files and have no routes in its server."""
 
 
 @pytest.mark.parametrize(("name", "program"), [("mlflow", MLFLOW), ("prefect_server", PREFECT)])
@@ -116,7 +116,7 @@ def test_new_and_removed_routes_are_detected() -> None:
 
 
 def who(table: dict[str, Any], asked: str) -> str:
-    """Return the role that nginx finds."""
+    """Return the role that nginx's maps give."""
     found = routes.route_map(table)
     for one in found:
         if one["key"] == asked:
@@ -164,7 +164,7 @@ def test_a_malformed_line_is_an_error(line: str) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_route_is_of_one_role(name: str) -> None:
-    """Otherwise the order of the table would decide."""
+    """Otherwise the result would depend on the table's order."""
     table = read_yaml(ROOT / TABLES[name])
     for role, verb, path, without in routes.lines(table):
         if verb != "*" and not without:

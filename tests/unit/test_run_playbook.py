@@ -1,4 +1,4 @@
-"""scripts/run_playbook.py: real playbooks on this machine, seen as a person and as the log sees them."""
+"""scripts/run_playbook.py: real playbooks on this machine, on the console and in the log."""
 
 from __future__ import annotations
 

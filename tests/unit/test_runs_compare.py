@@ -1,4 +1,4 @@
-"""What differs between runs of a real MLflow store is shown, and only that."""
+"""`metalworks compare` with a real MLflow store."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def record(
 
 @pytest.fixture
 def pair(client: MlflowClient, store: Path, repository: tuple[Path, list[str]]) -> list[str]:
-    """Return two runs that differ in something of everything."""
+    """Return two runs that differ in every section."""
     first, second = repository[1]
     other = {
         "git.dirty": "true",

@@ -1,4 +1,4 @@
-"""A run is made again from a real remote, real DVC and a real MLflow server, or it is said what is missing."""
+"""`metalworks reproduce` with a real Git remote, real DVC and a real MLflow server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BIN = Path(sys.executable).parent
-# What the tests need of MLflow, without the seconds that its import takes; the tag is what the plugin sets.
+# The part of MLflow that the tests need, without its slow import; the plugin would set the tag.
 TRAIN = """
 import json, os, sys, time, urllib.request
 from pathlib import Path
@@ -79,7 +79,7 @@ RMSE = {"mean": (1.0 + 2.0 + 5.0) / 3, "double": (1.0 + 2.0 + 5.0) * 2 / 3}
 
 @dataclass(frozen=True)
 class World:
-    """A developer's clone, what it was pushed to, and the server that knows the runs."""
+    """A developer's clone, its remotes, and the MLflow server."""
 
     base: Path
     work: Path
@@ -152,7 +152,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def prefect(variables: Path) -> Iterator[Callable[[], str]]:
-    """Start a Prefect server beside everything else; return a function that waits for its URL."""
+    """Start a Prefect server in the background; return a function that waits for its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     line = [str(BIN / "prefect"), "server", "start", "--port", str(port), "--no-services"]
@@ -167,7 +167,7 @@ def prefect(variables: Path) -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(scope="module")
 def world(variables: Path, prefect: object) -> Iterator[World]:
-    """Return a project with two versions of its data, pushed; the second one is not what the commit names."""
+    """Create a project with two pushed versions of its data; the commit names the first one."""
     base = variables
     git(base, "init", "--quiet", "--bare", "remote.git")
     git(base, "clone", "--quiet", str(base / "remote.git"), "work")
@@ -179,7 +179,7 @@ def world(variables: Path, prefect: object) -> Iterator[World]:
 
 @contextlib.contextmanager
 def mlflow_server(base: Path) -> Iterator[str]:
-    """Serve MLflow's own application from this process: another one would take ten seconds more to start."""
+    """Serve MLflow's application in this process, because a separate one takes ten seconds to start."""
     from mlflow import MlflowClient, server, set_registry_uri, set_tracking_uri
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -198,7 +198,7 @@ def mlflow_server(base: Path) -> Iterator[str]:
         try:
             uri = f"http://127.0.0.1:{made.port}"
             MlflowClient(uri, uri).search_experiments()
-            # With its first request the application makes its own store that of the whole process.
+            # With its first request, the application replaces the whole process's store.
             set_tracking_uri(None)
             set_registry_uri(None)
             yield uri
@@ -232,7 +232,7 @@ def project(base: Path, work: Path) -> tuple[str, dict[str, str]]:
 
 
 def wheel(folder: Path) -> None:
-    """Make the one package that the index of these tests has."""
+    """Create the only package in the index of these tests."""
     folder.mkdir()
     with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as packed:
         packed.writestr("tiny.py", "")
@@ -255,7 +255,7 @@ Recorder = Callable[..., str]
 
 @pytest.fixture
 def recorded(client: MlflowClient, world: World) -> Recorder:
-    """Return a function that records a run as the plugin would, with tags of the caller's; None leaves one out."""
+    """Return a function that records a run as the plugin would, with changed tags; None leaves a tag out."""
 
     def record(
         tags: Mapping[str, str | None] | None = None,
@@ -299,7 +299,7 @@ def made_from(client: MlflowClient, run: str) -> list[Any]:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return what would show that somebody wrote into a folder."""
+    """Return a snapshot that shows changes in a folder."""
     return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")}
 
 
@@ -310,7 +310,7 @@ def scratch(world: World) -> list[Path]:
 def test_a_run_is_reproduced_to_the_last_digit(
     client: MlflowClient, world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Also: with data that the commit does not name, and in an environment of its own with the nearest Python."""
+    """Also with data that the commit does not name, and in a rebuilt environment with the nearest Python."""
     minor = ".".join(platform.python_version_tuple()[:2])
     run = recorded({"python.version": f"{minor}.999"}, data="pushed", name="double")
     before = contents(world.work)
@@ -444,7 +444,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["the commit has no gone.py"],
     ),
     "failed": ({"status": "FAILED"}, ["did not finish; its state is FAILED"]),
-    # All at once: nobody is to mend one thing and then hear of the next.
+    # All at once, so that users can fix everything before the next try.
     "everything": (
         {
             "tags": {
@@ -502,7 +502,7 @@ def test_data_comes_from_a_remote_that_the_commit_does_not_configure(
 def test_a_commit_only_in_the_local_clone_is_refused(
     world: World, recorded: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Objects are borrowed from this clone, so that the commit is found proves nothing."""
+    """Objects are borrowed from this clone, so finding the commit is not enough."""
     tree = git(world.work, "rev-parse", "HEAD^{tree}")
     commit = git(world.work, "commit-tree", tree, "-p", "HEAD", "-m", "local")
     assert cli.main(["reproduce", recorded({"mlflow.source.git.commit": commit})]) == 1

@@ -1,4 +1,4 @@
-"""scripts/tests/scenarios.py: which scenarios run beside which, what is seen of them, and that a lab in use stays."""
+"""scripts/tests/scenarios.py: scheduling and display of scenarios, and protection of a lab in use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_scenario_has_the_hosts_that_its_file_or_the_shared_one_declares() -> 
 
 
 def settings(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """All values below a mapping, by the keys that lead there."""
+    """Return all values below a mapping by their path of keys."""
     if not isinstance(part, dict):
         return {path: part}
     return {place: value for name, each in part.items() for place, value in settings(each, (*path, name)).items()}
@@ -84,13 +84,13 @@ def test_hosts_of_a_killed_job_are_replaced_in_ci(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def seen() -> tuple[Console, io.StringIO]:
-    """A console, and what is printed on it."""
+    """Return a console and its output."""
     sink = io.StringIO()
     return Console(file=sink, width=100), sink
 
 
 def scenario(console: Console, *lines: str) -> scenarios.Scenario:
-    """A scenario of which these lines have come."""
+    """Return a scenario that has received these lines."""
     made = scenarios.Scenario(console, "cluster")
     for line in lines:
         made.take(line)
@@ -155,7 +155,7 @@ esac
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A molecule that does what the scenario's name says, in a folder that is given back."""
+    """Create a stand-in for molecule that behaves as the scenario's name says; return its folder."""
     (tmp_path / "molecule").write_text(MOLECULE)
     (tmp_path / "molecule").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

@@ -1,4 +1,4 @@
-"""What stands around MLflow's and Prefect's own servers: who is let in, and the sign of life."""
+"""The platform's additions to MLflow's and Prefect's servers: authorization, and the watchdog."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.repository import load
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The function that MLflow's auth.ini names, with the module that it is in."""
+    """Return the module of the function that MLflow's auth.ini names."""
     folder = tmp_path_factory.mktemp("auth")
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\n"

@@ -1,4 +1,4 @@
-"""The verdict on a platform: what counts as ok, failed and not checked, and that nothing gets lost on the way."""
+"""Smoke checks: the verdict (ok, failed, not checked), and that no result is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def verdict(hosts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# -- All hosts' checks become one verdict
+# -- The verdict on all hosts' checks
 
 
 def test_all_checks_passed() -> None:
@@ -101,7 +101,7 @@ def test_missing_inventory_is_not_a_failed_check(
 def test_a_playbook_that_wrote_no_verdict_could_not_check(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An old verdict must not speak for a run that came to nothing."""
+    """An old verdict must not count for a run that wrote none."""
     old = tmp_path / "smoke.json"
     old.write_text(json.dumps(verdict({"s1": {"checks": [check()]}})))
     monkeypatch.setattr(smoke, "VERDICT", old)
@@ -115,7 +115,7 @@ def test_a_playbook_that_wrote_no_verdict_could_not_check(
 
 
 def doing(*lines: str) -> str:
-    """Return a program whose `main` does this."""
+    """Return a program with this `main`."""
     return "\n    ".join(["import json, sys, time\n\ndef main(checks):", *lines]) + "\n"
 
 
@@ -231,7 +231,7 @@ def test_pattern_means_every_unit_that_fits() -> None:
     assert [each["name"] for each in module.look_at({"unit": "inference-*.service"})] == ["unit inference-a.service"]
 
 
-# -- Talking to a service
+# -- Requests to a service
 
 
 class Service(http.server.BaseHTTPRequestHandler):
@@ -338,11 +338,11 @@ def test_smoke_flow_is_where_the_check_expects_it() -> None:
     assert "def smoke()" in (ROOT / "src/metalworks/smoke_flow.py").read_text()
 
 
-# -- What is left
+# -- Cleanup
 
 
 class Bucket:
-    """A bucket that keeps versions, of a store that may refuse to delete them."""
+    """A fake versioned bucket whose store can refuse to delete versions."""
 
     class exceptions:
         ClientError = KeyError

@@ -1,4 +1,4 @@
-"""systemd_units: systemd reads what was asked for, and takes only our own units away."""
+"""systemd_units: units are written as requested, and only managed units are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every role's templates, rendered as on the lab's hosts, are what the program that reads them can read."""
+"""Every role's templates, rendered for the lab's hosts, are valid for the programs that read them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.unit.repository import ROOT, read_yaml
 TEMPLATES = sorted(ROOT.glob("roles/*/templates/**/*.j2"))
 NAMES = [f"{path.relative_to(ROOT / 'roles').parts[0]}/{path.name}" for path in TEMPLATES]
 GROUPS = read_yaml(ROOT / "roles/validate/vars/main.yml")["__validate_role_groups"]
-# Roles that others include: the group of one that does, and what it hands over.
+# Roles that others include: a group that does so, and the variables that it passes.
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "python_app": ("mlflow", {"python_app_name": "mlflow", "python_app_requirements": "/requirements.txt"}),
 }
-# What tasks look up on a host before they render.
+# Facts that tasks gather on a host before they render.
 LOOKED_UP: dict[str, Any] = {
     "nvidia": {"packages": {}, "sources": [], "devices": [], "gpus": [], "keyrings": [], "cdi": [], "docker": {}}
 }
@@ -56,7 +56,7 @@ FACTS = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, InventoryManager, VariableManager]:
-    """Return the lab's inventory, with secrets made up."""
+    """Return the lab's inventory with fake secrets."""
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader([])
     root = tmp_path_factory.mktemp("site")
@@ -77,7 +77,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, Inventor
 
 
 def render(site: tuple[DataLoader, InventoryManager, VariableManager], path: Path) -> str:
-    """Return what a template gives on the first lab host that its role runs on."""
+    """Render a template for the first lab host that its role runs on."""
     loader, inventory, manager = site
     role = ROOT / "roles" / path.relative_to(ROOT / "roles").parts[0]
     group, handed = SHARED.get(role.name, (GROUPS.get(role.name, role.name), {}))
@@ -85,7 +85,7 @@ def render(site: tuple[DataLoader, InventoryManager, VariableManager], path: Pat
     for name in ("defaults/main.yml", "vars/main.yml", "vars/debian_12.yml"):
         if (role / name).exists():
             found = loader.load_from_file(str(role / name), trusted_as_template=True) or {}
-            # Names of the inventory win over a role's defaults, a role's own vars win over both.
+            # The inventory overrides a role's defaults, and a role's vars override both.
             host_names = manager.get_vars(host=inventory.get_hosts(group)[0]) if name.startswith("defaults") else {}
             variables |= found | host_names
     variables |= handed | {"ansible_facts": FACTS | LOOKED_UP, "role_path": str(role), "ansible_managed": "managed"}
@@ -105,7 +105,7 @@ def is_ini(text: str) -> None:
 
 
 def is_sources(text: str) -> None:
-    """Stanzas of apt's format, each with what apt needs."""
+    """Check that stanzas are in apt's format, with the required fields."""
     stanzas = [part for part in re.sub(r"^#.*\n", "", text, flags=re.M).split("\n\n") if part.strip()]
     for stanza in stanzas:
         fields = dict(line.split(": ", 1) for line in stanza.strip().splitlines() if not line.startswith(" "))

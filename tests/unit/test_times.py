@@ -1,4 +1,4 @@
-"""scripts/tests/times.py: what took how long, from molecule's output and from what pytest wrote."""
+"""scripts/tests/times.py: durations from molecule's output and pytest's report."""
 
 from __future__ import annotations
 

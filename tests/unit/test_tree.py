@@ -1,4 +1,4 @@
-"""Habits of the tree that no linter knows."""
+"""Conventions of the repository that no linter checks."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_role_runs_somewhere(role: Path) -> None:
 
 @pytest.mark.parametrize("role", ROLES, ids=ROLE_NAMES)
 def test_internal_variables_are_marked(role: Path) -> None:
-    """What a role sets for itself starts with two underscores, and is not in its defaults."""
+    """A role's internal variables start with two underscores, and are not in its defaults."""
     assert [name for name in read_yaml(role / "defaults/main.yml") if name.startswith("_")] == []
     theirs = f"__{role.name}_"
     assert [name for name in read_yaml(role / "vars/main.yml") if not name.startswith(theirs)] == []
 
 
 def test_roles_are_documented() -> None:
-    """docs/roles.md says what the specs say; `python -m scripts.docs.roles` writes it."""
+    """docs/roles.md matches the specs; `python -m scripts.docs.roles` writes it."""
     assert (ROOT / "docs/roles.md").read_text() == role_docs.document()
 
 

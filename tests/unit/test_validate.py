@@ -1,4 +1,4 @@
-"""What validate.yml reports: each message once for bad input, and nothing for good input."""
+"""validate.yml reports each problem of invalid input once, and nothing for valid input."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_report_numbers_every_problem() -> None:
     assert rules.report([rules.Problem("a", "b", "c")]).startswith("1 problem found;")
 
 
-# -- What is read on a host
+# -- Facts of a host
 
 
 def test_unit_is_the_innermost_of_a_process() -> None:
@@ -392,7 +392,7 @@ def test_disk_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert probe.disk(str(tmp_path / "not/yet"))["size_mb"] == there.f_blocks * there.f_frsize >> 20
 
 
-# -- Who may come in, and with what
+# -- Users and secrets
 
 
 def test_users_with_known_roles_pass() -> None:
@@ -509,12 +509,12 @@ def test_a_service_is_a_mapping() -> None:
     assert (problem.what, "name: …" in problem.cure) == ("entry 1 is not a mapping", True)
 
 
-# -- The team's own certificates
+# -- A team's own certificates
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, str]:
-    """Return the files of a certificate for `s1` and more names, from a CA that `make secrets` made."""
+    """Return the files of a certificate for `s1` and other names, from a CA created by `make secrets`."""
     secrets = make_secrets.ca({})
     ca, ca_key = certificates.certificate(secrets["vault_ca_certificate"], ""), secrets["vault_ca_private_key"]
     key = make_secrets.new_ca_key()
@@ -545,7 +545,7 @@ def test_own_certificate_that_fits_passes(own: dict[str, str]) -> None:
 
 
 def reissue(own: dict[str, str], valid_days: int = 90, **moved: Any) -> None:
-    """Replace the certificate by one that a clock set to another time would issue."""
+    """Replace the certificate by one issued at another time."""
     now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(**moved)
     directory = Path(own["ca"]).parent
     ca = certificates.certificate(Path(own["ca"]).read_text(), "")
@@ -560,7 +560,7 @@ def test_own_certificate_not_yet_valid(own: dict[str, str]) -> None:
 
 
 def test_own_certificate_expired(own: dict[str, str]) -> None:
-    # The CA is an hour old: within that, the host's certificate has come and gone.
+    # The CA is one hour old, and the host's certificate was issued and expired within it.
     reissue(own, valid_days=0, minutes=-10)
     problem = the_only(rules.bad_own_certificate("s1", own, ["s1"]))
     assert "expired on" in problem.what

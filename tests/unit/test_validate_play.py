@@ -1,4 +1,4 @@
-"""The whole of validate.yml, run on a site with one mistake of each kind: all are told, and in one go."""
+"""validate.yml on a site with one mistake of each kind reports all of them at once."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def taken_port() -> Iterator[int]:
 
 
 def validate(place: Path, hosts: dict[str, Any], choices: dict[str, Any]) -> tuple[int, str]:
-    """Return exit status and words of validate.yml on a site made of this."""
+    """Return exit status and output of validate.yml for a site with these files."""
     shutil.copytree(ROOT / "inventory/example", place, symlinks=False)
     (place / "hosts.yml").write_text(json.dumps(hosts))
     (place / "group_vars/all/site.yml").write_text(json.dumps(choices))
@@ -116,7 +116,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path, taken_port: int) -> N
 
 
 def test_site_without_hosts_is_reported(tmp_path: Path) -> None:
-    """No play would match a host, and Ansible alone would call that a success."""
+    """No play would match a host, which Ansible itself counts as success."""
     status, words = validate(tmp_path / "ours", {name: {"hosts": {}} for name in HOSTS}, {})
     assert status != 0
     assert "groups `postgresql`, `object_store`, `mlflow`, `prefect_server`, `gateway`: have no host" in words

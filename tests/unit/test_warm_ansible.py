@@ -1,4 +1,4 @@
-"""scripts/tests/warm_ansible.py: plays end and say what they would if ansible-playbook had been started for them."""
+"""scripts/tests/warm_ansible.py: exit codes and output are those of ansible-playbook."""
 
 from __future__ import annotations
 

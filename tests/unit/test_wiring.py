@@ -1,4 +1,4 @@
-"""The wiring: what plugins/filter/wiring.py computes from parts, and that the parts of the platform fit together."""
+"""The wiring: plugins/filter/wiring.py, and the consistency of the platform's parts."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 def without(part: str, field: str) -> dict[str, dict[str, Any]]:
-    """Return the parts, one of them without a field."""
+    """Return the parts, with a field removed from one."""
     return PARTS | {part: {name: value for name, value in PARTS[part].items() if name != field}}
 
 
 def reach(host: str, user: str, parts: dict[str, Any] = PARTS, **may_reach: list[str]) -> list[tuple[Any, Any]]:
-    """Return port and target of each way that a user of a host has."""
+    """Return port and target of each connection that a user of a host may make."""
     found = {one["user"]: one["reach"] for one in wiring.outbound(parts, GROUPS, host, HOSTVARS, may_reach)}
     return [(way["port"], way["to"]) for way in found[user]]
 
@@ -141,7 +141,7 @@ def test_an_entry_is_filled_in_for_each_item() -> None:
         wiring.filled([{"name": "a"}], entry)
 
 
-# -- People, machines and their secrets
+# -- Users, machines and their secrets
 
 
 def test_each_gets_its_own_secret() -> None:
@@ -238,7 +238,7 @@ def test_a_port_is_open_to_its_callers() -> None:
 
 
 def test_a_list_of_addresses_does_not_shut_out_the_platform() -> None:
-    """The gateway asks inference hosts, and workers and dev hosts ask the gateway, whoever else may."""
+    """The gateway can always reach inference hosts, and workers and dev hosts the gateway."""
     parts = PARTS | {"gateway": PARTS["gateway"] | {"listens": [{"port": 443, "from": ["10.9.0.0/16"], "why": "site"}]}}
     found = wiring.open_ports(parts, GROUPS, "hub", HOSTVARS)
     assert [one["from"] for one in found if one["port"] == 443] == ["platform", ["10.9.0.0/16"]]
@@ -260,7 +260,7 @@ def test_a_program_can_reach_only_what_it_calls() -> None:
 
 
 def test_a_gateway_can_reach_what_it_serves() -> None:
-    """Of loopback ports, only those that nginx is among the users of."""
+    """Of loopback ports, only those with nginx among their users."""
     assert reach("hub", "www-data") == [(443, "platform"), (9000, ["127.0.0.1"]), (8000, "platform")]
 
 
@@ -309,7 +309,7 @@ def test_an_external_service_is_reachable_inside_and_on_the_internet() -> None:
 
 
 def own_parts() -> dict[str, dict[str, Any]]:
-    """Return group → part as it stands in the files, nothing computed."""
+    """Return group → part as in the files, without computed values."""
     found = [(path.stem, read_yaml(path)) for path in FILES]
     return {stem: values[f"part_{stem}"] for stem, values in found if f"part_{stem}" in values}
 
@@ -339,7 +339,7 @@ def test_no_two_parts_have_the_same_position() -> None:
 
 
 def test_a_part_has_a_group_in_the_inventory() -> None:
-    """Backups are only prepared: no host makes them yet."""
+    """Backups are only prepared: no host creates them yet."""
     groups = read_yaml(ROOT / "inventory/example/groups.yml")
     assert set(own_parts()) - set(groups) == {"backup"}
 
@@ -356,13 +356,13 @@ NEW = {
         "programs": [{"user": "registry", "calls": ["postgresql", "object_store"]}],
     }
 }
-"""A part that the platform does not have, which needs everything that parts may need."""
+"""A part that the platform does not have, which uses every field."""
 KEYS = dict.fromkeys(("mlflow", "inference", "worker-gpu", "worker-cpu", "backup", "registry"), "a key")
 
 
 @pytest.fixture
 def values(tmp_path: Path) -> Any:
-    """Return what variables are on a host, by its name, of a site with one part more than the platform has."""
+    """Return host → variables of a site with an additional part."""
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader([])
     place = tmp_path / "inventory/ours"
@@ -387,7 +387,7 @@ def values(tmp_path: Path) -> Any:
 
 
 def test_a_new_part_is_one_file(values: Any) -> None:
-    """Every host and role learns of it from there, with no other file changed."""
+    """It reaches every host and role without changes to other files."""
     name = "packages.metalworks.internal"
     assert {"name": name, "address": "192.0.2.31"} in values("gpu-1", "base_hosts")
     assert name in values("cpu-1", "certificates_names")
@@ -417,7 +417,7 @@ def test_the_docs_are_at_the_host_with_the_start_page(values: Any) -> None:
 
 
 def test_a_missing_secret_stops_only_what_needs_it(values: Any) -> None:
-    """Otherwise the validation would report every variable that is computed from parts."""
+    """Otherwise, validation would report every variable that is computed from parts."""
     assert values("services-1", "firewall_open")
     with pytest.raises(Exception, match="vault_postgresql_backup_password"):
         values("services-1", "postgresql_readers")

@@ -1,4 +1,4 @@
-"""roles/workstation: a person's own entries stay, the platform's are put beside them once."""
+"""roles/workstation: a user's own entries are kept, and the platform's are added once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host's certificate: who may read and who trusts it, when it is replaced, and that a killed play is finished."""
+"""A host's certificate: who can read it, who trusts it, when it is replaced, and recovery after a killed play."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def key(host) -> str:
 
 
 def sound(host) -> None:
-    """The three files belong together, and the host trusts the CA."""
+    """Assert that certificate, key and CA match, and that the host trusts the CA."""
     host.check_output(f"openssl verify -x509_strict -CAfile {TLS}/ca.crt {TLS}/host.crt")
     host.check_output(f"openssl verify -no-CAfile -no-CAstore -CApath /etc/ssl/certs {TLS}/host.crt")
     host.check_output(
@@ -50,7 +50,7 @@ def run(play, *options: str, **variables) -> str:
 
 @pytest.fixture
 def restored(host, play):
-    """What a test wanted otherwise, the next play brings back."""
+    """Converge after a test that changes variables."""
     yield
     run(play)
     sound(host)
@@ -58,7 +58,7 @@ def restored(host, play):
 
 @pytest.fixture
 def mended(host, play):
-    """What a test does to the host, the next play mends; and the one after it has nothing to do."""
+    """After the test, one play must repair the host, and a second one change nothing."""
     yield
     run(play)
     sound(host)
@@ -89,7 +89,7 @@ def test_only_a_client_that_trusts_the_ca_accepts_the_server(host):
 
     def ask(name: str, trusted: str):
         options = f"--silent --show-error --retry 5 --retry-connrefused --resolve {name}:8443:127.0.0.1"
-        # Debian's curl would go on trusting the system's folder, which holds our CA.
+        # Debian's curl would also trust the system's folder, which contains the CA.
         return host.run(f"curl {options} --capath /nowhere --cacert {trusted} https://{name}:8443/")
 
     for name in ("127.0.0.1", "certificates", "mlflow.lab.test"):
@@ -143,7 +143,7 @@ def test_another_ca_replaces_everything_and_nothing_secret_is_printed(host, play
 
 
 def own(folder: Path, name: str) -> dict[str, str]:
-    """A team's own certificate of scenario's second CA, made with openssl."""
+    """Issue a certificate from the scenario's second CA with openssl, as a team would."""
     paths = {"certificate": str(folder / f"{name}.crt"), "key": str(folder / f"{name}.key"), "ca": f"{PLACE}/other.crt"}
     issuer = ["-CA", f"{PLACE}/other.crt", "-CAkey", f"{PLACE}/other.key"]
     files = ["-keyout", paths["key"], "-out", paths["certificate"]]

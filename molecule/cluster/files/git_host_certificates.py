@@ -1,4 +1,4 @@
-"""An authority and a certificate for one host name, as a company's own CA would give it: DIRECTORY NAME."""
+"""Create a CA and a certificate for one host name, as a company's CA would issue it. Arguments: DIRECTORY NAME."""
 
 import datetime
 import os

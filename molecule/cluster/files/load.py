@@ -1,7 +1,7 @@
-"""Constant load on a model in service, by the standard library: load.py URL SECONDS RATE CONNECTIONS <body.
+"""Send requests to a model in service at a constant rate: load.py URL SECONDS RATE CONNECTIONS <body.
 
-Every connection is kept and asks at its own times, so that a slow answer delays no other. Ends by itself, or when its
-standard output is closed. Prints a line of JSON per request: when it was sent, status (0: no answer), seconds, and the
+Every connection is kept open and has its own schedule, so that a slow response delays no other. Ends by itself, or when
+standard output is closed. Prints a line of JSON per request: send time, status (0: no response), seconds, and the
 first prediction.
 """
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 
 def ask(connection: http.client.HTTPSConnection, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, object]:
-    """Status and first prediction; 0 and the error where there is no answer."""
+    """Return status and first prediction, or 0 and the error if there is no response."""
     try:
         connection.request("POST", path, body, headers)
         answer = connection.getresponse()
@@ -33,7 +33,7 @@ def ask(connection: http.client.HTTPSConnection, path: str, body: bytes, headers
 
 
 def work(url: str, until: float, period: float, offset: float, body: bytes, lock: threading.Lock) -> None:
-    """Ask on one connection, every `period` seconds."""
+    """Send a request on one connection every `period` seconds."""
     parts = urlsplit(url)
     token = (Path.home() / ".config/metalworks/inference_token").read_text().strip()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}

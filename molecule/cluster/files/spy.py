@@ -1,4 +1,4 @@
-"""A model that tries what no model may do. This file is saved with it, by the cluster's tests and by the unit tests."""
+"""A model that tries what models must not be able to do, for the tests of the cluster and the unit tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import mlflow
 import numpy as np
 
 PTRACE_SEIZE = 0x4206
-"""Stops nothing, and ends with this process."""
+"""Attaches without stopping the process, and ends with this one."""
 
 
 class Spy(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

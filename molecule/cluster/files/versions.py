@@ -1,7 +1,7 @@
-"""Versions of the model in service whose ways are known; a developer's script, run in the example project.
+"""Register versions of the model in service that behave in known ways; runs in the example project.
 
-versions.py register KIND …: register one each, print their numbers as JSON. versions.py alias NAME VERSION|-: move an
-alias, or take it away. versions.py tags VERSION: what the platform says on a version.
+versions.py register KIND …: register one of each kind, print their numbers as JSON. versions.py alias NAME VERSION|-:
+move or remove an alias. versions.py tags VERSION: print the tags of a version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODEL = "flight-delay"
 
 
 class Late(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Answers well, and takes its time."""
+    """Predicts correctly but slowly."""
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         time.sleep(1)
@@ -51,7 +51,7 @@ TARGETS = {
 
 
 def register(kinds: list[str]) -> dict[str, str]:
-    """Register a version of each kind, made of the champion."""
+    """Register a version of each kind, derived from the champion."""
     client = MlflowClient()
     champion = client.get_model_version_by_alias(MODEL, "champion")
     source = f"models:/{MODEL}/{champion.version}"
@@ -84,21 +84,21 @@ def register(kinds: list[str]) -> dict[str, str]:
 
 
 def moved(regressor: Any, offset: float) -> Any:
-    """A copy of a fitted linear regressor that answers so much more."""
+    """Return a copy of a fitted linear regressor whose predictions are larger by `offset`."""
     other = copy.deepcopy(regressor)
     other.intercept_ = other.intercept_ + offset
     return other
 
 
 def trusted() -> list[str]:
-    """What the example's models hold besides what skops trusts."""
+    """Return the types in the example's models that skops does not trust by default."""
     from flights import models
 
     return models.TRUSTED
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command."""
     command, *rest = sys.argv[1:]
     client = MlflowClient()
     if command == "register":

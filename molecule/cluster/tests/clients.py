@@ -1,4 +1,4 @@
-"""How tests ask the platform: as a stranger from a machine outside, or as one of its people."""
+"""Access to the platform in tests: as a stranger from an outside host, or as a user."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scripts.lab.hosts import secrets
 DOMAIN = "metalworks.internal"
 ADDRESSES = {host.name: host.address for host in lab_hosts.declared()}
 STRANGER = "customer-db"
-"""A machine on the network that is no part of the platform."""
+"""A host on the network that is not part of the platform."""
 
 
 def over_ssh(name: str, command: str, text: str) -> str:
-    """What a command prints on a host that is given a text on its standard input: secrets leave no trace there."""
+    """Return a command's output on a host; `text` goes to its standard input, so that secrets leave no trace."""
     __tracebackhide__ = True  # of a failed test, pytest shows the arguments
     argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), name, command]
     return subprocess.run(argv, input=text, capture_output=True, text=True, check=True, timeout=300).stdout
@@ -36,7 +36,7 @@ def ask(
     headers: Iterable[str] = (),
     method: str = "",
 ) -> tuple[int, Any]:
-    """Status and content of an answer to a stranger's machine; TLS is verified with the platform's own CA.
+    """Return status and content of a response to the outside host; TLS is verified with the platform's CA.
 
     `login` is name:password. curl reads everything from standard input.
     """
@@ -65,13 +65,13 @@ def as_person(
     headers: Iterable[str] = (),
     method: str = "",
 ) -> tuple[int, Any]:
-    """Status and content of an answer to one of the platform's people."""
+    """Return status and content of a response to a user."""
     login = f"{person}:{secrets()['vault_user_passwords'][person]}"
     return ask(site, path, login=login, body=body, headers=headers, method=method)
 
 
 def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
-    """What a program prints as JSON on a host. It is read from stdin to its end, and what follows is for it to read."""
+    """Return the JSON that a program prints on a host. The program and its input both go through stdin."""
     __tracebackhide__ = True  # what a failure would show of its arguments is secret
     feed = f"import io, sys\nsys.stdin = io.StringIO({json.dumps(asked)!r})\n{program}"
     try:
@@ -82,12 +82,12 @@ def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
 
 
 def import_authority() -> None:
-    """Carry the CA's certificate to the stranger's machine as a person imports it."""
+    """Copy the CA's certificate to the outside host, as a user would import it."""
     over_ssh(STRANGER, "tee /tmp/ca.crt", secrets()["vault_ca_certificate"])
 
 
 def play(*arguments: str, **choices: Any) -> str:
-    """Run playbooks on the cluster, with other choices than its own; they must succeed. What was printed."""
+    """Run playbooks on the cluster with other variables; they must succeed. Return their output."""
     command = ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), *arguments, "--extra-vars", json.dumps(choices)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -95,7 +95,7 @@ def play(*arguments: str, **choices: Any) -> str:
 
 
 def by_name(vault: dict[str, Any]) -> dict[str, str]:
-    """Every secret by a name for it; of a private key, a line that is in no other."""
+    """Return every secret by name; for private keys, a unique line."""
     found = {}
     for name, value in vault.items():
         for holder, text in value.items() if isinstance(value, dict) else [("", value)]:

@@ -16,13 +16,13 @@ Reach = Callable[[str], Host]
 
 @pytest.fixture(scope="session")
 def reach() -> Reach:
-    """A way to any host by its name."""
+    """Return a function that connects to a host by name."""
     return lambda name: testinfra.get_host(f"ssh://{name}", ssh_config=str(lab_hosts.SSH_CONFIG), sudo=True)
 
 
 @pytest.fixture(scope="module")
 def authority(reach: Reach) -> Iterator[None]:
-    """The CA's certificate on the stranger's machine, as a person imports it: it may ask the platform then."""
+    """Import the CA's certificate on the outside host, so that it can verify the platform."""
     clients.import_authority()
     yield
     reach(clients.STRANGER).run_expect([0], "rm /tmp/ca.crt")

@@ -1,4 +1,4 @@
-"""Flows on the cluster, as a person deploys, starts and watches them."""
+"""Deploy, start and watch flows on the cluster as a user does."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 def shell(host: str, person: str, script: str) -> subprocess.CompletedProcess[str]:
-    """A person's script in a login shell of theirs."""
+    """Run a script in a user's login shell."""
     argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), host, f"sudo su - {person} -c 'bash -euo pipefail'"]
     return subprocess.run(argv, input=script, capture_output=True, text=True, check=False, timeout=600)
 
 
 def done(host: str, person: str, script: str) -> str:
-    """What a script prints that must succeed."""
+    """Run a script that must succeed; return its output."""
     ended = shell(host, person, script)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
 
 def deployments() -> dict[str, dict[str, object]]:
-    """What is on the server, by name, without what changes by itself."""
+    """Return the deployments on the server by name, without values that change by themselves."""
     status, found = as_person("ml1", "prefect", "/api/deployments/filter", body={})
     assert status == 200
     return {one["name"]: {key: one[key] for key in ("id", "version", "job_variables", "schedules")} for one in found}
 
 
 def remove_deployments(*names: str) -> None:
-    """Take deployments off the server, those that are there."""
+    """Delete deployments from the server, if they exist."""
     there = deployments()
     for name in names:
         if name in there:
@@ -43,7 +43,7 @@ def remove_deployments(*names: str) -> None:
 
 
 def run_of(name: str, queue: str | None = None, **parameters: Any) -> str:
-    """Start a deployment's flow, in a queue of its own choice or the deployment's; return the id of its run."""
+    """Start a deployment's flow, in this queue or the deployment's own; return the id of its run."""
     deployment = deployments()[name]["id"]
     path = f"/api/deployments/{deployment}/create_flow_run"
     body = {"parameters": parameters, **({"work_queue_name": queue} if queue else {})}
@@ -53,7 +53,7 @@ def run_of(name: str, queue: str | None = None, **parameters: Any) -> str:
 
 
 def history(run: str) -> list[str]:
-    """The names of a flow run's states, in their order."""
+    """Return the names of a flow run's states, in order."""
     _, found = as_person("ml1", "prefect", f"/api/flow_run_states/?flow_run_id={run}")
     return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
 
@@ -67,13 +67,13 @@ def wait_for(run: str, state: str) -> None:
 
 
 def record(run: str) -> dict[str, Any]:
-    """What Prefect knows of a flow run."""
+    """Return a flow run from Prefect's API."""
     _, found = as_person("ml1", "prefect", f"/api/flow_runs/{run}")
     return dict(found)
 
 
 def end_of(run: str) -> dict[str, str]:
-    """The final state of a flow run."""
+    """Wait for a flow run's final state and return it."""
     deadline = time.monotonic() + PATIENCE
     while (state := record(run)["state"])["type"] not in ENDED:
         assert time.monotonic() < deadline, state

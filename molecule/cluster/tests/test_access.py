@@ -1,4 +1,4 @@
-"""Who gets in: strangers on the network, people of each role, machines, and each of them only where they belong."""
+"""Access control: strangers on the network, users of each role, and machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.lab import hosts as lab_hosts
 pytestmark = pytest.mark.usefixtures("authority")
 
 OPEN = {"services-1": {22, 443}, "gpu-1": {22}, "cpu-1": {22}, "dev-1": {22}, "dev-2": {22}}
-"""TCP ports that answer to a stranger."""
+"""TCP ports that respond to the outside host."""
 SCAN = """
 import resource, select, socket, sys, time
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -32,7 +32,7 @@ for first in range(1, 65536, at_once):
         probe.connect_ex((sys.argv[1], port))
         probes[probe.fileno()] = probe, port
         poll.register(probe, select.POLLOUT)
-    # What is dropped never answers; what answers does so at once.
+    # Dropped packets get no response; open ports respond at once.
     until = time.monotonic() + 1.5
     while (left := until - time.monotonic()) > 0:
         for number, _ in poll.poll(left * 1000):
@@ -77,13 +77,13 @@ STRANGERS = [
 
 @pytest.fixture(scope="module")
 def attacker(reach: Reach) -> Host:
-    """A machine on the network that is no part of the platform."""
+    """A host on the network that is not part of the platform."""
     return reach(STRANGER)
 
 
 @pytest.fixture(scope="module")
 def scanned(attacker: Host) -> dict[str, set[int]]:
-    """The ports that answer, of each host: looked for on all of them at once, as most of it is waiting."""
+    """Return the open ports of each host, scanned on all hosts at once, because most of it is waiting."""
 
     def scan(name: str) -> set[int]:
         return {int(port) for port in attacker.check_output("python3 -c %s %s", SCAN, ADDRESSES[name]).split()}
@@ -124,7 +124,7 @@ def test_requests_for_an_unknown_host_name_are_not_answered(attacker: Host) -> N
     assert attacker.run(command).rc != 0
 
 
-# -- MLflow's own protection, behind the gateway
+# -- MLflow's own host name and origin checks, behind the gateway
 
 
 def searched(*headers: str) -> int:
@@ -135,9 +135,9 @@ def searched(*headers: str) -> int:
 def test_mlflow_accepts_requests_from_its_own_pages_only() -> None:
     own = f"mlflow.{DOMAIN}"
     assert [searched(f"Host: {own}"), searched(f"Host: {own}:443"), searched(f"Origin: https://{own}")] == [200] * 3
-    # Another site's page, in a browser that is logged in.
+    # A page of another site in a logged-in browser.
     assert searched("Origin: https://elsewhere.example") == 403
-    # A name that somebody else's DNS lets lead here: the connection is closed (curl's 52, later 56), nothing is said.
+    # A foreign name that resolves to this host: the connection is closed without a response (curl's 52, later 56).
     with pytest.raises(subprocess.CalledProcessError, match=r"status (52|56)"):
         searched("Host: elsewhere.example")
 
@@ -146,11 +146,11 @@ def test_mlflow_accepts_requests_from_its_own_pages_only() -> None:
 def test_mlflow_itself_checks_the_host_name(reach: Reach, host: str, status: int) -> None:
     asked = "curl --silent --output /dev/null --write-out '%%{http_code}' --header %s "
     asked += "--unix-socket /run/mlflow/api.sock http://localhost/"
-    # 401: the name is right, and a password is asked for.
+    # 401: the name is accepted, and a password is required.
     assert int(reach("services-1").check_output(asked, f"Host: {host}")) == status
 
 
-# -- People's roles
+# -- Users' roles
 
 
 @pytest.fixture(scope="module")

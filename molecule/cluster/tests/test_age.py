@@ -1,4 +1,4 @@
-"""Checks that run for years: what they make goes with them, what they left goes too, and what people made stays."""
+"""Smoke checks remove what they create and leftovers of killed checks, and never touch other data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROUNDS = 3
 
 
 def test_smoke_leaves_nothing_behind_and_does_not_touch_other_data() -> None:
-    """Every row, object, version and file is the same as before; also after checks that were killed half way."""
+    """Every row, object, version and file is as before, even if earlier checks were killed."""
     with site.quiet(), site.others():
         before = site.standing()
         site.leave()
@@ -23,5 +23,5 @@ def test_smoke_leaves_nothing_behind_and_does_not_touch_other_data() -> None:
         assert site.left(before) == []
     checks: Any = verdict["checks"]
     told = next(check["detail"] for check in checks if check["name"] == "experiments of the checks")
-    # Named as smoke's are, with somebody's work or files in them: they are looked at and left alone.
+    # Named like those of smoke checks, but with a user's runs or files: the checks must leave them alone.
     assert told.count("was kept: it contains what no check created") == 2, told

@@ -1,4 +1,4 @@
-"""What somebody with a login, or a program that was taken over, tries: each test is an attack, and comes to nothing."""
+"""Attacks by a user with a login, or by a compromised program; each test's attack must fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAY = {
     "developer": {"viewer", "inference", "developer"},
     "admin": {"viewer", "inference", "developer", "admin"},
 }
-"""Of which roles' routes somebody of a role may use."""
+"""Role → roles whose routes it may use."""
 ABSENT = "00000000-0000-0000-0000-000000000000"
 READS = re.compile(r"/(filter|count|search|paginate|history)$")
 ASK = """
@@ -63,7 +63,7 @@ def passwords() -> dict[str, str]:
 
 
 def table() -> list[tuple[str, str, str, str, bool]]:
-    """User, site, verb, path, and whether the gateway lets it through: all refusals, and reads that are let through."""
+    """Return user, site, method, path and whether the gateway allows it, for all refusals and for allowed reads."""
     asked = []
     for site, folder in (("mlflow", "mlflow"), ("prefect", "prefect_server")):
         found = yaml.safe_load((ROOT / f"roles/{folder}/files/routes.yml").read_text())
@@ -72,7 +72,7 @@ def table() -> list[tuple[str, str, str, str, bool]]:
             for user, is_a in USERS.items():
                 may = role in MAY[is_a] and not (site == "prefect" and is_a == "inference")
                 for one in ("GET", "POST", "DELETE") if verb == "*" else (verb,):
-                    # What would change something is only asked for by those who may not.
+                    # Send requests that would change something only as users who must be refused.
                     if not may or one == "GET" or (one == "POST" and READS.search(path)):
                         asked.append((user, site, one, filled, may))
     return asked
@@ -91,11 +91,11 @@ def test_every_route_is_open_only_to_its_roles() -> None:
 
 
 def text_says(text: str) -> bool:
-    """Tell whether the gateway refuses, not a service behind it."""
+    """Tell whether the gateway refuses the request, not the service behind it."""
     return any(refusal in text for refusal in REFUSED)
 
 
-# -- Programs on the services host, as if somebody had them connect where they like
+# -- Connections of programs on the services host, as if they were compromised
 
 CONNECT = """
 import json, socket, sys
@@ -116,9 +116,9 @@ EVERYWHERE = [
     ("pypi.org", 443),
     *((ADDRESSES[name], port) for name, port in (("gpu-1", 22), ("gpu-1", 8000), ("dev-1", 22), ("customer-db", 5432))),
 ]
-"""Where a program might connect: what listens on its host, the internet, the site's hosts."""
+"""Places that a program might connect to: local ports, the internet, the site's hosts."""
 KEYS = ("169.254.169.254", 80)
-"""Where clouds hand out a machine's keys. Nobody who is let there asks."""
+"""Address where clouds hand out a machine's keys."""
 CONNECTS = {
     ("services-1", "mlflow"): {(SERVICES, 5432), (SERVICES, 443)},
     ("services-1", "prefect"): {(SERVICES, 5432)},
@@ -136,7 +136,7 @@ CONNECTS = {
     ("gpu-1", "inference-model"): set(),
     ("gpu-1", "model-follower"): {(SERVICES, 443), ("pypi.org", 443)},
 }  # fmt: skip
-"""Host and user → what is reached. Nobody is a user who is no program of the platform."""
+"""Host and user → reachable places. `nobody` is not a program of the platform."""
 
 
 @pytest.mark.parametrize(("name", "user"), CONNECTS)
@@ -159,7 +159,7 @@ def test_a_flow_cannot_reach_link_local_addresses(reach: Reach) -> None:
 
 
 def test_an_automations_webhook_cannot_reach_internal_addresses(reach: Reach) -> None:
-    """How MLflow's assistant was reached: Prefect calls whatever address a block names."""
+    """Prefect would call any URL in a webhook block; MLflow's assistant could be reached this way."""
     reach("services-1").check_output("journalctl --rotate --quiet")
     types = as_person("ml1", "prefect", "/api/block_types/slug/webhook")
     if types[0] == 404:
@@ -212,7 +212,7 @@ def test_an_automations_webhook_cannot_reach_internal_addresses(reach: Reach) ->
 
 
 def now() -> str:
-    """Return the time as Prefect wants it."""
+    """Return the time in Prefect's format."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -247,7 +247,7 @@ def test_an_experiments_files_are_in_the_object_store(place: str) -> None:
 
 
 def test_an_endless_pattern_ends_with_a_restart_and_service_resumes(reach: Reach) -> None:
-    """Viewers may not send one at all; developers may, and a watchdog ends what it does."""
+    """Viewers cannot send a pattern at all; developers can, and a watchdog restarts the server."""
     attack = {
         "schema": {
             "type": "object",
@@ -268,7 +268,7 @@ def test_an_endless_pattern_ends_with_a_restart_and_service_resumes(reach: Reach
 
 
 def test_the_kernel_accepts_every_network_parameter(reach: Reach) -> None:
-    """In a network of its own, as /proc/sys of a lab host is its machine's."""
+    """In a separate network namespace, because a lab host shares /proc/sys with the machine."""
     script = (
         "mount -o remount,bind,rw /proc/sys && grep ^net[.]ipv /etc/sysctl.d/60-metalworks.conf >/tmp/net.conf && "
         "sysctl --quiet --load /tmp/net.conf && sysctl --values net.ipv4.conf.all.accept_redirects "

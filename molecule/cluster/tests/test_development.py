@@ -1,4 +1,4 @@
-"""A developer's day on two machines: whose result it is, made again, and projects that go on a schedule."""
+"""A developer's work on two dev hosts: compare and reproduce runs, deploy and schedule projects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROJECT = ROOT / "molecule/cluster/files/project"
 
 
 def uploaded() -> list[str]:
-    """What lies in the bucket of flow code."""
+    """Return the objects in the bucket for flow code."""
     script = """
     /opt/metalworks/workstation/current/bin/python - <<'END'
     import os, botocore.session
@@ -36,7 +36,7 @@ def uploaded() -> list[str]:
 
 
 def retrained() -> dict[str, str]:
-    """How a run of the example's retraining ends; one on schedule may be under way, and turns this one away."""
+    """Run the example's retraining and return its final state; retry while a scheduled run is in progress."""
     deadline = time.monotonic() + PATIENCE
     while (state := end_of(run_of("retrain")))["type"] == "CANCELLED":
         assert time.monotonic() < deadline, state
@@ -58,11 +58,11 @@ BROKEN = {
         "arr_delay is not a number",
     ),
 }
-"""What the customer's view of flights may look like, while the weather of one month more is there."""
+"""Broken variants of the customer's view of flights, with weather for one more month."""
 
 
 def customer(flights: str, months: int) -> None:
-    """Have the customer's database show these flights, and the weather of so many months more than have arrived."""
+    """Let the customer's database show these flights, and weather for more months than have arrived."""
     weather = "SELECT * FROM records.weather WHERE month <= (SELECT revealed FROM records.control)"
     statements = [
         "BEGIN; SET ROLE customer; DROP VIEW flights; DROP VIEW weather",
@@ -75,7 +75,7 @@ def customer(flights: str, months: int) -> None:
 
 
 def models() -> list[dict[str, object]]:
-    """The registered versions, and which of them is the champion."""
+    """Return the registered versions and the champion."""
     command = "cd ~/flights && .venv/bin/python -m flights state --url https://inference.metalworks.internal/delay"
     found = json.loads(done("dev-1", "ml1", command))
     return [found["versions"], found["champion"]]
@@ -83,7 +83,7 @@ def models() -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def projects(reach: Reach) -> Iterator[dict[str, str]]:
-    """Two projects of ml1's: the one's remote is reached over SSH, the other's over HTTPS with a token."""
+    """Create two projects of ml1: one with a remote over SSH, one over HTTPS with a token."""
     remotes = {"older": "git@git:older.git", "newer": "https://git/newer.git"}
     versions = {"older": "1.6.1", "newer": "1.7.2"}
     files = {path.relative_to(PROJECT): path.read_text() for path in PROJECT.rglob("*") if path.is_file()}
@@ -122,7 +122,7 @@ def test_another_developer_can_fetch_the_data_of_a_run() -> None:
 
 @pytest.mark.parametrize("version", [1, 2], ids=["by hand", "by a worker"])
 def test_another_developer_can_reproduce_a_run_exactly(version: int) -> None:
-    """Of a run that a person started, and of one that retraining made."""
+    """For a run that a user started, and for one that retraining created."""
     told = done("dev-2", "ml2", f"metalworks reproduce models:/flight-delay/{version}")
     assert "Equal to the last digit." in told
 
@@ -136,7 +136,7 @@ def test_compare_shows_the_differences_of_two_versions() -> None:
 
 
 def test_a_parent_and_its_children_run_on_their_pools() -> None:
-    """Retraining's: the parent on `cpu`, one child on `cpu`, one on `gpu`, linked in Prefect."""
+    """Retraining: the parent on `cpu`, one child on `cpu`, one on `gpu`, linked in Prefect."""
     status, found = as_person("ml1", "prefect", "/api/flow_runs/filter", body={"sort": "START_TIME_DESC"})
     assert status == 200
     parts = [run for run in found if run["parent_task_run_id"] and run["state"]["type"] == "COMPLETED"]

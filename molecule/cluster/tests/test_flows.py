@@ -1,4 +1,4 @@
-"""Flow runs in their queues and through an outage, of a project in a folder of its repository with requirements.txt."""
+"""Flow runs in queues and during an outage, for a project in a subfolder with requirements.txt."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def nightly(reach: Reach, authority: None) -> Iterator[None]:
 
 
 def queues(**priorities: int) -> str:
-    """Have the role put the pools' queues in order, as site.yml does; what was printed."""
+    """Run the role's tasks for the pools' queues, as site.yml does; return the output."""
     role = "name=prefect_server tasks_from=work_pools"
     command = ["ansible", "-i", str(lab_hosts.INVENTORY), "prefect_server", "--become", "--module-name"]
     command += ["ansible.builtin.include_role", "--args", role, "--extra-vars", json.dumps({"work_queues": priorities})]
@@ -53,7 +53,7 @@ def queues(**priorities: int) -> str:
 
 
 def order(pool: str) -> list[str]:
-    """The queues of a pool, the most urgent first."""
+    """Return the queues of a pool by priority."""
     _, found = as_person("ml1", "prefect", "/api/work_queues/filter", body={"limit": 200})
     return [
         queue["name"] for queue in sorted(found, key=lambda one: one["priority"]) if queue["work_pool_name"] == pool
@@ -61,7 +61,7 @@ def order(pool: str) -> list[str]:
 
 
 def answers() -> bool:
-    """Whether Prefect can be asked."""
+    """Tell whether Prefect responds."""
     try:
         return as_person("ml1", "prefect", "/api/health")[0] == 200
     except subprocess.CalledProcessError:  # the gateway is not there
@@ -75,7 +75,7 @@ def test_a_project_in_a_folder_with_pinned_requirements_runs_on_a_worker() -> No
 
 
 def test_queues_are_served_in_the_sites_order() -> None:
-    """Also after the site has changed its mind."""
+    """Also after the site's order changes."""
     before = order("cpu")
     try:
         queues(default=1, urgent=2)
@@ -93,7 +93,7 @@ def test_queues_are_served_in_the_sites_order() -> None:
 
 
 def test_runs_survive_the_death_of_the_services_host(reach: Reach) -> None:
-    """And keep their slots: the second of a deployment that runs alone starts when the first has ended."""
+    """They also keep their slots: with a limit of one, the second run starts when the first has ended."""
     holder = run_of("alone", seconds=60)
     wait_for(holder, "Running")  # before the second is there: of two that are due, either may take the slot
     waiting = run_of("alone")

@@ -1,4 +1,4 @@
-"""Every program runs where the inventory says, comes back after a reboot, and is found by name."""
+"""Every program runs where the inventory says, is enabled at boot, and its host resolves by name."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SANDBOXED = [(name, unit) for name, unit, _ in UNITS] + [(name, "metalworks-cert
 
 @pytest.mark.parametrize(("name", "unit"), SANDBOXED)
 def test_units_are_sandboxed(reach: Reach, name: str, unit: str) -> None:
-    """0 is nothing to reach, 10 is everything. No unit of ours is an exception."""
+    """systemd's exposure level: 0 is best, 10 is worst. No unit of the platform is exempt."""
     said = reach(name).check_output("systemd-analyze security --no-pager %s", unit).splitlines()[-1]
     found = re.search(r"exposure level for .*: ([0-9.]+)", said)
     assert found, said

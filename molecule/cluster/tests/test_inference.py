@@ -1,4 +1,4 @@
-"""A model in service under a constant load: new versions, bad ones, back again, shadow, canary, a host that dies."""
+"""A model in service under constant load: new and bad versions, rollback, shadow, canary, a killed host."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from scripts.lab import hosts as lab_hosts
 FILES = ROOT / "molecule/cluster/files"
 URL = f"https://inference.{DOMAIN}/delay"
 SECOND = lab_hosts.Host("gpu-2", "198.51.100.22")
-"""A machine that serves models, too, while these tests run."""
+"""A second inference host, only during these tests."""
 KINDS = ("later", "again", "missing", "wrong", "late", "spy")
 RATE, CONNECTIONS = 40, 8
 FOLLOWED = 60.0
-"""Seconds within which a moved alias is followed at the latest: twice what docs/inference.md says of hosts that do not
-share two processors with six others."""
+"""Maximum seconds until a moved alias takes effect: twice the time in docs/inference.md, because these hosts share two
+processors with six others."""
 
 
 def versions(*arguments: str) -> str:
-    """Run the developer's script about versions, in the example project."""
+    """Run files/versions.py as a developer, in the example project."""
     script, spy = ((FILES / name).read_text() for name in ("versions.py", "spy.py"))
     folder, quoted = "~/.cache/spy", " ".join(arguments)
     file = f"mkdir -p {folder}\ncat >{folder}/spy.py <<'END'\n{spy}\nEND\n"
@@ -41,13 +41,13 @@ def versions(*arguments: str) -> str:
 
 
 def tags(version: str) -> dict[str, str]:
-    """What is said on a version in MLflow."""
+    """Return the tags of a version in MLflow."""
     found: dict[str, str] = json.loads(versions("tags", version).splitlines()[-1])
     return found
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait for something, which is returned."""
+    """Wait for a result and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -57,7 +57,7 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 @dataclass
 class Answer:
-    """An answer to the load."""
+    """A response to the load."""
 
     sent: float
     status: int
@@ -66,7 +66,7 @@ class Answer:
 
 
 class Load:
-    """Constant requests through the gateway, from a developer's machine."""
+    """Constant requests through the gateway, from a dev host."""
 
     def __init__(self, body: str, seconds: int = 900) -> None:
         script = (FILES / "load.py").read_text()
@@ -88,27 +88,27 @@ class Load:
             self.answers.append(Answer(*json.loads(line)))
 
     def since(self, began: float) -> list[Answer]:
-        """Answers to what was sent from then on."""
+        """Return responses to requests sent since then."""
         return [answer for answer in [*self.answers] if answer.sent >= began]
 
     def failed(self) -> list[Answer]:
-        """Requests without a prediction."""
+        """Return the requests without a prediction."""
         return [answer for answer in [*self.answers] if answer.status != 200]
 
     def end(self) -> None:
-        """Ask no more."""
+        """Stop the load."""
         self._process.terminate()
         self._process.wait()
 
 
 def p99(answers: list[Answer]) -> float:
-    """The 99th percentile of latency, in seconds."""
+    """Return the 99th percentile of latency, in seconds."""
     return sorted(answer.seconds for answer in answers)[int(len(answers) * 0.99)]
 
 
 @pytest.fixture(scope="module")
 def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have a second host serve, by one line in the inventory; it is gone in the end."""
+    """Add a second inference host by one line in the inventory, and remove it at the end."""
     lab_hosts.add(SECOND)
     line = tmp_path_factory.mktemp("inventory") / "one-more.yml"
     line.write_text(f"gpu: {{hosts: {{{SECOND.name}: {{ansible_host: {SECOND.address}}}}}}}\n")
@@ -120,7 +120,7 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def body() -> str:
-    """A request of the example's: late flights of its newest month."""
+    """Return a request of the example: delayed flights of its newest month."""
     script = """
     cd ~/flights && .venv/bin/python - <<'END'
     import json
@@ -135,7 +135,7 @@ def body() -> str:
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[dict[str, str]]:
-    """Versions to try, and the champion that was there before; it is again, in the end."""
+    """Register versions to try; at the end, restore the former champion."""
     before = json.loads(versions("aliases").splitlines()[-1])["champion"]
     numbers = json.loads(versions("register", *KINDS).splitlines()[-1])
     yield {**numbers, "first": before}
@@ -144,7 +144,7 @@ def made() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def load(two_hosts: None, made: dict[str, str], body: str) -> Iterator[Load]:
-    """The load, from before the first test to after the last."""
+    """Run the load from before the first test until after the last."""
     running = Load(body)
     wait_until(lambda: len(running.answers) > 10 * RATE, 60, "answers")
     yield running
@@ -152,13 +152,13 @@ def load(two_hosts: None, made: dict[str, str], body: str) -> Iterator[Load]:
 
 
 def is_of(kind: str) -> Callable[[Answer], bool]:
-    """Whether an answer is of the version that answers thousands more, or of the first."""
+    """Tell whether a prediction is from the version with the large offset, or from the first one."""
     low = {"first": -500, "later": 500, "again": 1500}[kind]
     return lambda answer: answer.status == 200 and low <= answer.said < low + 1000
 
 
 def moved(load: Load, name: str, version: str, kind: str, seconds: float) -> tuple[float, float]:
-    """Move the alias; return when, and how long it took until every answer was the new version's."""
+    """Move the alias; return the time, and how long it took until all responses were from the new version."""
     versions("alias", name, version)
     began = time.time()
     new = is_of(kind)
@@ -173,7 +173,7 @@ def moved(load: Load, name: str, version: str, kind: str, seconds: float) -> tup
 
 
 def upstreams(reach: Reach) -> set[str]:
-    """Where the gateway sent the last requests."""
+    """Return the hosts that the gateway sent the last requests to."""
     log = reach("services-1").check_output("tail -n 400 /var/log/nginx/access.log")
     lines = [json.loads(line) for line in log.splitlines()]
     asked = [line["upstream"] for line in lines if line["host"] == f"inference.{DOMAIN}"]
@@ -223,14 +223,14 @@ def test_a_bad_version_is_refused_and_reported(load: Load, made: dict[str, str],
 
 
 def asked(reach: Reach, url: str) -> str:
-    """What a developer is answered."""
+    """Return the response to a developer."""
     token = "$(cat ~ml1/.config/metalworks/inference_token)"
     command = "curl --silent --show-error --fail --cacert /etc/metalworks/tls/ca.crt"
     return str(reach("dev-1").check_output(f'{command} {url} -H "Authorization: Bearer {token}"'))
 
 
 def metrics(reach: Reach) -> str:
-    """What Prometheus would get from the first host."""
+    """Return the metrics of the first host."""
     return asked(reach, "https://gpu-1:8000/metrics")
 
 
@@ -266,7 +266,7 @@ def test_a_good_canary_becomes_the_champion(load: Load, made: dict[str, str]) ->
 
 def test_a_slow_canary_is_withdrawn(load: Load, made: dict[str, str]) -> None:
     versions("alias", "canary", made["late"])
-    # It is of another flavour, so an environment is made for it first.
+    # It has another flavor, so its environment is built first.
     wait_until(lambda: any(a.said == 7.0 for a in load.since(time.time() - 2)), 300, "answers of the canary")
 
     def withdrawn() -> bool:
@@ -280,7 +280,7 @@ def test_a_slow_canary_is_withdrawn(load: Load, made: dict[str, str]) -> None:
 
 
 def test_a_model_cannot_reach_the_service_that_serves_it(load: Load, made: dict[str, str], reach: Reach) -> None:
-    """Its code runs where it is proven and loaded; as a shadow's, its answers are nobody's."""
+    """The model's code runs in the equivalence check and when it is loaded; as a shadow it answers no requests."""
     host, report = reach("gpu-1"), "/var/lib/models-delay/report.json"
     host.check_output(f"rm -f {report}")
     versions("alias", "shadow", made["spy"])

@@ -1,4 +1,4 @@
-"""What each key and login of machines and people reaches: its own and nothing else. Secrets travel by stdin alone."""
+"""Each key and login of machines and users can reach only its own data. Secrets are passed only by stdin."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ REACHES = {
     "ml1": PEOPLES,
     "ml2": PEOPLES,
 }
-"""Who has a key of the object store, and what it opens. `backup` reads everything."""
+"""Holder of an object store key → its buckets. `backup` reads everything."""
 READS = {holder: {"predictions"} for holder in ("worker-cpu", "worker-gpu", "boss", "ml1", "ml2")}
-"""What it reads besides."""
+"""Holder → buckets that it can only read."""
 OWNERS = {"mlflow", "mlflow_auth", "prefect"}
-"""Who has a login of PostgreSQL, and a database of the same name. `backup` reads all of them."""
+"""Logins of PostgreSQL with a database of the same name. `backup` reads all of them."""
 ABSENT = "least-privilege-test"
-"""An object that does not exist: that something may be deleted is seen without deleting anything."""
+"""An object that does not exist, to test permission to delete without deleting anything."""
 
 ASK_STORE = """
 import json, sys, urllib3
@@ -124,7 +124,7 @@ for path, body in asked["undo"].items():
 
 
 def undo(deletions: dict[str, dict[str, str]]) -> None:
-    """Delete in MLflow what a test made there, as an administrator."""
+    """Delete what a test created in MLflow, as an administrator."""
     password = secrets()["vault_user_passwords"]["boss"]
     run("dev-1", "python3", ASK_MLFLOW + UNDO, {"user": "boss", "password": password, "changes": {}, "undo": deletions})
 
@@ -134,7 +134,7 @@ def undo(deletions: dict[str, dict[str, str]]) -> None:
 
 @pytest.fixture(scope="module")
 def store() -> dict[str, dict[str, str]]:
-    """Holder and bucket → what was asked → the code it was refused with, or nothing."""
+    """Return holder and bucket → request → error code, or nothing if it was allowed."""
     asked = {
         "keys": secrets()["vault_object_store_secret_keys"],
         "buckets": sorted(BUCKETS),
@@ -176,14 +176,14 @@ def test_the_backup_key_can_read_everything_and_change_nothing(store: dict[str, 
 
 
 def logins() -> dict[str, str]:
-    """Login → password, of all that the vault has."""
+    """Return login → password of all logins in the vault."""
     prefix, suffix = "vault_postgresql_", "_password"
     found = {name: value for name, value in secrets().items() if name.startswith(prefix)}
     return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in found.items()}
 
 
 def ask(questions: list[tuple[str, ...]]) -> list[tuple[str, str, str, str]]:
-    """Way, login, database, what was said, what was complained of, for each question."""
+    """Return connection, login, database, output and errors for each query."""
     answers = run("services-1", "python3", ASK_DATABASES, {"logins": logins(), "questions": questions})
     return [(way, login, database, *rest[-2:]) for way, login, database, *rest in answers]
 
@@ -199,7 +199,7 @@ def test_an_owner_can_open_only_its_database() -> None:
     assert [said for *_, said, _ in ask(own)] == sorted(OWNERS)
     asked = [(way, *pair, "select 1") for pair in foreign for way in ("tcp", "socket")]
     for way, login, database, said, complaint in ask(asked):
-        # Over the network pg_hba.conf is first; on the host itself, the database's own list.
+        # Over the network, pg_hba.conf decides; on the host itself, the database's own privileges.
         expected = "no pg_hba.conf entry for host" if way == "tcp" else f'permission denied for database "{database}"'
         assert (said, expected in complaint) == ("", True), (way, login, database, complaint)
 
@@ -253,7 +253,7 @@ def test_an_inference_host_can_only_tag_and_alias_the_models_it_serves() -> None
 
 @pytest.mark.usefixtures("authority")
 def test_an_inference_host_cannot_change_other_models() -> None:
-    """Nobody serves this one, and a developer made it."""
+    """A developer's model that no service uses."""
     other = {"name": f"other-{ABSENT}"}
     assert as_person("ml1", "mlflow", "/api/2.0/mlflow/registered-models/create", other)[0] == 200
     try:

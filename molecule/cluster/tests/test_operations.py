@@ -1,4 +1,4 @@
-"""What befalls a running platform: faults that are looked at, programs that are killed, a machine that is added."""
+"""Operation of a running platform: detect faults, recover from kills, add a host."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def smoke() -> tuple[int, dict[str, object]]:
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Iterator[list[str]]:
-    """The lab's inventory with one more line, and the machine that the line is about."""
+    """Add a host to the lab and yield the inventory with it."""
     lab_hosts.add(FIFTH)
     line = tmp_path / "one-more.yml"
     line.write_text(f"cpu: {{hosts: {{{FIFTH.name}: {{ansible_host: {FIFTH.address}}}}}}}\n")
@@ -71,13 +71,13 @@ UNITS = {
     },
     "cpu-1": {"prefect-worker-cpu": f"{ASK} http://127.0.0.1:4301/health"},
 }
-"""What the platform needs, where, and how it answers that it works."""
+"""Units of the platform, their hosts, and commands that show that they work."""
 EVERYWHERE = ("ssh", "chrony")
-"""The distribution's, which every host needs. No clock can be set in a container, so chrony does not run there."""
+"""Units of the distribution that every host needs. chrony cannot run in a container, which cannot set a clock."""
 
 
 def killed(host: Host, *units: str) -> dict[str, str]:
-    """Kill the first process of each unit, all at once; return which they were."""
+    """Kill the main processes of all units at once; return their PIDs."""
     shown = {unit: host.check_output("systemctl show --property MainPID --value %s", unit) for unit in units}
     assert "0" not in shown.values(), shown
     host.check_output(f"kill -KILL {' '.join(shown.values())}")
@@ -85,7 +85,7 @@ def killed(host: Host, *units: str) -> dict[str, str]:
 
 
 def back(host: Host, before: dict[str, str], answers: dict[str, str]) -> None:
-    """Wait until each unit has another first process, and answers."""
+    """Wait until each unit has a new main process and works."""
     for unit, process in before.items():
         other = f"test $(systemctl show --property MainPID --value {unit}) != {process}"
         well = f"systemctl is-active --quiet {unit} && {other} && {answers.get(unit, 'true')}"
@@ -94,7 +94,7 @@ def back(host: Host, before: dict[str, str], answers: dict[str, str]) -> None:
 
 
 def test_a_killed_database_comes_back_and_everything_works(reach: Reach) -> None:
-    """As after the kernel has killed it for the memory. Nobody else has to be started again for it."""
+    """As if the kernel had killed it for memory. No other unit must need a restart."""
     services = reach("services-1")
     others = [unit for unit in UNITS["services-1"] if not unit.startswith("postgresql")]
     show = f"systemctl show --property MainPID --value {' '.join(others)}"
@@ -127,7 +127,7 @@ def test_an_added_host_takes_flow_runs(reach: Reach, inventory: list[str]) -> No
     joined = run("ansible-playbook", *inventory, "site.yml", "--limit", FIFTH.name)
     assert joined.returncode == 0, joined.stdout
     assert FIFTH.name in reach("services-1").file("/etc/hosts").content_string
-    # With the other worker of its pool stopped, only the new machine can take the run that smoke asks for.
+    # With the pool's other worker stopped, only the new host can take the smoke check's run.
     assert reach("cpu-1").run("systemctl stop prefect-worker-cpu.service").rc == 0
     try:
         judged = run("ansible-playbook", *inventory, "playbooks/smoke.yml", "--limit", FIFTH.name)

@@ -1,4 +1,4 @@
-"""What a service was asked is in the object store a little later, for developers to read and for nobody to change."""
+"""Requests reach the prediction log in the object store, where developers can read and nobody can change them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ for call, how in ((store.put_object, {"Body": b""}), (store.delete_object, {})):
 
 
 def read(distance: float) -> list[dict[str, Any]]:
-    """The rows of the log with this distance, as a developer reads them."""
+    """Return the rows of the log with this distance, read as a developer."""
     program = READ.replace("DISTANCE", repr(distance))
     found: list[dict[str, Any]] = json.loads(done("dev-1", "ml1", f"{PYTHON} - <<'END'\n{program}\nEND\n"))
     return found
@@ -63,5 +63,5 @@ def test_requests_are_in_the_object_store_and_cannot_be_changed() -> None:
     assert [row["input_dep_delay"] for row in rows if row["row"] == 1] == [1.0] * 3
     assert {(row["status"], row["input_carrier"]) for row in rows} == {(200, "UA")}
     assert done("dev-1", "ml1", f"{PYTHON} - <<'END'\n{WRITE}\nEND\n").split() == ["AccessDenied"] * 2
-    # Who sends it has the key in its environment, and in no command line.
+    # The process that sends the log has the key in its environment, not in its command line.
     assert secrets()["vault_object_store_secret_keys"]["inference"] not in over_ssh("gpu-1", "ps axww", "")

@@ -1,6 +1,6 @@
-"""New secrets, all of them, and a new CA: the old ones open nothing any more, and whoever uses them goes on working.
+"""Rotate all secrets and the CA: old ones stop working, and everything that uses them continues to work.
 
-After the tests that look who gets in, before those that look for secrets: these then look for the new ones.
+Runs after the access tests and before the search for secrets, which then looks for the new ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scripts.site import make_secrets
 
 S3 = "AWS_ACCESS_KEY_ID=ml1 AWS_SHARED_CREDENTIALS_FILE=/dev/null"
 LIST = 'import botocore.session as b; b.get_session().create_client("s3").list_objects_v2(Bucket="training-data")'
-# In ml1's own environment, but for the key.
+# In ml1's environment, except for the key.
 ASK_S3 = f"""sudo su - ml1 -c 'read -r key; export {S3} AWS_SECRET_ACCESS_KEY=$key
 exec /opt/metalworks/workstation/current/bin/python -c "$(echo {b64encode(LIST.encode()).decode()} | base64 -d)"'"""
 ASK_POSTGRESQL = """read -r PGPASSWORD
@@ -27,7 +27,7 @@ psql --host=services-1 --username=mlflow --command='select 1' mlflow"""
 
 
 def opens(name: str, command: str, secret: str) -> bool:
-    """Whether a program that reads a secret from stdin works with it."""
+    """Tell whether a program works with this secret, which it reads from stdin."""
     try:
         over_ssh(name, command, f"{secret}\n")
     except subprocess.CalledProcessError:
@@ -36,7 +36,7 @@ def opens(name: str, command: str, secret: str) -> bool:
 
 
 def let_in(vault: Mapping[str, Any]) -> dict[str, bool]:
-    """What one person, and one service, get with these secrets."""
+    """Return what one user and one service can access with these secrets."""
     login = f"ml1:{vault['vault_user_passwords']['ml1']}"
     key = vault["vault_object_store_secret_keys"]["ml1"]
     password = vault["vault_postgresql_mlflow_password"]
@@ -53,7 +53,7 @@ def test_every_secret_is_rotated_and_everything_still_works() -> None:
     import_authority()
     before = secrets()
     assert let_in(before) == dict.fromkeys(let_in(before), True)
-    # The CA, which has to be named, and then all others: one run brings both to the hosts.
+    # Rotate the CA, which must be named, and then all others; one run deploys both.
     make_secrets.ensure(lab_hosts.INVENTORY, rotate=make_secrets.CA_KEY)
     printed = play("playbooks/rotate.yml", "--diff", "-vvv")
     after = secrets()
@@ -65,5 +65,5 @@ def test_every_secret_is_rotated_and_everything_still_works() -> None:
     gone = by_name({name: value for name, value in before.items() if name not in make_secrets.GIVEN})
     assert search_everywhere(gone) == {name: [] for name in HOSTS}
     assert let_in(after) == dict.fromkeys(let_in(after), True)
-    # The play ended with smoke's checks; the example project goes on where it was, too.
+    # The play ended with the smoke checks; the example project must work, too.
     play("examples/flights/lab.yml")

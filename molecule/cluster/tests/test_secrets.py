@@ -1,4 +1,4 @@
-"""Every generated secret, looked for everywhere on every host: it is found only where it belongs."""
+"""Search for every generated secret on every host: it must be only where it belongs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from scripts.lab import hosts as lab_hosts
 
 HOSTS = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
-# Settings of services and credentials of people, the gateway's hashes excepted.
+# Settings of services and credentials of users, but not the gateway's hashes.
 BELONGS = ("/etc/metalworks/", "/home/")
 SEARCH = """
 import os, subprocess
@@ -30,7 +30,7 @@ for root in ("/etc", "/var", "/opt/metalworks", "/home", "/root", "/run", "/tmp"
         for path in (Path(folder, name) for name in files):
             if path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26:
                 look(str(path), path.read_bytes(), path.stat().st_mode)
-# As it was written: the files above hold it packed.
+# The plain text, which the files above contain compressed.
 journal = ["journalctl", "--no-pager", "--all", "--output=export"]
 look("the journal", subprocess.run(journal, capture_output=True).stdout)
 for process in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
@@ -43,21 +43,21 @@ for process in (path for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
 def search(name: str, wanted: dict[str, str]) -> list[tuple[str, str, int]]:
-    """Look on a host; the program, with what it looks for, goes by stdin and leaves no trace."""
+    """Search a host; the program and the secrets go through stdin and leave no trace."""
     program = f"SECRETS = {wanted!r}\n{SEARCH}\nimport json; print(json.dumps(FOUND))\n"
     found = json.loads(clients.over_ssh(name, "sudo python3 -", program))
     return [(place, secret, mode) for place, secret, mode in found]
 
 
 def search_everywhere(wanted: dict[str, str]) -> dict[str, list[tuple[str, str, int]]]:
-    """Look on all hosts at once."""
+    """Search all hosts at once."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(HOSTS, pool.map(lambda name: search(name, wanted), HOSTS), strict=True))
 
 
 @pytest.fixture(scope="module")
 def everywhere() -> dict[str, list[tuple[str, str, int]]]:
-    """Where the secrets are, on each host."""
+    """Return the places of secrets on each host."""
     return search_everywhere(clients.by_name(clients.secrets()))
 
 
@@ -72,7 +72,7 @@ def test_secrets_are_found_only_where_they_belong(everywhere: dict[str, list[tup
 
 
 def test_the_search_finds_leaked_secrets() -> None:
-    """On a host that knows it from nowhere else, in a file that everybody may read."""
+    """In a world-readable file, on a host that does not have the secret otherwise."""
     leaked = {"leaked": "a-secret-that-was-made-up-for-this-test"}
     command = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), "cpu-1", "tee /tmp/leak"]
     subprocess.run(command, input=leaked["leaked"], text=True, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""No key destroys or changes in the store what another one put there, by whatever request, through the gateway."""
+"""No key can destroy or change another key's objects through the gateway, with any request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOLDERS = {
     "inference": {"training-data"},
     "backup": {"training-data", "mlflow-artifacts", "flow-code", "flow-results"},
 }
-"""Key → buckets that keep versions, in which it attacks what an administrator stored."""
+"""Key → versioned buckets in which it attacks an administrator's objects."""
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
@@ -32,7 +32,7 @@ def test_no_key_can_destroy_or_change_another_users_objects(holder: str) -> None
         "buckets": sorted(HOLDERS[holder]),
         "gateway": True,
     }
-    # A program that is fed begins with something else; and whatever worked is to be told, not its exit code.
+    # The program reads more input first; report the attacks that worked, not the exit code.
     program = ATTACKS.replace("from __future__ import annotations\n", "").replace("sys.exit(main())", "main()")
     found = run("dev-1", "python3", program, asked)
     assert found["tried"] > 50

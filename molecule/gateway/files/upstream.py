@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""A service that tells what it was asked: what the gateway passes on is seen in its answers."""
+"""A stand-in service that returns the requests it gets, which shows what the gateway passes on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = sys.argv[1]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Echoes requests, counts what is uploaded, sends what is asked for, and speaks enough of WebSocket."""
+    """Echoes requests, counts uploaded bytes, sends the requested size, and echoes WebSockets."""
 
     protocol_version = "HTTP/1.1"
 
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(bytes(size % CHUNK))
 
     def websocket(self) -> None:
-        """Shake hands as RFC 6455 has it, then send back every byte."""
+        """Do the handshake of RFC 6455, then echo every byte."""
         key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         self.send_response(101)
         self.send_header("Upgrade", "websocket")
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Database(socketserver.BaseRequestHandler):
-    """PostgreSQL, up to where it wants a password."""
+    """PostgreSQL's protocol up to the password request."""
 
     def handle(self) -> None:
         assert self.request.recv(8) == struct.pack("!ii", 8, 80877103)
@@ -114,7 +114,7 @@ def certified() -> ssl.SSLContext:
 
 
 class Quiet:
-    """A server whose clients may leave when they like."""
+    """A server that ignores disconnecting clients."""
 
     daemon_threads = True
     allow_reuse_address = True

@@ -1,4 +1,4 @@
-"""A gateway before stand-ins that tell what they were asked: who gets in, what is passed on, what is kept apart."""
+"""A gateway in front of stand-ins that echo requests: access control, forwarding, isolation."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ REALM = 'basic realm="metalworks"'
 ADA, VERA, WORKER = "ada:ada-password", "vera:vera-password", "worker-gpu:worker-password"
 INFERENCE = "inference:inference-password"
 RUN, VERSION, DELETE = "/api/2.0/mlflow/runs/get", "/api/version", "/api/2.0/mlflow/runs/delete"
-"""Routes of MLflow and Prefect that everybody reads who may log in, and one that writes."""
+"""Routes of MLflow and Prefect that every user can read, and one that writes."""
 drifts = pytest.mark.drifts
 
 
 @pytest.fixture(scope="module")
 def host():
-    """Return the host without Ansible in between, which costs a second for each of hundreds of small questions."""
+    """Return the host without Ansible in between, which would add a second to each of hundreds of commands."""
     return testinfra.get_host("docker://gateway")
 
 
 def ask(host, site: str, path: str, *options: str):
-    """Ask through the gateway; return status, headers and text of the answer."""
+    """Send a request through the gateway; return status, headers and text of the response."""
     name = f"{site}.{DOMAIN}".lstrip(".")
     quoted = " ".join(f"'{option}'" for option in options)
     result = host.run(
         f"curl --silent --include --path-as-is --cacert /etc/metalworks/tls/ca.crt --max-time 60 "
         f"--connect-to ::127.0.0.1:443 {quoted} 'https://{name}{path}'"
     )
-    # Answers like `100 Continue` come first.
+    # Interim responses such as `100 Continue` come first.
     shown = re.sub(r"\A(?:HTTP/1.1 1\d\d [^\n]*\n\n)+", "", result.stdout.replace("\r", ""))
     head, _, text = shown.partition("\n\n")
     lines = head.splitlines()
@@ -53,7 +53,7 @@ def ask(host, site: str, path: str, *options: str):
 
 
 def told(answer) -> dict[str, str]:
-    """Return the headers that a stand-in was asked with; none came twice."""
+    """Return the headers that a stand-in received; none may be duplicated."""
     assert answer.status == 200, answer
     headers = json.loads(answer.text)["headers"]
     assert len({name for name, _ in headers}) == len(headers), headers
@@ -66,13 +66,13 @@ def started(host) -> str:
 
 @pytest.fixture(scope="session")
 def play(play):
-    """Return the way to run the play again, but for the role that is not looked at."""
+    """Return a function that runs the play again without the other role."""
     return partial(play, "--skip-tags", "platform_status")
 
 
 @pytest.fixture
 def converged(host, request, play):
-    """The running nginx; a test marked `drifts` is followed by a play that must mend it."""
+    """Return nginx's process; after a test marked `drifts`, a play must repair the host."""
     yield started(host)
     if request.node.get_closest_marker("drifts"):
         result = play()
@@ -81,7 +81,7 @@ def converged(host, request, play):
         assert re.search(r"changed=0 .*failed=0", again.stdout), again.stdout
 
 
-# -- Who is let in
+# -- Login
 def test_prefect_requires_a_login(host):
     for options in ((), ("--user", "ada:wrong"), ("--user", "nobody:ada-password"), ("--user", "ada:")):
         for method, path in (("GET", VERSION), ("POST", "/api/flows/filter")):
@@ -105,7 +105,7 @@ def test_a_site_that_checks_users_itself_gets_the_login(host):
     assert told(ask(host, "inference", "/delay/predict", "--header", "Authorization: Bearer t"))["authorization"] == (
         "Bearer t"
     )
-    # Its own refusal is passed on as it is.
+    # MLflow's own refusal is passed on unchanged.
     refused = ask(host, "mlflow", "/static-files/unauthorized", "--user", ADA)
     assert json.loads(refused.text) == {"said_by": "mlflow"}
     assert [value for name, value in refused.headers if name == "www-authenticate"] == ['basic realm="mlflow"']
@@ -122,7 +122,7 @@ def test_two_authorization_headers_are_refused_or_the_first_counts(host):
 def test_only_the_health_path_needs_no_login(host):
     assert ask(host, "prefect", "/api/health").status == 200
     assert ask(host, "prefect", "/api/ready").status == 200
-    # By its normal form an open one, as it is sent on another.
+    # Normalized it is an open path, but it would be passed on as another.
     for path in ("/api/flows/../health", "/api/%68ealth", "//api/health"):
         assert ask(host, "prefect", path).status == 404, path
     for path in ("/api/health/", "/api/health/x", "/api/healthy", "/api/health%2f..%2fflows", "/api/health/../flows"):
@@ -141,7 +141,7 @@ def test_only_the_health_path_needs_no_login(host):
         assert ask(host, "", path).status in (400, 404), path
 
 
-# -- Who may do what
+# -- Permissions
 @pytest.mark.parametrize(
     ("site", "reads", "writes"),
     [("mlflow", "/api/2.0/mlflow/runs/search", DELETE), ("prefect", "/api/flow_runs/filter", "/api/flow_runs/")],
@@ -196,7 +196,7 @@ def test_ambiguous_paths_are_refused(host):
         "/static-files/..",
     ):
         assert ask(host, "mlflow", path, "--user", ADA).status in (400, 403), path
-    # What people name their files is no reason.
+    # File names must not matter.
     for path in (
         "/static-files/a%20b.css",
         "/static-files/%E9%A3%9B%E8%88%AA",
@@ -233,7 +233,7 @@ def test_admin_routes_are_refused_to_others(host):
 
 
 def test_a_refused_client_cannot_upload_a_body(host):
-    """nginx answers before it has read it: curl waits for `100 Continue`, and hears 401."""
+    """nginx responds before reading the body: curl waits for `100 Continue`, and gets 401."""
     host.check_output("truncate --size 300M /tmp/large")
     for options in ((), ("--user", "ada:wrong")):
         answer = ask(
@@ -254,7 +254,7 @@ def test_request_line_and_header_must_name_the_same_host(host):
 
 
 def test_passwords_cannot_be_tried_quickly(host):
-    """One after the other waits, whether the name is right or not."""
+    """Attempts are delayed, whether the name is right or not."""
     for login in ("ada:wrong", "nobody:wrong"):
         answer = ask(host, "mlflow", RUN, "--user", login, "--write-out", "seconds=%{time_total}")
         assert answer.status == 401
@@ -262,7 +262,7 @@ def test_passwords_cannot_be_tried_quickly(host):
 
 
 def test_requests_of_one_user_are_rate_limited(host):
-    """More than the tenfold of a second at once is refused; others are served meanwhile."""
+    """A burst of more than ten seconds' worth of requests is refused; other users are still served."""
     url = f"https://mlflow.{DOMAIN}{RUN}"
     many = (
         f"curl --silent --parallel --parallel-immediate --parallel-max 300 --max-time 60 --output /dev/null "
@@ -296,7 +296,7 @@ def test_other_sites_pages_cannot_use_a_login(host):
 
 
 def test_malformed_and_unknown_logins_are_refused(host):
-    """Python's base64 forgives more than nginx's: a name that nginx cannot read is no way around."""
+    """Python's base64 decoder is more lenient than nginx's: a login that nginx cannot decode must not get through."""
     login = base64.b64encode(VERA.encode()).decode()
     for header in (f"Basic {login[:4]}!{login[4:]}", "Bearer x", "Basic " + "VERA:x"):
         assert ask(host, "mlflow", DELETE, "--request", "POST", "--header", f"Authorization: {header}").status == 401
@@ -451,7 +451,7 @@ def test_unknown_host_names_get_no_response(host):
         result = host.run("curl --insecure --silent --include --connect-to ::127.0.0.1:443 https://%s/", name)
         assert (result.rc != 0, result.stdout) == (True, ""), name
     foreign = ask(host, "mlflow", "/x", "--header", "Host: example.org")
-    # An empty answer, or with a newer curl an end in the middle of TLS.
+    # An empty response or, with a newer curl, an unexpected end of TLS.
     assert (foreign.status, foreign.code in (52, 56)) == (0, True)
     assert ask(host, "mlflow", "/x", "--header", f"Host: prefect.{DOMAIN}").status == 421
     assert host.run("curl --silent --max-time 3 http://127.0.0.1/").rc == 7, "port 80 is closed"
@@ -531,7 +531,7 @@ def test_only_machines_are_told_to_wait_for_a_service_that_is_down(host):
         host.check_output("systemctl start stand-in@prefect")
 
 
-# -- The status of parts that have no health page
+# -- The status of parts without a health page
 def test_the_status_needs_no_login(host):
     for part, status, line in (
         ("postgresql", 200, "Accepts connections"),
@@ -541,7 +541,7 @@ def test_the_status_needs_no_login(host):
         answer = ask(host, "", f"/health/{part}")
         assert (answer.status, answer.text.strip()) == (status, line)
         assert ("content-type", "text/plain; charset=utf-8") in answer.headers
-    # Only what is listed may be asked for.
+    # Only listed paths exist.
     assert ask(host, "", "/health/postgresql/").status == 404
     told_nothing = "curl --silent --unix-socket /run/platform-status/http.sock http://localhost/postgresql"
     assert host.run("runuser -u nobody -- " + told_nothing).rc == 7
@@ -733,7 +733,7 @@ def test_a_killed_play_is_finished_by_the_next(host, converged, play):
     old = host.check_output(f"grep --only-matching 'return 200 \"[0-9a-f]*' {kept}.old | cut -d '\"' -f 2")
     loaded = "until curl --silent --unix-socket /run/nginx/state.sock http://localhost/ | grep --quiet %s; do :; done"
     host.check_output("timeout 20 sh -c %s", loaded % old)
-    # What a play leaves that was killed after it wrote the configuration and before it loaded it.
+    # The state after a play that was killed between writing and loading the configuration.
     host.check_output(f"cp {kept}.new {conf}")
     result = play(gateway_max_body_size="1k")
     assert result.returncode == 0, result.stdout

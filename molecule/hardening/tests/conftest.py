@@ -1,4 +1,4 @@
-"""A closed host, and two ways to it: from outside, and from the controller over SSH."""
+"""Fixtures: a closed host, reached from outside and from the controller over SSH."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def by_name(name: str):
 
 @pytest.fixture(scope="session")
 def host():
-    """The closed host, on which programs really listen: on ports that are open, and on one that is not."""
+    """Return the closed host, with programs listening on open ports and on a closed one."""
     host = by_name("hardening-host")
     ports = "443 5432 8000 9999"
     host.check_output(
@@ -45,9 +45,9 @@ def attacker():
 
 @pytest.fixture(scope="session")
 def reached(host, attacker) -> Callable[..., set[tuple[str, int]]]:
-    """Return from which of the attacker's addresses to which ports of the host a connection comes about.
+    """Return which of the attacker's addresses can connect to which ports of the host.
 
-    All at once: what is dropped is waited for, two seconds long.
+    Connects to all at once, because each dropped connection takes two seconds to time out.
     """
     program = """
 import concurrent.futures, json, socket, sys
@@ -71,7 +71,7 @@ with concurrent.futures.ThreadPoolExecutor(len(pairs)) as pool:
 
 @pytest.fixture(scope="session")
 def key(host, attacker, tmp_path_factory) -> Path:
-    """A key that the host's user `ops` has let in, here and with the attacker."""
+    """Create a key that the host's user `ops` accepts, for the controller and the attacker."""
     key = tmp_path_factory.mktemp("ssh") / "id_ed25519"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     public = key.with_suffix(".pub").read_text().strip()
@@ -82,7 +82,7 @@ def key(host, attacker, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def over_ssh(host, key, tmp_path_factory):
-    """Run a playbook over SSH, as it is done with servers: as another user, with sudo, over a kept connection."""
+    """Run a playbook over SSH as for real servers: as another user, with sudo, over a persistent connection."""
     folder = tmp_path_factory.mktemp("inventory")
     address = host.check_output("hostname --all-ip-addresses").replace(ADDRESS, "").split()[0]
     (folder / "hosts.json").write_text(

@@ -1,4 +1,4 @@
-"""What is closed is closed, and the rules are mended, refused or taken back as they should be."""
+"""The firewall: closed ports are closed, and rules are repaired, refused or rolled back."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ drifts = pytest.mark.drifts
 
 @pytest.fixture(scope="session")
 def play(play):
-    """This role alone: a whole play takes twice as long."""
+    """Run only this role: a whole play takes twice as long."""
     return functools.partial(play, *ALONE)
 
 
 def table(host) -> str:
-    """The rules that the kernel works with, without what it counted."""
+    """Return the kernel's rules, without counters."""
     return re.sub(r"packets \d+ bytes \d+", "", host.check_output("nft list table inet metalworks"))
 
 
 def state(host) -> tuple[str, str]:
-    """Everything that the role sees to: what is so again needs no second run to show that nothing is left to do."""
+    """Return everything that the role manages; if it is as before, no second run is needed to show that."""
     return table(host), host.check_output(
         "cd /etc; stat --format=%a nftables.conf; cat nftables.conf systemd/system/nftables.service.d/metalworks.conf;"
         "systemctl show nftables metalworks-firewall-rollback.timer --property ActiveState,UnitFileState"
@@ -40,7 +40,7 @@ def state(host) -> tuple[str, str]:
 
 @pytest.fixture
 def converged(host, request, play):
-    """The converged host; a test marked `drifts` is followed by a play that must mend it."""
+    """Return the converged host; after a test marked `drifts`, a play must repair it."""
     before = state(host)
     yield before
     if request.node.get_closest_marker("drifts"):
@@ -50,8 +50,8 @@ def converged(host, request, play):
 
 
 def test_a_scan_of_all_ports_finds_only_documented_ports(host, attacker):
-    """Programs listen on more ports than that, see `host`."""
-    # The two are on one bridge: an answer is there at once or never.
+    """Programs also listen on other ports, see `host`."""
+    # Both hosts are on one bridge: a response comes at once or never.
     patience = "-T4 --min-rate 30000 --max-retries 1 --max-rtt-timeout 200ms"
     command = f"nmap -n -Pn -p- {patience} -oG - -S {OUTSIDE} -e eth0 {ADDRESS}"
     scanned = attacker.check_output(command)
@@ -82,18 +82,18 @@ for where in sys.argv[1:]:
 
 
 def refused(host, user: str, *where: str) -> dict[str, str]:
-    """What a user does not reach, and the reason that the program sees."""
+    """Return what a user cannot reach, and the error that the program gets."""
     command = f"setpriv --reuid {user} --regid nogroup --clear-groups python3 -c %s {' '.join(where)}"
     return dict(line.split(" ", 1) for line in host.check_output(command, CONNECT).splitlines())
 
 
 def test_a_program_can_connect_where_listed_and_is_rejected_at_once_elsewhere(host):
-    """The user was made with the rules: the program has its limits before it is installed."""
+    """The role creates the user, so that the program is limited before it is installed."""
     where = ("127.0.0.1:9999", "127.0.0.1:443", "127.0.0.1:8000", "169.254.169.254:80", f"{OUTSIDE}:80")
     began = time.monotonic()
     assert refused(host, "program", *where) == dict.fromkeys(where[1:], "No route to host")
     assert time.monotonic() - began < 2
-    # Others go where they like, but for the port that is not theirs.
+    # Other users can connect anywhere except to that port.
     assert refused(host, "nobody", "127.0.0.1:9999", "127.0.0.1:443", "127.0.0.1:8000") == {
         "127.0.0.1:8000": "No route to host"
     }
@@ -174,7 +174,7 @@ def test_the_other_hosts_let_an_added_host_in(host, converged, reached):
         assert play.returncode == 0, play.stdout
         assert changed in play.stdout
         assert reached([OUTSIDE], [5432, 8000]) == {(OUTSIDE, 5432)}
-    # The same after a reboot, which loads the file.
+    # The same after a reboot, which loads the file
     host.check_output("nft --file /etc/nftables.conf")
     assert reached([OUTSIDE], [5432])
     host.check_output("nft delete table ip of_docker")
@@ -182,7 +182,7 @@ def test_the_other_hosts_let_an_added_host_in(host, converged, reached):
 
 @drifts
 def test_a_port_published_by_docker_is_closed_by_default(host, converged, play, reached):
-    """A container's network and rules, as Docker makes them."""
+    """Create a container's network and rules as Docker does."""
     for command in (
         "ip netns add box",
         "ip link add to-box type veth peer name eth0 netns box",
@@ -226,7 +226,7 @@ def test_rules_that_lock_the_controller_out_are_rolled_back(host, converged, ove
 
 
 def test_a_play_killed_before_the_confirmation_is_completed(host, converged, play):
-    # What stands then: new rules in the kernel, and the timer.
+    # The state then: new rules in the kernel, and the timer.
     host.check_output("cp /etc/nftables.conf /run/old.nft && nft --file /run/old.nft && echo '#' > /etc/nftables.conf")
     host.check_output("systemd-run --quiet --unit metalworks-firewall-rollback --on-active=100 nft flush ruleset")
     result = play()

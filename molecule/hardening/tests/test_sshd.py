@@ -1,4 +1,4 @@
-"""Keys alone get in, with today's algorithms, and what is wrong never stops the server."""
+"""sshd: only keys and current algorithms are accepted, and an invalid setting never stops the server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ drifts = pytest.mark.drifts
 
 @pytest.fixture(scope="session")
 def play(play):
-    """This role alone: a whole play takes three times as long."""
+    """Run only this role: a whole play takes three times as long."""
     return functools.partial(play, "--tags", "sshd")
 
 
 @pytest.fixture
 def converged(host, request, play):
-    """The server's process; a test marked `drifts` is followed by a play that must mend it."""
+    """Return the server's process; after a test marked `drifts`, a play must repair the host."""
     yield host.check_output("systemctl show ssh --property MainPID")
     if request.node.get_closest_marker("drifts"):
         result = play()

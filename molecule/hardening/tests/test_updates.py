@@ -1,4 +1,4 @@
-"""Security updates come by themselves, and nothing else does."""
+"""Security updates are installed automatically, and nothing else is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def play(play):
-    """This role alone: a whole play takes twice as long."""
+    """Run only this role: a whole play takes twice as long."""
     return functools.partial(play, "--tags", "unattended_upgrades")
 
 

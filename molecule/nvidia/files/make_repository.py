@@ -1,6 +1,6 @@
-"""Build apt repositories that look like NVIDIA's: their names, folders and relations, with next to nothing inside.
+"""Build apt repositories that look like NVIDIA's: the same names, folders and relations, but almost empty packages.
 
-The kernel module is a real one that DKMS really builds; it does nothing. Everything else is an empty package.
+The kernel module does nothing, but DKMS really builds it. All other packages are empty.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def driver(folder: Path, version: str) -> None:
 
 
 def main() -> None:
-    """Build both repositories and say which key signed them."""
+    """Build both repositories and write the signing key's fingerprint."""
     root = Path(sys.argv[1])
     cuda, toolkit = root / "debian12/x86_64", root / "toolkit/amd64"
     for folder in (cuda, toolkit):

@@ -22,7 +22,7 @@ def test_module_is_built_for_the_kernel(host, kernel: str) -> None:
 
 
 def test_an_upgrade_does_not_change_the_driver(host) -> None:
-    # As if a newer driver were there: the candidate is what apt would go to without the hold.
+    # As if a newer driver existed: the candidate is the version that apt would install without the hold.
     planned = host.check_output("apt-get --simulate --option Dir::Etc::Preferences=/dev/null dist-upgrade")
     assert not [line for line in planned.splitlines() if line.startswith("Inst") and "nvidia" in line]
 

@@ -15,7 +15,7 @@ def test_a_host_without_a_device_is_not_changed(play) -> None:
     result = play()
     assert result.ok, result.text
     assert result.changed == 0
-    # What the three roles cost such a host: one look at it.
+    # The three roles only look at such a host.
     assert result.text.count("TASK [nvidia_driver : Gather facts about NVIDIA devices and software]") == 1
 
 

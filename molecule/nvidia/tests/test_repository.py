@@ -1,4 +1,4 @@
-"""From a repository in NVIDIA's layout: pins, holds, keys, and what happens when something is broken."""
+"""Installation from a repository in NVIDIA's layout: pins, holds, keys, and recovery."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TOOLKIT = {
 
 @pytest.fixture
 def mended(play) -> Iterator[None]:
-    """After a test that leaves the host with other sources, converge it again."""
+    """Converge the host again after a test that changes its sources."""
     yield
     result = play()
     assert result.ok, result.text
 
 
 def check(host, held, kernel: str, driver: str, cuda: str, toolkit: str) -> None:
-    """Assert that all versions are these, though newer ones are published, and that everything is held."""
+    """Assert that these versions are installed, although newer ones are published, and that all are held."""
     wanted = dict.fromkeys(DRIVER, driver) | {"cuda-libraries-13-0": cuda} | dict.fromkeys(TOOLKIT, toolkit)
     wanted[f"nvidia-driver-pinning-{driver}"] = driver
     installed = {name: host.package(name) for name in wanted}

@@ -1,6 +1,6 @@
-"""What somebody with a key of the store does to what another one stored, as raw requests: SDKs do not send them.
+"""Attacks with a store key on another key's objects, as raw requests, because SDKs do not send them.
 
-Each attack is tried on a victim's object of its own, and afterwards the victim looks whether all is there as it was.
+Each attack gets its own victim, whose state is compared before and after.
 The tests of this scenario and of the lab use the list. By hand, against any store with buckets that keep versions:
 
     python molecule/object_store/tests/attacks.py < asked.json
@@ -35,7 +35,7 @@ OTHER_CONTENT = b"the attacker's"
 
 
 class Reply(NamedTuple):
-    """What was answered."""
+    """A response."""
 
     status: int
     body: bytes
@@ -43,7 +43,7 @@ class Reply(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether the request was carried out; a batch says inside that parts of it were not."""
+        """Tell whether the request succeeded; a batch reports partial failures in its body."""
         return self.status < 300 and b"<Error>" not in self.body
 
 
@@ -52,7 +52,7 @@ def encoded(pairs: list[tuple[str, str]]) -> str:
 
 
 class Key:
-    """Somebody's key, and what is asked with it: any method, path, query and headers, just as they are given."""
+    """A client with a key that sends any method, path, query and headers unchanged."""
 
     def __init__(self, endpoint: str, access_key: str, secret_key: str, token: str = "", ca: str | None = None) -> None:
         self.endpoint, self.access_key, self.secret_key, self.token = urlsplit(endpoint), access_key, secret_key, token
@@ -75,9 +75,9 @@ class Key:
         service: str = "s3",
         presigned: bool = False,
     ) -> Reply:
-        """Send a signed request; the path is not encoded yet, the query is.
+        """Send a signed request; the path is not yet encoded, the query is.
 
-        A presigned one signs nothing but its host, as the addresses do that MLflow hands out.
+        A presigned request signs only its host, like the URLs that MLflow issues.
         """
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         scope = f"{stamp[:8]}/{REGION}/{service}/aws4_request"
@@ -109,7 +109,7 @@ class Key:
         return self.send(method, f"{target}?{query}" if query else target, sent, body)
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
-        """Send a request as it is."""
+        """Send a request without changes."""
         if self.endpoint.scheme == "https":
             connection: Any = http.client.HTTPSConnection(self.endpoint.netloc, timeout=30, context=self.context)
         else:
@@ -123,7 +123,7 @@ class Key:
 
 
 class Victim(NamedTuple):
-    """What somebody stored: an object with two versions, of which the older one is attacked."""
+    """The victim: an object with two versions, of which the older one is attacked."""
 
     bucket: str
     folder: str
@@ -136,7 +136,7 @@ class Victim(NamedTuple):
 
 
 def parts(*fields: tuple[str, str]) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a form with a file, as a browser sends it."""
+    """Return headers and body of a form upload, as a browser sends it."""
     border = uuid.uuid4().hex
     lines = [f'--{border}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n' for name, text in fields]
     disposition = 'Content-Disposition: form-data; name="file"; filename="f"'
@@ -175,7 +175,7 @@ def archive(v: Victim) -> bytes:
 
 
 def in_parts(a: Key, v: Victim, query: str, start: Mapping[str, str], end: Mapping[str, str]) -> Reply:
-    """Upload in parts, with these headers when it is begun and ended."""
+    """Upload in parts, with these headers at the start and at the end."""
     begun = a.ask("POST", v.path, "&".join(filter(None, ["uploads=", query])), start)
     if not begun.done:
         return begun
@@ -187,12 +187,12 @@ def in_parts(a: Key, v: Victim, query: str, start: Mapping[str, str], end: Mappi
 
 
 def copied_part(a: Key, v: Victim) -> Reply:
-    """Fill a part with another's object, over the address of a part, as MLflow hands them out."""
+    """Copy another key's object into a part, through the presigned URL of a part, as MLflow issues them."""
     path = f"/{v.bucket}/{v.folder}/mine"
     upload = a.ask("POST", path, "uploads=").body.partition(b"<UploadId>")[2].partition(b"<")[0].decode()
     reply = a.ask("PUT", path, f"partNumber=1&uploadId={upload}", {"x-amz-copy-source": v.path}, presigned=True)
     a.ask("DELETE", path, f"uploadId={upload}")
-    # What a gateway made an ordinary part of holds nothing of the other's.
+    # If a gateway turned it into an ordinary part, it contains nothing of the other object.
     return reply if b"CopyPartResult" in reply.body else reply._replace(status=max(reply.status, 403))
 
 
@@ -231,13 +231,13 @@ def admin(method: str, call: str, body: bytes = b"") -> Callable[[Key, Victim], 
 
 
 def temporary(a: Key, days: int = 7) -> Reply:
-    """Ask for a temporary key, which is as good as the one that asks and lives for up to a week."""
+    """Request a temporary key, which has the same permissions and lasts up to a week."""
     body = f"Action=AssumeRole&Version=2011-06-15&DurationSeconds={days * 86400}".encode()
     return a.ask("POST", "/", headers=FORM, body=body, service="sts")
 
 
 def assumed(a: Key, reply: Reply) -> Key:
-    """Return the temporary key that was handed out."""
+    """Return the temporary key from the response."""
 
     def field(name: str) -> str:
         return reply.body.decode().partition(f"<{name}>")[2].partition("<")[0]
@@ -288,9 +288,9 @@ ANEW = {"x_amz_metadata_directive": "REPLACE", "x_amz_meta_by": "attacker"}
 FORCE = {"x_minio_force_delete": "true"}
 BYPASS = {"x_amz_bypass_governance_retention": "true"}
 
-# By the store itself, whatever stands before it.
+# Refused by the store itself, with or without a gateway.
 ATTACKS: dict[str, Callable[[Key, Victim], Reply]] = {
-    # Deleting for good.
+    # Permanent deletion.
     "delete a version": asked("DELETE", "versionId=VERSION"),
     "delete a version, its name encoded": asked("DELETE", "%76ersion%49d=VERSION"),
     "delete a version, presigned": asked("DELETE", "versionId=VERSION", presigned=True),
@@ -313,7 +313,7 @@ ATTACKS: dict[str, Callable[[Key, Victim], Reply]] = {
     "force an object away, unusually": asked("DELETE", x_minio_force_delete="T"),
     "force the bucket away": lambda a, v: a.ask("DELETE", f"/{v.bucket}", headers={"x-minio-force-delete": "true"}),
     "delete the bucket": lambda a, v: a.ask("DELETE", f"/{v.bucket}"),
-    # Writing over it.
+    # Overwriting.
     "put a version": asked("PUT", "versionId=VERSION", OTHER_CONTENT),
     "put a version, its name encoded": asked("PUT", "%76ersion%49d=VERSION", OTHER_CONTENT),
     "put a version, spaced": asked("PUT", "versionId=%20VERSION", OTHER_CONTENT),
@@ -327,7 +327,7 @@ ATTACKS: dict[str, Callable[[Key, Victim], Reply]] = {
         "PUT", f"/{v.bucket}/{v.folder}/mine", "", UNTAR, archive(v), presigned=True
     ),
     "append": asked("PUT", "", OTHER_CONTENT, x_amz_write_offset_bytes="0"),
-    # What is said of it.
+    # Metadata.
     "tag a version": asked("PUT", "tagging=&versionId=VERSION", TAGS),
     "tag the latest": asked("PUT", "tagging=", TAGS),
     "take a version's tags": asked("DELETE", "tagging=&versionId=VERSION"),
@@ -343,7 +343,7 @@ ATTACKS: dict[str, Callable[[Key, Victim], Reply]] = {
     ),
     "open to all": asked("PUT", "acl=", x_amz_acl="public-read-write"),
     "restore": asked("POST", "restore=", b"<RestoreRequest><Days>1</Days></RestoreRequest>"),
-    # What is being uploaded.
+    # Uploads in progress.
     "list what is being uploaded": lambda a, v: a.ask("GET", f"/{v.bucket}", f"uploads=&prefix={quote(v.key)}"),
     "many names at once": lambda a, v: form(a, v, fields={"x-minio-fanout-list": json.dumps({"key": v.key})}),
     # Settings of the bucket.
@@ -375,17 +375,17 @@ ATTACKS: dict[str, Callable[[Key, Victim], Reply]] = {
     "stop it": admin("POST", "service?action=stop&type=2"),
 }
 
-# By the gateway: a policy of MinIO's cannot see them, or is made blind by them. Who asks the store on its own host,
-# where the gateway is not, is not held by these.
+# Refused by the gateway: MinIO's policies cannot detect them, or are bypassed by them. Clients on the store's own host,
+# which do not go through the gateway, are not stopped.
 AT_THE_GATEWAY: dict[str, Callable[[Key, Victim], Reply]] = {
-    # A header that is named as the condition `s3:versionid` counts instead of the version that is asked for.
+    # A header named like the condition `s3:versionid` overrides the requested version in the policy.
     "put a version, hidden by a header": asked("PUT", "versionId=VERSION", OTHER_CONTENT, versionid=""),
     "put a version, hidden by a header, presigned": asked(
         "PUT", "versionId=VERSION", OTHER_CONTENT, presigned=True, versionid=""
     ),
     "put a version, hidden by a second name": asked("PUT", "Versionid=&versionId=VERSION", OTHER_CONTENT),
     "put a version, hidden by a second name, encoded": asked("PUT", "%56ersionid=&versionId=VERSION", OTHER_CONTENT),
-    # To the policy a copy onto a version looks like one from it, which is how people bring it back.
+    # To the policy, a copy onto a version looks like a copy from it, which is how users restore it.
     "copy a version onto itself": asked("PUT", "versionId=VERSION", x_amz_copy_source="SELF?versionId=VERSION", **ANEW),
     "copy the latest onto a version": asked("PUT", "versionId=VERSION", x_amz_copy_source="SELF", **ANEW),
     "copy the latest onto a version, its name encoded": asked(
@@ -396,7 +396,7 @@ AT_THE_GATEWAY: dict[str, Callable[[Key, Victim], Reply]] = {
         a, v, f"Versionid=&versionId={v.version}", {"versionid": ""}, {}
     ),
     "put a version with a form, hidden": lambda a, v: form(a, v, f"versionId={v.version}", versionid=""),
-    # An archive says itself over which version each of its entries is written, and when that was.
+    # An archive names the version that each entry overwrites, and its time.
     "unpack over a version": lambda a, v: a.ask("PUT", f"/{v.bucket}/{v.folder}/x.tar", "", UNTAR, archive(v)),
     "unpack over a version, below a prefix": lambda a, v: a.ask(
         "PUT",
@@ -405,7 +405,7 @@ AT_THE_GATEWAY: dict[str, Callable[[Key, Victim], Reply]] = {
         {**UNTAR, "x-amz-meta-minio-snowball-prefix": v.folder},
         archive(v._replace(key=v.key.removeprefix(f"{v.folder}/"))),
     ),
-    # Times of one's own: the victim's version is then old since long ago, or never the latest again.
+    # Forged times: the victim's version then looks long expired, or never becomes the latest again.
     "put it back then": asked("PUT", "", OTHER_CONTENT, x_minio_source_mtime=LONG_AGO),
     "put it last for ever": asked("PUT", "", OTHER_CONTENT, x_minio_source_mtime=LATER),
     "put it last for ever, presigned": asked("PUT", "", OTHER_CONTENT, presigned=True, x_minio_source_mtime=LATER),
@@ -413,7 +413,7 @@ AT_THE_GATEWAY: dict[str, Callable[[Key, Victim], Reply]] = {
     "put it last for ever, in parts": lambda a, v: in_parts(a, v, "", {}, {"x-minio-source-mtime": LATER}),
     "put it last for ever, with a form": lambda a, v: form(a, v, **{"x-minio-source-mtime": LATER}),
     "delete it for ever": asked("DELETE", "", x_minio_source_mtime=LATER),
-    # What is asked beside an address that somebody else signed.
+    # Additional parameters on a URL that somebody else signed.
     "read another's over a signed address": lambda a, v: a.ask(
         "PUT", f"/{v.bucket}/{v.folder}/mine", "", {"x-amz-copy-source": v.path}, presigned=True
     ),
@@ -428,7 +428,7 @@ AT_THE_GATEWAY: dict[str, Callable[[Key, Victim], Reply]] = {
 }
 
 
-# What people may do and tools do: it adds a version, or hides one, and leaves those that are there as they are.
+# Permitted requests: they add or hide a version, and leave existing ones unchanged.
 ALLOWED: dict[str, Callable[[Key, Victim], Reply]] = {
     "put": asked("PUT", "", OTHER_CONTENT),
     "put in parts": lambda a, v: in_parts(a, v, "", {}, {}),
@@ -440,7 +440,7 @@ ALLOWED: dict[str, Callable[[Key, Victim], Reply]] = {
 
 
 class Owner(Key):
-    """Who may do everything, and stored what is attacked."""
+    """The administrator who stored the victim."""
 
     def victim(self, bucket: str) -> Victim:
         """Store an object twice."""
@@ -452,13 +452,13 @@ class Owner(Key):
         return Victim(bucket, folder, f"{folder}/deep/object", version)
 
     def versions(self, victim: Victim) -> list[tuple[str, str]]:
-        """Return key and version of all that is kept in the victim's folder, marks of deletion included."""
+        """Return key and version of everything in the victim's folder, including delete markers."""
         listed = self.ask("GET", f"/{victim.bucket}", f"versions=&prefix={victim.folder}/").body.decode()
         entries = re.findall(r"<(?:Version|DeleteMarker)>.*?<Key>(.*?)</Key>.*?<VersionId>(.*?)</VersionId>", listed)
         return [(key, version) for key, version in entries]
 
     def state(self, victim: Victim) -> dict[str, Any]:
-        """Return what there is of it: settings of the bucket, and its versions with hash, time, tags and metadata."""
+        """Return the victim's state: the bucket's settings, and versions with hash, time, tags and metadata."""
         seen: dict[str, Any] = {}
         for name in ("versioning", "lifecycle", "policy", "replication", "notification", "encryption", "tagging"):
             found = self.ask("GET", f"/{victim.bucket}", f"{name}=")
@@ -473,13 +473,13 @@ class Owner(Key):
         return seen
 
     def forget(self, victim: Victim) -> None:
-        """Remove for good what was stored and what the attack added."""
+        """Permanently remove the victim and what the attack added."""
         for key, version in self.versions(victim):
             self.ask("DELETE", f"/{victim.bucket}/{key}", f"versionId={version}")
 
 
 def outcome(owner: Owner, attacker: Key, bucket: str, attack: Callable[[Key, Victim], Reply]) -> tuple[Reply, bool]:
-    """Try an attack; return what was answered, and whether all that was there is there as it was."""
+    """Try an attack; return the response, and whether the victim is unchanged."""
     victim = owner.victim(bucket)
     try:
         before = owner.state(victim)
@@ -492,7 +492,7 @@ def outcome(owner: Owner, attacker: Key, bucket: str, attack: Callable[[Key, Vic
 
 
 def main() -> int:
-    """Try all that was asked for; print what worked, as JSON."""
+    """Try the requested attacks; print those that worked, as JSON."""
     asked = json.load(sys.stdin)
     owner = Owner(asked["endpoint"], *asked["owner"], ca=asked.get("ca"))
     tried, worked = 0, []

@@ -1,4 +1,4 @@
-"""MinIO on a host: what consumers get, and what a wrong wish or a killed process does to it."""
+"""MinIO on a host: consumers' permissions, invalid variables, and recovery after a kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = SCENARIO.parent.parent
 ROOT_PASSWORD = 'molecule $root "password"'
 WORKER = {"name": "worker", "access_key": "worker", "secret_key": "worker-secret", "buckets": ["data", "results"]}
 OTHER = {"name": "other", "access_key": "other", "secret_key": "other-secret", "buckets": ["foreign"]}
-"""As in converge.yml, but that it reads nothing besides."""
+"""As in converge.yml, but without additional read access."""
 drifts = pytest.mark.drifts
 
 
@@ -36,7 +36,7 @@ def endpoint(host) -> str:
 
 @pytest.fixture
 def converged(host, request, play):
-    """The process of the converged host; a test marked `drifts` is followed by a play that must mend it."""
+    """Return the server's process; after a test marked `drifts`, a play must repair the host."""
     yield pid(host)
     if request.node.get_closest_marker("drifts"):
         result = play()
@@ -55,7 +55,7 @@ def client(endpoint: str, key: str, secret: str) -> Any:
 
 
 def refusal(call: Any, **arguments: Any) -> str:
-    """Return the code with which the store refuses a call."""
+    """Return the store's error code for a call."""
     with pytest.raises(ClientError) as error:
         call(**arguments)
     return str(error.value.response["Error"]["Code"])
@@ -117,7 +117,7 @@ def test_objects_expire_after_their_days(endpoint, converged, play):
     root = client(endpoint, "molecule-root", ROOT_PASSWORD)
 
     def days(bucket: str) -> dict[str, tuple[int, int]]:
-        """Prefix → days until an object goes, and until an old version does."""
+        """Return prefix → days until objects and old versions expire."""
         rules = root.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
         old = [rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays", 0) for rule in rules]
         soon = zip(rules, old, strict=True)
@@ -142,7 +142,7 @@ def test_objects_can_be_deleted_permanently_only_in_scratch_places(endpoint):
     assert refusal(reader.delete_object, **this) == "AccessDenied"
     for key in ("scratchy", "other/scratch/mine"):
         assert refusal(worker.delete_object, Bucket="data", Key=key, VersionId=versions[key]) == "AccessDenied"
-    # As a check does: hidden first, then the version and the mark of its deletion.
+    # As a check does: delete the object, then the version and the delete marker.
     mark = worker.delete_object(Bucket="data", Key="scratch/mine")["VersionId"]
     for version in (versions["scratch/mine"], mark):
         worker.delete_object(Bucket="data", Key="scratch/mine", VersionId=version)
@@ -234,7 +234,7 @@ def test_keys_follow_the_list_and_data_is_kept(host, endpoint, converged, play):
     rotated = client(endpoint, "worker", "rotated-secret")
     assert rotated.list_objects_v2(Bucket="data")["Name"] == "data"
     assert refusal(rotated.get_object, Bucket="results", Key="kept") == "AccessDenied"
-    # A consumer that is on the list no longer has no key, but a bucket that is on it no longer has its data.
+    # A removed consumer loses its key, but a removed bucket keeps its data.
     assert refusal(client(endpoint, "reader", "reader-secret").list_objects_v2, Bucket="data") == "InvalidAccessKeyId"
     root = client(endpoint, "molecule-root", ROOT_PASSWORD)
     assert root.get_object(Bucket="results", Key="kept")["Body"].read() == b"x"
@@ -273,7 +273,7 @@ def test_invalid_variables_are_refused_and_the_store_keeps_running(host, endpoin
 
 
 def test_an_external_store_is_checked_with_every_key(endpoint, play):
-    """Seen from the role, this store is one that somebody else runs."""
+    """To the role, this store is an external one."""
     external = {"object_store_external": True, "object_store_endpoint": endpoint}
     result = play(**external)
     assert result.returncode == 0, result.stdout

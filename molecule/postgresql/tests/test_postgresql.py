@@ -1,4 +1,4 @@
-"""PostgreSQL on a host: confined, owners reach their own, and what is wrong never stops the server."""
+"""PostgreSQL on a host: sandbox, permissions, and invalid settings never stop the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ drifts = pytest.mark.drifts
 
 
 def ask(host, user: str, password: str, database: str, sql: str = "select 1", at: str = "127.0.0.1", **tls: str):
-    """Run SQL over TCP, as a service would."""
+    """Run SQL over TCP, as a service does."""
     target = {"host": at, "user": user, "dbname": database, "sslmode": "verify-full", "sslrootcert": TRUSTED}
     conninfo = " ".join(f"{name}={value}" for name, value in (target | tls).items())
     command = "PGPASSWORD=%s psql --no-align --tuples-only --command %s %s"
@@ -38,7 +38,7 @@ def started(host) -> str:
 
 @pytest.fixture
 def converged(host, request, play):
-    """The server of the converged host; a test marked `drifts` is followed by a play that must mend it."""
+    """Return the server's process; after a test marked `drifts`, a play must repair the host."""
     yield started(host)
     if request.node.get_closest_marker("drifts"):
         result = play()
@@ -56,7 +56,7 @@ def test_owners_can_reach_only_their_own_database(host):
             refused = ask(host, user, password, foreign)
             assert refused.rc != 0, foreign
         assert "password authentication failed" in ask(host, user, "wrong", own).stderr
-    # The second lock, behind pg_hba.conf.
+    # The second barrier, after pg_hba.conf.
     for database in ("shop", "postgres", "template1"):
         assert admin(host, f"select has_database_privilege('reader', '{database}', 'connect')") == "f"
 
@@ -104,7 +104,7 @@ def test_the_unit_is_confined(host):
 
 def test_the_confined_server_works(host):
     assert admin(host, "checkpoint") == "CHECKPOINT"
-    # Its compiler for long queries needs memory that is written and then run; parallel workers share memory.
+    # JIT compilation needs writable and executable memory; parallel workers use shared memory.
     slow = "set jit_above_cost = 0; explain analyze select sum(g * 2) from generate_series(1, 1000) g"
     assert "JIT:" in admin(host, slow)
     many = "set min_parallel_table_scan_size = 0; set parallel_setup_cost = 0; set parallel_tuple_cost = 0"
@@ -124,13 +124,13 @@ def test_the_confined_server_works(host):
 
 
 def test_a_killed_server_always_comes_back(host):
-    """As after the kernel has killed its first process for the memory. The data is what it was."""
+    """As if the kernel had killed the main process for memory. The data is unchanged."""
     admin(host, "create table kept as select 1 as a")
     try:
         for _ in range(7):  # two more than systemd puts up with by default
             before, process = started(host), host.check_output("head -1 /var/lib/postgresql/15/main/postmaster.pid")
             host.check_output(f"kill -KILL {process}")
-            # It answers before systemd is told that it has started.
+            # It responds before it tells systemd that it has started.
             answers = f'runuser -u postgres -- psql --command "select 1" && systemctl is-active --quiet {UNIT}'
             host.check_output(f"timeout 60 sh -c 'until {answers}; do sleep 0.2; done'")
             assert started(host) != before
@@ -139,7 +139,7 @@ def test_a_killed_server_always_comes_back(host):
         admin(host, "drop table kept")
 
 
-# The new server is held as soon as it has said which process it is, and whoever started it waits for it.
+# Stop the new server once it has written its PID, while pg_ctlcluster waits for it.
 KILL_WHILE_IT_STARTS = f"""set -e
 pid() {{ head -n 1 /run/postgresql/15-main.pid; }}
 before=$(pid)
@@ -161,7 +161,7 @@ def test_a_server_killed_during_its_start_comes_back(host):
 def test_a_stopped_server_stays_stopped(host, how):
     host.check_output(how)
     try:
-        # Longer than it takes to come back.
+        # Longer than a restart takes.
         assert host.run(f"timeout 8 sh -c 'until systemctl is-active --quiet {UNIT}; do sleep 0.2; done'").rc == 124
     finally:
         host.check_output(f"systemctl start {UNIT}")
@@ -170,7 +170,7 @@ def test_a_stopped_server_stays_stopped(host, how):
 
 @drifts
 def test_a_server_outside_its_sandbox_is_moved_into_it(host, converged, play):
-    # What a play leaves that was killed after it wrote the sandbox, before systemd read it.
+    # The state after a play that was killed between writing the sandbox and reloading systemd.
     host.check_output(
         f"mv {DROP_IN} /tmp/kept; systemctl daemon-reload; systemctl restart {UNIT}; mv /tmp/kept {DROP_IN}"
     )
@@ -189,7 +189,7 @@ def test_the_sandbox_allows_writing_to_tablespaces(host, converged, play):
     assert result.returncode == 0, result.stdout
     admin(host, "create tablespace listed location '/srv/listed'")
     try:
-        # Where data is already, the server still writes when the list has forgotten it.
+        # A tablespace stays writable after it is removed from the list.
         result = play()
         assert result.returncode == 0, result.stdout
         assert admin(host, "create table far (a int) tablespace listed") == "CREATE TABLE"
@@ -244,7 +244,7 @@ def test_a_new_certificate_is_shown_without_a_restart(host, converged, play):
 
 
 def test_a_reload_owed_by_a_killed_play_is_made_up_for(host, converged, play):
-    # What a play leaves that was killed after it renewed the certificate: the server still shows the old one.
+    # The state after a play that was killed after renewing the certificate: the server still uses the old one.
     tls = "/etc/metalworks/tls"
     host.check_output(f"mkdir /tmp/old; cp -a {tls}/* /tmp/old")
     result = play(ca="other")
@@ -289,7 +289,7 @@ def test_a_setting_that_needs_no_restart_gets_none(host, converged, play):
 
 @drifts
 def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, converged, play):
-    # What a play leaves that was killed after it wrote the settings and before it acted on them.
+    # The state after a play that was killed between writing the settings and the restart.
     settings = "/etc/postgresql/15/main/conf.d/metalworks.conf"
     host.check_output(f"sed --in-place \"s/^max_connections.*/max_connections = '150'/\" {settings}")
     result = play(postgresql_max_connections=150)
@@ -352,7 +352,7 @@ def test_invalid_variables_are_refused_and_the_server_keeps_running(host, conver
     assert message in " ".join((result.stdout + result.stderr).replace("\\", "").split())
     assert started(host) == converged
     assert ask(host, "keeper", "keeper's password", "shop").rc == 0
-    # Neither now nor at the next start does the server meet a file that it would refuse.
+    # Neither now nor at the next start may the server find an invalid file.
     assert admin(host, "select count(*) from pg_hba_file_rules where error is not null") == "0"
     check = "runuser -u postgres -- /usr/lib/postgresql/15/bin/postgres -C max_connections -D /etc/postgresql/15/main"
     assert host.run(check).rc == 0

@@ -1,4 +1,4 @@
-"""Make a source package that runs code while it is built, and whenever Python starts beside it; and a lock for it."""
+"""Create a source package that runs code at build time and at every start of Python, and a lock for it."""
 
 from __future__ import annotations
 

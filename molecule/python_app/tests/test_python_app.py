@@ -1,4 +1,4 @@
-"""A Python program on a host: releases, restarts exactly when needed, and failures that leave it serving."""
+"""A Python program on a host: releases, restarts only when needed, and failures that do not stop it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wait_until(host, condition: str) -> None:
 
 @pytest.fixture(autouse=True)
 def as_converged(host, request, play):
-    """The processes of the converged host; a test marked `drifts` is followed by a play that must mend it."""
+    """Return the services' processes; after a test marked `drifts`, a play must repair the host."""
     yield pids(host)
     if request.node.get_closest_marker("drifts"):
         result = play()
@@ -56,7 +56,7 @@ def test_a_changed_environment_restarts_that_service_only(host, as_converged, pl
 
 
 def test_a_restart_owed_by_a_killed_play_is_made_up_for(host, as_converged, play):
-    # What a play leaves that was killed after it changed a file and before it restarted the service.
+    # The state after a play that was killed between changing a file and restarting the service.
     host.run_test("sh -c 'echo two >> /etc/worker-input'")
     result = play()
     assert result.returncode == 0, result.stdout

@@ -1,4 +1,4 @@
-"""A scikit-learn model behind BentoML, with its batching, with which it is faster."""
+"""A scikit-learn model behind BentoML, with its batching, which makes it faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scikit-learn model behind FastAPI as people write it: a typed row, a frame, predict."""
+"""A scikit-learn model behind a typical FastAPI application: a typed row, a frame, predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FastAPI that answers nothing: what the framework alone costs."""
+"""A FastAPI application that does no work, to measure the cost of the framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ASGI application that answers nothing: what the HTTP server alone costs."""
+"""An ASGI application that does no work, to measure the cost of the HTTP server."""
 
 from __future__ import annotations
 

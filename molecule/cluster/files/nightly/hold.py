@@ -1,4 +1,4 @@
-"""A run that takes as long as it is told, and needs nothing of the services host meanwhile."""
+"""A flow that runs for the given time and does not need the services host meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect.states import Completed, State
 
 @flow
 def hold(seconds: float = 0) -> State[Any]:
-    """Wait, then say where that was and what was there."""
+    """Wait, then return the host and the version of a package."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Two runs that wait for each other, each in its own project's environment."""
+"""A flow whose runs wait for each other, each in its own project's environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 180
 
 @flow(retries=1, retry_delay_seconds=1)
 def meet(place: str, me: str, other: str) -> State[Any]:
-    """Say which scikit-learn is here, and wait until the other has said so: by then both are running."""
+    """Announce this run, wait for the other one, so that both run at once, and return scikit-learn's version."""
     store, bucket = boto3.client("s3"), os.environ["METALWORKS_FLOW_RESULTS_BUCKET"]
     store.put_object(Bucket=bucket, Key=f"{place}/{me}", Body=b"")
     deadline = time.monotonic() + PATIENCE
