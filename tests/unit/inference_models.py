@@ -1,4 +1,4 @@
-"""Models that the inference server is tested with: every flavour, and every kind of signature."""
+"""Models for testing the inference server: every flavor, and every kind of signature."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardSca
 
 from tests.unit.repository import ROOT, load
 
-# The classes below are not there where a model is loaded.
+# The classes below do not exist where a model is loaded.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 REQUIREMENTS = ["scikit-learn"]  # what is recorded plays no part here; inferring it would take seconds
 FRAME = pd.DataFrame(
@@ -58,7 +58,7 @@ def target_of(frame: pd.DataFrame) -> np.ndarray:
 
 
 class Answers(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Answers the same numbers in one of MLflow's forms."""
+    """Predicts the same numbers in one of MLflow's output types."""
 
     def __init__(self, form: str) -> None:
         self.form = form
@@ -81,21 +81,21 @@ class Scaler(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 
 class Centred(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """What it answers to a row depends on the rows beside it."""
+    """Its prediction for a row depends on the other rows of the batch."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         return (model_input["distance"] - model_input["distance"].mean()).to_numpy()
 
 
 class Describes(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Answers with what it got: values, and their types."""
+    """Returns its input: values and their types."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         return model_input.map(lambda value: f"{type(value).__name__} {value}").agg("|".join, axis=1).tolist()
 
 
 class Counts(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Takes whatever it gets."""
+    """Accepts any input."""
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         return [len(model_input)]
@@ -141,7 +141,7 @@ def _forest(path: Path) -> None:
 
 
 def _wider(path: Path) -> None:
-    # The trees' columns are none of the model's.
+    # The trees' columns are not the model's.
     rows = random_rows()
     trees = RandomForestRegressor(5, random_state=1, n_jobs=1)
     _sklearn(make_pipeline(PolynomialFeatures(2), trees).fit(rows, target_of(rows)), FRAME, path)
@@ -154,7 +154,7 @@ def _mixed(path: Path) -> None:
 
 def _boosted(path: Path) -> None:
     rows = random_rows()
-    # A native treatment of missing values, and categories, which converters do not know.
+    # Native handling of missing values and categories, which converters do not support.
     model = HistGradientBoostingRegressor(max_iter=10, categorical_features=[2], random_state=1)
     rows["hour"] = rows["hour"].round()
     _sklearn(model.fit(rows, target_of(rows)), FRAME, path)
@@ -183,7 +183,7 @@ def _text(path: Path) -> None:
 
 
 GAPS = TEXT.assign(distance=[187.0, None, 1065.25, None], origin=["JFK", "EWR", "LGA", "nowhere"])
-"""With nulls, and a category that a model was not made with."""
+"""With nulls, and a category that the model was not trained with."""
 
 
 def _gaps(path: Path) -> None:
@@ -301,9 +301,9 @@ def _torch(rows: Any, pickled: bool) -> Callable[[Path], None]:
 class Saved(NamedTuple):
     save: Callable[[Path], None]
     rows: pd.DataFrame | np.ndarray | list[str]
-    """What it is asked."""
+    """Its requests."""
     executors: str
-    """Those that are proven for it, the one that serves first; and `mlflow`."""
+    """The executors that pass the equivalence check, the preferred one first; and `mlflow`."""
 
 
 MODELS: dict[str, Saved] = {
@@ -347,7 +347,7 @@ TORCH: dict[str, Saved] = {
     "torch, columns": Saved(_torch(NUMBERS, True), NUMBERS, "native pyfunc"),
     "torch, double columns": Saved(_torch(FRAME / 1000, True), FRAME / 1000, "native pyfunc"),
 }
-"""Models whose library is in another environment: see `make test-flavours`."""
+"""Models whose library is in a separate environment: see `make test-flavours`."""
 
 
 def save(name: str, path: Path) -> Path:
@@ -357,13 +357,13 @@ def save(name: str, path: Path) -> Path:
 
 
 def save_constant(path: Path, value: float, metadata: dict[str, Any] | None = None) -> None:
-    """Save a model that answers one number, quickly."""
+    """Save a model that quickly predicts one number."""
     model = Ridge(fit_intercept=True).fit(FRAME, np.full(len(FRAME), value))
     _sklearn(model, FRAME, path, metadata=metadata)
 
 
 class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Answers as it says of itself."""
+    """Behaves as its name says."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -398,7 +398,7 @@ class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 
 def save_odd(path: Path, what: str) -> None:
-    """Save a model that is slow, hangs, fails, dies or answers at random."""
+    """Save a model that is slow, hangs, fails, dies or predicts at random."""
     _pyfunc(Odd(what), FRAME, path)
     if what != "slow":
         (path / "serving_input_example.json").write_text(json.dumps({"dataframe_split": FRAME[:2].to_dict("split")}))
@@ -406,9 +406,9 @@ def save_odd(path: Path, what: str) -> None:
 
 SPY = "molecule/cluster/files/spy.py"
 spy = sys.modules["spy"] = load(SPY)
-"""By this name the model's file finds its class again, in the folder that is saved with it."""
+"""The module name by which the model's file finds its class, in the folder that is saved with it."""
 
 
 def save_spy(path: Path) -> None:
-    """Save a model that tries to reach what is not its own."""
+    """Save a model that tries to access what it must not."""
     _pyfunc(spy.Spy(), FRAME, path, code_paths=[str(ROOT / SPY)])

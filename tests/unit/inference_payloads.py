@@ -1,4 +1,4 @@
-"""Requests to an inference server: every form that MLflow reads, and every way to get it wrong."""
+"""Requests to an inference server: every form that MLflow accepts, and every kind of invalid one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.par
 Request = tuple[str | None, bytes]
 """Content type and body."""
 
-# Values as JSON has them, or would have them.
+# Values as JSON writes them, including invalid ones.
 ODD = [
     *("null", "true", '"x"', '""', '"5"', "5", "5.0", "1.5", "-0.0", "1e2", "[1]", '{"a": 1}', '"2024-01-01"'),
     *("NaN", "Infinity", "-Infinity", "1e400", "1e39", "-1e39", "3.4e38", "1e-320", "2147483648", "-2147483649"),
@@ -73,7 +73,7 @@ def _json(**fields: Any) -> Request:
 
 
 def _split(columns: list[str], rows: list[list[str]], more: str = "") -> Request:
-    """Return a table in which values stand as they are."""
+    """Return a table with the values inserted literally."""
     data = ", ".join(f"[{', '.join(row)}]" for row in rows)
     return JSON, f'{{"dataframe_split": {{"columns": {json.dumps(columns)}, "data": [{data}]{more}}}}}'.encode()
 
@@ -85,7 +85,7 @@ def _parquet(frame: pd.DataFrame) -> Request:
 
 
 def of_table(frame: pd.DataFrame) -> dict[str, Request]:
-    """Return requests to a model that takes such a table, by what is peculiar about them."""
+    """Return requests to a model that takes such a table, by what is special about them."""
     split, records, lists = frame.to_dict("split"), frame.to_dict("records"), frame.to_dict("list")
     turned = frame[frame.columns[::-1]]
     names = list(frame.columns)
@@ -189,7 +189,7 @@ def of_table(frame: pd.DataFrame) -> dict[str, Request]:
 
 
 def odd_values(frame: pd.DataFrame) -> dict[str, Request]:
-    """Return requests with one value among others that may or may not be of its column's type."""
+    """Return requests in which one value may or may not have its column's type."""
     names = list(frame.columns)
     written = [[json.dumps(value) for value in row] for row in frame.to_numpy(dtype=object).tolist()]
     requests: dict[str, Request] = {}
@@ -239,7 +239,7 @@ def of_tensor(tensor: np.ndarray) -> dict[str, Request]:
 
 
 def requests_to(rows: pd.DataFrame | np.ndarray | list[str], odd: bool = True) -> dict[str, Request]:
-    """Return requests to a model that takes rows of this kind; those with odd values only if told to."""
+    """Return requests to a model that takes rows of this kind, optionally with odd values."""
     if isinstance(rows, pd.DataFrame):
         return {**QUIRKS, **of_table(rows), **(odd_values(rows) if odd else {})}
     if isinstance(rows, np.ndarray):

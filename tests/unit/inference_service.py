@@ -1,4 +1,4 @@
-"""The inference server for tests: as processes, as a host has it; and put together in the test's own process."""
+"""The inference server for tests: as processes, as on a host; and in the test's own process."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.par
 TOKEN = "s3cret"
 DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 PATIENCE = 300.0
-"""Seconds that anything may take on a machine that is busy; whoever waits goes on as soon as it is there."""
+"""Timeout for anything on a busy machine; waiting ends as soon as the result is there."""
 
 
 def wait_for(there: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Return what `there` returns once it is true."""
+    """Wait until `there` returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := there():
@@ -67,7 +67,7 @@ class Service:
     """`metalworks-inference` for one service, on a free port of the loopback interface."""
 
     def __init__(self, folder: Path, model: Path, python: Path | str = sys.executable, **settings: Any) -> None:
-        """Start it for `model` as version 1, run by `python`; `settings` are those of the server in small letters."""
+        """Start it for `model` as version 1, run by `python`; `settings` are the server's, in lower case."""
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.port = free_port()
@@ -88,7 +88,7 @@ class Service:
             )
 
     def end(self) -> int:
-        """Tell it to end; return its exit code."""
+        """Stop it; return its exit code."""
         self.process.terminate()
         return self.process.wait(PATIENCE)
 
@@ -98,18 +98,18 @@ class Service:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What it says of itself; nothing before it says anything."""
+        """Return its state, empty before it has written one."""
         return serve_model.state(self.folder)
 
     def version(self, number: str, model: Path, python: str = sys.executable) -> dict[str, str]:
-        """Return the entry of a version, as whoever fetches versions writes it."""
+        """Return the entry of a version, as model sync writes it."""
         return serve_model.version(self.folder, number, model, python)
 
     def want(self, champion: Any, shadow: Any = None, canary: Any = None) -> None:
         serve_model.want(self.folder, champion, shadow, canary)
 
     def serves(self, number: str, role: str = "champion") -> dict[str, Any]:
-        """Wait until a version is in service, and every HTTP process knows."""
+        """Wait until a version is in service in every worker process."""
 
         def there() -> Any:
             assert self.process.poll() is None, self.log
@@ -125,7 +125,7 @@ class Service:
         return state
 
     def routes(self, number: str | None, role: str = "champion") -> bool:
-        """Tell whether every HTTP process follows a route on which a version has this role, or none has."""
+        """Tell whether every worker process uses a route with this version in this role, or with none."""
         try:
             route = json.loads((self.folder / "run" / "route.json").read_text())
         except FileNotFoundError:
@@ -137,7 +137,7 @@ class Service:
         return [json.loads(file.read_text()) for file in (self.folder / "run").glob("stats-*.json")]
 
     def refuses(self, number: str) -> str:
-        """Wait until a version is refused; return why."""
+        """Wait until a version is refused; return the reason."""
         wait_for(lambda: number in self.state["refused"], f"version {number} is refused\n{self.log[-2000:]}")
         reason: str = self.state["refused"][number]["reason"]
         return reason
@@ -163,7 +163,7 @@ class Service:
         return self.ask("GET", path, **headers)
 
     def processes(self, of: str) -> list[int]:
-        """Return the ids of the service's processes, and its launcher's, whose command has `of` in it."""
+        """Return the PIDs of the service's and its launcher's processes whose command contains `of`."""
         commands, parents = {}, {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -184,7 +184,7 @@ RUNNER = "metalworks_model_runner serve"
 
 @contextmanager
 def service(folder: Path, model: Path, **settings: Any) -> Iterator[Service]:
-    """Run a service; whatever happens, none of its processes stays."""
+    """Run a service, and make sure that none of its processes remains."""
     folder.mkdir(exist_ok=True)
     with serve_model.runtime(folder):
         running = Service(folder, model, **settings)
@@ -201,7 +201,7 @@ def service(folder: Path, model: Path, **settings: Any) -> Iterator[Service]:
 
 
 def invocations(client: TestClient, requests: Iterable[tuple[str | None, bytes]]) -> list[Answer]:
-    """Send requests, each a content type and a body, one after another; return the answers.
+    """Send requests, each a content type and a body, one after another; return the responses.
 
     All of them in the application's own loop: the client would change threads eight times for each.
     """
@@ -221,7 +221,7 @@ def invocations(client: TestClient, requests: Iterable[tuple[str | None, bytes]]
 
 
 class Assembled(NamedTuple):
-    """A service without processes of its own."""
+    """A service in this process."""
 
     client: TestClient
     verdict: dict[str, Any]
@@ -233,7 +233,7 @@ class Assembled(NamedTuple):
 def assembled(
     proof: Path, model: Model, executor: str, base_url: str = "http://testserver", **settings: Any
 ) -> Iterator[Assembled]:
-    """Serve a proven model by one executor: the application, and the model's server in a thread."""
+    """Serve a checked model with one executor: the application, and the model's server in a thread."""
     verdict = check_equivalence(proof, (executor,))
     with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as run:  # short enough for a socket's path
         path = Path(run) / f"{executor}.sock"

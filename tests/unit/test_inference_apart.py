@@ -1,4 +1,4 @@
-"""A model is code that people register: what it may not reach, and what it leaves is taken for."""
+"""Isolation of models, which are code from users: what they cannot reach, and how their files are read."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from tests.unit.inference_service import JSON, LAUNCHER, RUNNER, WORKER, Service
 from tests.unit.repository import ROOT, read_yaml
 
 SERVER, MODELS, TLS = 65101, 65102, 65103
-"""Numbers of users and groups that are nobody's."""
+"""Unused UIDs and GIDs."""
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be other users")
 
 
-# -- Files that others may have put there
+# -- Files in folders that others can write to
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def planted(path: Path, secret: Path, what: str) -> None:
-    """Put at a path what its reader is not to take for a file."""
+    """Put something at a path that must not be read as a file."""
     path.unlink(missing_ok=True)
     if what == "link":
         path.symlink_to(secret)
@@ -100,7 +100,7 @@ def test_a_file_that_grows_meanwhile_is_read_to_its_limit(tmp_path: Path) -> Non
 
 
 def evidence(root: Path, **facts: Any) -> Path:
-    """Leave what the models' user is to leave."""
+    """Write the files that the equivalence check leaves."""
     folder = root / EVIDENCE / "1"
     folder.mkdir(parents=True)
     said = {"onnx": {"candidates": [{"file": "model.onnx"}]}, "executors": {"native": {"ok": True}}} | facts
@@ -192,7 +192,7 @@ def test_a_file_of_a_proof_that_grows_ends_the_copy(tmp_path: Path, monkeypatch:
     ],
 )
 def test_unusable_facts_are_refused_before_serving(tmp_path: Path, facts: dict[str, Any]) -> None:
-    """Else every HTTP process would try to follow a route to them, and none to anything else."""
+    """Otherwise every worker process would retry a route to them, and use no other."""
     whole = {"columns": [{"name": "a", "type": "double"}], "tensor": None, "form": {"kind": "list", "names": []}}
     whole |= {"executors": {"native": {"ok": True, "why": ""}}, "onnx": {"candidates": [], "why": ""}}
     (tmp_path / FACTS).write_text(json.dumps(whole))
@@ -206,7 +206,7 @@ def test_unusable_facts_are_refused_before_serving(tmp_path: Path, facts: dict[s
 
 @pytest.mark.parametrize("location", ["../secret", "{}/secret"])
 def test_a_converted_model_reads_no_file_beside_its_own(tmp_path: Path, location: str) -> None:
-    """ONNX files may say that numbers of theirs are in another file."""
+    """ONNX files can refer to another file for their data."""
     import onnx
 
     np.arange(4, dtype=np.float32).tofile(tmp_path / "secret")
@@ -224,7 +224,7 @@ def test_a_converted_model_reads_no_file_beside_its_own(tmp_path: Path, location
         OnnxModel(file, Feed(double=False, columns=False), ["<f4"], [[4]])
 
 
-# -- The spool, which the follower reads, and writes in
+# -- The spool, which the follower reads and writes
 
 
 def sent(spool: Path) -> dict[str, bytes]:
@@ -234,7 +234,7 @@ def sent(spool: Path) -> dict[str, bytes]:
 
 
 def test_links_in_the_spool_are_not_followed(tmp_path: Path, secret: Path) -> None:
-    """As a model did, between what removed such files and what wrote one."""
+    """As a model could do between the removal of such files and the writing of a new one."""
     spool = tmp_path / "spool"
     spool.mkdir()
     (spool / "1-1.jsonl").write_text("{}\n")
@@ -288,7 +288,7 @@ def test_a_spool_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 @as_root
 def test_a_link_at_the_spools_place_makes_nothing_the_services() -> None:
-    """The folder is made by root before the follower starts, in one that the services' user may write to."""
+    """Root creates the folder before the follower starts, in a folder that the service's user can write to."""
     text = read_yaml(ROOT / "roles/inference/vars/main.yml")["__inference_make_spools"]
     environment = jinja2.Environment()
     environment.filters["dirname"] = os.path.dirname
@@ -306,18 +306,18 @@ def test_a_link_at_the_spools_place_makes_nothing_the_services() -> None:
         assert (target.stat().st_uid, target.stat().st_mode & 0o777) == (0, 0o700)
 
 
-# -- Answers of a process that says what it likes
+# -- Arbitrary responses of a model process
 
 
 @pytest.fixture
 def near() -> Iterator[Path]:
-    """Give a folder whose path is short enough for sockets, wherever pytest's are."""
+    """Return a folder whose path is short enough for sockets, which pytest's may not be."""
     with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as folder:
         yield Path(folder)
 
 
 def asked(near: Path, answer: bytes, *, rows: bool) -> Any:
-    """Ask a process that answers so."""
+    """Send a request to a process with this response."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -360,7 +360,7 @@ def test_invalid_responses_are_not_passed_on(near: Path, said: Any) -> None:
     [[["text", [10**12], 2]], [["<f8", [10**12], 8]], [["O", [1], 8]], [[]], 7, None],
 )
 def test_invalid_rows_are_not_passed_on(near: Path, about: Any) -> None:
-    """Nor is as much memory taken as is said that they need."""
+    """Memory is not allocated for the claimed size."""
     with pytest.raises(ModelFailedError):
         asked(near, frames.frame(1, frames.ARRAYS, about, [b"[1234 ]"]), rows=True)
 
@@ -379,7 +379,7 @@ def test_what_was_packed_is_unpacked() -> None:
 
 @as_root
 def test_a_link_to_another_users_socket_is_refused(near: Path) -> None:
-    """As to the socket of a service that takes the server's user for a friend."""
+    """For example, to a socket of a service that trusts the server's user."""
     theirs = near / "theirs"
     theirs.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -413,7 +413,7 @@ def _launcher(folder: Path, uid: int) -> subprocess.Popen[bytes]:
 
 
 def program(folder: Path, text: str) -> dict[str, Any]:
-    """Return what to ask for to have a shell script at the place of a model's interpreter."""
+    """Return a request that runs a shell script in place of a model's interpreter."""
     file = folder / "python"
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
@@ -437,7 +437,7 @@ def test_the_launcher_reports_how_a_process_ended(near: Path, launcher: subproce
 
 
 def test_the_launcher_does_not_hang_up_first(near: Path, launcher: subprocess.Popen[bytes]) -> None:
-    """Else what it said would be lost to whoever tells the process something just then."""
+    """Otherwise its output would be lost to a client that is just sending something."""
     with socket.socket(socket.AF_UNIX) as asking, asking.makefile("rb") as said:
         asking.settimeout(30)
         asking.connect(str(near / "run" / SOCKET))
@@ -510,7 +510,7 @@ def test_the_launcher_answers_only_one_user(near: Path) -> None:
         process.wait()
 
 
-# -- Together
+# -- A whole service
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +542,7 @@ PACKAGES = ":".join(path for path in sys.path if path and not path.endswith(".zi
 
 @functools.cache
 def python() -> str:
-    """Return an interpreter like this one that other users can reach; this one's may be in somebody's home."""
+    """Return an interpreter that other users can access; this one may be in a home folder."""
     theirs: dict[str, Any] = {"user": SERVER, "group": SERVER, "extra_groups": [], "cwd": "/"}
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for each in (sys.executable, f"/usr/bin/python{version}"):
@@ -557,7 +557,7 @@ def python() -> str:
 
 
 def test_a_model_that_kills_its_parent_is_refused(models: Path, tmp_path: Path) -> None:
-    """One beside it may suffer from that, and is tried again."""
+    """Another model may be affected, and is retried."""
     with service(tmp_path, models / "constant", return_timeout=120) as running:
         running.serves("1")
         running.want(running.version("2", models / "kills"))
@@ -567,10 +567,10 @@ def test_a_model_that_kills_its_parent_is_refused(models: Path, tmp_path: Path) 
 
 
 class Apart(Service):
-    """A service as on a host: its own user, and another for its models."""
+    """A service as on a host, with separate users for the service and its models."""
 
     def start(self) -> None:
-        """Make folders and start both, as systemd does."""
+        """Create the folders and start both, as systemd does."""
         for name, owner in (("run", SERVER), ("state", SERVER), ("models-run", MODELS), ("models-state", MODELS)):
             (self.folder / name).mkdir(mode=0o750, exist_ok=True)
             os.chown(self.folder / name, owner, owner)
@@ -615,7 +615,7 @@ def test_a_model_cannot_reach_the_service_that_serves_it(models: Path) -> None:
         key.write_text("SECRET")
         key.chmod(0o640)
         os.chown(key, 0, TLS)
-        # The launcher says where a model's interpreter finds the runner, and that alone.
+        # The launcher sets the import path of a model's interpreter to the runner only.
         model_python = root / "python"
         model_python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{PACKAGES}" exec {python()} "$@"\n')
         model_python.chmod(0o755)

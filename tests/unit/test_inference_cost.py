@@ -1,4 +1,4 @@
-"""Requests that cost far more than they are long: refused before they are decoded, and nobody else waits for them."""
+"""Requests that cost far more than their size suggests are refused before decoding, without delaying others."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tensor_of(data: bytes, count: int) -> bytes:
     return start + b",".join([data] * count) + b"]}]}"
 
 
-# What it is → content type, body, and the option that refuses it.
+# Name → content type, body, and the option that limits it.
 BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "empty lists": (JSON, lambda: split_of(b"[]", 3_000_000), "cells"),
     "empty objects": (JSON, lambda: body(inputs=[{}] * 2_100_000), "cells"),
@@ -137,7 +137,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 def test_requests_at_the_limit_are_accepted(frame: pd.DataFrame) -> None:
-    """Marks in texts are none."""
+    """Punctuation in strings does not count."""
     count, width = frame.shape
     limits = Limits(count, width, count * (width + 1) + width, 4)
     less = Limits(count - 1, width, count * (width + 1) + width, 4)
@@ -179,7 +179,7 @@ def test_counts_do_not_depend_on_chunk_boundaries(monkeypatch: pytest.MonkeyPatc
             scan_json(sent, Limits(depth=depth))
 
 
-# -- What is decoded here
+# -- Decoding
 
 FACTS = {"columns": [{"name": n, "type": "double", "required": True} for n in FRAME.columns], "tensor": None}
 
@@ -307,17 +307,17 @@ def test_the_decoder_process_decodes_the_same_and_exits_when_idle() -> None:
     wait_for(lambda: second.poll() is not None, "it ends")
 
 
-# -- Of a service
+# -- A service
 
 
 class Probe(threading.Thread):
-    """Asks small things, again and again."""
+    """Sends small requests continuously."""
 
     def __init__(self, served: Service) -> None:
         super().__init__(daemon=True)
         self.served, self.seconds, self.over = served, list[float](), threading.Event()
         self.usual = 0.0
-        """Seconds that an answer takes on this machine as busy as it is, before anything is done to it."""
+        """Return the latency before the test, on this machine with its present load."""
 
     def run(self) -> None:
         connection = self.served.connect()
@@ -345,7 +345,7 @@ def probed(served: Service) -> Iterator[Probe]:
 
 
 def memory(served: Service) -> float:
-    """Return MiB that the service's processes have, of what is theirs alone."""
+    """Return the private memory of the service's processes, in MiB."""
     total = 0
     pending = [served.process.pid]
     while pending:
@@ -369,7 +369,7 @@ class Peak(threading.Thread):
 
 @pytest.fixture(scope="module", params=["ridge", "counts"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Serve a model whose requests are decoded, and one that MLflow's functions read everything for."""
+    """Serve a model whose requests the server decodes, and one whose requests MLflow parses."""
     folder = tmp_path_factory.mktemp("cost")
     save(request.param, folder / "model")
     with service(folder / "served", folder / "model", tokens_sha256=json.dumps([DIGEST])) as running:
@@ -409,10 +409,10 @@ def test_bombs_are_refused_without_delaying_others_and_memory_is_freed(served: S
         else:
             assert (answer.status, answer.json["error_code"]) == (413, "MAX_READ_SIZE_EXCEEDED"), answer
             assert "option max_" in answer.json["message"]
-    # The body itself is here some times over: in both processes, and on the way.
+    # There are several copies of the body: in both processes, and in transit.
     assert peak.most - before < 60 + 8 * len(sent) / 2**20
     wait_for(lambda: memory(served) - before < 90 + len(sent) / 2**20, "memory comes back", 60)
-    # Busy machines make everybody wait now and then; before, one of these took thousands of times the usual.
+    # On a busy machine, any request may be slow; before the fix, one of these took thousands of times as long.
     assert max(probe.seconds) < max(1.5, 300 * probe.usual), (probe.usual, sorted(probe.seconds)[-5:])
     assert statistics.median(probe.seconds) < max(0.1, 20 * probe.usual), probe.usual
 
@@ -451,7 +451,7 @@ def test_compressed_bodies_are_refused(served: Service) -> None:
     assert ask(served, "/invocations", JSON, packed, **{"content-encoding": "gzip"}).status == 400
 
 
-# -- Bodies that are refused are not read
+# -- Refused bodies are not read
 
 
 def speak(served: Service, *head: str) -> socket.socket:

@@ -95,7 +95,7 @@ def logged(slope: float, *requirements: str) -> str:
 
 
 def register(name: str, alias: str = "champion", *requirements: str, slope: float = 1.0) -> str:
-    """Register a model, let an alias name it, and return its version."""
+    """Register a model, point an alias to it, and return its version."""
     version = str(mlflow.register_model(logged(slope, *requirements), name).version)
     MlflowClient().set_registered_model_alias(name, alias, version)
     return version
@@ -110,7 +110,7 @@ def tags(name: str, version: str) -> dict[str, str]:
 
 
 class Host:
-    """A host with one service: its follower, and what its server would say."""
+    """A host with one service: its follower, and the state of a fake server."""
 
     def __init__(self, folder: Path, uri: str, model: str) -> None:
         self.service = Service("delay", model, shadow="challenger", canary="canary")
@@ -126,7 +126,7 @@ class Host:
         self.follower = Follower(self.config, self.service, Registry(self.uri), programs, MLFLOW)
 
     def round(self) -> dict[str, Any]:
-        """Let the follower go round until nothing is being installed; return what it wants."""
+        """Run the follower until nothing is being installed; return the desired state."""
         self.follower.round()
         while coming := [future for _, future in self.follower._coming.values()]:
             futures.wait(coming)
@@ -140,7 +140,7 @@ class Host:
         return {role: entry and entry["version"] for role, entry in self.round().items()}
 
     def serves(self, **state: Any) -> None:
-        """Be the server."""
+        """Write the state of the server."""
         Path(self.config.servers.format(name="delay")).write_text(json.dumps(state))
 
     def status(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def host(tracking_uri: str, wheels: Path, tmp_path: Path, request: Any, monkeypa
     run = Programs.run
 
     def quicker(self: Programs, command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
-        """Download without another process: MLflow is loaded here already."""
+        """Download in this process, where MLflow is already loaded."""
         if "metalworks.model_sync.download" in command:
             return subprocess.CompletedProcess(command, download.main(command[-3:]), "", "")
         return run(self, command, **more)
@@ -172,7 +172,7 @@ def host(tracking_uri: str, wheels: Path, tmp_path: Path, request: Any, monkeypa
 
 @pytest.fixture
 def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the registry is asked."""
+    """Record the requests to the registry."""
     asked: list[str] = []
     ask = Registry._ask
 
@@ -186,7 +186,7 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """What installations wait for; it is set, and who clears it holds up those that begin then."""
+    """An event that installations wait for; it is set, and clearing it delays new installations."""
     event, install = threading.Event(), Follower._install
 
     def slowly(self: Follower, card: ModelCard) -> dict[str, str]:
@@ -505,7 +505,7 @@ def test_removed_files_are_fetched_again(host: Host) -> None:
     assert host.round()["champion"] == entry
 
 
-# -- What MLflow is told
+# -- Tags in MLflow
 
 
 def test_versions_are_tagged_with_where_they_serve(host: Host, questions: list[str]) -> None:
@@ -572,7 +572,7 @@ def test_a_canary_is_promoted_or_withdrawn_once(
     became = "promoted" if verdict == "promote" else "withdrawn"
     assert tags(host.service.model, canary)[CANARY_TAG].startswith(f"{became} by gpu-1 at ")
     assert tags(host.service.model, canary)[CANARY_TAG].endswith("12 of 200 failed")
-    # Whoever goes back to the old champion, or points the alias there again, does not start it all over.
+    # Rolling back to the old champion, or pointing the alias to it again, does not repeat the trial.
     point(host.service.model, "champion", champion)
     point(host.service.model, "canary", canary)
     assert host.versions() == {"champion": champion, "shadow": None, "canary": None}
@@ -587,7 +587,7 @@ def test_a_canary_is_promoted_or_withdrawn_once(
 
 
 def test_a_former_champion_under_the_canary_alias_is_not_a_canary(host: Host) -> None:
-    """Its alias is left there, and nobody asked for that."""
+    """A withdrawal leaves the alias there, without a user's request."""
     champion = register(host.service.model)
     canary = register(host.service.model, "canary", slope=2.0)
     assert host.versions()["canary"] == canary
@@ -620,7 +620,7 @@ def test_a_verdict_on_another_version_is_ignored(host: Host) -> None:
     assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
 
 
-# -- The programs
+# -- The commands
 
 Wait = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -645,7 +645,7 @@ def wait(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iter
     _, said = daemon.communicate(timeout=10)
     assert (daemon.returncode, time.monotonic() - began < 1) == (0, True), said
     assert "Traceback" not in said
-    # MLflow's client alone takes more.
+    # MLflow's client alone would take more.
     assert int(status.partition("VmHWM:")[2].split()[0]) < 60_000
 
 

@@ -1,4 +1,4 @@
-"""Whatever it is sent, the inference server answers as MLflow's own server does: every flavour, by every executor."""
+"""The inference server responds like MLflow's own server to any request: every flavor, with every executor."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from tests.unit.inference_payloads import Request, requests_to
 from tests.unit.inference_service import JSON, Answer, Service, assembled, invocations, service
 
 IN_PROCESSES = {"onnx": "forest", "native": "boosted", "pyfunc": "all types", "mlflow": "params"}
-"""Models that are served by processes, too, as a host does; by executor."""
+"""Executor → model that is also served by processes, as on a host."""
 
 
-# Models that are sent odd values as well: all kinds of columns, and of treatments of them.
+# Models that also get odd values: all kinds of columns and executors.
 ODD = {"ridge", "boosted", "text columns", "gaps", "all types", "optional column", "tensor"}
 
 
 @cache
 def requests(name: str) -> dict[str, Request]:
-    """Return what a model is asked, by what is peculiar about it."""
+    """Return a model's requests, by what is special about them."""
     return requests_to((MODELS | TORCH)[name].rows, name in ODD)
 
 
 class Lab:
-    """Models saved, proven, and served by MLflow's own server; each when it is first needed."""
+    """Models that are saved, checked, and served by MLflow's own server when first needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.stack = folder, ExitStack()
@@ -75,7 +75,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def same(ours: Any, theirs: Any, tolerance: float) -> bool:
-    """Tell whether two answers are the same: types exactly, numbers within the tolerance."""
+    """Tell whether two responses are equal: types exactly, numbers within the tolerance."""
     if type(ours) is not type(theirs):
         return False
     if isinstance(theirs, list):
@@ -90,9 +90,9 @@ def same(ours: Any, theirs: Any, tolerance: float) -> bool:
 
 
 def difference(ours: Answer, theirs: Answer, tolerance: float) -> str:
-    """Return how an answer is another than MLflow's, or nothing."""
+    """Return how a response differs from MLflow's, or nothing."""
     if theirs.status == 500 and not theirs.body.startswith(b"{"):
-        # What MLflow's server did not expect, its framework answers, without a word.
+        # Unexpected errors in MLflow's server are answered by its framework, without a message.
         return "" if ours.status in (400, 500) and set(ours.json) >= {"error_code", "message"} else f"{ours} for a 500"
     if (ours.status, ours.media_type) != (theirs.status, theirs.media_type):
         return f"{ours.status} {ours.media_type} {ours.body[:300]!r} instead of {theirs}"
@@ -109,12 +109,12 @@ def difference(ours: Answer, theirs: Answer, tolerance: float) -> str:
 
 
 def said(message: str) -> list[str]:
-    """Return a message's words, without what differs from process to process: addresses, and the order of sets."""
+    """Return a message without what differs between processes: addresses and the order of sets."""
     return sorted(re.findall(r"\w+|[^\w\s]", re.sub("0x[0-9a-f]{6,}", "0x", message)))
 
 
 def differences(answers: list[Answer], name: str, lab: Lab, tolerance: float) -> str:
-    """Return how answers to all requests are others than MLflow's, or nothing."""
+    """Return how responses to all requests differ from MLflow's, or nothing."""
     found = []
     for ours, (what, theirs) in zip(answers, lab.golden(name).items(), strict=True):
         if why := difference(ours, theirs, tolerance):
@@ -158,7 +158,7 @@ def test_requests_are_good_and_bad_ones(lab: Lab, name: str) -> None:
 
 
 class Running:
-    """Services by processes, one for each executor, started side by side."""
+    """Services as processes, one per executor, started in parallel."""
 
     def __init__(self, lab: Lab, stack: ExitStack) -> None:
         self.services: dict[str, Service] = {}

@@ -1,4 +1,4 @@
-"""The way to a model's process when callers give up, and the end of a process that hangs."""
+"""The client of a model process when callers give up, and the end of a hanging process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = [np.ones(3)]
 
 
 class Process:
-    """What stands at a model's place: keeps what it is asked until it is told to answer."""
+    """A fake model process that holds requests until it is told to respond."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -35,13 +35,13 @@ class Process:
             self._came.set()
 
     async def came(self, count: int) -> None:
-        """Wait for as many questions."""
+        """Wait for this many requests."""
         while len(self.asked) < count:
             self._came.clear()
             await self._came.wait()
 
     def answer(self) -> None:
-        """Answer the oldest."""
+        """Respond to the oldest request."""
         assert self._writer is not None
         number, kind = self.asked.pop(0)
         if kind == frames.RAW:
@@ -51,7 +51,7 @@ class Process:
             self._writer.write(frames.frame(number, kind, about, buffers))
 
     def die(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         assert self._writer is not None
         self.asked.clear()
         self._writer.close()
@@ -75,7 +75,7 @@ def between(tmp_path: Path, talk: Callable[[ModelClient, Process], Awaitable[Non
 
 
 async def given_up(asking: Awaitable[object], process: Process) -> None:
-    """Ask, and give up once the process has the question."""
+    """Send a request, and give up once the process has it."""
     task = asyncio.ensure_future(asking)
     await process.came(1)
     task.cancel()
@@ -156,7 +156,7 @@ def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path) ->
     ["server._since[1] = time.monotonic(); time.sleep(30)", "ctypes.PyDLL(None).sleep(30)  # keeps the lock"],
 )
 def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str, answered: bool) -> None:
-    """The first answer has a time of its own."""
+    """The first response has a separate timeout."""
     first = 60 if answered else 1.5
     program = f"""
 import ctypes, sys, time

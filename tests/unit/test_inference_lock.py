@@ -1,4 +1,4 @@
-"""The environment that a fetched model runs in, resolved and built by uv from a folder of small wheels."""
+"""The environment of a fetched model, resolved and built by uv from a folder of small wheels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONNX = {"skl2onnx": "1.20.0", "onnx": "1.19.0"}
 
 
 def version_dir(folder: Path, *requirements: str, flavours: tuple[str, ...] = ("python_function",)) -> Path:
-    """Make a fetched version that recorded these requirements."""
+    """Create a fetched version with these recorded requirements."""
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "requirements.txt").write_text("\n".join(requirements) + "\n")
     (folder / "model" / "MLmodel").write_text("flavors:\n" + "".join(f"  {each}: {{}}\n" for each in flavours))
@@ -41,7 +41,7 @@ Lock = Callable[[Path], dict[str, str]]
 
 @pytest.fixture
 def locked(resolver: Resolver) -> Lock:
-    """Return a function that locks a version and gives what its lock pins."""
+    """Return a function that locks a version and returns the pins of its lock."""
 
     def run(folder: Path) -> dict[str, str]:
         lock = resolver.ensure_lock(folder)

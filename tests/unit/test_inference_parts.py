@@ -1,4 +1,4 @@
-"""The parts of the inference server, each by itself: no processes."""
+"""The parts of the inference server in isolation, without processes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_tensor_has_the_shape_of_the_signature() -> None:
 
 
 def test_random_requests_are_decoded_as_mlflow_does_or_not_at_all() -> None:
-    """Whatever is decoded here is what MLflow's parser and its enforcement of the schema make of it."""
+    """The decoder's result equals that of MLflow's parser and schema enforcement."""
     values: list[Callable[[], Any]] = [
         lambda: chance.choice([True, None, "x", "", 0, -1, 2**31, 2**53 + 1, 1e39]),
         lambda: chance.randint(-100, 100),
@@ -174,7 +174,7 @@ def test_random_requests_are_decoded_as_mlflow_does_or_not_at_all() -> None:
     assert decoded > 250
 
 
-# -- Answers
+# -- Responses
 
 
 def test_answers_are_written_as_mlflow_writes_them() -> None:
@@ -239,7 +239,7 @@ def test_example_is_the_same_but_for_last_digits() -> None:
 
 
 class Model:
-    """Doubles rows once it is let; knows what it was asked."""
+    """Doubles rows once it is released; records its requests."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -413,7 +413,7 @@ def test_callers_in_two_groups_that_take_turns_become_one() -> None:
 
 
 class Library:
-    """An OpenMP of which one thread is quicker up to so many rows."""
+    """A fake OpenMP library that is faster with one thread up to this many rows."""
 
     def __init__(self, quick_alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_threads, self.quick_alone, self.now = 8, quick_alone, 0.0
@@ -461,7 +461,7 @@ def test_without_threadpoolctl_threads_are_left_alone(monkeypatch: pytest.Monkey
 
 
 def test_threads_of_this_machines_own_library_are_set() -> None:
-    """scikit-learn's; the thread that asks is the one that counts."""
+    """scikit-learn's library; the setting applies to the calling thread."""
     controller = threadpoolctl.ThreadpoolController().select(user_api="openmp")
     before = [each.num_threads for each in controller.lib_controllers]
     assert before
@@ -723,7 +723,7 @@ def test_canary_is_judged_by_refusals_too(
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_canary_alone_is_not_judged(tmp_path: Path, status: int) -> None:
-    """Nor for what it refuses: there are no callers' mistakes to compare with."""
+    """Nor for requests that it refuses: there is no champion's rate to compare with."""
     trial, counts = canary.Trial(tmp_path, "1", "2"), Stats()
     for _ in range(500):
         counts.of("canary", "2", "onnx").observe(0.01, status)
@@ -732,7 +732,7 @@ def test_canary_alone_is_not_judged(tmp_path: Path, status: int) -> None:
 
 
 def test_what_versions_did_before_a_trial_is_not_compared(tmp_path: Path) -> None:
-    """Neither a champion's slow past makes a canary look quick, nor a canary's old failures condemn it."""
+    """A champion's slow past must not make a canary look fast, nor old failures count against it."""
     counts = Stats()
     for _ in range(5000):
         counts.of("champion", "1", "onnx").observe(1.0, 200)
@@ -952,7 +952,7 @@ def test_missing_setting_is_named(name: str) -> None:
         Settings.read({k: v for k, v in MINIMAL.items() if k != name})
 
 
-# -- Proof
+# -- Equivalence check
 
 
 @pytest.fixture(autouse=True)
@@ -1027,7 +1027,7 @@ def test_converted_model_that_refuses_the_recorded_example_is_not_used(tmp_path:
 
 
 def test_model_whose_first_row_is_refused_is_timed_by_another(tmp_path: Path) -> None:
-    """Without an example the first row is a random one."""
+    """Without an example, the first row is random."""
     inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
     known = evidence.read(tmp_path / "proof")
     first = next(each for each in known["rows"] if each.dtype == object).tolist().index("an unknown value")
@@ -1084,7 +1084,7 @@ def test_model_that_answers_its_example_otherwise_than_when_it_was_made_is_refus
 
 @pytest.mark.parametrize("inline_rows", [0, 1000])
 def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows: int) -> None:
-    """Without the garbage collector, which is told to leave what is loaded alone."""
+    """Without the garbage collector, which ignores loaded models."""
     from metalworks.serving.predict.variants import Route
 
     inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
@@ -1117,7 +1117,7 @@ def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows:
         gc.enable()
 
 
-# -- A request that only tries whether the service works
+# -- A request that only checks whether the service works
 
 
 @pytest.mark.parametrize("inline", [True, False], ids=["at once", "by the model's process"])

@@ -1,4 +1,4 @@
-"""The inference server answers as its own schema says, whatever it is sent, and only to those with a token."""
+"""The inference server responds to any request as its own schema says, and only to clients with a token."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from tests.unit.inference_service import DIGEST, JSON, TOKEN, Service, assembled
 
 ASKS = {"Authorization": f"Bearer {TOKEN}"}
 KINDS = ("frame", "any")
-"""A model that wants its own columns, and one that takes whatever MLflow can read."""
+"""A model with its own columns, and one that accepts anything that MLflow can parse."""
 FACTS = {"columns": None, "tensor": None, "example": None, "example_answer": None}
-# Of columns' types the schema says what to send; MLflow makes numbers of true, and whole ones of halves.
+# The schema gives the types to send; MLflow also converts true to a number, and fractions to integers.
 SERVICES: dict[str, Service] = {}
 
 
@@ -70,10 +70,10 @@ def described(*tokens: str) -> dict[str, Any]:
 
 
 def api(kind: str) -> Any:
-    """Return the schema, which is needed when tests are collected; the model is there when the first one asks."""
+    """Return the schema, which is needed at collection; the model is started for the first test."""
     config = {
         "generation": {"deterministic": True, "max-examples": 30, "database": "none"},
-        # The model has a say, too: one refuses what the schema allows, the other takes what it does not.
+        # The model decides, too: one refuses requests that the schema allows, the other accepts more.
         "checks": {
             "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404]},
             "negative_data_rejection": {"enabled": kind == "frame"},
@@ -102,14 +102,14 @@ def test_schema_is_what_the_service_says() -> None:
 
 
 def validate(kind: str, case: Any) -> None:
-    # To a parser of CSV, every text is some table.
+    # Any text is a valid table to a CSV parser.
     excluded = [negative_data_rejection] if case.media_type == "text/csv" else []
     case.call_and_validate(base_url=url(kind), headers=ASKS, excluded_checks=excluded)
 
 
 @schemathesis.pytest.parametrize(frame=SCHEMA, any=api("any"))
 def test_answers_as_the_schema_says(case: Any, request: pytest.FixtureRequest) -> None:
-    """No error of the server, statuses, types and bodies as documented, 405 for other methods, 401 for strangers."""
+    """No server errors; statuses, types and bodies as documented; 405 for other methods; 401 without a token."""
     validate("any" if "any" in request.node.name else "frame", case)
 
 
@@ -128,7 +128,7 @@ def test_answers_as_the_schema_says(case: Any, request: pytest.FixtureRequest) -
     ],
 )
 def test_what_is_answered_to_a_token_is_refused_without(path: str, method: str, sent: dict[str, Any]) -> None:
-    # The check above says nothing about an operation that never answered 200.
+    # The check above does not notice an operation that never returned 200.
     case = SCHEMA[path][method].Case(**sent)
     answer = case.call_and_validate(base_url=url("frame"), headers=ASKS, checks=[ignored_auth])
     assert answer.status_code == 200
@@ -248,7 +248,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 @pytest.mark.parametrize("prefix", ["", "/delay"])
 def test_schema_leads_to_the_service_behind_a_gateway_too(client: TestClient, prefix: str) -> None:
-    """A gateway takes its prefix off the path; the schema's server is relative to where the schema was found."""
+    """A gateway strips its prefix from the path; the schema's server URL is relative to the schema's own URL."""
 
     async def gateway(scope: Any, receive: Any, send: Any) -> None:
         assert scope["path"].startswith(prefix)
@@ -367,7 +367,7 @@ def test_open_inference_protocol_knows_no_other_model(client: TestClient) -> Non
 
 
 def test_errors_of_either_protocol_are_counted_by_kind(tmp_path: Path) -> None:
-    """As many as there were requests without a prediction; what asks for none is no error."""
+    """One for each request without a prediction; requests for other things do not count."""
     save("ridge", tmp_path / "model")
     inspect_model(tmp_path / "model", tmp_path / "proof")
     with assembled(tmp_path / "proof", Model(tmp_path / "model"), "onnx", max_body_bytes=10_000) as served:

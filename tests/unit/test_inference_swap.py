@@ -1,4 +1,4 @@
-"""An inference service under a constant load: versions change, fail and go; processes are killed; nobody notices."""
+"""An inference service under constant load: versions change and fail, processes are killed, no request fails."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ BODY = json.dumps({"dataframe_split": FRAME[:1].to_dict("split")})
 QUICK = constant_load.Request(JSON, BODY.encode())
 CSV = constant_load.Request("text/csv", FRAME[:1].to_csv(index=False).encode())
 ONE = {"predictions": [1.0]}
-"""What version 1 answers."""
+"""Prediction of version 1."""
 
 
 class Load(constant_load.Load):
-    """Asks for one prediction all the time; in one connection in CSV, which MLflow's own functions answer."""
+    """Sends requests continuously; one connection uses CSV, which MLflow's own functions parse."""
 
     def __init__(self, port: int) -> None:
         self.requests = [[CSV]] + [[QUICK]] * 7
         super().__init__(port, self.requests, PER_SECOND)
 
     def some(self, count: int = 80) -> None:
-        """Wait until so many more requests were answered, on every connection one that was asked after this."""
+        """Wait for this many more responses, including a new request on every connection."""
         now, wanted = time.monotonic(), len(self.answers) + count
 
         def answered() -> bool:
@@ -45,7 +45,7 @@ class Load(constant_load.Load):
         wait_for(answered, "requests are answered")
 
     def predictions(self) -> set[tuple[float, ...]]:
-        """Return what each connection was answered; what came again and again, once.
+        """Return the responses of each connection, without repetitions.
 
         Connections belong to HTTP processes, of which each changes the version at its time.
         """
@@ -59,7 +59,7 @@ class Load(constant_load.Load):
 
 @contextmanager
 def load(served: Service) -> Iterator[Load]:
-    """Ask all the time; in the end no request may have failed."""
+    """Send requests continuously; at the end, no request may have failed."""
     asking = Load(served.port)
     try:
         asking.some()
@@ -72,7 +72,7 @@ def load(served: Service) -> Iterator[Load]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save models that answer their number; odd ones have reasons to be refused, or to be slow."""
+    """Save models that predict their number; some have reasons to be refused, or to be slow."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_UV_AUTO_DETECT", "false")
@@ -90,7 +90,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Run one service for all of the module, two HTTP processes, version 1 in service."""
+    """Run one service for the module, with two worker processes and version 1 in service."""
     settings = {"workers": 2, "load_timeout": 200, "return_timeout": 200, "keep_previous": 3600, "log_share": 1}
     with service(tmp_path_factory.mktemp("service"), models / "1", **settings) as running:
         running.serves("1")
@@ -210,7 +210,7 @@ def test_http_process_that_is_killed_comes_back_and_counts_on(one: Service) -> N
 
 
 def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) -> None:
-    """As on a full disk."""
+    """As if the disk were full."""
     with load(one) as asking:
         (one.folder / "state" / "serving.new").mkdir()
         one.want(one.version("2", models / "2"))
@@ -227,7 +227,7 @@ def test_files_that_cannot_be_written_end_nothing(one: Service, models: Path) ->
 
 
 def test_counts_that_cannot_be_written_end_nothing(one: Service, models: Path) -> None:
-    """Each HTTP process says so once, and follows the route all the while."""
+    """Each worker process logs it once, and keeps following the route."""
     said = one.log.count("Cannot write the counts")
     blocks = [one.folder / "run" / f"stats-{slot}.new" for slot in range(2)]
     with load(one) as asking:
@@ -330,7 +330,7 @@ def test_prediction_log_has_requests_with_answers(one: Service, models: Path) ->
             assert line["predictions"] == [float(line["version"])]
 
 
-# -- Services with settings of their own
+# -- Services with other settings
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_canary_gets_its_share_and_a_verdict_and_a_restart_serves_what_served(mo
         assert 70 < answers.count(2.0) < 170
         wait_for(lambda: running.state["canary_verdict"], "there is a verdict")
         assert running.state["canary_verdict"]["verdict"] == "promote"
-        # One that fails is withdrawn, though the share of callers that it answered heard of it.
+        # A failing canary is withdrawn, although its share of clients got errors.
         for name, distance, status in (("fails", -2.0, 400), ("fails worse", -1.0, 500)):
             running.want(running.version("1", models / "1"), canary=running.version(name, models / "slow"))
             running.serves(name, "canary")
@@ -378,9 +378,9 @@ def test_canary_gets_its_share_and_a_verdict_and_a_restart_serves_what_served(mo
             assert set(statuses) == {200, status}
             wait_for(lambda: running.routes(None, "canary"), "it gets no more requests")
             assert {running.post(JSON, BODY).json["predictions"][0] for _ in range(40)} == {1.0}
-        # Two were withdrawn once each, and the one that was promoted left for the next.
+        # Two were withdrawn once each, and the promoted one was replaced later.
         assert (running.folder / "log").read_text().count("Canary: nobody") == 2
-        # A version that is refused after a restart is none before which one that served has to step back.
+        # A version that is refused after a restart must not replace one that served.
         running.want(running.version("broken", models / "broken"))
         running.refuses("broken")
         assert running.end() == 0
@@ -397,7 +397,7 @@ SLOWLY = json.dumps({"dataframe_split": {"columns": list(FRAME.columns), "data":
 def test_full_queues_and_long_answers_are_refused_and_an_end_answers_what_is_under_way(
     models: Path, tmp_path: Path
 ) -> None:
-    """The model sleeps as many seconds as a request says."""
+    """The model sleeps for the seconds in a request."""
     with service(tmp_path, models / "slow", max_queue=3, request_timeout=10) as running:
         running.serves("1")
         lasting = SLOWLY.replace("1.0, 0.0", "1.0, 2.0")
@@ -418,7 +418,7 @@ def test_full_queues_and_long_answers_are_refused_and_an_end_answers_what_is_und
         assert full[0].json["error_code"] == "RESOURCE_EXHAUSTED"
         late = running.post(JSON, SLOWLY.replace("1.0, 0.0", "1.0, 600.0"))
         assert (late.status, late.json["message"]) == (504, "Request processing time exceeded limit")
-        # Of a process that hangs another takes the place; what nobody waits for any more is not asked again.
+        # A hanging process is replaced; requests that nobody waits for are not repeated.
         (pid,) = running.processes(RUNNER)
         wait_for(lambda: running.processes(RUNNER) not in ([pid], []), "another process", 90)
         wait_for(lambda: running.post(JSON, SLOWLY).status == 200, "it answers again")

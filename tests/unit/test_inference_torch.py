@@ -1,4 +1,4 @@
-"""PyTorch models are answered as MLflow's own server does; run by `make test-flavours`, which brings PyTorch."""
+"""Responses for PyTorch models equal those of MLflow's server; run by `make test-flavours`, which installs PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["lab"]
 def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
     with assembled(lab.proof(name), lab.model(name), executor) as ours:
         answers = invocations(ours.client, requests(name).values())
-        # The order in which single precision's numbers are added depends on how many rows there are.
+        # The order of single-precision additions depends on the number of rows.
         if found := differences(answers, name, lab, 1e-5 if executor == "native" else 0.0):
             pytest.fail(found)
         used = {each.executor for each in ours.stats.series if each.statuses}
