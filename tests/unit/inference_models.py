@@ -26,7 +26,7 @@ from tests.unit.repository import ROOT, load
 
 # The classes below do not exist where a model is loaded.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-REQUIREMENTS = ["scikit-learn"]  # what is recorded plays no part here; inferring it would take seconds
+REQUIREMENTS = ["scikit-learn"]  # the requirements do not matter here, and inferring them takes seconds
 FRAME = pd.DataFrame(
     {"distance": [187.0, 2475.5, 1065.25, 733.0], "wind": [0.1, 12.7, 3.3, 8.0], "hour": [5.0, 23.0, 11.0, 17.0]}
 )

@@ -35,7 +35,7 @@ def test_an_unchanged_site_passes() -> None:
         ("site", 1.5, False),
         ("database mlflow", 1.05, False),
         ("objects", 1.05, False),
-        ("database prefect", 1.5, True),  # it keeps its events for some days
+        ("database prefect", 1.5, True),  # Prefect keeps events for some days
     ],
 )
 def test_growth_fails(what: str, by: float, ok: bool) -> None:

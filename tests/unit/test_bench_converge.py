@@ -295,7 +295,7 @@ def test_hosts_are_removed_if_only_some_could_be_created(lab: Lab, monkeypatch: 
 def test_hosts_that_a_run_could_not_remove_are_removed_by_the_next(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab.codes = {3: 2, 4: 2}  # joining, and the run that should forget the hosts
+    lab.codes = {3: 2, 4: 2}  # joining, and the run that should remove the hosts
     assert run(monkeypatch, "--sizes", "5", "10", "--runs", "1") == bench.UNKNOWN
     assert "the next run removes them" in capsys.readouterr().out
     assert "forget 5" not in lab.done

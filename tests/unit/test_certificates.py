@@ -61,7 +61,7 @@ def test_a_certificate_lasts_no_longer_than_its_ca() -> None:
 
 def test_a_request_with_a_wrong_signature_is_refused() -> None:
     content = bytearray(x509.load_pem_x509_csr(REQUEST.encode()).public_bytes(Encoding.DER))
-    content[-1] ^= 1  # a bit of the signature
+    content[-1] ^= 1  # flip a bit of the signature
     forged = x509.load_der_x509_csr(bytes(content)).public_bytes(Encoding.PEM).decode()
     with pytest.raises(plugin.UnfitError, match="not signed with the key"):
         plugin.issue(forged, CA, CA_KEY, NAMES, 397)

@@ -57,7 +57,7 @@ def test_a_pushed_commit_is_packed_the_same_each_time(project: Path, tmp_path: P
     os.utime(project / "flow.py", (0, 0))
     git(project, "config", "tar.umask", "0077")
     assert source.read(project, as_it_is=False).digest == found.digest
-    assert gzip.decompress(found.content)[:10]  # and nothing of the time is in the compressed file's head
+    assert gzip.decompress(found.content)[:10]  # and no time is in the gzip header
     assert found.content[4:8] == b"\0\0\0\0"
 
 

@@ -94,7 +94,7 @@ def contender(month: str, rmse: float) -> object:
         (None, True, "first"),
         (contender("2013-03", 19.0), True, "18.000 against the champion's 19.000 on 2013-04"),
         (contender("2013-03", 17.0), False, "against"),
-        (contender("2013-04", 18.0), False, "against"),  # as good is not better
+        (contender("2013-04", 18.0), False, "against"),  # equal is not better
         (contender("2013-05", 30.0), False, "2013-05 already"),
         (contender("2013-03", float("inf")), True, "columns"),
     ],
@@ -293,7 +293,7 @@ def test_data_is_handed_over_by_a_commit(remote: Path, run_folder: Callable[[], 
     assert git(remote, "rev-parse", "retrain~") == os.environ["METALWORKS_GIT_COMMIT"]
     changed = git(remote, "diff", "--name-only", "main", "retrain").split()
     assert changed == ["data/.gitignore", "dvc.lock", "params.yaml"]
-    assert repository.prepare(["2013-01", "2013-02"], "Again") == commit  # as a flow that is tried again does
+    assert repository.prepare(["2013-01", "2013-02"], "Again") == commit  # as a retried flow does
     other = run_folder()
     repository.get(commit)
     assert "2013-02" in (other / "data/features").read_text()

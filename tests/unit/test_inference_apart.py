@@ -244,7 +244,7 @@ def test_links_in_the_spool_are_not_followed(tmp_path: Path, secret: Path) -> No
     with pytest.raises(FileExistsError):
         found._batch(segments)
     assert secret.read_text() == "SECRET"
-    sent(spool)  # the next time it is taken away
+    sent(spool)  # for the next shipment
     assert secret.read_text() == "SECRET"
     assert [*spool.iterdir()] == []
 
@@ -257,7 +257,7 @@ def test_only_regular_files_in_the_spool_are_opened(tmp_path: Path, secret: Path
     planted(spool / name, secret, what)
     assert not Spool(spool).due(0)
     assert sent(spool) == {}
-    (spool / "2-1.jsonl").write_text("{}\n")  # and holds no other up
+    (spool / "2-1.jsonl").write_text("{}\n")  # and does not hold up others
     assert Spool(spool).due(0)
     sent(spool)
     assert [file.name for file in spool.iterdir()] == [name]
@@ -525,7 +525,7 @@ BODY = json.dumps({"dataframe_split": FRAME[:1].to_dict("split")})
 
 
 def test_a_killed_launcher_costs_no_request(models: Path, tmp_path: Path) -> None:
-    csv = FRAME[:1].to_csv(index=False)  # which the model's process answers
+    csv = FRAME[:1].to_csv(index=False)  # the model process answers this
     with service(tmp_path, models / "constant", return_timeout=120) as running:
         running.serves("1")
         (first,), (runner,) = running.processes(LAUNCHER), running.processes(RUNNER)
@@ -648,7 +648,7 @@ def test_a_model_cannot_reach_the_service_that_serves_it(models: Path) -> None:
         body = BODY.replace(str(FRAME["distance"][0]), "-1.0")  # what it tries then
         assert running.post(JSON, body).status == 200
         report = json.loads((folder / "models-state" / "report.json").read_text())
-        assert report.pop("own file") == "done"  # it does try
+        assert report.pop("own file") == "done"  # it has tried
         assert len(report) > 20
         assert {what: how for what, how in report.items() if how == "done"} == {}
         assert running.post(JSON, BODY).status == 200

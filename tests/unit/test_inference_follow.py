@@ -75,7 +75,7 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until_healthy(f"{uri}/health", server, log)
         mlflow.set_tracking_uri(uri)
         yield uri
-        mlflow.set_tracking_uri(None)  # what it was before as a URL would outrank the variable in later tests
+        mlflow.set_tracking_uri(None)  # a URL set before would override the variable in later tests
     finally:
         server.terminate()
         server.wait(30)
@@ -240,7 +240,7 @@ def test_a_moved_alias_installs_the_new_version_and_rolls_back(host: Host) -> No
     old = host.round()["champion"]
     second = register(host.service.model, slope=2.0)
     new = host.round()["champion"]
-    assert (new["version"], new["python"]) == (second, old["python"])  # they recorded the same
+    assert (new["version"], new["python"]) == (second, old["python"])  # they have the same requirements
     assert Path(old["path"], "model/MLmodel").is_file()
     point(host.service.model, "champion", first)
     assert host.round()["champion"] == old
@@ -294,13 +294,13 @@ def test_aliases_are_followed_while_a_champion_is_installed(host: Host, go: thre
         "champion": second, "shadow": first, "canary": None,
     }  # fmt: skip
     assert tags(host.service.model, second)[TAG].startswith("serving since")
-    for version in (second, first):  # back, and on to one that is here
+    for version in (second, first):  # back, and to another installed version
         point(host.service.model, "champion", version)
         host.follower.round()
         assert host.wanted()["champion"]["version"] == version
         assert host.status()["roles"]["champion"]["is"] == "here"
     go.set()
-    assert host.versions()["champion"] == first  # what has come meanwhile is nobody's
+    assert host.versions()["champion"] == first  # the version installed meanwhile is not wanted any more
     point(host.service.model, "champion", third)
     host.follower.round()
     assert host.wanted()["champion"]["version"] == third
@@ -320,7 +320,7 @@ def test_a_round_does_not_wait_for_other_services(host: Host) -> None:
 
 def test_the_serving_version_is_not_its_own_canary(host: Host, go: threading.Event) -> None:
     first = register(host.service.model)
-    point(host.service.model, "canary", first)  # as a withdrawal leaves it
+    point(host.service.model, "canary", first)  # as after a withdrawal
     host.round()
     go.clear()
     register(host.service.model, slope=2.0)
@@ -393,10 +393,10 @@ def test_shadow_and_canary(host: Host) -> None:
     two, three = (register(host.service.model, alias, slope=2.0) for alias in ("challenger", "canary"))
     assert host.versions() == {"champion": one, "shadow": two, "canary": three}
     before = ModelCard.read(Path(host.wanted()["canary"]["path"]))
-    point(host.service.model, "champion", three)  # it is no canary then
+    point(host.service.model, "champion", three)  # it is not a canary then
     assert host.versions() == {"champion": three, "shadow": two, "canary": None}
     assert ModelCard.read(Path(host.wanted()["champion"]["path"])) == before
-    point(host.service.model, "canary", two)  # which answers requests: there is nothing to compare it with unseen
+    point(host.service.model, "canary", two)  # it answers requests, so it is not a shadow, too
     assert host.versions() == {"champion": three, "shadow": None, "canary": two}
 
 
@@ -428,7 +428,7 @@ def test_an_uninstallable_version_is_refused_and_the_old_one_served(
     os.utime(host.config.retry_file, (now + 500, now + 500))
     host.round()
     assert len(downloads) == 5
-    third = register(host.service.model)  # another one is tried at once
+    third = register(host.service.model)  # another version is tried at once
     assert host.versions()["champion"] == third
     assert host.status()["roles"]["champion"] == {"alias": "champion", "version": third, "is": "here"}
 
@@ -448,7 +448,7 @@ def test_a_broken_download_leaves_nothing(host: Host, monkeypatch: pytest.Monkey
         assert host.versions()["champion"] is None
     assert "version 1: the connection broke" in host.status()["roles"]["champion"]["reason"]
     assert list((host.root / "versions").iterdir()) == []
-    (host.root / "versions/1.partial").mkdir()  # as a kill leaves it
+    (host.root / "versions/1.partial").mkdir()  # as after a kill
     host.start()
     assert list((host.root / "versions").iterdir()) == []
     assert host.versions()["champion"] == version
@@ -489,7 +489,7 @@ def test_old_versions_are_removed_except_served_ones(host: Host) -> None:
     for _ in range(5):
         numbers.append(register(host.service.model))
         host.round()
-    kept = [numbers[0], *numbers[-4:]]  # what is served, what is wanted, and three more
+    kept = [numbers[0], *numbers[-4:]]  # served, desired, and three more
     assert sorted(path.name for path in (host.root / "versions").iterdir()) == kept
     assert len(list((host.root / "environments").iterdir())) == 1
 
@@ -580,7 +580,7 @@ def test_a_canary_is_promoted_or_withdrawn_once(
     host.round()
     questions.clear()
     host.round()
-    assert questions == ["registered-models/get", "model-versions/get", "runs/get"]  # the canary's tag may be emptied
+    assert questions == ["registered-models/get", "model-versions/get", "runs/get"]  # the canary's tag can be cleared
     assert caplog.text.count(f"version {canary} does not become a canary again: it was {became}") == 1
     MlflowClient().set_model_version_tag(host.service.model, canary, CANARY_TAG, "")
     assert host.versions() == {"champion": champion, "shadow": None, "canary": canary}
@@ -607,7 +607,7 @@ def test_a_canary_that_was_compared_with_another_champion_is_not_promoted(host: 
     assert host.versions()["canary"] == canary
     following = register(host.service.model, slope=3.0)
     verdict = {"champion": champion, "version": canary, "verdict": "promote", "reason": "better", "at": 1.0}
-    for serves in (champion, following):  # before the next one serves, and then
+    for serves in (champion, following):  # before and after the next one serves
         host.serves(champion={"version": serves}, canary_verdict=verdict)
         assert host.versions() == {"champion": following, "shadow": None, "canary": canary}
 
@@ -677,7 +677,7 @@ def test_wait_reports_the_outcome(host: Host, wait: Wait) -> None:
     assert (code, f"version {worse} of {model} is refused: no environment" in err) == (1, True)
     assert "`journalctl -u model-follower`" in err
     first = host.status()["roles"]["champion"]["at"]
-    assert wait()[0] == 1  # and it was tried again: what was wrong may have been mended
+    assert wait()[0] == 1  # and it was tried again: the cause may have been fixed
     assert host.status()["roles"]["champion"]["at"] > first
 
 
@@ -725,7 +725,7 @@ def test_the_daemon_stops_although_a_server_is_silent(
         command = [sys.executable, "-c", "from metalworks.model_sync import main; raise SystemExit(main())"]
         with subprocess.Popen([*command, "--config", config, "follow"]) as daemon:
             silent.settimeout(30)
-            with silent.accept()[0]:  # it has asked, and waits
+            with silent.accept()[0]:  # it has sent a request, and waits
                 began = time.monotonic()
                 daemon.terminate()
                 assert daemon.wait(15) == 0

@@ -87,7 +87,7 @@ def test_rows_are_not_sent_behind_others_that_nobody_waits_for(tmp_path: Path) -
     async def talk(client: ModelClient, process: Process) -> None:
         await given_up(client.arrays(ROWS), process)
         late = asyncio.ensure_future(client.arrays(ROWS))
-        other = asyncio.ensure_future(client.raw(b"{}", "application/json"))  # has a thread of its own there
+        other = asyncio.ensure_future(client.raw(b"{}", "application/json"))  # has its own thread there
         await process.came(2)
         assert [kind for _, kind in process.asked] == [frames.ARRAYS, frames.RAW]
         late.cancel()  # and leaves nothing behind
@@ -135,7 +135,7 @@ def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path) ->
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(each) for each in found] == [ModelDownError] * 3
         began = time.monotonic()
-        with pytest.raises(ModelDownError):  # who comes later does not wait as long once more
+        with pytest.raises(ModelDownError):  # a later request does not wait as long again
             await client.arrays(ROWS)
         assert time.monotonic() - began < client.patience
         process = Process()

@@ -55,7 +55,7 @@ def locked(resolver: Resolver) -> Lock:
 @pytest.mark.parametrize(
     ("recorded", "mlflow"),
     [
-        (["scaler"], {"mlflow": MLFLOW}),  # the platform's, where the model recorded none
+        (["scaler"], {"mlflow": MLFLOW}),  # the platform's, if the model recorded none
         ([f"mlflow=={MLFLOW}", "scaler"], {"mlflow": MLFLOW}),
         (["mlflow==2.22.0", "scaler"], {"mlflow": "2.22.0"}),
         (["MLflow<3", "scaler"], {"mlflow": "2.22.0"}),
@@ -175,7 +175,7 @@ def test_installing_a_package_runs_none_of_its_code(
     python = environments.ensure(resolver.ensure_lock(version_dir(tmp_path / "1", "scaler")))
     assert not ran.exists()
     subprocess.run([python, "-c", ""], check=True)
-    assert ran.exists()  # what the test looks for does run, once the environment is used
+    assert ran.exists()  # the package's code does run once the environment is used
 
 
 def test_packages_without_a_wheel_are_refused(locked: Lock, wheels: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_an_incomplete_environment_is_rebuilt(
     assert list(environments.root.iterdir()) == []
     (tmp_path / "away.whl").rename(wheels / "scaler-1.0-py3-none-any.whl")
     folder = environments.ensure(lock).parent.parent
-    (folder / ".complete").unlink()  # as a kill before the last step leaves it
+    (folder / ".complete").unlink()  # as after a kill before the last step
     (folder / "half").touch()
     again = Environments(environments.root, environments.programs, UV, sys.executable)
     assert list(again.root.iterdir()) == []

@@ -386,7 +386,7 @@ def test_after_a_batch_the_next_waits_a_little_for_as_many() -> None:
         some = [batcher.put(rows_of(1.0)) for _ in range(3)]
         await turns()
         assert model.batches == [4]
-        last = batcher.put(rows_of(1.0))  # as many as before: they wait no longer
+        last = batcher.put(rows_of(1.0))  # as many as before, so they do not wait
         await asyncio.gather(*some, last)
         assert model.batches == [4, 4]
 
@@ -513,7 +513,7 @@ def test_version_that_leaves_while_another_is_read_is_not_given_requests(monkeyp
         def __init__(self, entry: dict[str, Any], *_: Any) -> None:
             self.id = entry["id"]
             if self.id == "read":
-                route.in_flight()  # as counts are published meanwhile
+                route.in_flight()  # meanwhile, counts are published
 
         def close(self) -> None:
             self.closed = True
@@ -668,17 +668,17 @@ RULES = CanaryRules(percent=10, min_requests=100, min_seconds=60, max_error_rate
 @pytest.mark.parametrize(
     ("count", "errors", "seconds_each", "served", "verdict"),
     [
-        (19, 19, 0.01, 100, None),  # too few to say
+        (19, 19, 0.01, 100, None),  # too few to decide
         (100, 0, 0.01, 59, None),  # too soon
         (99, 0, 0.01, 61, None),
         (100, 0, 0.01, 61, "promote"),
         (100, 0, 0.0145, 61, "promote"),
         (100, 0, 0.05, 61, "withdraw"),
-        (99, 5, 0.01, 1, "withdraw"),  # errors are not waited for
+        (99, 5, 0.01, 1, "withdraw"),  # errors do not wait
         (50, 4, 0.01, 1, None),
         (100, 2, 0.01, 61, "withdraw"),
-        (1000, 10, 0.01, 61, "promote"),  # as the champion: 1 of 100
-        (150, 50, 0.01, 61, "promote"),  # of which all are full queues, no fault of a version
+        (1000, 10, 0.01, 61, "promote"),  # like the champion: 1 of 100
+        (150, 50, 0.01, 61, "promote"),  # all because of full queues, which is not a version's fault
     ],
 )
 def test_canary_is_judged(
@@ -699,11 +699,11 @@ def test_canary_is_judged(
     ("callers", "refused", "failed", "verdict"),
     [
         (0, 0, 0, "promote"),
-        (0, 20, 0, "withdraw"),  # MLflow answers 400 whatever a model raises
-        (40, 8, 0, "promote"),  # of the champion's as many, 4 of 100
-        (40, 13, 0, "promote"),  # chance, and 1 more of 100 is allowed
+        (0, 20, 0, "withdraw"),  # MLflow responds with 400 to any exception of a model
+        (40, 8, 0, "promote"),  # as many as the champion's, 4 of 100
+        (40, 13, 0, "promote"),  # chance, and 1 more in 100 is allowed
         (40, 40, 0, "withdraw"),
-        (20, 4, 6, "withdraw"),  # what fails is no mistake of callers, however many of these there are
+        (20, 4, 6, "withdraw"),  # failures are not clients' mistakes, however many of those there are
     ],
 )
 def test_canary_is_judged_by_refusals_too(
@@ -760,7 +760,7 @@ def test_difference_is_the_largest() -> None:
     assert _difference([np.array([math.nan])], [np.array([math.nan])]) == 0.0
     assert _difference([np.array(["a"], dtype=object)], [np.array(["b"], dtype=object)]) == 1.0
     assert _difference(one, [np.array([1.0])]) == _difference(one, one * 2) == 1.0
-    assert math.isfinite(_difference([np.array([math.inf, 2.0])], one))  # JSON knows no infinity
+    assert math.isfinite(_difference([np.array([math.inf, 2.0])], one))  # JSON has no infinity
     most = np.finfo(np.float64).max
     for a, b in ((math.nan, 5.0), (5.0, math.nan), (math.nan, math.inf), (math.inf, -math.inf)):
         assert _difference([np.array([1.0, a])], [np.array([1.0, b])]) == most
@@ -782,7 +782,7 @@ def test_what_is_not_compared_is_not_counted_as_compared() -> None:
         variant = Variant(version, "shadow", series, series)
         shadow.copy(variant, None, (b"a\n1\n", b"text/csv"))
         shadow.copy(variant, None, (b"", b""))
-        shadow.copy(variant, [np.array([1.0])], (b"", b""), lambda _: None)  # over /v2, which MLflow does not take
+        shadow.copy(variant, [np.array([1.0])], (b"", b""), lambda _: None)  # over /v2, which MLflow does not support
         await asyncio.gather(*shadow._tasks)
         return counts.shadow
 
@@ -874,7 +874,7 @@ def test_log_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Monke
         log.add(LoggedRequest(source, None, b"x" * 4_000, 200, b"{}", 0.1))
     held.set()
     log.close()
-    assert bodies == [b"", b"x" * 4_000, b""]  # of what was decoded, nobody writes the body
+    assert bodies == [b"", b"x" * 4_000, b""]  # the body of decoded requests is not logged
     assert counts.log == {"written": 3, "dropped": 7}
     assert log._bytes_taken == log._bytes_done
 
@@ -1105,7 +1105,7 @@ def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows:
         del version
         await route.follow({"champion": None, "revision": 2}, settings, Stats())
         route.in_flight()
-        deadline = time.monotonic() + 30  # the thread that loaded it lets go of it when it gets a processor
+        deadline = time.monotonic() + 30  # the thread that loaded it releases it when it is scheduled
         while any(each() for each in gone) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         return [each() for each in gone]

@@ -384,7 +384,7 @@ def test_errors_of_either_protocol_are_counted_by_kind(tmp_path: Path) -> None:
         assert kinds((v2, right), (v2.replace("infer", "ready"), right)) == {}
         assert kinds((v2, wrong), (v2, malformed), (v2.replace("/model/", "/other/"), right)) == {"refused": 3}
         (series,) = (each for each in served.stats.series if each.executor == "onnx")
-        assert series.statuses == {"200": 1, "400": 1}  # the other two were no version's
+        assert series.statuses == {"200": 1, "400": 1}  # the other two concern no version
         assert kinds((v2, b" " * 10_001), (hot, b" " * 10_001)) == {"too_long": 2}
         assert kinds((hot, b"{}")) == {"refused": 1}
         route: Any = served.route

@@ -47,7 +47,7 @@ class Load(constant_load.Load):
     def predictions(self) -> set[tuple[float, ...]]:
         """Return the responses of each connection, without repetitions.
 
-        Connections belong to HTTP processes, of which each changes the version at its time.
+        Connections belong to worker processes, each of which changes the version at its own time.
         """
         orders: dict[int, list[float]] = {}
         for each in sorted(self.answers):
@@ -154,7 +154,7 @@ def test_bad_versions_are_refused_and_the_old_one_serves_on(one: Service, models
     assert asking.predictions() == {(1.0,)}
     assert one.state["champion"]["version"] == "1"
     assert one.state["shadow"] is one.state["canary"] is None
-    assert len(one.processes(RUNNER)) <= 2  # of 1, and 2 that is kept
+    assert len(one.processes(RUNNER)) <= 2  # version 1, and version 2, which is kept
     one.want(one.version("1", models / "1"))
     wait_for(lambda: not one.state["refused"], "what nobody wants is not said to be refused")
 
@@ -176,9 +176,9 @@ def test_files_that_are_broken_or_gone_end_nothing(one: Service, models: Path) -
     one.serves("2")
     kept = one.folder / "versions" / "1" / "model.json"
     card = kept.read_text()
-    kept.unlink()  # of a version that was replaced
+    kept.unlink()  # of a replaced version
     one.want(one.version("2", models / "2"), canary=None)
-    time.sleep(1)  # some turns of the loop
+    time.sleep(1)  # some iterations of the loop
     assert one.process.poll() is None
     kept.write_text(card)
 

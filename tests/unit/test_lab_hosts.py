@@ -116,7 +116,7 @@ def test_discarded_hosts_are_removed_from_known_hosts(
     monkeypatch.setattr(lab_hosts, "KNOWN_HOSTS", tmp_path / "known_hosts")
     monkeypatch.setattr(lab_hosts, "CONTROL_SOCKETS", tmp_path)
     lab_hosts.KNOWN_HOSTS.write_text("198.51.100.31 ssh-ed25519 A\n198.51.100.32 ssh-ed25519 B\n")
-    (tmp_path / two.address).touch()  # where a connection is kept
+    (tmp_path / two.address).touch()  # path of a persistent connection
     lab_hosts.discard(two, three)
     assert engine["done"] == ["docker rm --force --volumes cpu-2"]
     assert lab_hosts.KNOWN_HOSTS.read_text() == "198.51.100.31 ssh-ed25519 A\n"
@@ -140,7 +140,7 @@ def test_the_kernels_limit_is_raised_for_many_hosts(tmp_path: Path, monkeypatch:
     assert limit.read_text() == "128\n"
     lab_hosts.let_watch(25)
     assert limit.read_text() == "300"
-    monkeypatch.setattr(lab_hosts, "INOTIFY", Path("/proc/version"))  # nobody can write it, root neither
+    monkeypatch.setattr(lab_hosts, "INOTIFY", Path("/proc/version"))  # not writable, even by root
     monkeypatch.setattr(Path, "read_text", lambda _: "128")
     with pytest.raises(ProblemError, match="max_user_instances=300"):
         lab_hosts.let_watch(25)

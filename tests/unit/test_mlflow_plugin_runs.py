@@ -37,7 +37,7 @@ print(run.info.run_id)
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create MLflow's database once, because it takes seconds."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with contextlib.chdir(file.parent):  # its first experiment keeps files below the folder that it is made in
+    with contextlib.chdir(file.parent):  # its first experiment keeps files below the folder where it is created
         MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
 

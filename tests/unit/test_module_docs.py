@@ -76,7 +76,7 @@ def test_options_are_documented(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     documented = flat(documentation(path)[0].get("options", {}), "suboptions")
     taken = flat(spec(path, monkeypatch), "options")
     for option in taken:
-        if option.endswith("units.environment"):  # the action plugin makes JSON of it, to hide it as a whole
+        if option.endswith("units.environment"):  # the action plugin converts it to JSON, to hide it as a whole
             taken[option] = {"type": "dict", "default": {}}
     assert TAKEN.get(path.stem, set()) <= documented.keys() - taken.keys()
     assert {name: option for name, option in documented.items() if name not in TAKEN.get(path.stem, set())} == {

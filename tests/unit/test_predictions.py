@@ -462,7 +462,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    for name in ("http_proxy", "HTTP_PROXY"):  # Arrow's S3 client asks one even for this machine
+    for name in ("http_proxy", "HTTP_PROXY"):  # Arrow's S3 client would use a proxy even for this machine
         monkeypatch.delenv(name, raising=False)
 
 

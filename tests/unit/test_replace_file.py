@@ -21,7 +21,7 @@ def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     first = place.stat().st_ino
     files.replace(place, "b\n", 0o600, **ME)
     assert (place.read_text(), stat.S_IMODE(place.stat().st_mode)) == ("b\n", 0o600)
-    assert place.stat().st_ino != first  # whoever has the old one open goes on reading that
+    assert place.stat().st_ino != first  # a process that has the old file open still reads that
     assert [path.name for path in place.parent.iterdir()] == ["settings"]
 
 

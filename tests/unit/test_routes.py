@@ -25,7 +25,7 @@ def walk(found, prefix=""):
         if isinstance(one, Mount):
             inner = getattr(one, "routes", None)
             yield from walk(inner, prefix + one.path) if inner else [("*", prefix + one.path + "/{rest:path}")]
-        elif hasattr(one, "original_router"):  # FastAPI looks into these when it is first asked
+        elif hasattr(one, "original_router"):  # FastAPI builds these at the first request
             yield from walk(one.original_router.routes, prefix + one.include_context.prefix)
         else:
             for verb in (getattr(one, "methods", None) or {"WS"}) - {"HEAD", "OPTIONS"}:
@@ -34,7 +34,7 @@ def walk(found, prefix=""):
 MLFLOW = """
 from mlflow.server.auth import create_app
 app = create_app()
-found = [one for one in walk(app.routes) if one != ("*", "/{rest:path}")]  # the mount of what stands next
+found = [one for one in walk(app.routes) if one != ("*", "/{rest:path}")]  # the mount of the following routes
 from mlflow.server import app as flask_app
 for rule in flask_app.url_map.iter_rules():
     found += [(verb, rule.rule) for verb in rule.methods - {"HEAD", "OPTIONS"}]

@@ -189,7 +189,7 @@ def test_runs_without_the_plugin_give_unknown(
     found = rows(shown([pair[0], bare[0]], capsys))
     assert found["branch"] == ["main", "unknown"]
     assert found["packages"] == ["3", "unknown"]
-    assert "numpy" not in found  # it would be all packages of the run that has them
+    assert "numpy" not in found  # otherwise it would list all packages of the other run
     assert found["data/features"][-1] == "unknown"
     text = " ".join(shown(bare, capsys).split())
     assert "Not recorded: code (7 of 7); environment (Python, host, packages)" in text

@@ -345,7 +345,7 @@ def test_a_changed_score_is_found(
     assert "Different: rmse." in told
     assert "Packages that differ: tiny absent (run: 1.0)." in told
     assert (tmp_path / "first/code/ml/train.py").exists()
-    assert not (tmp_path / "first/code/.git/objects/info/alternates").exists()  # it is to outlive the other clone
+    assert not (tmp_path / "first/code/.git/objects/info/alternates").exists()  # it must outlive the other clone
 
     assert cli.main([*line, str(tmp_path / "second"), "--tolerance", "1e-8"]) == 0
     assert "Equal within 1e-08" in capfd.readouterr().out

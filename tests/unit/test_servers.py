@@ -85,7 +85,7 @@ def test_the_event_loop_feeds_systemds_watchdog(monkeypatch: pytest.MonkeyPatch,
         async def application(scope: Any, *_: Any) -> None:
             assert scope["type"] == "lifespan"
             assert [await asyncio.to_thread(told) for _ in range(3)] == [True] * 3
-            while told():  # busy: what came meanwhile is read, and no more comes
+            while told():  # busy: read what has arrived; nothing else will
                 continue
 
         monkeypatch.setattr(serve, "create_app", lambda: application)

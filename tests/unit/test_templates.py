@@ -69,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, Inventor
     secrets = make_secrets.complete({}, wanted, read_yaml(place / "group_vars/all/site.yml")["platform_users"])
     (place / "group_vars/all/vault.yml").write_text(yaml.safe_dump(secrets))
     loader = DataLoader()
-    loader.set_basedir(str(place))  # as for an imported playbook: nothing stands beside it
+    loader.set_basedir(str(place))  # as for an imported playbook: without files beside it
     inventory = InventoryManager(loader=loader, sources=[str(place)])
     variables = VariableManager(loader=loader, inventory=inventory)
     HostVars(inventory, variables, loader)

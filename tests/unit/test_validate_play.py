@@ -112,7 +112,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path, taken_port: int) -> N
     assert [
         told for told in [*TOLD, f"port {taken_port}, which minio.service needs, is in use by"] if told not in words
     ] == []
-    assert f"{tmp_path}/ours/group_vars/all/site.yml:1" in words  # where the misspelt variable stands
+    assert f"{tmp_path}/ours/group_vars/all/site.yml:1" in words  # the file with the misspelt variable
 
 
 def test_site_without_hosts_is_reported(tmp_path: Path) -> None:

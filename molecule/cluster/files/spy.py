@@ -71,7 +71,7 @@ def try_all(targets: dict[str, Any]) -> None:
         try:
             if Path(f"/proc/{pid}").stat().st_uid != os.getuid():
                 report[f"signal {pid}"] = "done"
-        except FileNotFoundError:  # it has ended: those of others are not seen, and not signalled either
+        except FileNotFoundError:  # it has ended; other users' processes cannot be seen or signalled
             continue
     report["processes of others"] = str(others)
     attempt("ask the launcher", lambda: ask(targets["ask"]))

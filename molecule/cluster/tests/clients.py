@@ -21,7 +21,7 @@ STRANGER = "customer-db"
 
 def over_ssh(name: str, command: str, text: str) -> str:
     """Return a command's output on a host; `text` goes to its standard input, so that secrets leave no trace."""
-    __tracebackhide__ = True  # of a failed test, pytest shows the arguments
+    __tracebackhide__ = True  # pytest shows the arguments of a failed test
     argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), name, command]
     return subprocess.run(argv, input=text, capture_output=True, text=True, check=True, timeout=300).stdout
 
@@ -72,7 +72,7 @@ def as_person(
 
 def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
     """Return the JSON that a program prints on a host. The program and its input both go through stdin."""
-    __tracebackhide__ = True  # what a failure would show of its arguments is secret
+    __tracebackhide__ = True  # a failure would show its secret arguments
     feed = f"import io, sys\nsys.stdin = io.StringIO({json.dumps(asked)!r})\n{program}"
     try:
         return json.loads(over_ssh(host, f"sudo {python} -", feed))

@@ -64,7 +64,7 @@ STRANGERS = [
     ("s3", "/minio/v2/metrics/cluster", 404),
     ("console", "/api/v1/buckets", 403),
     ("inference", "/delay/version", 401),
-    ("inference", "/delay/docs", 200),  # a page that asks for the token itself
+    ("inference", "/delay/docs", 200),  # the page asks for the token itself
     ("inference", "/delay/openapi.json", 401),
     ("inference", "/delay/ping", 200),
     ("docs", "/", 401),

@@ -64,7 +64,7 @@ def answers() -> bool:
     """Tell whether Prefect responds."""
     try:
         return as_person("ml1", "prefect", "/api/health")[0] == 200
-    except subprocess.CalledProcessError:  # the gateway is not there
+    except subprocess.CalledProcessError:  # the gateway is down
         return False
 
 
@@ -81,7 +81,7 @@ def test_queues_are_served_in_the_sites_order() -> None:
         queues(default=1, urgent=2)
         assert (order("cpu")[:2], order("gpu")[:2]) == (["default", "urgent"], ["default", "urgent"])
         assert "CHANGED" not in queues(default=1, urgent=2)
-        for run in [run_of("hold", seconds=10) for _ in range(2)]:  # as many as the worker takes at once
+        for run in [run_of("hold", seconds=10) for _ in range(2)]:  # as many as the worker runs at once
             wait_for(run, "Running")
         runs = {run_of("hold", queue): queue for queue in ("urgent", "default", "default")}
         for run in runs:
@@ -95,7 +95,7 @@ def test_queues_are_served_in_the_sites_order() -> None:
 def test_runs_survive_the_death_of_the_services_host(reach: Reach) -> None:
     """They also keep their slots: with a limit of one, the second run starts when the first has ended."""
     holder = run_of("alone", seconds=60)
-    wait_for(holder, "Running")  # before the second is there: of two that are due, either may take the slot
+    wait_for(holder, "Running")  # before the second one exists: if both are due, either may take the slot
     waiting = run_of("alone")
     worker = reach("cpu-1").run("systemctl show --property MainPID prefect-worker-cpu.service").stdout
     names = reach("services-1").file("/etc/hosts").content_string

@@ -287,7 +287,7 @@ def test_a_model_cannot_reach_the_service_that_serves_it(load: Load, made: dict[
     wait_until(lambda: host.file(report).exists, 300, "what the model could")
     found = json.loads(host.check_output(f"cat {report}"))
     versions("alias", "shadow", "-")
-    assert found.pop("own file") == "done"  # it does try
+    assert found.pop("own file") == "done"  # it has tried
     assert int(found.pop("processes of others")) > 3
     assert [what for what, how in found.items() if how == "done"] == []
     looked = {what: how for what, how in found.items() if what.startswith(("read ", "list "))}

@@ -128,7 +128,7 @@ def test_a_reload_owed_by_a_killed_play_is_made_up_for(host, converged, play):
 
 def test_a_killed_server_always_comes_back(host, converged, ssh):
     pid = "systemctl show ssh --property MainPID --value"
-    for _ in range(7):  # two more than the distribution's unit puts up with
+    for _ in range(7):  # two more than the limit of the distribution's unit
         before = host.check_output(pid)
         host.check_output(f"kill -KILL {before}")
         host.check_output(

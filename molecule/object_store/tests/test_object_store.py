@@ -213,7 +213,7 @@ def test_a_killed_server_comes_back_with_its_data(host, endpoint, converged):
     assert host.run(f"timeout 60 sh -c 'until {alive}; do sleep 0.2; done'").rc == 0
     assert pid(host) != converged
     assert store.get_object(Bucket="data", Key="survives")["Body"].read() == b"x"
-    assert listing(short) == 403  # nobody could revoke it before the server has looked for it
+    assert listing(short) == 403  # it could not be revoked before the server has looked it up
 
 
 @drifts

@@ -127,7 +127,7 @@ def test_a_killed_server_always_comes_back(host):
     """As if the kernel had killed the main process for memory. The data is unchanged."""
     admin(host, "create table kept as select 1 as a")
     try:
-        for _ in range(7):  # two more than systemd puts up with by default
+        for _ in range(7):  # two more than systemd's default limit
             before, process = started(host), host.check_output("head -1 /var/lib/postgresql/15/main/postmaster.pid")
             host.check_output(f"kill -KILL {process}")
             # It responds before it tells systemd that it has started.

@@ -13,7 +13,7 @@ import numpy
 class Model:
     def __init__(self) -> None:
         self.model = joblib.load(os.environ["BENCH_MODEL"])
-        del self.model.feature_names_in_  # or it warns, with a line for every request, of rows without names
+        del self.model.feature_names_in_  # otherwise it warns about rows without names on every request
 
     @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, rows: numpy.ndarray) -> list[float]:

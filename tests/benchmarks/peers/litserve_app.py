@@ -13,7 +13,7 @@ import numpy
 class Model(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.model = joblib.load(os.environ["BENCH_MODEL"])
-        del self.model.feature_names_in_  # or it warns, with a line for every request, of rows without names
+        del self.model.feature_names_in_  # otherwise it warns about rows without names on every request
 
     def decode_request(self, request: dict[str, list[float]], **_: Any) -> numpy.ndarray:
         return numpy.array(request["row"])
