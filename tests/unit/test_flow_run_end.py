@@ -172,7 +172,7 @@ def test_only_a_run_without_heartbeats_is_lost(api: Api, make: Make, monkeypatch
     beat(api, heard)
     beat(api, over)
     go(api, over, "COMPLETED")
-    wait_for(lambda: beats(api, heard) + beats(api, over) == 2, "the signs of life do not arrive")
+    wait_for(lambda: beats(api, heard) + beats(api, over) == 2, "the heartbeats do not arrive")
     assert lost.look(api) == []
     monkeypatch.setattr(lost, "SILENT_SECONDS", -1.0)
     (line,) = [line for line in lost.look(api) if heard in line]
@@ -183,7 +183,7 @@ def test_only_a_run_without_heartbeats_is_lost(api: Api, make: Make, monkeypatch
 def test_a_retry_starts_with_a_new_heartbeat_deadline(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("PENDING")
     beat(api, run)
-    wait_for(lambda: beats(api, run) == 1, "the sign of life does not arrive")
+    wait_for(lambda: beats(api, run) == 1, "the heartbeat does not arrive")
     go(api, run, "RUNNING")
     (found,) = [each for each in lost.unfinished(api) if each["id"] == run]
     begun = lost.datetime.fromisoformat(found["state"]["timestamp"])

@@ -104,7 +104,7 @@ class Database(socketserver.BaseRequestHandler):
         with certified().wrap_socket(self.request, server_side=True) as wire:
             assert b"user\0mlflow\0" in wire.recv(CHUNK)
             wire.sendall(b"R" + struct.pack("!ii", 23, 10) + b"SCRAM-SHA-256\0\0")
-            assert not wire.recv(CHUNK), "the client leaves without a word"
+            assert not wire.recv(CHUNK), "the client closes the connection"
 
 
 def certified() -> ssl.SSLContext:
