@@ -6,8 +6,8 @@ The tests of this scenario and of the lab use the list. By hand, against any sto
     python molecule/object_store/tests/attacks.py < asked.json
 
 where `asked.json` is, for example, {"endpoint": "http://127.0.0.1:9000", "owner": ["root", "its password"],
-"keys": {"ml1": "its secret"}, "buckets": ["training-data"], "gateway": false}. With `gateway`, also try what a gateway in
-front of the store must refuse. Needs only the standard library.
+"keys": {"ml1": "its secret"}, "buckets": ["training-data"], "gateway": false}. With `gateway`, it also tries what a
+gateway in front of the store must refuse. Needs only the standard library.
 """
 
 from __future__ import annotations
