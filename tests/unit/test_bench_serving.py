@@ -90,7 +90,7 @@ def test_draining_ends_when_latency_is_as_when_idle() -> None:
 
 
 def test_medians_exclude_invalid_cells() -> None:
-    bad = dataclasses.replace(cell("ours", 1.0), problem="3 answers were not 2xx")
+    bad = dataclasses.replace(cell("ours", 1.0), problem="3 responses were not 2xx")
     found = report.medians([cell("ours", 10.0), cell("ours", 30.0), cell("ours", 20.0), bad])
     assert found["ridge", "ours", 16].per_second == 20.0
     assert report.medians([bad]) == {}
@@ -117,7 +117,7 @@ def test_a_target_that_was_not_measured_is_missed() -> None:
 def test_only_names_models_and_systems() -> None:
     assert bench.chosen(["ridge", "ours", "mlflow"]) == [("ridge", "ours"), ("ridge", "mlflow")]
     assert ("boosted", "ours_native") not in bench.chosen([])
-    with pytest.raises(ProblemError, match="knows no triton"):
+    with pytest.raises(ProblemError, match="unknown name triton"):
         bench.chosen(["triton"])
 
 

@@ -71,7 +71,7 @@ def test_the_recorded_mlflow_version_is_used(
 @pytest.mark.parametrize("recorded", ["mlflow==2.5.0", "mlflow-skinny==2.5.0", "mlflow<2.6"])
 def test_an_mlflow_that_cannot_serve_is_refused(locked: Lock, tmp_path: Path, recorded: str) -> None:
     folder = version_dir(tmp_path / "1", recorded)
-    with pytest.raises(FetchError, match=r"asks for mlflow 2\.5\.0, and 2\.6 is the oldest .* log the model again"):
+    with pytest.raises(FetchError, match=r"requires mlflow 2\.5\.0, but the oldest .* is 2\.6: log the model again"):
         locked(folder)
     assert not (folder / "requirements.lock").exists()
 

@@ -348,7 +348,7 @@ def test_a_changed_score_is_found(
     assert not (tmp_path / "first/code/.git/objects/info/alternates").exists()  # it must outlive the other clone
 
     assert cli.main([*line, str(tmp_path / "second"), "--tolerance", "1e-8"]) == 0
-    assert "Equal within 1e-08" in capfd.readouterr().out
+    assert "Equal within a relative tolerance of 1e-08" in capfd.readouterr().out
     saw = json.loads((world.base / "saw.json").read_text())
     assert saw["prefix"] == sys.prefix
 

@@ -140,7 +140,7 @@ def test_the_last_lines_name_the_failure(
 ) -> None:
     made = scenario(seen[0], *output.splitlines())
     made.tell()
-    assert f"cluster, in its step {step}\n" in made.verdict()
+    assert f"cluster, in step {step}\n" in made.verdict()
     assert seen[1].getvalue().rstrip().endswith(failure)
 
 
