@@ -139,7 +139,7 @@ def platform_hosts() -> int:
     lab_hosts.refuse_foreign(there)
     running = {name for name, each in there.items() if each["State"]["Running"]}
     if missing := sorted({host.name for host in lab_hosts.declared()} - running):
-        raise ProblemError(f"the lab's hosts {', '.join(missing)} are not running: `make lab` first")
+        raise ProblemError(f"hosts of the lab are not running: {', '.join(missing)}: `make lab` first")
     return len(lab_hosts.members(listed_inventory(INVENTORY), "platform"))
 
 

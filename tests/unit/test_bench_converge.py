@@ -329,7 +329,7 @@ def test_without_a_running_lab_the_error_says_what_to_do(monkeypatch: pytest.Mon
 
     there = {host.name: container(host.name != "gpu-1") for host in lab_hosts.declared()}
     monkeypatch.setattr(lab_hosts, "containers", lambda: there)
-    with pytest.raises(ProblemError, match="gpu-1 are not running: `make lab` first"):
+    with pytest.raises(ProblemError, match="are not running: gpu-1: `make lab` first"):
         bench.platform_hosts()
 
 
