@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import shlex
 
-from tests.unit.repository import ROOT, load, read_yaml
+import pytest
+from ansible.template import trust_as_template
+
+from tests.unit.repository import ROOT, load, read_yaml, role_templar
 
 sshd = load("plugins/modules/sshd_config.py")
-updates = load("plugins/modules/unattended_upgrades.py")
+updates = load("roles/unattended_upgrades/files/check_settings.py")
 INCLUDE = "Include /etc/ssh/sshd_config.d/*.conf\n"
 
 
@@ -55,4 +58,12 @@ def test_only_current_algorithms_are_offered() -> None:
 
 def test_invalid_patterns_are_named() -> None:
     assert updates.unreadable(["nvidia-", r"libstdc\+\+6$", "postgresql-[0-9]+$"]) == []
-    assert len(updates.unreadable(["nvidia-(", "", 'a"b'])) == 3
+    assert len(updates.unreadable(["nvidia-(", "", "a b"])) == 3
+
+
+def test_settings_are_validated_by_the_whole_program() -> None:
+    role = ROOT / "roles/unattended_upgrades"
+    (task,) = (one for one in read_yaml(role / "tasks/main.yml") if "metalworks.platform.managed_files" in one)
+    (file,) = task["metalworks.platform.managed_files"]["files"]
+    command = shlex.split(role_templar(role).template(trust_as_template(file["validate"])).replace("%s", "/draft"))
+    assert command[1:] == ["-c", (role / "files/check_settings.py").read_text().rstrip(), "/draft"]
