@@ -38,16 +38,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
         args["units"] = hide_environments(args.get("units", []))
-        requirements, remote = args.pop("requirements", ""), args.pop("remote_requirements", "")
         project = args.pop("project", False)
-        sources: dict[str, Path] = {}
-        if remote:
-            args["lock"] = remote
-        else:
-            lock = Path(self._find_needle("files", requirements))
-            args["lock"] = f"{args['root']}/lock/{lock.name}"
-            args["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
-            sources[args["lock"]] = lock
+        lock = Path(self._find_needle("files", args.pop("requirements")))
+        args["lock"] = f"{args['root']}/lock/{lock.name}"
+        args["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+        sources = {args["lock"]: lock}
         if project:
             wheel = package()
             # The folder above the wheel is named after the digest of its sources.

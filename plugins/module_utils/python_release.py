@@ -19,7 +19,7 @@ SPEC: dict[str, Any] = {
     "root": PATH,
     "user": TEXT,
     "lock": PATH,
-    "lock_sha256": TEXT,
+    "lock_sha256": {"type": "str", "required": True},
     "wheel": TEXT,
     "python": PATH,
     "keep": {"type": "int", "default": 2},
@@ -28,8 +28,8 @@ SPEC: dict[str, Any] = {
 
 UV = "/usr/local/bin/uv"
 MARKER = ".complete"
-ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
 CACHE = "/var/cache/metalworks/uv"
+ENVIRONMENT = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "UV_CACHE_DIR": CACHE}
 WHEELS = Path("/opt/metalworks/wheels")
 """The project's own packages, each in a folder named after the digest of its sources."""
 
@@ -38,7 +38,7 @@ def missing(wants: dict[str, Any], dry: bool) -> list[str]:
     """Return the paths of files that the host needs before it can build the release, and create their folders."""
     lock, wheel = Path(wants["lock"]), wants["wheel"]
     sent = []
-    if wants["lock_sha256"] and not (lock.exists() and digest(lock) == wants["lock_sha256"]):
+    if not (lock.exists() and digest(lock) == wants["lock_sha256"]):
         sent.append(str(lock))
     if wheel and not Path(wheel).exists():  # named after its content
         sent.append(wheel)
@@ -60,34 +60,10 @@ def identity(module: AnsibleModule, wants: dict[str, Any]) -> str:
     return total.hexdigest()[:16]
 
 
-def as_user(name: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command prefix and environment to run a program as another user, sharing nothing with root."""
-    own = Path(f"{CACHE}-{name}")
-    own.mkdir(mode=0o700, exist_ok=True)
-    shutil.chown(own, name)
-    prefix = ["setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--no-new-privs"]
-    # Copy instead of linking, so that files that become root's are not also in the user's cache.
-    return prefix, {"HOME": str(own), "UV_CACHE_DIR": str(own), "UV_LINK_MODE": "copy"}
-
-
-def give_to_root(release: Path) -> None:
-    """Give everything in the release to root, without following links."""
-    for folder, folders, files in os.walk(release):
-        for name in (*folders, *files):
-            os.lchown(Path(folder, name), 0, 0)
-    os.lchown(release, 0, 0)
-
-
 def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None:
     """Build the release from scratch; remove it if that fails."""
-    # A lock from the host comes from a model. Build it without root, since users that register models are not root.
-    builder = "" if wants["lock_sha256"] else wants["user"]
     if release.exists():
         shutil.rmtree(release)
-    prefix, environment = as_user(builder) if builder else ([], {"UV_CACHE_DIR": CACHE})
-    if builder:
-        release.mkdir()
-        shutil.chown(release, builder)
     into = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(release / "bin/python")]
     steps = [
         [UV, "venv", "--quiet", "--python", wants["python"], str(release)],
@@ -96,7 +72,7 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
     if wants["wheel"]:
         steps.append([*into, "--no-deps", wants["wheel"]])
     for step in steps:
-        code, out, err = module.run_command([*prefix, *step], environ_update=ENVIRONMENT | environment, cwd="/")
+        code, out, err = module.run_command(step, environ_update=ENVIRONMENT, cwd="/")
         if code:
             shutil.rmtree(release, ignore_errors=True)
             module.fail_json(
@@ -104,8 +80,6 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
             )
     # uv's lock file, which it leaves writable for everyone.
     (release / ".lock").unlink(missing_ok=True)
-    if builder:
-        give_to_root(release)
     (release / MARKER).touch()
 
 
@@ -122,7 +96,7 @@ def forget(module: AnsibleModule, had: set[str], root: Path) -> None:
     left = had - {package for release in root.parent.glob("*/releases/*/") for package in packages(release)}
     if names := sorted({package.partition("-")[0] for package in left}):
         clean = [UV, "cache", "clean", "--quiet", *names]
-        module.run_command(clean, environ_update=ENVIRONMENT | {"UV_CACHE_DIR": CACHE}, cwd="/", check_rc=True)
+        module.run_command(clean, environ_update=ENVIRONMENT, cwd="/", check_rc=True)
     folder = Path(module.params["wheel"] or "/").parent
     for other in WHEELS.glob("*/") if folder.parent == WHEELS else ():
         if other != folder:

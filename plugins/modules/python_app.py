@@ -18,8 +18,7 @@ description:
 options:
   root: {type: path, required: true, description: Folder of the program.}
   user: {type: str, default: "", description: System user of the program. Created if it does not exist. Empty for none.}
-  requirements: {type: str, default: "", description: Requirements file with hashes on the controller.}
-  remote_requirements: {type: str, default: "", description: Requirements file with hashes that was made on the host.}
+  requirements: {type: str, required: true, description: Requirements file with hashes on the controller.}
   project: {type: bool, default: false, description: Whether to install the project's own package without dependencies.}
   python: {type: path, required: true, description: Interpreter of the environment.}
   keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}

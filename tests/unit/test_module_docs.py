@@ -19,7 +19,7 @@ KEYS = ("type", "elements", "required", "default", "choices")
 # Options that an action plugin does not pass on, and arguments that it adds.
 TAKEN = {
     "host_certificate": {"ca_certificate", "ca_private_key", "names", "own", "valid_days", "renew_days", "warn_days"},
-    "python_app": {"requirements", "remote_requirements", "project"},
+    "python_app": {"requirements", "project"},
     "validate_host": {"home", "roles", "role_groups", "ports", "distributions", "python", "minimums", "device"},
 }
 TOLD = {

@@ -81,14 +81,7 @@ def test_the_old_release_keeps_running_if_a_lock_cannot_be_installed(host, as_co
     assert pids(host) == as_converged
 
 
-@drifts
-def test_root_does_not_run_code_of_a_remote_lock(host, play):
-    host.check_output("rm -f /tmp/ran-as")
-    host.run_expect([0], "python3 -c %s", (SCENARIO / "files" / "hostile.py").read_text())
-    result = play(remote_lock="/srv/hostile/lock.txt")
-    assert result.returncode == 0, result.stdout
-    ran_as = host.file("/tmp/ran-as").content_string.split()
-    assert set(ran_as) == {host.check_output("id --user demo")}
+def test_a_release_belongs_to_root_alone(host):
     assert host.check_output(f"find {ROOT}/current/ ! -user root -o -perm /6000 -o -name .lock") == ""
 
 
