@@ -68,9 +68,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             # A list that cannot be computed is reported elsewhere.
             for entry in value if isinstance(value, list) else [{"port": value}] if value else []:
                 if isinstance(entry, dict):
-                    unit = port["unit"].format_map(defaultdict(str, entry))
-                    number = int(entry.get("port", port.get("default")))
-                    wanted.append({"port": number, "unit": unit, "variable": port["variable"]})
+                    fields = defaultdict(str, entry)
+                    number, unit = int(entry.get("port", port.get("default"))), port["unit"].format_map(fields)
+                    entry_of = f"the port of {fields['name']} in " if isinstance(value, list) else ""
+                    setting = "" if port.get("fixed") else f"{entry_of}{port['variable']}"
+                    wanted.append({"port": number, "unit": unit, "setting": setting})
         self.problems += rules.two_on_one_port(self.host, wanted)
         return wanted
 

@@ -21,7 +21,7 @@ options:
     type: list
     elements: dict
     required: true
-    description: Ports of the platform with C(group), C(variable), C(unit) and perhaps C(default).
+    description: Ports of the platform with C(group), C(variable), C(unit) and perhaps C(default) and C(fixed).
   paths:
     description: Directories whose filesystems are measured. The nearest existing parent stands for a missing one.
     type: list

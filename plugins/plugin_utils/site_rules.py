@@ -420,8 +420,8 @@ def taken_ports(
             stop = "Stop it there" if listener["unit"] else "Find it there and stop it"
             command = f"systemctl disable --now {holder}" if listener["unit"] else f"ss -ltnp 'sport = :{want['port']}'"
             what = f"port {want['port']}, which {want['unit'].replace('*', '')} needs, is in use by {holder}"
-            cure = f"{stop} (`{command}`), or set {want['variable']} to a free port"
-            found.append(Problem(f"host {host}", what, cure))
+            move = f", or set {want['setting']} to a free port" if want["setting"] else ""
+            found.append(Problem(f"host {host}", what, f"{stop} (`{command}`){move}"))
     return found
 
 
@@ -432,7 +432,7 @@ def two_on_one_port(host: str, wanted: Sequence[Mapping[str, Any]]) -> list[Prob
         for second in wanted[index + 1 :]:
             if first["port"] == second["port"]:
                 what = f"{first['unit']} and {second['unit']} are both set to listen on port {first['port']}"
-                cure = f"Change {' or '.join(sorted({first['variable'], second['variable']}))}"
+                cure = f"Change {' or '.join(sorted(filter(None, {first['setting'], second['setting']})))}"
                 found.append(Problem(f"host {host}", what, cure))
     return found
 

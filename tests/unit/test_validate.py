@@ -309,7 +309,7 @@ def test_the_largest_requirement_of_a_hosts_groups_counts() -> None:
     assert (need["memory_mb"], need["disk_mb"], need["free_mb"]) == (4, 9, 0)
 
 
-WANT = [{"port": 5000, "unit": "mlflow.service", "variable": "mlflow_port"}]
+WANT = [{"port": 5000, "unit": "mlflow.service", "setting": "mlflow_port"}]
 
 
 @pytest.mark.parametrize(
@@ -330,21 +330,29 @@ def test_own_and_other_ports_pass(listener: dict[str, Any]) -> None:
 def test_taken_port(unit: str, process: str, holder: str) -> None:
     problem = the_only(rules.taken_ports("s1", [{"port": 5000, "unit": unit, "process": process}], WANT))
     assert problem.what == f"port 5000, which mlflow.service needs, is in use by {holder}"
-    assert "mlflow_port" in problem.cure
+    assert problem.cure.endswith("), or set mlflow_port to a free port")
+
+
+def test_taken_port_that_the_site_cannot_move() -> None:
+    held = [{"port": 5000, "unit": "wiki.service", "process": "python3"}]
+    problem = the_only(rules.taken_ports("s1", held, [WANT[0] | {"setting": ""}]))
+    assert problem.cure == "Stop it there (`systemctl disable --now wiki.service`)"
 
 
 def test_a_port_may_be_held_by_a_unit_of_a_pattern() -> None:
-    want = [{"port": 5432, "unit": "postgresql*.service", "variable": "postgresql_port"}]
+    want = [{"port": 5432, "unit": "postgresql*.service", "setting": "postgresql_port"}]
     held = [{"port": 5432, "unit": "postgresql@15-main.service", "process": "postgres"}]
     assert rules.taken_ports("s1", held, want) == []
 
 
 def test_two_parts_on_one_port() -> None:
-    two = [*WANT, {"port": 5000, "unit": "inference-a.service", "variable": "inference_services"}]
+    two = [*WANT, {"port": 5000, "unit": "inference-a.service", "setting": "the port of a in inference_services"}]
     assert rules.two_on_one_port("s1", WANT) == []
     problem = the_only(rules.two_on_one_port("s1", two))
     assert "both set to listen on port 5000" in problem.what
-    assert problem.cure == "Change inference_services or mlflow_port"
+    assert problem.cure == "Change mlflow_port or the port of a in inference_services"
+    fixed = the_only(rules.two_on_one_port("s1", [WANT[0] | {"setting": ""}, two[1]]))
+    assert fixed.cure == "Change the port of a in inference_services"
 
 
 def test_report_numbers_every_problem() -> None:
