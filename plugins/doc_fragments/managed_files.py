@@ -14,9 +14,9 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: Absolute path., type: path, required: true}
-      owner: {description: User that owns it., type: str, default: root}
-      group: {description: Group that owns it., type: str, default: root}
+      path: &path {description: Absolute path., type: path, required: true}
+      owner: &owner {description: User that owns it., type: str, default: root}
+      group: &group {description: Group that owns it., type: str, default: root}
       mode: {description: 'Permissions in octal, quoted.', type: str, default: '0755'}
   files:
     description: Files to write whole.
@@ -24,9 +24,9 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: Absolute path., type: path, required: true}
-      owner: {description: User that owns it., type: str, default: root}
-      group: {description: Group that owns it., type: str, default: root}
+      path: *path
+      owner: *owner
+      group: *group
       mode: {description: 'Permissions in octal, quoted.', type: str, default: '0644'}
       content: {description: Content of the file. Either this or C(secret) is required., type: str}
       secret: {description: Content that must not appear in logs and diffs., type: str}

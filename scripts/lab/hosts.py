@@ -153,7 +153,13 @@ def molecule(command: str, *arguments: str) -> None:
 
 def molecule_environment() -> dict[str, str]:
     """Return the environment variables of the scenario."""
-    return {"METALWORKS_LAB_MTU": str(outer_mtu()), "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE), "NO_COLOR": "1"}
+    return {
+        "METALWORKS_LAB_MTU": str(outer_mtu()),
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE),
+        # Beside a galaxy.yml, molecule would warn that it expects scenarios in extensions/.
+        "MOLECULE_GLOB": "molecule/*/molecule.yml",
+        "NO_COLOR": "1",
+    }
 
 
 def outer_mtu() -> int:

@@ -345,19 +345,19 @@ def test_a_part_has_a_group_in_the_inventory() -> None:
 
 
 NEW = {
-    "part_registry": {
+    "part_package_index": {
         "order": 35,
         "names": ["packages"],
         "sites": [{"name": "packages", "host": "packages", "upstreams": ["127.0.0.1:5000"], "health": "/"}],
-        "databases": [{"name": "registry", "owner": "registry", "password": "one"}],
+        "databases": [{"name": "package_index", "owner": "package_index", "password": "one"}],
         "buckets": [{"name": "wheels", "versioning": True}],
-        "keys": [{"names": ["registry"], "buckets": ["wheels"]}],
-        "loopback": [{"port": 5000, "users": ["www-data", "registry"], "why": "registry"}],
-        "programs": [{"user": "registry", "calls": ["postgresql", "object_store"]}],
+        "keys": [{"names": ["package_index"], "buckets": ["wheels"]}],
+        "loopback": [{"port": 5000, "users": ["www-data", "package_index"], "why": "package_index"}],
+        "programs": [{"user": "package_index", "calls": ["postgresql", "object_store"]}],
     }
 }
 """A part that the platform does not have, which uses every field."""
-KEYS = dict.fromkeys(("mlflow", "inference", "worker-gpu", "worker-cpu", "backup", "registry"), "a key")
+KEYS = dict.fromkeys(("mlflow", "inference", "worker-gpu", "worker-cpu", "backup", "package_index"), "a key")
 
 
 @pytest.fixture
@@ -368,11 +368,11 @@ def values(tmp_path: Path) -> Any:
     place = tmp_path / "inventory/ours"
     shutil.copytree(ROOT / "inventory/example", place, symlinks=True)
     (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
-    groups = {"registry": {"hosts": {"cpu-1": {}}}, "gateway": {"children": {"cpu": {}}}}
+    groups = {"package_index": {"hosts": {"cpu-1": {}}}, "gateway": {"children": {"cpu": {}}}}
     (place / "new.yml").write_text(json.dumps(groups))
     secrets = {"vault_object_store_secret_keys": KEYS, "vault_postgresql_mlflow_password": "two"}
     secrets |= {"vault_postgresql_mlflow_auth_password": "three", "vault_postgresql_prefect_password": "four"}
-    (place / "group_vars/all/registry.yml").write_text(json.dumps(NEW | secrets))
+    (place / "group_vars/all/package_index.yml").write_text(json.dumps(NEW | secrets))
     loader = DataLoader()
     loader.set_basedir(str(place))
     inventory = InventoryManager(loader=loader, sources=[str(place)])
@@ -391,16 +391,16 @@ def test_a_new_part_is_one_file(values: Any) -> None:
     name = "packages.metalworks.internal"
     assert {"name": name, "address": "192.0.2.31"} in values("gpu-1", "base_hosts")
     assert name in values("cpu-1", "certificates_names")
-    assert values("cpu-1", "gateway_sites") == NEW["part_registry"]["sites"]
+    assert values("cpu-1", "gateway_sites") == NEW["part_package_index"]["sites"]
     (shown,) = [site for site in values("services-1", "gateway_sites") if site["name"] == "packages"]
     assert (shown["served"], shown["upstreams"]) == (False, [f"{name}:443"])
-    assert "registry" in [one["name"] for one in values("services-1", "postgresql_databases")]
+    assert "package_index" in [one["name"] for one in values("services-1", "postgresql_databases")]
     assert "192.0.2.31" in values("services-1", "postgresql_clients")
-    (key,) = [one for one in values("services-1", "object_store_consumers") if one["name"] == "registry"]
+    (key,) = [one for one in values("services-1", "object_store_consumers") if one["name"] == "package_index"]
     assert key["buckets"] == ["wheels"]
-    assert values("cpu-1", "firewall_local") == NEW["part_registry"]["loopback"]
+    assert values("cpu-1", "firewall_local") == NEW["part_package_index"]["loopback"]
     ways = {one["user"]: one["reach"] for one in values("cpu-1", "firewall_outbound")}
-    assert [(way["port"], way["to"]) for way in ways["registry"]] == [(5432, ["192.0.2.11"]), (443, ["192.0.2.11"])]
+    assert [(way["port"], way["to"]) for way in ways["package_index"]] == [(5432, ["192.0.2.11"]), (443, ["192.0.2.11"])]
     assert (5000, ["127.0.0.1"]) in [(way["port"], way["to"]) for way in ways["www-data"]]
 
 
