@@ -400,7 +400,10 @@ def test_a_new_part_is_one_file(values: Any) -> None:
     assert key["buckets"] == ["wheels"]
     assert values("cpu-1", "firewall_local") == NEW["part_package_index"]["loopback"]
     ways = {one["user"]: one["reach"] for one in values("cpu-1", "firewall_outbound")}
-    assert [(way["port"], way["to"]) for way in ways["package_index"]] == [(5432, ["192.0.2.11"]), (443, ["192.0.2.11"])]
+    assert [(way["port"], way["to"]) for way in ways["package_index"]] == [
+        (5432, ["192.0.2.11"]),
+        (443, ["192.0.2.11"]),
+    ]
     assert (5000, ["127.0.0.1"]) in [(way["port"], way["to"]) for way in ways["www-data"]]
 
 
