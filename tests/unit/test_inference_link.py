@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -150,42 +152,78 @@ def test_a_process_that_does_not_come_back_is_said_to_be_gone(tmp_path: Path) ->
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize("answered", [True, False])
-@pytest.mark.parametrize(
-    "stuck",
-    ["server._since[1] = time.monotonic(); time.sleep(30)", "ctypes.PyDLL(None).sleep(30)  # keeps the lock"],
-)
-def test_a_process_whose_model_hangs_ends_and_says_where(stuck: str, answered: bool) -> None:
-    """The first response has a separate timeout."""
-    first = 60 if answered else 1.5
-    program = f"""
-import ctypes, sys, time
+# Code in which a model hangs.
+STUCK = {
+    "in Python": "server._since[1] = time.monotonic(); time.sleep(30)",
+    "with the lock": "ctypes.PyDLL(None).sleep(30)",
+}
+# With and without an earlier response: the first one has a separate timeout.
+HANGS = [(stuck, answered) for stuck in STUCK for answered in (True, False)]
+PROGRAM = """
+import ctypes, json, os, sys, time
 from metalworks_model_runner.server import ModelServer
-server = ModelServer.__new__(ModelServer)
-server._since = {{}}
-server._answered = {answered}
-server.end_when_stuck(0.5, {first})
-sys.stderr = None
-time.sleep(2)
-print("idle for longer", flush=True)
-for _ in range(40):  # busy for longer, with one thing after the other
-    server._since[1] = time.monotonic()
-    time.sleep(0.05)
-    del server._since[1]
-if not {answered}:
-    server._since[1] = time.monotonic()
-    time.sleep(1.2)
-    del server._since[1]
-print("busy", flush=True)
-{stuck}
+
+def hang(stuck, answered):
+    server = ModelServer.__new__(ModelServer)
+    server._since = {}
+    server._answered = answered
+    server.end_when_stuck(0.5, 60 if answered else 1.5)
+    sys.stderr = None
+    time.sleep(2)
+    print("idle for longer", flush=True)
+    for _ in range(40):  # busy for longer, with one thing after the other
+        server._since[1] = time.monotonic()
+        time.sleep(0.05)
+        del server._since[1]
+    if not answered:
+        server._since[1] = time.monotonic()
+        time.sleep(1.2)
+        del server._since[1]
+    print("busy", flush=True)
+    exec(stuck)
+
+children = []
+for number, case in enumerate(json.loads(sys.argv[1])):
+    children.append(os.fork())
+    if not children[-1]:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+        try:
+            hang(*case)
+        finally:
+            os._exit(2)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
 """
+
+
+class Ended(NamedTuple):
+    code: int
+    said: str
+    trace: str
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Ended]:
+    """Return how four hanging processes ended. They wait side by side, so the test takes as long as one."""
+    folder = tmp_path_factory.mktemp("hanging")
+    cases = json.dumps([(STUCK[stuck], answered) for stuck, answered in HANGS])
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", PROGRAM, cases],
         env={"PYTHONPATH": str(runner_folder())},
+        cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
-        check=False,
+        timeout=90,
+        check=True,
     )
-    assert (done.returncode, done.stdout.split("\n")[:2]) == (1, ["idle for longer", "busy"])
-    assert "most recent call first" in done.stderr
+    files = [[(folder / f"{number}.{stream}").read_text() for stream in (1, 2)] for number in range(len(HANGS))]
+    return {case: Ended(code, *texts) for case, code, texts in zip(HANGS, json.loads(done.stdout), files, strict=True)}
+
+
+@pytest.mark.parametrize(("stuck", "answered"), HANGS)
+def test_a_process_whose_model_hangs_ends_and_says_where(
+    ended: dict[tuple[str, bool], Ended], stuck: str, answered: bool
+) -> None:
+    process = ended[stuck, answered]
+    assert (process.code, process.said.split("\n")[:2]) == (1, ["idle for longer", "busy"])
+    assert "most recent call first" in process.trace
