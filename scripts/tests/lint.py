@@ -13,7 +13,7 @@ from scripts.common import BUILD, ROOT, environment, write_json
 TIMES = BUILD / "lint.json"
 # Longest first. Some rules of ansible-lint look up variables in an inventory, so give it the example's.
 STEPS = {
-    "ansible-lint": ["ansible-lint"],
+    "ansible-lint": [sys.executable, "-m", "scripts.tests.ansible_lint"],
     "mypy": ["mypy"],
     "yamllint": ["yamllint", "."],
     "ruff": ["ruff", "check", "."],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from scripts.common import ROOT
+from scripts.tests import ansible_lint
 from scripts.tests.warm_ansible import ansible_playbook
 
 PLAY = """
@@ -39,3 +42,14 @@ def test_a_play_returns_its_exit_code_and_output(play: Path, told: str, code: in
 def test_errors_before_the_first_task_are_on_standard_error(tmp_path: Path) -> None:
     done = ansible_playbook(tmp_path / "none.yml")
     assert (done.returncode, "could not be found" in done.stderr) == (1, True), done.stderr
+
+
+def test_ansible_lint_is_told_what_ansible_playbook_says_of_a_playbook(tmp_path: Path) -> None:
+    play = tmp_path / "play.yml"
+    play.write_text(PLAY.replace("debug", "no_such_module"))
+    command = ["ansible-playbook", "--syntax-check", "-vv", str(play)]
+    options = {"env": {**os.environ}, "stdin": subprocess.PIPE, "capture_output": True, "text": True, "check": False}
+    alone = subprocess.run(command, cwd=ROOT, **options)  # type: ignore[call-overload]
+    done = ansible_lint.Subprocess.run(command, **options)  # type: ignore[arg-type]
+    assert "no_such_module" in done.stderr
+    assert (done.returncode, done.stderr) == (alone.returncode, alone.stderr)
