@@ -9,9 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata
-from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
-
 from scripts.common import ROOT, environment
 
 PROGRAM = ROOT / "roles/prefect_server/files/renew_leases.py"
@@ -29,6 +26,10 @@ def renew(home: Path) -> str:
 
 
 def test_leases_that_expired_during_an_outage_are_renewed(tmp_path: Path) -> None:
+    # Not at the top: all processes that share the tests would import Prefect's server.
+    from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata
+    from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
+
     leases = ConcurrencyLeaseStorage(tmp_path / "concurrency_leases")
     limit = uuid4()
 
