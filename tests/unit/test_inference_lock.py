@@ -141,7 +141,7 @@ def test_incomplete_models_and_hosts_are_named(resolver: Resolver, tmp_path: Pat
     with pytest.raises(FetchError, match="no-uv is not installed"):
         dataclasses.replace(resolver, uv="no-uv").ensure_lock(folder)
     (folder / "model/MLmodel").write_text("not: [a model")
-    with pytest.raises(FetchError, match="MLmodel cannot be read"):
+    with pytest.raises(FetchError, match=r"cannot read .*MLmodel"):
         resolver.ensure_lock(folder)
 
 

@@ -407,7 +407,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a folder outside": ({"tags": {"git.folder": "../.."}}, ["is not inside a repository"]),
     "no such folder": ({"tags": {"git.folder": "other"}}, ["the commit has no folder other"]),
     "remote gone": ({"tags": {"mlflow.source.git.repoURL": "/nowhere.git"}}, ["cannot clone /nowhere.git"]),
-    "vanished": ({"tags": {"mlflow.source.git.commit": "0" * 39 + "1"}}, ["0001 is not in ", "vanished"]),
+    "vanished": ({"tags": {"mlflow.source.git.commit": "0" * 39 + "1"}}, ["0001 is not in ", "removed by a rebase"]),
     "data not pushed": ({"data": "unpushed"}, ["data: data (", ".dir) is not in ", "`dvc push` it"]),
     "data unknown": (
         {"tags": {"dvc.other": '{"md5": "ab", "pushed": true}'}},
