@@ -429,7 +429,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"tags": {"metalworks.command": '["python", "train.py", "--token=***"]'}},
         ["a secret in it was masked: python train.py --token=***"],
     ),
-    "Python": ({"tags": {"python.version": "3.4.10"}}, ["no Python 3.4.10 is on this machine"]),
+    "Python": ({"tags": {"python.version": "3.4.10"}}, ["this machine has no Python 3.4.10"]),
     "packages": ({"requirements": None}, ["no file versions/requirements.txt"]),
     "a wheel of another machine": (
         {"requirements": "gone @ file:///home/anna/gone-1.0-py3-none-any.whl\n"},
@@ -441,7 +441,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "flow file": (
         {"tags": {"prefect.flow_run": "0b", "prefect.entrypoint": "gone.py:f", "prefect.parameters": "{}"}},
-        ["the commit has no gone.py"],
+        ["does not contain the flow's file gone.py"],
     ),
     "failed": ({"status": "FAILED"}, ["did not finish; its state is FAILED"]),
     # All at once, so that users can fix everything before the next try.
