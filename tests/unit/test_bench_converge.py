@@ -319,7 +319,7 @@ def test_fewer_hosts_than_the_lab_has_cannot_be_measured(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--sizes", "4") == bench.UNKNOWN
-    assert "the lab has 5 hosts" in capsys.readouterr().err
+    assert "cannot measure with 4 hosts: the lab has 5 already" in capsys.readouterr().err
     assert lab.done == []
 
 

@@ -16,14 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metalworks.environments import packages, unused
+from metalworks.environments import MARKER, build, packages, unused, uv_variables
 from metalworks.errors import FlowRunError
 from metalworks.flow_run.lock import check_requirements, has_hashes, lock_of, locked_versions, read_toml, settings
 
 Tell = Callable[[str], None]
 
-MARKER = ".complete"
-"""Written when an environment is complete; its modification time is when a run last used the environment."""
 KEEP_SECONDS = 30 * 24 * 3600
 """Archives and environments that no run has used for this long are removed when a new environment is built."""
 
@@ -75,30 +73,11 @@ def uv_cache(cache: Path) -> Path:
     return Path(os.environ.get("UV_CACHE_DIR", cache / "uv"))
 
 
-def build(code: Path, target: Path, cache: Path, lock: int) -> None:
+def install(code: Path, target: Path, cache: Path, lock: int) -> None:
     """Build the environment from scratch, without the project itself."""
-    shutil.rmtree(target, ignore_errors=True)
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")},
-        "UV_PROJECT_ENVIRONMENT": str(target),
-        "UV_CACHE_DIR": str(uv_cache(cache)),
-        "UV_PYTHON_DOWNLOADS": "never",
-    }
-    for line in _install_commands(code, target):
-        # uv holds the lock, too: if this process is killed, the next run must not build while uv still does.
-        done = subprocess.run(
-            line,
-            cwd=code,
-            env=environment,
-            pass_fds=[lock],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            shutil.rmtree(target, ignore_errors=True)
-            name = lock_of(code).name
-            raise FlowRunError(f"Cannot install the flow's environment from its {name}:\n{done.stderr.strip()}")
+    variables = {"UV_PROJECT_ENVIRONMENT": str(target), "UV_CACHE_DIR": str(uv_cache(cache))}
+    if error := build(target, _install_commands(code, target), lock, cwd=code, env=uv_variables() | variables):
+        raise FlowRunError(f"Cannot install the flow's environment from its {lock_of(code).name}:\n{error}")
 
 
 def _install_commands(code: Path, target: Path) -> list[list[str]]:
@@ -146,7 +125,7 @@ def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
         if not (target / MARKER).exists():
             tell(f"Installing environment {target.name}: this {lock_of(code).name} is new on this host.")
             began = time.monotonic()
-            build(code, target, cache, lock.fileno())
+            install(code, target, cache, lock.fileno())
             if names := unused(prune(cache), folder.glob("*/")):
                 clean = ["uv", "cache", "clean", "--quiet", "--cache-dir", str(uv_cache(cache)), *names]
                 subprocess.run(clean, cwd=folder, capture_output=True, check=False)  # a later run tries again

@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from metalworks.environments import packages, unused
+from metalworks.environments import MARKER, packages, unused
 from metalworks.errors import FetchError
 from metalworks.model_sync.programs import Programs
-
-MARKER = ".complete"
 
 
 class Environments:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from metalworks.environments import normalize_name
+from metalworks import environments
+from metalworks.environments import MARKER, normalize_name, uv_variables
 from metalworks.errors import CommandError
-from metalworks.flow_run.environment import MARKER, prune
+from metalworks.flow_run.environment import prune
 from metalworks.runs import record
 from metalworks.runs.record import Recorded
 from metalworks.runs.start import inside
@@ -104,20 +105,12 @@ def _uv() -> str | None:
     return str(beside) if beside.exists() else shutil.which("uv")
 
 
-def _clean() -> dict[str, str]:
-    """Return the variables for uv: without the caller's environment, and without downloading a Python."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
-    }
-    return kept | {"UV_PYTHON_DOWNLOADS": "never"}
-
-
 def find_python(version: str) -> Path | None:
     """Return this machine's Python of this version, else of the same minor version, else None."""
     uv = _uv()
     for wanted in (version, ".".join(version.split(".")[:2])):
         line = [uv or "uv", "python", "find", "--no-project", "--no-config", wanted]
-        done = subprocess.run(line, env=_clean(), capture_output=True, text=True, check=False)
+        done = subprocess.run(line, env=uv_variables(), capture_output=True, text=True, check=False)
         if not done.returncode:
             return Path(done.stdout.strip())
     return None
@@ -157,23 +150,14 @@ def build(python: Path, lines: list[str], tell: Callable[[str], None]) -> Path:
 
 
 def _install(python: Path, lines: list[str], target: Path, lock: int) -> None:
-    shutil.rmtree(target, ignore_errors=True)
     uv = _uv() or "uv"
-    steps = [
-        ([uv, "venv", "--quiet", "--no-project", "--no-config", "--python", str(python), str(target)], ""),
-        (
-            [uv, "pip", "install", "--quiet", "--no-deps", "--python", f"{target}/bin/python", "--requirements", "-"],
-            "\n".join(lines),
-        ),
+    commands = [
+        [uv, "venv", "--quiet", "--no-project", "--no-config", "--python", str(python), str(target)],
+        [uv, "pip", "install", "--quiet", "--no-deps", "--python", f"{target}/bin/python", "--requirements", "-"],
     ]
-    for line, given in steps if lines else steps[:1]:
-        # uv holds the lock, too: if this process is killed, the next one must not build while uv still does.
-        done = subprocess.run(
-            line, input=given, env=_clean(), pass_fds=[lock], cwd="/", capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            shutil.rmtree(target, ignore_errors=True)
-            raise CommandError(f"cannot build the recorded environment:\n{done.stderr.strip()}")
+    options = {"env": uv_variables(), "cwd": "/", "input": "\n".join(lines)}
+    if error := environments.build(target, commands if lines else commands[:1], lock, **options):
+        raise CommandError(f"cannot build the recorded environment:\n{error}")
 
 
 def version(python: Path) -> str:
