@@ -1,0 +1,168 @@
+"""upgrade.yml over real migrations, and releases that fail on the way: what was written before is there after."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sabotage
+import yaml
+
+SCENARIO = Path(__file__).resolve().parent.parent
+ROOT = SCENARIO.parent.parent
+FILES = SCENARIO / "files"
+PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+GOOD = ROOT / "roles/mlflow/files/requirements.txt"
+NEW = {"mlflow_requirements": str(GOOD), "prefect_server_requirements": str(FILES / "prefect-3.9.1.txt")}
+OLD = {"mlflow_requirements": str(FILES / "mlflow-3.16.1.txt"), "prefect_server_requirements": "requirements.txt"}
+WHEEL = "/opt/sabotage-1.0-py3-none-any.whl"
+APPS = ("mlflow", "prefect-server")
+
+
+def run(playbook: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "--inventory", str(SCENARIO / "inventory")]
+    command += ["--skip-tags", "rest", "--extra-vars", json.dumps(variables), str(ROOT / "playbooks" / playbook)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def ledger(host, write: int = 0, tag: str = "") -> dict[str, Any]:
+    """Write, and return all that is there."""
+    vault = yaml.safe_load((SCENARIO / "inventory/group_vars/all/vault.yml").read_text())
+    orders = json.dumps({"password": vault["vault_mlflow_admin_password"], "write": write, "tag": tag})
+    argv = ["docker", "exec", "--interactive", "upgrade", "python3", "-c", (FILES / "ledger.py").read_text()]
+    done = subprocess.run(argv, input=orders, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def runs(host) -> dict[str, str]:
+    """Return what is installed and running, and the databases' revisions."""
+    found = {app: host.check_output(f"readlink /opt/metalworks/{app}/current") for app in APPS}
+    for database, table in (("mlflow", "alembic_version"), ("prefect", "alembic_version")):
+        query = f"runuser -u postgres -- psql -Atc 'select version_num from {table}' {database}"
+        found[database] = host.check_output(query)
+    return found
+
+
+def kept(host) -> list[str]:
+    query = "select datname from pg_database where datname ~ '_(before|after)_' order by 1"
+    return str(host.check_output("runuser -u postgres -- psql -Atc %s", query)).split()
+
+
+def gateway(host, path: str = "/api/ready", name: str = "prefect") -> tuple[int, dict[str, str]]:
+    """Return the gateway's status and headers."""
+    url = f"https://{name}.metalworks.internal{path}"
+    ask = "curl --silent --show-error --output /dev/null --dump-header - --cacert /etc/metalworks/tls/ca.crt"
+    text = host.check_output(f"{ask} {url}")
+    first, *lines = text.splitlines()
+    return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines if ": " in line)
+
+
+@pytest.fixture(scope="module")
+def written(host):
+    """Return the ledger of the old releases."""
+    return ledger(host, write=20, tag="before")
+
+
+def test_writers_are_told_when_to_ask_again(host):
+    # A gateway that has not been upgraded yet would not know how.
+    host.check_output("touch /etc/nginx/metalworks/paused")
+    status, headers = gateway(host)
+    assert (status, headers["retry-after"]) == (503, "30")
+    assert gateway(host, "/health", "mlflow")[0] == 503
+    host.check_output("rm /etc/nginx/metalworks/paused")
+    assert gateway(host)[0] == 200
+
+
+def test_site_yml_refuses_to_migrate_without_copies(host, written):
+    before = runs(host)
+    done = run("services.yml", **NEW)
+    assert done.returncode != 0
+    assert "Run playbooks/upgrade.yml" in done.stdout
+    assert runs(host) == before
+    assert ledger(host) == written
+
+
+HEAD = """
+from alembic.script import ScriptDirectory
+from pathlib import Path
+import sysconfig
+print(ScriptDirectory(str(Path(sysconfig.get_path("purelib"), "mlflow/store/db_migrations"))).get_current_head())
+"""
+
+
+def upgrade_spoilt(spoils: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Upgrade to a release of MLflow with these files."""
+    lock = sabotage.lock(PLACE / "sabotage", GOOD, WHEEL, spoils)
+    subprocess.run(["docker", "cp", str(PLACE / "sabotage" / Path(WHEEL).name), f"upgrade:{WHEEL}"], check=True)
+    return run("upgrade.yml", **NEW | {"mlflow_requirements": str(lock)})
+
+
+def head() -> str:
+    """Return the newest revision of this release's MLflow."""
+    command = [sys.executable, "-c", HEAD]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+
+def test_a_migration_that_fails_half_way_is_undone(host, written):
+    before = runs(host)
+    text = sabotage.HALF_WAY.replace(sabotage.HEAD, head())
+    done = upgrade_spoilt({"mlflow/store/db_migrations/versions/5ab07a6e0001_fails.py": text})
+    assert done.returncode != 0
+    assert "The upgrade failed and the platform is as it was before" in done.stdout
+    assert "mlflow.service" in done.stdout
+    assert runs(host) == before
+    assert ledger(host) == written
+    assert gateway(host)[0] == 200
+
+
+def test_everything_is_there_after_an_upgrade(host, written):
+    before = runs(host)
+    done = run("upgrade.yml", **NEW)
+    assert done.returncode == 0, done.stdout
+    after = runs(host)
+    assert all(after[name] != before[name] for name in before)
+    assert ledger(host) == written
+    assert gateway(host)[0] == 200
+    assert len([name for name in kept(host) if "_before_" in name]) == 3
+
+
+def test_a_second_run_upgrades_nothing(host):
+    before = (runs(host), kept(host))
+    done = run("upgrade.yml", **NEW)
+    assert done.returncode == 0, done.stdout
+    assert (runs(host), kept(host)) == before
+
+
+def test_a_release_that_answers_500_goes_back_and_the_upgrade_before_can_still_be_undone(host, written):
+    before = runs(host)
+    done = upgrade_spoilt({"sabotage.py": sabotage.ANSWERS_500, "sabotage.pth": "import sabotage\n"})
+    assert done.returncode != 0
+    assert "The upgrade failed and the platform is as it was before" in done.stdout
+    assert "500" in done.stdout
+    assert runs(host) == before
+    assert ledger(host) == written
+    assert gateway(host)[0] == 200
+    done = run("rollback.yml", **OLD)
+    assert "To go back, run this again" in done.stdout
+
+
+def test_going_back_by_hand_names_what_is_lost_and_asks_first(host, written):
+    later = ledger(host, write=3, tag="after")
+    assert later != written
+    done = run("rollback.yml", **OLD)
+    assert done.returncode != 0
+    assert "Nothing was changed" in done.stdout
+    assert "3 flow runs" in done.stdout
+    assert ledger(host) == later
+    number = json.loads(host.check_output("cat /var/lib/metalworks/upgrade/note.json"))["id"]
+    done = run("rollback.yml", rollback_confirm=number, **OLD)
+    assert done.returncode == 0, done.stdout
+    assert ledger(host) == written
+    assert len([name for name in kept(host) if name.endswith(f"_after_{number}")]) == 3
