@@ -12,8 +12,8 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Mapping, Sequence
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
@@ -54,6 +54,9 @@ CONSUMERS: dict[str, Any] = {
     },
 }
 """Argument specs of the modules that use a store."""
+
+
+Body = bytes | Iterable[bytes]
 
 
 class StoreError(Exception):
@@ -97,12 +100,19 @@ class Reply(NamedTuple):
 
 
 def sign(
-    method: str, url: str, payload: bytes, *, region: str, access_key: str, secret_key: str, when: time.struct_time
+    method: str,
+    url: str,
+    payload: bytes | None,
+    *,
+    region: str,
+    access_key: str,
+    secret_key: str,
+    when: time.struct_time,
 ) -> dict[str, str]:
-    """Return the headers that sign a request with AWS Signature Version 4."""
+    """Return the headers that sign a request with AWS Signature Version 4; None is a payload that is not signed."""
     parts = urlsplit(url)
     stamp, day = time.strftime("%Y%m%dT%H%M%SZ", when), time.strftime("%Y%m%d", when)
-    digest = hashlib.sha256(payload).hexdigest()
+    digest = "UNSIGNED-PAYLOAD" if payload is None else hashlib.sha256(payload).hexdigest()
     headers = {"host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     names = ";".join(headers)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
@@ -133,38 +143,76 @@ class Store:
             else HTTPConnection(parts.netloc, timeout=TIMEOUT_SECONDS)
         )
 
-    def ask(self, method: str, path: str, query: Mapping[str, str] | None = None, body: bytes = b"") -> Reply:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Body = b"",
+        more: Mapping[str, str] | None = None,
+    ) -> Reply:
         """Send a signed request, and repeat it while the server is starting.
 
         An HTTP error is a reply; no answer raises UnreachableError.
         """
         deadline = time.monotonic() + STARTING_SECONDS
-        while (reply := self._send(method, path, query, body)).code in STARTING and time.monotonic() < deadline:
+        while True:
+            reply = self.read(self.begin(method, path, query, body, more))
+            if reply.code not in STARTING or not isinstance(body, bytes) or time.monotonic() > deadline:
+                return reply
             time.sleep(0.25)
-        return reply
 
-    def _send(self, method: str, path: str, query: Mapping[str, str] | None, body: bytes) -> Reply:
-        """Send one signed request."""
+    def read(self, answer: HTTPResponse) -> Reply:
+        """Read a response to its end."""
+        try:
+            return Reply(answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()})
+        except (HTTPException, OSError) as error:
+            raise self.unreachable(error) from error
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Body = b"",
+        more: Mapping[str, str] | None = None,
+    ) -> HTTPResponse:
+        """Send a signed request, with more headers, and return the response, whose body has to be read.
+
+        A body in pieces is not signed, and needs its length among the headers.
+        """
         pairs = [f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in (query or {}).items()]
         target = quote(path, safe="/-_.~") + ("?" + "&".join(sorted(pairs)) if pairs else "")
         headers = sign(
             method,
             self.endpoint + target,
-            body,
+            body if isinstance(body, bytes) else None,
             region=self.region,
             access_key=self.access_key,
             secret_key=self.secret_key,
             when=time.gmtime(),
         )
-        if body:  # some bucket settings require this header
+        if body and isinstance(body, bytes):  # some bucket settings require this header
             headers["content-md5"] = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-        try:
-            self._connection.request(method, target, body=body, headers=headers)
-            answer = self._connection.getresponse()
-            return Reply(answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()})
-        except (HTTPException, OSError) as error:
-            self._connection.close()
-            raise UnreachableError(f"{self.endpoint} does not answer: {error}") from error
+        for tries in (1, 0):
+            try:
+                self._connection.request(method, target, body=body, headers={**headers, **(more or {})})
+                return self._connection.getresponse()
+            except (HTTPException, OSError) as error:
+                # A server closes a connection that was idle for long, and this request is the first to notice.
+                if not (tries and method == "GET" and isinstance(error, ConnectionError)):
+                    raise self.unreachable(error) from error
+                self.close()
+        raise AssertionError
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another one."""
+        self._connection.close()
+
+    def unreachable(self, error: Exception) -> UnreachableError:
+        """Close the connection and return the error that says so."""
+        self.close()
+        return UnreachableError(f"{self.endpoint} does not answer: {error}")
 
 
 class Rule(NamedTuple):
