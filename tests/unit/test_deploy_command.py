@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from metalworks import cli
-from metalworks.deploy import check, command, definition, server, store
+from metalworks.deploy import check, command, definition, server, store, summer_time
 from metalworks.deploy.server import Known, PrefectServer
 from metalworks.errors import CommandError
 from metalworks.flow_run.environment import metadata
@@ -171,6 +172,48 @@ def test_prune_deletes_deployments_missing_in_the_file(site: Site) -> None:
     assert site.deleted == ["learn/by-hand"]
 
 
+def test_a_project_of_the_same_name_in_another_repository_is_left_alone(site: Site) -> None:
+    assert deploy() == 0
+    another_repositorys(site)
+    site.write(prefect_yaml=FILE.replace("name: nightly", "name: other").replace("name: by-hand", "name: one"))
+    assert deploy("--prune") == 0
+    assert site.deleted == []
+    site.write(prefect_yaml=FILE)
+    assert deploy() == 1
+    assert deploy("--moved") == 0
+
+
+def test_no_package_is_advised_by_the_name_of_a_module(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be anybody's: dependency confusion begins there."""
+    (site.project / "libs/common").mkdir(parents=True)
+    (site.project / "libs/common/__init__.py").touch()
+    site.write(flows_py=FLOW.replace("json", "common, acme_tools"))
+    assert deploy() == 1
+    told = capsys.readouterr().err
+    assert "no module common in the environment → libs/common/__init__.py has a module of that name" in told
+    assert "no module acme_tools in the environment → add the package that provides it" in told
+    assert "acme-tools" not in told
+    assert "common==" not in told
+
+
+@pytest.mark.parametrize(
+    ("schedule", "hint"),
+    [
+        ({"cron": "0 * * * *", "timezone": "Europe/Berlin"}, "leaves out an hour on 2027-10-31"),
+        ({"cron": "*/15 * * * *", "timezone": "America/New_York"}, "leaves out an hour on 2027-11-07"),
+        ({"cron": "0 * * * *", "timezone": "UTC"}, ""),
+        ({"cron": "0 * * * *", "timezone": "Asia/Taipei"}, ""),
+        ({"cron": "0 * * * *"}, ""),
+        ({"cron": "30 2 * * *", "timezone": "Europe/Berlin"}, ""),
+        ({"cron": "0 */6 * * *", "timezone": "Europe/Berlin"}, ""),
+        ({"interval": 3600, "timezone": "Europe/Berlin"}, ""),
+    ],
+)
+def test_an_hour_that_a_schedule_leaves_out_is_named(schedule: dict[str, Any], hint: str) -> None:
+    found = summer_time.hints("hourly", [schedule], datetime(2027, 6, 1, tzinfo=UTC))
+    assert [hint in text for text in found] == ([True] if hint else [])
+
+
 Spoil = Callable[[Site], None]
 
 
@@ -179,6 +222,14 @@ def another_projects(site: Site) -> None:
     site.given.unlink()
     site.objects.clear()
     site.write(prefect_yaml=FILE.replace("name: demo", "name: other"))
+
+
+def another_repositorys(site: Site) -> None:
+    another_projects(site)
+    site.write(prefect_yaml=FILE)
+    other = str(site.folder / "other.git")
+    subprocess.run(["git", "clone", "-q", "--bare", str(site.folder / "remote.git"), other], check=True)
+    site.git("remote", "set-url", "origin", other)
 
 
 def of_the_file(old: str, new: str) -> Spoil:
@@ -194,7 +245,7 @@ def of_the_file(old: str, new: str) -> Spoil:
         (lambda site: site.write(flows_py=FLOW.replace("json", "PIL_, bs4")), "beautifulsoup4==VERSION` into req"),
         (lambda site: site.write(flows_py="import surely_missing\n" + FLOW), "flows.py:1: no module surely_missing"),
         (lambda site: site.write(flows_py="1 / 0\n"), "does not load: flows.py:1: ZeroDivisionError"),
-        (lambda site: site.write(requirements_txt="prefect==2.1.0\n"), f"`prefect=={PREFECT} in requirements.txt`"),
+        (lambda site: site.write(requirements_txt="prefect==2.1.0\n"), f"`prefect=={PREFECT}` in requirements.txt"),
         (lambda site: site.write(requirements_txt="mlflow==3\n"), "requirements.txt does not contain prefect"),
         (of_the_file("name: cpu", "name: nowhere"), "no work pool nowhere (used by nightly, by-hand), only cpu"),
         (of_the_file("name: cpu", "name: idle"), "no worker of the pool idle"),
@@ -203,8 +254,10 @@ def of_the_file(old: str, new: str) -> Spoil:
         (of_the_file("flows.py:learn", "flows.py:lern"), "'lern' not found"),
         (of_the_file("month: May", "moth: May"), "by-hand: the flow has no parameter moth, only month"),
         (of_the_file("name: by-hand", "name: nightly"), "two deployments are named learn/nightly"),
+        (of_the_file("{env:", "{memory_limit: lots, env:"), "nightly: memory_limit is 'lots': write a size such as 8G"),
         (of_the_file("$MARK", "$UNKNOWN_MARK"), "it refers to $UNKNOWN_MARK"),
         (of_the_file("tags: [a-tag]", "tags: [a-tag], build: [{x: {}}]"), "remove the `build` steps"),
+        (another_repositorys, "if it is the same project in a new place, `metalworks deploy --moved`"),
         (another_projects, "learn/nightly belongs to the project demo"),
     ],
 )

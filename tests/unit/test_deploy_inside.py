@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metalworks.deploy import check, environment_probe
+from metalworks.deploy import calls, check, data, environment_probe
 from metalworks.deploy.definition import Deployment
 
 FILES = {
@@ -170,3 +171,75 @@ def test_flows_are_loaded_isolated_from_the_users_environment(tmp_path: Path, mo
     )
     assert found["path.py:a_flow"]["missing"] == "of_the_shell"
     assert "nowhere.py" in found["nowhere.py:a_flow"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('run_deployment("child/a")', {"child/a"}),
+        ('await prefect.deployments.run_deployment(name="child/a", timeout=300)', {"child/a"}),
+        ('run_deployment("child/a", timeout=0)', set()),
+        ("run_deployment(name)", set()),
+        ("def (", set()),
+    ],
+)
+def test_what_a_flow_waits_for_is_read_from_its_source(line: str, expected: set[str]) -> None:
+    assert calls.waited_for(line) == expected
+
+
+def test_a_flow_that_waits_in_its_own_pool_is_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text('run_deployment("child/a")\nrun_deployment("child/b")\n')
+    item = Deployment({}, {"name": "parent", "entrypoint": "flows.py:parent", "work_pool": {"name": "gpu"}})
+    (hint,) = calls.own_pool(tmp_path, [item], {"child/a": "gpu", "child/b": "cpu"})
+    assert "parent waits for child/a in its own pool gpu" in hint
+
+
+@pytest.mark.parametrize(
+    ("files", "requirements", "hint"),
+    [
+        (["data.dvc", ".dvc/config"], "dvc==3\ndvc-s3==3\n", ""),
+        ([], "prefect==3\n", ""),
+        ([".dvc/config"], "prefect==3\n", ""),
+        (
+            ["dvc.yaml", ".dvc/config"],
+            "prefect==3\n",
+            "requirements.txt has no dvc, and workers have no DVC of their own",
+        ),
+        (["data.dvc"], "dvc==3\n", "no .dvc folder"),
+    ],
+)
+def test_what_dvc_cannot_do_in_flows_is_said(files: list[str], requirements: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text(requirements)
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = data.hints(tmp_path, tmp_path)
+    assert [hint in text for text in found] == ([True] if hint else [])
+
+
+def test_dvc_above_the_project_is_not_in_the_code(tmp_path: Path) -> None:
+    project, code = tmp_path / "clone/project", tmp_path / "code"
+    for folder in (project, code, tmp_path / "clone/.dvc"):
+        folder.mkdir(parents=True)
+    subprocess.run(["git", "init", "-q"], cwd=project.parent, check=True)
+    (code / "dvc.yaml").touch()
+    (code / "requirements.txt").touch()
+    (hint,) = data.hints(code, project)
+    assert "dvc init --subdir" in hint
+
+
+@pytest.mark.parametrize(
+    ("line", "requirements", "said"),
+    [
+        ("@flow(persist_result=True)", "prefect==3\n", True),
+        ("@task(cache_policy=INPUTS)", "prefect==3\n", True),
+        ("@flow(persist_result=True)", "prefect==3\ns3fs==2026.9.0\n", False),
+        ("@flow", "prefect==3\n", False),
+    ],
+)
+def test_results_that_stay_on_their_host_are_pointed_out(
+    line: str, requirements: str, said: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "requirements.txt").write_text(requirements)
+    (tmp_path / "flows.py").write_text(line)
+    assert ["flows.py stores results" in text for text in data.hints(tmp_path, tmp_path)] == [True] * said

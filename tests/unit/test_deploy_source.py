@@ -132,6 +132,84 @@ def test_data_in_the_code_is_refused(project: Path, monkeypatch: pytest.MonkeyPa
         source.read(project, as_it_is=False)
 
 
+@pytest.fixture
+def shared(project: Path, tmp_path: Path) -> Path:
+    """Return the project with shared code as a submodule that has one of its own."""
+    for name, inner in (("inner", ""), ("shared", "inner")):
+        folder = tmp_path / name
+        git(tmp_path, "init", "-q", "-b", "main", name)
+        (folder / f"{name}.py").write_text(f"{name} = 1\n")
+        if inner:
+            add(folder, tmp_path / inner, "inner")
+        git(folder, "add", "--all")
+        git(folder, "commit", "-qm", "first")
+    add(project, tmp_path / "shared", "libs/shared")
+    git(project, "-c", "protocol.file.allow=always", "submodule", "update", "-q", "--init", "--recursive")
+    (project / "common").symlink_to("libs/shared")
+    git(project, "add", "--all")
+    git(project, "commit", "-qm", "shared")
+    git(project, "push", "-q", "origin", "main")
+    return project
+
+
+def add(folder: Path, module: Path, place: str) -> None:
+    git(folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(module), place)
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_the_files_of_submodules_are_packed(shared: Path, dirty: bool) -> None:
+    if dirty:
+        (shared / "libs/shared/shared.py").write_text("shared = 2\n")
+    found = source.read(shared, as_it_is=dirty)
+    assert (found.problems, found.dirty) == ((), dirty)
+    packed = files(found.content)
+    assert packed["libs/shared/shared.py"] == (b"shared = 2\n" if dirty else b"shared = 1\n")
+    assert packed["libs/shared/inner/inner.py"] == b"inner = 1\n"
+    assert source.read(shared, as_it_is=dirty).digest == found.digest
+
+
+def test_a_changed_submodule_is_not_committed(shared: Path) -> None:
+    (shared / "libs/shared/shared.py").write_text("shared = 2\n")
+    (problem,) = source.read(shared, as_it_is=False).problems
+    assert problem.startswith("not committed: project/libs/shared")
+
+
+@pytest.mark.parametrize("as_it_is", [False, True])
+def test_a_submodule_that_is_not_here_is_named(shared: Path, as_it_is: bool) -> None:
+    git(shared, "submodule", "deinit", "-q", "--all")
+    with pytest.raises(CommandError, match=r"libs/shared is a Git submodule .* `git submodule update --init"):
+        source.read(shared, as_it_is=as_it_is)
+
+
+def test_what_releases_leave_out_is_packed_and_the_index_stays(project: Path) -> None:
+    (project / ".gitattributes").write_text("flow.py export-ignore\n*.txt export-subst\n")
+    (project / "about.txt").write_text("$Format:%H$\n")
+    git(project, "add", "--all")
+    git(project, "commit", "-qm", "second")
+    git(project, "push", "-q", "origin", "main")
+    packed = files(source.read(project, as_it_is=False).content)
+    assert packed["flow.py"] == b"WHAT = 1\n"
+    assert packed["about.txt"] == b"$Format:%H$\n"
+    assert git(project, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("https://git.example.org/team/a.git", "git@git.example.org:team/a.git", True),
+        ("ssh://git@Git.example.org:2222/team/a", "https://git.example.org/team/a/", True),
+        ("git@git:a.git", "git@git:b.git", False),
+        ("git@git:ada/a.git", "git@git:team/a.git", False),
+        ("https://one.example.org/a.git", "https://two.example.org/a.git", False),
+        ("/srv/a.git", "/srv/a", True),
+        ("", "", True),
+        ("", "git@git:a.git", False),
+    ],
+)
+def test_a_repository_is_the_same_by_any_protocol(one: str, other: str, same: bool) -> None:
+    assert source.same_repository(one, other) is same
+
+
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="is not in a Git repository"):
         source.read(tmp_path, as_it_is=False)

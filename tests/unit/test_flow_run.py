@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from host_processes import gone
 
 from metalworks import flow_run
 from metalworks.errors import FlowRunError
@@ -168,9 +169,37 @@ def test_another_lock_gives_another_environment(start: Start, project: Path, tmp
     assert len(environments(tmp_path)) == 2
 
 
-def test_an_incomplete_environment_is_rebuilt(start: Start, project: Path, tmp_path: Path) -> None:
+def test_a_security_update_of_python_keeps_environments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = flow_run.environment.identity(project)
+    monkeypatch.setattr(sys, "version", "3.11.2 (main, another day) [GCC]")
+    assert flow_run.environment.identity(project) == before
+    monkeypatch.setattr(flow_run.environment.sysconfig, "get_config_var", lambda name: "cpython-399-x86_64-linux-gnu")
+    assert flow_run.environment.identity(project) != before
+
+
+def test_uv_in_a_flow_takes_the_flows_environment_and_cannot_change_it(
+    start: Start, store: Store, project: Path, tmp_path: Path
+) -> None:
     start(pack(project))
     (environment,) = environments(tmp_path)
+    code = tmp_path / "run"
+    code.mkdir()
+    variables = {**os.environ, "METALWORKS_FLOW_CODE": URL, "METALWORKS_FLOW_CACHE": str(tmp_path / "cache")}
+    _, given = flow_run.run.command(code, variables, print)
+    line = ["uv", "run", "python", "-c", "import sys; print(sys.prefix)"]
+    done = subprocess.run(line, cwd=code, env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(environment)
+    assert not (code / ".venv").exists()
+    (packages,) = environment.glob("lib/python*/site-packages")
+    assert {packages.stat().st_mode & 0o222, (environment / "bin").stat().st_mode & 0o222} == {0}
+    flow_run.environment.remove(environment)
+    assert not environment.exists()
+
+
+def test_a_half_built_environment_is_built_anew(start: Start, project: Path, tmp_path: Path) -> None:
+    start(pack(project))
+    (environment,) = environments(tmp_path)
+    flow_run.environment.unprotect(environment)
     (environment / flow_run.environment.MARKER).unlink()
     (environment / "bin/python").unlink()
     saw, told = start(pack(project))
@@ -243,9 +272,60 @@ def test_a_project_that_cannot_run_is_refused(
     assert not list(tmp_path.glob("cache/environments/*/*"))
 
 
+def test_a_flow_is_not_told_where_the_indexes_logins_are(store: Store, project: Path, tmp_path: Path) -> None:
+    store.objects[URL] = pack(project)
+    (tmp_path / "run").mkdir()
+    given = {"METALWORKS_FLOW_CODE": URL, "METALWORKS_FLOW_CACHE": str(tmp_path / "cache"), "NETRC": "/etc/x.netrc"}
+    variables = flow_run.run.command(tmp_path / "run", os.environ | given, print)[1]
+    assert "NETRC" not in variables
+    assert variables["METALWORKS_FLOW_CODE"] == URL
+
+
 def test_an_invalid_archive_is_refused(start: Start) -> None:
     with pytest.raises(FlowRunError, match="Cannot unpack the flow's code"):
         start(b"<html>gone</html>")
+
+
+def test_gits_global_settings_are_the_platforms_and_the_runs_own(tmp_path: Path) -> None:
+    platforms = tmp_path / "platform"
+    platforms.write_text("[user]\n\tname = Metalworks\n\temail = flows@example.org\n")
+    found = flow_run.run.git_settings(tmp_path, {"GIT_CONFIG_GLOBAL": str(platforms)})
+
+    def git(*arguments: str) -> str:
+        line = ["git", "config", "--global", *arguments]
+        return subprocess.run(line, env={**os.environ, **found}, check=True, capture_output=True, text=True).stdout
+
+    git("user.name", "ada")
+    assert git("--includes", "--get", "user.name").strip() == "ada"
+    assert git("--includes", "--get", "user.email").strip() == "flows@example.org"
+    assert "ada" not in platforms.read_text()
+    assert flow_run.run.git_settings(tmp_path, {}) == {}
+
+
+def test_a_clone_in_the_runs_folder_is_clean(tmp_path: Path) -> None:
+    """Runs of unclean clones are not promoted."""
+    (tmp_path / "platform").write_text("")
+    code = tmp_path / "code"
+    code.mkdir()
+    found = flow_run.run.git_settings(code, {"GIT_CONFIG_GLOBAL": str(tmp_path / "platform")})
+    git = {"cwd": code, "env": {**os.environ, **found}, "check": True, "capture_output": True, "text": True}
+    subprocess.run(["git", "init", "--quiet"], **git)
+    (code / "new.py").write_text("")
+    assert subprocess.run(["git", "status", "--porcelain"], **git).stdout == "?? new.py\n"
+
+
+def test_dvc_works_in_a_runs_folder_which_is_no_git_repository(project: Path, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    dvc = [sys.executable, "-m", "dvc"]
+    variables = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+    subprocess.run([*dvc, "init", "-q"], cwd=project, env=variables, check=True)
+    (project / ".git").rename(tmp_path / "git")
+    packed, code = tmp_path / "code.tar.gz", tmp_path / "code"
+    packed.write_bytes(pack(project))
+    code.mkdir()
+    flow_run.code.unpack(packed, code)
+    done = subprocess.run([*dvc, "status"], cwd=code, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("url", ["/srv/flows", "https://store/flows.tar.gz", "s3://flow-code", "s3:///key"])
@@ -273,6 +353,7 @@ def test_unused_archives_and_environments_are_removed(start: Start, project: Pat
         fcntl.flock(lock, fcntl.LOCK_EX)
         flow_run.environment.prune(tmp_path / "cache")
         assert environment.exists(), "a run is just taking it"
+    flow_run.environment.unprotect(environment)
     (environment / "lib/python3/site-packages/demo_kit-1.0.dist-info").mkdir(parents=True)
     assert "demo_kit-1.0" in flow_run.environment.prune(tmp_path / "cache")
     assert not environment.exists()
@@ -292,6 +373,7 @@ def test_packages_leave_uvs_cache_with_their_last_environment(
     installed(old, "gone-1.0", "newer-1.0", "shared-2.0")
     (old / flow_run.environment.MARKER).touch()
     os.utime(old / flow_run.environment.MARKER, (0, 0))
+    flow_run.environment.unprotect(environment)
     installed(environment, "newer-2.0", "shared-2.0")
     cleaned: list[list[str]] = []
     run = subprocess.run
@@ -337,9 +419,12 @@ said = pathlib.Path(sys.argv[1])
 flow_run.end.REPORT_SECONDS = 1.0
 flow_run.end.end = lambda api, run, message: said.write_text(f"{run}: {message}")
 if not os.fork():
-    flow_run.end.watch("run-1")
-    print(os.getpid(), flush=True)
-    os.execvp("sleep", ["sleep", "60"])
+    group = flow_run.group.RunGroup("run-1", os.getpid())
+    flow_run.end.watch("run-1", group)
+    marked = {**os.environ, flow_run.group.MARK: group.mark}
+    started = subprocess.Popen(["sleep", "60"], env=marked, stdout=subprocess.DEVNULL, start_new_session=True)
+    print(os.getpid(), started.pid, flush=True)
+    started.wait()
 time.sleep(60)
 """
 
@@ -349,7 +434,7 @@ def test_a_run_is_ended_only_if_its_worker_is_gone(worker_lives: bool, tmp_path:
     said = tmp_path / "said"
     worker = subprocess.Popen([sys.executable, "-c", WORKER, said], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
-    flow = int(worker.stdout.readline())
+    flow, started = map(int, worker.stdout.readline().split())
     try:
         if worker_lives:
             os.kill(flow, signal.SIGKILL)
@@ -363,6 +448,10 @@ def test_a_run_is_ended_only_if_its_worker_is_gone(worker_lives: bool, tmp_path:
         while not said.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         assert said.exists() is not worker_lives
+        deadline = time.monotonic() + 60
+        while not gone(started):
+            assert time.monotonic() < deadline, "what the run started goes on"
+            time.sleep(0.1)
     finally:
         worker.kill()
         worker.communicate()

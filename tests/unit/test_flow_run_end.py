@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import subprocess
 import sys
@@ -13,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from metalworks.flow_run import lost
+from metalworks.flow_run import block, jam, lost, results
 from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.end import UNBEGUN_CRASHES, beat, end
+from tests.unit.repository import load
 
 PATIENCE_SECONDS = 90
 WORDS = "The worker is gone."
@@ -190,6 +193,123 @@ def test_a_retry_starts_with_a_new_heartbeat_deadline(api: Api, make: Make, monk
     assert lost.silence(api, found, begun) == 0.0
 
 
+def test_prefect_understands_what_the_start_page_asks_of_a_pool(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = load("roles/platform_status/files/platform_status.py")
+    monkeypatch.setattr(status, "LATE_SECONDS", -1.0)
+    pool = f"pool-{uuid.uuid4().hex}"
+    api.ask("POST", "/work_pools/", {"name": pool, "type": "process"})
+    api.ask("POST", f"/work_pools/{pool}/workers/heartbeat", {"name": "worker"})
+    flow = api.ask("POST", "/flows/", {"name": "demo"})
+    deployment = api.ask("POST", "/deployments/", {"name": pool, "flow_id": flow["id"], "work_pool_name": pool})
+    runs = [api.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"] for _ in range(2)]
+    asked = functools.partial(status.work_pool, api.socket, pool)
+    assert asyncio.run(asked()) == "1 worker is online"
+    state = {"type": "SCHEDULED", "name": "Late"}
+    api.ask("POST", f"/flow_runs/{runs[0]}/set_state", {"state": state, "force": True})
+    with pytest.raises(status.Ill, match="1 run is due, and no worker starts it"):
+        asyncio.run(asked())
+    go(api, runs[1], "PENDING", "RUNNING")
+    assert asyncio.run(asked()) == "1 worker is online"
+
+
+def test_the_block_of_results_is_made_once_and_follows_its_address(api: Api) -> None:
+    def there() -> Any:
+        return api.ask("GET", "/block_types/slug/remote-file-system/block_documents/name/flow-results")["data"]
+
+    assert block.make_block(api, "s3://flow-results/results")
+    assert there() == {"basepath": "s3://flow-results/results", "settings": {}}
+    assert not block.make_block(api, "s3://flow-results/results/")
+    assert block.make_block(api, "s3://elsewhere/results")
+    assert there()["basepath"] == "s3://elsewhere/results"
+
+
+@pytest.mark.parametrize(
+    ("variables", "packages", "expected"),
+    [
+        ({results.URL: "s3://flow-results/results"}, ["prefect", "s3fs"], results.BLOCK),
+        ({results.URL: "s3://flow-results/results"}, ["prefect"], None),
+        ({}, ["prefect", "s3fs"], None),
+        ({results.URL: "s3://x/y", "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK": "own/one"}, ["s3fs"], None),
+    ],
+)
+def test_results_go_to_the_bucket_where_the_project_can_read_it(
+    variables: dict[str, str], packages: list[str], expected: str | None
+) -> None:
+    assert results.storage(variables, packages).get("PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK") == expected
+
+
+def a_run(run: str, pool: str) -> dict[str, Any]:
+    return {"id": run, "name": run, "work_pool_name": pool}
+
+
+@pytest.mark.parametrize(
+    ("due", "active", "parent", "expected"),
+    [
+        pytest.param([("c1", "cpu")], [("p1", "cpu")], {"c1": "p1"}, ["cpu"], id="one parent"),
+        pytest.param(
+            [("c1", "cpu"), ("c2", "cpu")],
+            [("p1", "cpu"), ("p2", "cpu")],
+            {"c1": "p1", "c2": "p2"},
+            ["cpu"],
+            id="two parents",
+        ),
+        pytest.param([("c1", "cpu")], [("p1", "cpu"), ("other", "cpu")], {"c1": "p1"}, [], id="another will end"),
+        pytest.param([("c1", "gpu")], [("p1", "cpu"), ("x", "gpu")], {"c1": "p1"}, [], id="another pool"),
+        pytest.param([("late", "cpu")], [("p1", "cpu")], {}, [], id="a late run of nobody"),
+        pytest.param(
+            [("g", "cpu")], [("p", "cpu"), ("c", "gpu")], {"g": "c", "c": "p"}, ["cpu"], id="a ring over two pools"
+        ),
+        pytest.param(
+            [("a", "gpu"), ("b", "cpu")],
+            [("p", "cpu"), ("q", "gpu")],
+            {"a": "p", "b": "q"},
+            ["cpu", "gpu"],
+            id="two pools that wait for each other",
+        ),
+        pytest.param(
+            [("a", "gpu"), ("b", "cpu")],
+            [("p", "cpu"), ("q", "gpu"), ("free", "gpu")],
+            {"a": "p", "b": "q"},
+            [],
+            id="two pools, one of which goes on",
+        ),
+    ],
+)
+def test_a_pool_is_jammed_only_if_nothing_in_it_can_end(
+    due: list[tuple[str, str]], active: list[tuple[str, str]], parent: dict[str, str], expected: list[str]
+) -> None:
+    found = jam.jammed([a_run(*one) for one in due], [a_run(*one) for one in active], parent)
+    assert list(found) == expected
+
+
+def test_a_parent_that_holds_its_childs_slot_is_told_so_once(
+    api: Api, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jam, "LATE_SECONDS", -1.0)
+    pool = f"pool-{uuid.uuid4().hex}"
+    api.ask("POST", "/work_pools/", {"name": pool, "type": "process"})
+    flow = api.ask("POST", "/flows/", {"name": "demo"})
+    deployment = api.ask("POST", "/deployments/", {"name": pool, "flow_id": flow["id"], "work_pool_name": pool})
+    create = f"/deployments/{deployment['id']}/create_flow_run"
+    parent = api.ask("POST", create, {})["id"]
+    go(api, parent, "PENDING", "RUNNING")
+    task = api.ask("POST", "/task_runs/", {"flow_run_id": parent, "task_key": "child", "dynamic_key": "0"})
+    child = api.ask("POST", create, {"parent_task_run_id": task["id"]})["id"]
+    told = set[str]()
+    (line,) = jam.look(api, lost.unfinished(api), told)
+    assert pool in line
+    assert jam.look(api, lost.unfinished(api), told) == []
+    for run in (parent, child):
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}}
+
+        def said(wanted: dict[str, Any] = wanted) -> bool:
+            return any("none of them can continue" in log["message"] for log in api.ask("POST", "/logs/filter", wanted))
+
+        wait_for(said, "nothing is in the run's log")
+    go(api, parent, "COMPLETED")
+    assert jam.look(api, lost.unfinished(api), set()) == []
+
+
 class Away(Exception):
     """Ends the endless loop in a test."""
 
@@ -217,6 +337,8 @@ def test_no_run_is_lost_while_the_gateway_is_down(
     monkeypatch.setattr(lost.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(lost.time, "sleep", sleep)
     monkeypatch.setattr(lost, "look", lambda api: judged.append(clock[0]) or [])
+    monkeypatch.setattr(lost, "unfinished", lambda api: [])
+    monkeypatch.setattr(lost.jam, "look", lambda api, active, told: [])
     with pytest.raises(Away):
         lost.main()
     first = [120.0, 135.0]

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from inference_wheels import add_wheel
+from inference_wheels import Serve, add_wheel
 
 from metalworks.errors import FlowRunError
 from metalworks.flow_run import environment, lock
+from metalworks.requirement_files import Index
 
 
 @pytest.fixture
@@ -58,3 +59,59 @@ def test_hashes_and_markers_are_pins() -> None:
 def test_a_project_without_either_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FlowRunError, match=r"has neither uv\.lock nor requirements\.txt at its root"):
         lock.lock_of(tmp_path)
+
+
+def served(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve, lines: list[str]) -> None:
+    """Give the project these lines beside Prefect, and uv a served default index, as PyPI is."""
+    config = tmp_path / "uv.toml"
+    config.write_text(f'[[index]]\nurl = "{serve(tmp_path / "wheels")}"\ndefault = true\n')
+    monkeypatch.setenv("UV_CONFIG_FILE", str(config))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
+    (project / "requirements.txt").write_text("\n".join([*lines, "prefect==3.0.0", ""]))
+
+
+def installed(project: Path, cache: Path) -> set[str]:
+    built = environment.environment_of(project, cache, print)
+    return {path.name.removesuffix(".dist-info") for path in built.glob("lib/*/site-packages/*.dist-info")}
+
+
+def test_packages_come_from_the_index_that_the_file_names(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    """As with PyTorch's index: local versions, beside old copies of public packages."""
+    own = serve(tmp_path / "own")
+    add_wheel(tmp_path / "own", "torch", "2.0+cpu")
+    add_wheel(tmp_path / "own", "other", "0.5")
+    add_wheel(tmp_path / "wheels", "torch", "2.0")
+    served(project, tmp_path, monkeypatch, serve, [f"--extra-index-url {own}", "torch==2.0+cpu", "other==1.0"])
+    assert installed(project, tmp_path / "cache") == {"prefect-3.0.0", "torch-2.0+cpu", "other-1.0"}
+
+
+def test_a_package_of_the_sites_index_comes_from_it_alone(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    own = serve(tmp_path / "own", login="ci:s3cret")
+    add_wheel(tmp_path / "own", "acmescale", "1.0")
+    for version in ("1.0", "99.0"):
+        add_wheel(tmp_path / "wheels", "acmescale", version, files={"acmescale.py": "raise SystemExit\n"})
+    monkeypatch.setattr(environment, "site_indexes", lambda: [Index(own, ("acme*",))])
+    served(project, tmp_path, monkeypatch, serve, ["acmescale==1.0"])
+    with pytest.raises(FlowRunError, match="package_indexes") as refused:  # not a stranger's, for want of a login
+        installed(project, tmp_path / "cache")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ci password s3cret\n")
+    assert installed(project, tmp_path / "cache") == {"prefect-3.0.0", "acmescale-1.0"}
+    served(project, tmp_path, monkeypatch, serve, ["acmescale==99.0"])
+    with pytest.raises(FlowRunError, match=r"acmescale 99\.0 would come from .* alone") as refused:
+        installed(project, tmp_path / "cache")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_wheel_in_the_project(project: Path, tmp_path: Path) -> None:
+    add_wheel(project, "acmescale", "1.0", files={"acmescale.py": "FACTOR = 1\n"})
+    with (project / "requirements.txt").open("a") as file:
+        file.write("./acmescale-1.0-py3-none-any.whl\n")
+    assert installed(project, tmp_path / "cache") == {"prefect-3.0.0", "acmescale-1.0"}
+    first = environment.identity(project)
+    add_wheel(project, "acmescale", "1.0", files={"acmescale.py": "FACTOR = 2\n"})
+    assert environment.identity(project) != first

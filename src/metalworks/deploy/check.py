@@ -17,10 +17,12 @@ from typing import Any
 import yaml
 
 from metalworks.deploy.definition import Deployment
+from metalworks.deploy.source import address, git
 from metalworks.environments import normalize_name
 from metalworks.errors import CommandError
 from metalworks.flow_run.environment import import_path
 from metalworks.flow_run.lock import lock_of, locked_versions, settings
+from metalworks.install_errors import missing_library
 
 KEPT = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
 KEPT |= {"DO_NOT_TRACK", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
@@ -57,6 +59,7 @@ DISTRIBUTIONS = {
 """Module → distribution, if their names differ and it is not installed here."""
 Starts = tuple[list[str], list[str]]
 """Files that run as scripts, and files that are run or imported as modules."""
+SITE = {"site-packages", ".venv", "venv", "node_modules"}
 SHOWN = 3
 """Name at most this many places of one import, and count the others."""
 
@@ -159,7 +162,8 @@ def check(environment: Path, code: Path, project: Path, deployments: Sequence[De
             if module and module in told:
                 continue  # already reported by _imports, with all places
             place = f"{found['where']}: " if found["where"] else ""
-            cure = f" → {names.add(module)}" if module else ""
+            add = names.add(module) if module else missing_library(found["error"])
+            cure = f" → {add}" if add else ""
             report.problems.append(f"flow {entrypoint} does not load: {place}{found['error']}{cure}")
     return report
 
@@ -195,8 +199,9 @@ def _imports(answer: Mapping[str, Any], names: Names, report: Report) -> set[str
         report.hints.append(f"{_places(places)}: no module {module}, but the import is optional")
     for distribution, places in borrowed.items():
         cure = names.line(distribution)
-        text = f"{distribution} is installed only because another package needs it"
-        report.hints.append(f"{_places(places)}: {text} → {cure}")
+        report.hints.append(
+            f"{_places(places)}: {distribution} is installed only because another package needs it → {cure}"
+        )
     return {module.split(".")[0] for module in [*missing, *own]}
 
 
@@ -226,30 +231,52 @@ class Names:
         return self._declared is None or any(normalize_name(name) in self._declared for name in distributions)
 
     @cached_property
-    def _developers(self) -> dict[str, tuple[str, str]]:
-        """Module → distribution and version, as installed in the developer's environment."""
+    def _developers(self) -> dict[str, tuple[str, str, str]]:
+        """Module → distribution, version and, if it is not from an index, its URL, in the developer's environment."""
         folders = [self.project / ".venv", Path(os.environ.get("VIRTUAL_ENV") or self.project / ".venv")]
         script = (
             "import importlib.metadata as m, json;"
-            "print(json.dumps({k: [v[0], m.version(v[0])] for k, v in m.packages_distributions().items()}))"
+            "url = lambda d: json.loads(d.read_text('direct_url.json') or '{}').get('url', '');"
+            "about = lambda name: [name, m.version(name), url(m.distribution(name))];"
+            "print(json.dumps({k: about(v[0]) for k, v in m.packages_distributions().items()}))"
         )
-        found: dict[str, tuple[str, str]] = {}
+        found: dict[str, tuple[str, str, str]] = {}
         for folder in dict.fromkeys(folders):
             python = folder / "bin/python"
             if python.exists():
                 done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, check=False)
                 if not done.returncode:
-                    found = {name: (pair[0], pair[1]) for name, pair in json.loads(done.stdout).items()} | found
+                    found = {name: tuple(about) for name, about in json.loads(done.stdout).items()} | found
         return found
 
     def add(self, module: str) -> str:
         """Return how to add the distribution that provides a module."""
         top = module.split(".")[0]
+        if elsewhere := self._own(top):
+            return (
+                f"{elsewhere} has a module of that name: put it where the flow imports from, or add that folder as a "
+                "package of the project (`[tool.uv.sources]`)"
+            )
         if top in self._developers:
-            return self.line(*self._developers[top])
+            name, version, url = self._developers[top]
+            if url:
+                return f"you have it as {name}, installed from {address(url)}: add that source (`[tool.uv.sources]`)"
+            return self.line(name, version)
         if top in DISTRIBUTIONS:
             return self.line(DISTRIBUTIONS[top])
-        return f"{self.line(module.replace('.', '-'))} (if that is the package's name)"
+        # A guess from the module's name may be a stranger's package: dependency confusion.
+        return "add the package that provides it (no name is suggested: a stranger may own it)"
+
+    def _own(self, top: str) -> str:
+        """Return where in the repository there is a module of that name outside of the flows' import path."""
+        root = Path(
+            os.fsdecode(git("rev-parse", "--show-toplevel", folder=self.project).stdout).strip() or self.project
+        )
+        patterns = [f":(glob)**/{top}.py", f":(glob)**/{top}/*.py"]
+        listed = git("ls-files", "-z", "--cached", "--others", "--", *patterns, folder=root).stdout
+        names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+        own = [name for name in names if not SITE & set(Path(name).parts)]
+        return own[0] if own else ""
 
     def line(self, distribution: str, version: str = "") -> str:
         """Return how to add a distribution."""
@@ -263,9 +290,9 @@ def versions(code: Path, server: str) -> list[str]:
     """Return what is wrong with the project's Prefect version for this server."""
     locked = locked_versions(code).get("prefect")
     lock = lock_of(code).name
-    line = f"uv add prefect=={server}" if lock == "uv.lock" else f"prefect=={server} in requirements.txt"
+    line = f"`uv add prefect=={server}`" if lock == "uv.lock" else f"`prefect=={server}` in requirements.txt"
     if locked is None:
-        return [f"{lock} does not contain prefect → `{line}`"]
+        return [f"{lock} does not contain prefect → {line}"]
     if locked.split(".")[:2] != server.split(".")[:2]:
-        return [f"{lock} has prefect {locked}, but the server and the workers run {server} → `{line}`"]
+        return [f"{lock} has prefect {locked}, but the server and the workers run {server} → {line}"]
     return []

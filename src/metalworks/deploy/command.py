@@ -7,11 +7,11 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from metalworks.deploy import check, definition, server, source, store
+from metalworks.deploy import calls, check, data, definition, server, source, store, summer_time
 from metalworks.deploy.definition import Definition, Deployment
 from metalworks.deploy.server import Known, PrefectServer
 from metalworks.deploy.source import Source
@@ -19,6 +19,7 @@ from metalworks.deploy.store import Store, Upload
 from metalworks.errors import CommandError, FlowRunError
 from metalworks.flow_run.code import unpack
 from metalworks.flow_run.environment import environment_of, import_path
+from metalworks.flow_run.group import LIMIT, memory_limit
 from metalworks.flow_run.lock import lock_of
 from metalworks.runs.environment import cache_folder
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="deployments in prefect.yaml (default: all)")
     parser.add_argument("--dirty", action="store_true", help="deploy the working tree as it is, committed or not")
     parser.add_argument("--dry-run", action="store_true", help="check and show what would change, but change nothing")
+    parser.add_argument("--moved", action="store_true", help="take over deployments from the repository's former URL")
     parser.add_argument("--prune", action="store_true", help="delete deployments that are no longer in prefect.yaml")
 
 
@@ -68,6 +70,7 @@ class Deploy:
         self.dirty: bool = arguments.dirty
         self.dry: bool = arguments.dry_run
         self.prune: bool = arguments.prune
+        self.moved: bool = arguments.moved
         self.problems: list[str] = []
         self.hints: list[str] = []
 
@@ -77,7 +80,7 @@ class Deploy:
         asked = self._definition()
         environment = self._environment()
         wanted = self._flows(environment, asked)
-        known = self._server(asked, wanted)
+        known = self._server(asked, wanted, code)
         uploads = self._uploads(asked, code)
         for hint in self.hints:
             _tell(f"  note: {hint}")
@@ -85,7 +88,7 @@ class Deploy:
             raise CommandError("\n  - ".join(["nothing was deployed. Fix these problems first:", *self.problems]))
         variables = definition.contract(code, uploads[0].url, uploads[0].digest)
         changes = [self._change(item, code.version, variables, known) for item in wanted]
-        left = self._left(asked, known, uploads[0])
+        left = self._left(asked, known, uploads[0], code)
         if not self.dry:
             self._apply(environment, asked, code, variables, changes, uploads)
             if self.prune:
@@ -117,7 +120,10 @@ class Deploy:
             known = ", ".join(item.name for item in asked.deployments)
             self.problems.append(f"{definition.FILE} has no deployment {', '.join(unknown)}, only {known}")
         for item in asked.deployments:
-            self.problems += [f"{definition.FILE}: {text}" for text in _incomplete(item)]
+            incomplete = _incomplete(item)
+            self.problems += [f"{definition.FILE}: {text}" for text in incomplete]
+            if not incomplete:
+                self.hints += summer_time.hints(item.name, item.schedules, datetime.now(UTC))
         return asked
 
     def _environment(self) -> Path | None:
@@ -126,6 +132,7 @@ class Deploy:
         os.environ.setdefault("UV_CACHE_DIR", str(cache_folder().parent / "uv"))
         try:
             name = lock_of(self.code).name
+            self.hints += data.hints(self.code, self.project)
             _tell(f"Environment: built from {name} only, as on workers.")
             return environment_of(self.code, cache_folder(), lambda text: _tell(f"  {text}"))
         except FlowRunError as error:
@@ -151,7 +158,7 @@ class Deploy:
             self.problems.append(f"{definition.FILE}: two deployments are named {slug}")
         return [item for item in items if not self.names or item.name in self.names or item.slug in self.names]
 
-    def _server(self, asked: Definition, wanted: list[Deployment]) -> PrefectServer | None:
+    def _server(self, asked: Definition, wanted: list[Deployment], code: Source) -> PrefectServer | None:
         """Return what the server knows, or None if it does not respond."""
         _tell("Prefect: checking versions, work pools and workers.")
         try:
@@ -183,7 +190,21 @@ class Deploy:
                 self.problems.append(
                     f"prefect: {item.slug} belongs to the project {_project(owner.code)} → choose another name"
                 )
+            elif owner is not None and owner.code and not self._ours(owner, code):
+                self.problems.append(
+                    f"prefect: {item.slug} was deployed from {_origin(*owner.origin)}, this is "
+                    f"{_origin(code.remote, code.folder)}: give one of the two projects another `name` in "
+                    f"{definition.FILE}; if it is the same project in a new place, `metalworks deploy --moved`"
+                )
+        pools = {slug: there.pool for slug, there in known.deployments.items()}
+        pools |= {item.slug: item.pool for item in asked.deployments}
+        self.hints += calls.own_pool(self.code, wanted, pools)
         return known
+
+    def _ours(self, owner: Known, code: Source) -> bool:
+        """Tell whether a deployment was made from this repository and folder."""
+        remote, folder = owner.origin
+        return self.moved or (source.same_repository(remote, code.remote) and folder == code.folder)
 
     def _uploads(self, asked: Definition, code: Source) -> list[Upload] | None:
         """Return what to upload to the object store, or None if that is not possible."""
@@ -208,14 +229,14 @@ class Deploy:
             return Change(item, UNCHANGED, [])
         return Change(item, UPDATED, details or ["its definition"])
 
-    def _left(self, asked: Definition, known: PrefectServer, code: Upload) -> list[Known]:
-        """Return deployments of this project that are no longer in its file."""
+    def _left(self, asked: Definition, known: PrefectServer, upload: Upload, code: Source) -> list[Known]:
+        """Return deployments of this project that are no longer in its file, none of a namesake's."""
         named = {item.slug for item in asked.deployments}
-        above = f"s3://{code.bucket}/{asked.project}/"
+        above = f"s3://{upload.bucket}/{asked.project}/"
         return [
             item
             for slug, item in sorted(known.deployments.items())
-            if item.code.startswith(above) and slug not in named
+            if item.code.startswith(above) and slug not in named and self._ours(item, code)
         ]
 
     def _apply(
@@ -307,6 +328,11 @@ def _time(moment: datetime | None) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}" if moment else "when started"
 
 
+def _origin(remote: str, folder: str) -> str:
+    """Return a repository and a folder in it as text."""
+    return f"{remote or 'a repository without a remote'}{f' (folder {folder})' if folder else ''}"
+
+
 def _project(url: str) -> str:
     """Return the project that an archive belongs to."""
     return url.rpartition("/")[0].rpartition("/")[2]
@@ -326,6 +352,10 @@ def _incomplete(item: Deployment) -> list[str]:
     pool = item.resolved.get("work_pool") or {}
     if not isinstance((pool.get("job_variables") or {}).get("env") or {}, dict):
         lacking.append(f"{item.name}: work_pool.job_variables.env must be a mapping of names to values")
+    try:
+        memory_limit({LIMIT: str((pool.get("job_variables") or {}).get("memory_limit") or "")})
+    except FlowRunError as error:
+        lacking.append(f"{item.name}: {error}")
     for schedule in item.schedules:
         try:
             _validate(schedule)

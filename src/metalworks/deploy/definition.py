@@ -19,6 +19,8 @@ from metalworks.errors import CommandError
 
 FILE = "prefect.yaml"
 CODE = "METALWORKS_FLOW_CODE"
+REMOTE = "METALWORKS_GIT_REMOTE"
+FOLDER = "METALWORKS_GIT_FOLDER"
 MARK = "METALWORKS_DEPLOYMENT_SHA256"
 """Variable of a deployment: digest of everything that it was made from."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -196,9 +198,9 @@ def contract(source: Source, url: str, digest: str) -> dict[str, str]:
         "METALWORKS_FLOW_CODE_SHA256": digest,
         "METALWORKS_GIT_COMMIT": source.commit,
         "METALWORKS_GIT_BRANCH": source.branch,
-        "METALWORKS_GIT_REMOTE": source.remote,
+        REMOTE: source.remote,
         "METALWORKS_GIT_DIRTY": str(source.dirty).lower(),
-        "METALWORKS_GIT_FOLDER": source.folder,
+        FOLDER: source.folder,
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from metalworks.deploy.definition import CODE, MARK, Deployment
+from metalworks.deploy.definition import CODE, FOLDER, MARK, REMOTE, Deployment
 from metalworks.errors import CommandError
 
 PAGE = 200
@@ -40,6 +40,11 @@ class Known:
     def code(self) -> str:
         """Return the URL of its code."""
         return str(self.variables.get(CODE, ""))
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Return the repository that it was deployed from, and the project's folder in it."""
+        return str(self.variables.get(REMOTE, "")), str(self.variables.get(FOLDER, ""))
 
 
 @dataclass

@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import tarfile
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -47,11 +49,19 @@ class Source:
         return f"{self.commit}-dirty-{self.digest[:8]}" if self.dirty else self.commit
 
 
-def git(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+def git(
+    *arguments: str, folder: Path, variables: Mapping[str, str] | None = None, given: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """Run Git without password prompts; the caller checks the return code."""
-    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(variables or {})}
     return subprocess.run(
-        ["git", *arguments], cwd=folder, env={**os.environ, **quiet}, capture_output=True, check=False
+        ["git", *arguments],
+        cwd=folder,
+        env={**os.environ, **quiet},
+        input=given,
+        stdin=subprocess.DEVNULL if given is None else None,
+        capture_output=True,
+        check=False,
     )
 
 
@@ -68,6 +78,21 @@ def address(url: str) -> str:
     user, at, host = parts.netloc.rpartition("@")
     kept = f"{user.partition(':')[0]}@" if at and parts.scheme.endswith("ssh") else ""
     return urlunsplit((parts.scheme, kept + host, parts.path, "", ""))
+
+
+def same_repository(one: str, other: str) -> bool:
+    """Tell whether two URLs name one repository, whatever the protocol and the user."""
+
+    def plain(url: str) -> str:
+        text = url.rpartition("://")[2]
+        host, slash, path = text.partition("/")
+        if "://" not in url and ":" in host:  # git@host:path
+            host, _, first = host.partition(":")
+            path = f"{first}{slash}{path}"
+        host = re.sub(r":\d+$", "", host.rpartition("@")[2]).lower()
+        return f"{host}/{path.strip('/').removesuffix('.git')}"
+
+    return plain(one) == plain(other)
 
 
 def read(project: Path, *, as_it_is: bool) -> Source:
@@ -136,26 +161,95 @@ def _unpushed(project: Path, commit: str, branch: str, remote: str) -> list[str]
 
 
 def _committed(project: Path, commit: str) -> bytes:
-    """Return the folder at the commit as a tar with the commit's time, whatever the user's Git settings are."""
-    done = git("-c", "tar.umask=0002", "-c", "core.autocrlf=false", "archive", "--format=tar", commit, folder=project)
-    if done.returncode:
-        raise CommandError(f"Git cannot pack the commit: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
+    """Return the folder at the commit as a tar with the commit's time and the files of a checkout.
+
+    Not by `git archive`: that leaves out submodules, and what .gitattributes marks for releases (`export-ignore`).
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        target, index = Path(scratch, "code"), Path(scratch, "index")
+        names = _checkout(project, commit, target, index)
+        time = int(_line("show", "--no-patch", "--format=%ct", commit, folder=project))
+        return _tar(target, names, time)
+
+
+def _checkout(project: Path, commit: str, target: Path, index: Path) -> list[str]:
+    """Write the folder at the commit, with its submodules; return the files. The user's index stays as it is."""
+    variables = {"GIT_INDEX_FILE": str(index)}
+    quiet = ("-c", "core.autocrlf=false")
+    steps = [git(*quiet, "read-tree", commit, folder=project, variables=variables)]
+    prefix = _line("rev-parse", "--show-prefix", folder=project)
+    place = Path(tempfile.mkdtemp(dir=index.parent))
+    links, names = _tracked(project, variables)
+    write = ("checkout-index", "-z", "--stdin", f"--prefix={place}/")
+    paths = b"".join(os.fsencode(name) + b"\0" for name in names)
+    steps.append(git(*quiet, *write, folder=project, variables=variables, given=paths))
+    for done in steps:
+        if done.returncode:
+            raise CommandError(f"Git cannot pack the commit: {done.stderr.decode(errors='replace').strip()}")
+    if (place / prefix).is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (place / prefix).rename(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for name, wanted in links.items():
+        module = _submodule(project, name, wanted)
+        names += [f"{name}/{inner}" for inner in _checkout(module, wanted, target / name, index)]
+    return names
+
+
+def _tracked(project: Path, variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the submodules of a folder with their commits, and its other files, as an index has them."""
+    listed = git("ls-files", "-z", "--stage", "--", ".", folder=project, variables=variables).stdout
+    links, names = dict[str, str](), []
+    for line in filter(None, listed.split(b"\0")):
+        about, _, name = line.partition(b"\t")
+        mode, commit, _ = about.decode().split()
+        if mode == "160000":
+            links[os.fsdecode(name)] = commit
+        else:
+            names.append(os.fsdecode(name))
+    return links, names
+
+
+def _submodule(project: Path, name: str, commit: str) -> Path:
+    """Return where a submodule is checked out; raise CommandError if its commit is not there."""
+    folder = project / name
+    if not (folder / ".git").exists() or git("cat-file", "-e", commit, folder=folder).returncode:
+        raise CommandError(
+            f"{name} is a Git submodule whose commit {commit[:10]} is not here: `git submodule update --init "
+            "--recursive`"
+        )
+    return folder
 
 
 def _working_tree(project: Path) -> bytes:
     """Return the folder's files, except ignored ones, as a tar without times and owners."""
-    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".", folder=project).stdout
+    return _tar(project, _present(project), 0)
+
+
+def _present(project: Path) -> list[str]:
+    """Return the files of a working tree, those of its submodules among them."""
+    links, names = _tracked(project, {})
+    others = git("ls-files", "-z", "--others", "--exclude-standard", "--", ".", folder=project).stdout
+    names += [os.fsdecode(name) for name in others.split(b"\0") if name]
+    for name, commit in links.items():
+        names += [f"{name}/{inner}" for inner in _present(_submodule(project, name, commit))]
+    return names
+
+
+def _tar(folder: Path, names: Iterable[str], time: int) -> bytes:
+    """Return files as a tar that depends on nothing but their content and this time."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted({os.fsdecode(name) for name in listed.split(b"\0") if name}):
-            path = project / name
+        for name in sorted(set(names)):
+            path = folder / name
             if not (path.is_symlink() or path.is_file()):
                 continue  # deleted but still tracked, or a nested repository
             entry = archive.gettarinfo(path, name)
-            entry.mtime = entry.uid = entry.gid = 0
+            entry.mtime, entry.uid, entry.gid = time, 0, 0
             entry.uname = entry.gname = "root"
             entry.mode = 0o775 if entry.mode & 0o100 else 0o664
+            if entry.islnk():  # two names of one file
+                entry.type, entry.linkname, entry.size = tarfile.REGTYPE, "", path.stat().st_size
             if entry.isreg():
                 if packed.tell() + entry.size > LIMIT_BYTES:
                     raise CommandError(_too_large({name: entry.size}))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
+import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +87,18 @@ class Store:
             self._ask("put_object", Key=upload.key, Body=upload.content, Metadata={"sha256": upload.digest})
 
 
-def _unpacked(content: bytes) -> bytes:
+def _unpacked(content: bytes) -> object:
+    """Return what an archive unpacks to: versions of Git and of this program write tars differently."""
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
+        plain = gzip.decompress(content)
+        with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
+            return sorted(
+                (item.name.rstrip("/"), item.mode & 0o100, item.linkname, file.read() if file else b"")
+                for item in archive
+                if not item.isdir()
+                for file in [archive.extractfile(item) if item.isfile() else None]
+            )
+    except (OSError, EOFError, zlib.error, tarfile.TarError):
         return content
 
 

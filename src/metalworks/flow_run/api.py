@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT_SECONDS = 10.0
+PAGE = 200
+"""Prefect returns no more of a list at once."""
 AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 """Pauses before a request is repeated after a 503: Prefect's database was busy, and nothing was done."""
 
@@ -73,6 +75,15 @@ class Api:
             return json.loads(text) if text else None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ApiError(f"Prefect does not respond to {method} {path}: {error}") from error
+
+    def flow_runs(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return all flow runs that a filter names."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.ask("POST", "/flow_runs/filter", {"flow_runs": wanted, "limit": PAGE, "offset": len(found)})
+            found += page
+            if len(page) < PAGE:
+                return found
 
     def _answer(self, method: str, path: str, content: str | None) -> tuple[int, bytes]:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}

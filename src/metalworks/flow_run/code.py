@@ -58,3 +58,12 @@ def unpack(packed: Path, code: Path) -> None:
     if done.returncode:
         raise FlowRunError(f"Cannot unpack the flow's code, a .tar.gz archive: {done.stderr.strip()}")
     lock_of(code)
+    without_git(code)
+
+
+def without_git(code: Path) -> None:
+    """Let DVC work in the run's folder, which is no Git repository; a clone that the flow makes is not concerned."""
+    settings = code / ".dvc/config.local"
+    if settings.parent.is_dir():
+        kept = settings.read_text() if settings.is_file() else ""
+        settings.write_text(f"{kept}[core]\n    no_scm = true\n")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from metalworks.flow_run.api import Api, ApiError
+from metalworks.flow_run.group import RunGroup
 
 REPORT_SECONDS = 10.0
 """A worker that is still alive this long after its flow ended has reported the end itself."""
@@ -75,19 +76,18 @@ def end(api: Api, run: str, reason: str, again: bool = True) -> str:
     return "AwaitingRetry" if taken else "Crashed"
 
 
-def watch(run: str) -> None:
-    """Start a background process that sends heartbeats, and ends the run once this process and its worker have ended.
+def watch(run: str, group: RunGroup) -> None:
+    """Leave a process behind that gives signs of life, and ends the run when this process has ended.
 
-    A worker reports the end of its flows, but one that is stopped kills them without reporting it, and they would
-    count as running for ever. The background process notices the end by a pipe that this process holds open, also
-    after exec.
+    A worker reports what becomes of its flows, but one that is stopped kills them without a word: they would count as
+    running for ever. The process left behind notices the end by a pipe that only this one holds open. Then it ends all
+    other processes of the run: this one may have been killed before it could.
     """
     worker = os.getppid()
     reading, writing = os.pipe()
     child = os.fork()
     if child:
         os.close(reading)
-        os.set_inheritable(writing, True)
         os.waitpid(child, 0)
         return
     if os.fork():  # fork twice, so that the worker does not wait for the background process
@@ -107,6 +107,8 @@ def watch(run: str) -> None:
             with contextlib.suppress(ApiError):  # the next heartbeat may get through
                 beat(api, run)
             ended = bool(select.select([reading], [], [], BEAT_SECONDS)[0])
+        group.end()
+        group.remove()
         deadline = time.monotonic() + REPORT_SECONDS
         while alive(worker) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -18,7 +18,16 @@ from typing import Any
 
 from metalworks.environments import MARKER, build, packages, unused, uv_variables
 from metalworks.errors import FlowRunError
-from metalworks.flow_run.lock import check_requirements, has_hashes, lock_of, locked_versions, read_toml, settings
+from metalworks.flow_run.lock import (
+    has_hashes,
+    lock_of,
+    locked_versions,
+    read_toml,
+    requirements_of,
+    settings,
+)
+from metalworks.install_errors import explain
+from metalworks.requirement_files import PASS_OVER, may_pass_over, site_indexes, wrong_index
 
 Tell = Callable[[str], None]
 
@@ -27,8 +36,11 @@ KEEP_SECONDS = 30 * 24 * 3600
 
 
 def identity(code: Path) -> str:
-    """Return the name of this project's environment: a digest of its lock file, settings and interpreter."""
-    parts: list[Any] = [settings(code).get("tool", {}).get("uv", {}), sys.version]
+    """Return the name of the environment that this project locks, with this interpreter.
+
+    Of the interpreter what compiled packages depend on: a security update leaves environments as they are.
+    """
+    parts: list[Any] = [settings(code).get("tool", {}).get("uv", {}), sysconfig.get_config_var("SOABI")]
     lock = lock_of(code)
     python = code / ".python-version"
     if python.is_file():
@@ -36,6 +48,8 @@ def identity(code: Path) -> str:
     if lock.name != "uv.lock":
         parts += [lock.name, settings(code).get("project", {}).get("requires-python")]
     total = hashlib.sha256(lock.read_bytes())
+    for package in requirements_of(code).files if lock.name != "uv.lock" else []:
+        parts.append(hashlib.sha256(package.read_bytes()).hexdigest())
     total.update(json.dumps(parts, sort_keys=True, default=str).encode())
     return total.hexdigest()[:16]
 
@@ -75,9 +89,20 @@ def uv_cache(cache: Path) -> Path:
 
 def install(code: Path, target: Path, cache: Path, lock: int) -> None:
     """Build the environment from scratch, without the project itself."""
-    variables = {"UV_PROJECT_ENVIRONMENT": str(target), "UV_CACHE_DIR": str(uv_cache(cache))}
-    if error := build(target, _install_commands(code, target), lock, cwd=code, env=uv_variables() | variables):
-        raise FlowRunError(f"Cannot install the flow's environment from its {lock_of(code).name}:\n{error}")
+    if target.exists():
+        remove(target)
+    variables = uv_variables() | {"UV_PROJECT_ENVIRONMENT": str(target), "UV_CACHE_DIR": str(uv_cache(cache))}
+    commands, name = _install_commands(code, target), lock_of(code).name
+    if name != "uv.lock":
+        asked, site = requirements_of(code), site_indexes()
+        variables |= asked.sources.variables(site)
+        if why := wrong_index(["uv"], asked.lines, site, variables, code):
+            raise FlowRunError(f"Cannot install the flow's environment from its {name}:\n{why}")
+    error = build(target, commands, lock, cwd=code, env=variables)
+    if may_pass_over(error) and name != "uv.lock":
+        error = build(target, commands, lock, cwd=code, env=variables | PASS_OVER)
+    if error:
+        raise FlowRunError(f"Cannot install the flow's environment from its {name}:\n{explain(error, model=False)}")
 
 
 def _install_commands(code: Path, target: Path) -> list[list[str]]:
@@ -86,7 +111,6 @@ def _install_commands(code: Path, target: Path) -> list[list[str]]:
         options = ["--locked", "--no-dev", "--no-install-local", "--compile-bytecode", "--no-progress"]
         return [["uv", "sync", *options]]
     requirements = (code / "requirements.txt").read_text()
-    check_requirements(requirements)
     options = ["--compile-bytecode", "--no-progress", *(["--require-hashes"] if has_hashes(requirements) else [])]
     python = ["--python", f"{target}/bin/python"]
     return [
@@ -95,6 +119,25 @@ def _install_commands(code: Path, target: Path) -> list[list[str]]:
         # `sync` installs only what the file names; this finds missing dependencies.
         ["uv", "pip", "check", *python],
     ]
+
+
+def protect(environment: Path) -> None:
+    """Make the folders of an environment read-only: what a run installs or removes would be there for all others."""
+    for folder, _, _ in os.walk(environment):
+        if Path(folder) != environment:  # which has the marker
+            Path(folder).chmod(0o555)
+
+
+def unprotect(environment: Path) -> None:
+    """Make the folders of an environment writable for their owner again."""
+    for folder, _, _ in os.walk(environment):
+        Path(folder).chmod(0o755)
+
+
+def remove(environment: Path) -> None:
+    """Remove an environment, whether it is protected or not."""
+    unprotect(environment)
+    shutil.rmtree(environment)
 
 
 def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> set[str]:
@@ -111,12 +154,15 @@ def prune(cache: Path, keep_seconds: float = KEEP_SECONDS) -> set[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held while a run takes this environment
             if marker.stat().st_mtime < oldest:
                 had |= packages(marker.parent)
-                shutil.rmtree(marker.parent)
+                remove(marker.parent)
     return had
 
 
-def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
-    """Return the project's environment, built if this host does not have it yet."""
+def environment_of(code: Path, cache: Path, tell: Tell, *, shared: bool = False) -> Path:
+    """Return the environment that the project locks, built if this host does not have it yet.
+
+    `shared`: other projects' runs use it, too, and none may change it.
+    """
     folder = cache / "environments"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / identity(code)
@@ -126,6 +172,8 @@ def environment_of(code: Path, cache: Path, tell: Tell) -> Path:
             tell(f"Installing environment {target.name}: this {lock_of(code).name} is new on this host.")
             began = time.monotonic()
             install(code, target, cache, lock.fileno())
+            if shared:
+                protect(target)
             if names := unused(prune(cache), folder.glob("*/")):
                 clean = ["uv", "cache", "clean", "--quiet", "--cache-dir", str(uv_cache(cache)), *names]
                 subprocess.run(clean, cwd=folder, capture_output=True, check=False)  # a later run tries again

@@ -10,12 +10,25 @@ from typing import Any
 
 from metalworks.environments import normalize_name
 from metalworks.errors import FlowRunError
+from metalworks.requirement_files import Requirements, RequirementsError, read, requirement_lines
 
 PIN = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^]]*])?\s*(===?\s*(?P<version>[^\s;*,]+)\s*(;.*)?$|@\s*\S+)"
 )
 """A line that allows exactly one version."""
-CHOICES = ("--index-url", "--extra-index-url", "-i", "--find-links", "-f", "--no-index", "--only-binary", "--no-binary")
+WHEEL = re.compile(r"(\./)?(?!/)[\w./+-]+\.whl\s*(;.*)?$")
+"""A line that names a wheel in the project; its file name has the version."""
+CHOICES = (
+    "--index-url",
+    "--extra-index-url",
+    "-i",
+    "--find-links",
+    "-f",
+    "--no-index",
+    "--only-binary",
+    "--no-binary",
+    "--pre",
+)
 """Options in a requirements.txt that say where packages come from; other options add packages."""
 
 
@@ -53,20 +66,6 @@ def lock_of(code: Path) -> Path:
     return requirements
 
 
-def requirement_lines(text: str) -> list[tuple[int, str]]:
-    """Return the numbered lines of a requirements.txt, without comments and with continuation lines joined."""
-    found: list[tuple[int, str]] = []
-    pending, began = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        began = began if pending else number
-        part = re.sub(r"(^|\s)#.*$", "", line).strip()
-        pending = f"{pending} {part.removesuffix(chr(92)).strip()}".strip()
-        if not part.endswith(chr(92)) and pending:
-            found.append((began, pending))
-            pending = ""
-    return [*found, (began, pending)] if pending else found
-
-
 def has_hashes(text: str) -> bool:
     """Tell whether a requirements.txt contains hashes."""
     return any("--hash" in line for _, line in requirement_lines(text))
@@ -81,7 +80,7 @@ def check_requirements(text: str) -> None:
     """Refuse a requirements.txt that does not pin everything."""
     loose = []
     for number, line in requirement_lines(text):
-        if line.split("=")[0].split()[0] in CHOICES:
+        if line.split("=")[0].split()[0] in CHOICES or WHEEL.match(line):
             continue
         if not _pin(line):
             loose.append(f"  line {number}: {line}")
@@ -91,6 +90,16 @@ def check_requirements(text: str) -> None:
             "differ. Generate it from these lines with `uv pip compile --generate-hashes`, or use `uv lock`:\n"
             + "\n".join(loose)
         )
+
+
+def requirements_of(code: Path) -> Requirements:
+    """Return the content of the project's requirements.txt; refuse one that does not pin everything."""
+    file = code / "requirements.txt"
+    check_requirements(file.read_text())
+    try:
+        return read(file, code)
+    except RequirementsError as error:
+        raise FlowRunError(f"The flow's requirements.txt cannot be used: {error}.") from error
 
 
 def locked_versions(code: Path) -> dict[str, str]:

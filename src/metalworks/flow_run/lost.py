@@ -1,4 +1,4 @@
-"""End flow runs whose whole host is lost. Runs beside the server, because nothing on such a host can report it.
+"""End flow runs whose whole host is lost, and report runs that wait for each other. Runs beside the server.
 
 Flow runs that `metalworks-flow-run` starts send heartbeats. A run whose heartbeats have stopped is ended as if its
 worker had been killed, and rescheduled if its flow has retries. Runs that never sent a heartbeat are left alone: for
@@ -12,24 +12,18 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from metalworks.flow_run import jam
 from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.end import HEARTBEAT, end
 
 SILENT_SECONDS = 120.0
 """Four missed heartbeats."""
 LOOK_SECONDS = 15.0
-PAGE = 200
 
 
 def unfinished(api: Api) -> list[dict[str, Any]]:
     """Return the flow runs in progress."""
-    found: list[dict[str, Any]] = []
-    wanted = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
-    while True:
-        page = api.ask("POST", "/flow_runs/filter", {"flow_runs": wanted, "limit": PAGE, "offset": len(found)})
-        found += page
-        if len(page) < PAGE:
-            return found
+    return api.flow_runs({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
 
 
 def silence(api: Api, run: dict[str, Any], now: datetime) -> float | None:
@@ -65,6 +59,7 @@ def main() -> None:
     gateway = Api({**os.environ, "METALWORKS_PREFECT_SOCKET": ""})
     judge_from = time.monotonic() + SILENT_SECONDS
     away = False
+    told = set[str]()
     while True:
         try:
             gateway.ask("GET", "/health")
@@ -77,6 +72,12 @@ def main() -> None:
             if not away:
                 print(f"{error} Retrying every {LOOK_SECONDS:.0f} s.", flush=True)
             away = True
+        else:
+            try:
+                for line in jam.look(api, unfinished(api), told):
+                    print(line, flush=True)
+            except ApiError as error:  # whoever is lost is judged all the same
+                print(f"Whether runs wait for each other is not known: {error}", flush=True)
         time.sleep(LOOK_SECONDS)
 
 
