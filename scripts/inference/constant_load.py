@@ -56,18 +56,18 @@ class Load:
         due, turn = time.monotonic() + number / self._per_second, 0
         while not self._ending.wait(max(0.0, due - time.monotonic())):
             content_type, body, wanted = requests[turn % len(requests)]
-            status, said = 0, b""
+            status, response = 0, b""
             began = time.monotonic()
             try:
                 connection.request("POST", "/invocations", body, {"content-type": content_type})
                 answer = connection.getresponse()
-                status, said = answer.status, answer.read()
+                status, response = answer.status, answer.read()
             except (OSError, http.client.HTTPException) as error:
-                status, said = 0, repr(error).encode()
+                status, response = 0, repr(error).encode()
                 connection.close()  # the next request opens a new one
             if status != wanted:
-                self.wrong.append(f"{status} instead of {wanted}: {said[:200]!r}")
-            self.answers.append(Answer(began, number, time.monotonic() - began, status, said))
+                self.wrong.append(f"{status} instead of {wanted}: {response[:200]!r}")
+            self.answers.append(Answer(began, number, time.monotonic() - began, status, response))
             due, turn = due + self._pause, turn + 1
         connection.close()
 

@@ -27,7 +27,7 @@ START_SECONDS = 180.0
 def version(
     folder: Path, number: str, model: Path, python: str = sys.executable, service: str = "model"
 ) -> dict[str, str]:
-    """Return a version's entry in wanted.json, with its files in `folder`, as model sync writes it."""
+    """Return a version's entry in desired.json, with its files in `folder`, as model sync writes it."""
     at = folder / "versions" / number
     at.mkdir(parents=True, exist_ok=True)
     link = at / "model"
@@ -42,24 +42,24 @@ def version(
 
 def want(folder: Path, champion: Any, shadow: Any = None, canary: Any = None) -> None:
     """Request that these versions be served."""
-    new = folder / "wanted.new"
+    new = folder / "desired.new"
     new.write_text(json.dumps({"champion": champion, "shadow": shadow, "canary": canary}))
-    new.replace(folder / "wanted.json")
+    new.replace(folder / "desired.json")
 
 
 def state(folder: Path) -> dict[str, Any]:
     """Return a service's state; before it has started, a state in which nothing is served."""
     try:
-        said: dict[str, Any] = json.loads((folder / "run" / "state.json").read_text())
+        current: dict[str, Any] = json.loads((folder / "run" / "state.json").read_text())
     except FileNotFoundError:
         return {"champion": None, "canary": None, "shadow": None, "refused": {}, "canary_verdict": None}
-    return said
+    return current
 
 
 def champion(folder: Path) -> str | None:
     """Return the version in service."""
-    said = state(folder)["champion"]
-    return str(said["version"]) if said else None
+    current = state(folder)["champion"]
+    return str(current["version"]) if current else None
 
 
 def wait_until_serving(service: subprocess.Popen[bytes], folder: Path, number: str) -> float:
@@ -86,7 +86,7 @@ def runtime(folder: Path) -> Iterator[None]:
 
 def settings_for(folder: Path, port: int, service: str = "model", **settings: Any) -> dict[str, str]:
     """Return the environment variables of a service in `folder`; `settings` adds more, in lower case."""
-    given: dict[str, Any] = {"service": service, "wanted": folder / "wanted.json", "port": port}
+    given: dict[str, Any] = {"service": service, "desired": folder / "desired.json", "port": port}
     given |= {"runtime": (folder / "run").resolve(), "state": folder / "state"} | settings
     return {f"METALWORKS_INFERENCE_{name.upper()}": str(value) for name, value in given.items()}
 

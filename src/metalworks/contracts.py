@@ -3,8 +3,8 @@
 Each type is one file or message; docs/serving-files.md says who writes it, who reads it, and when. This module imports
 only the standard library, as do the supervisor and the launcher.
 
-During an upgrade, files of the previous release are still there and units restart one after the other. So never rename
-a field: add a new one, and let readers work without it.
+During an upgrade, files of the previous release are still there, and units restart one after the other. So let readers
+work without a field that you add, and rename none, except where docs/serving-files.md says that you can.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = [
     "LaunchRequest",
     "LogLine",
     "RefusedVersion",
+    "RoleState",
     "RoleStatus",
-    "RoleWord",
     "RouteEntry",
     "RouteFile",
     "SeriesCounts",
@@ -50,7 +50,7 @@ ROLES = ("champion", "shadow", "canary")
 """The roles that a version in service can have."""
 
 CARD = "model.json"
-DESIRED_STATE = "wanted.json"
+DESIRED_STATE = "desired.json"
 FACTS = "facts.json"
 ROUTE = "route.json"
 SAMPLES = "samples.bin"
@@ -82,7 +82,7 @@ class Card(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class DesiredVersion:
-    """A version that the service should serve: the entry of a role in wanted.json and serving.json."""
+    """A version that the service should serve: the entry of a role in desired.json and serving.json."""
 
     version: str
     path: str
@@ -104,7 +104,7 @@ class RouteEntry(TypedDict):
     id: str
     card: Card
     environment: str
-    proof: str
+    evidence: str
     """Folder with facts.json, verdict.json and the converted model."""
     socket: str
     """Socket of the model process."""
@@ -127,8 +127,10 @@ class ServingState(TypedDict):
     version: str
     model: str
     executor: str
-    why: str
+    reason: str
     """Why this executor was chosen."""
+    warnings: NotRequired[list[str]]
+    """What the platform cannot check about it, such as requests to a model without a signature."""
     since: NotRequired[float]
 
 
@@ -173,9 +175,12 @@ class EquivalenceVerdict(TypedDict):
 
     executor: str
     """onnx, native, pyfunc or mlflow."""
-    way: str
+    function: str
     """The function that the model process should call."""
-    why: NotRequired[str]
+    reason: str
+    """Why this executor, and why none of the faster ones."""
+    warnings: NotRequired[list[str]]
+    """What the check could not check."""
     nulls: bool
     """Whether the executor treats NaN as MLflow does."""
     allowed: NotRequired[list[str]]
@@ -206,42 +211,47 @@ class StatsFile(TypedDict):
     """Requests in progress, by the version's id."""
     routed: NotRequired[int]
     """Revision of route.json that the process uses."""
+    unloadable: NotRequired[dict[str, str]]
+    """Versions of a newer route that the process cannot load: id → reason."""
 
 
 class LaunchRequest(TypedDict):
     """First line on a connection to the launcher."""
 
-    do: Literal["prove", "serve", "keep"]
+    do: Literal["inspect", "serve", "keep"]
     id: NotRequired[str]
-    proof: NotRequired[str]
+    evidence: NotRequired[str]
     python: NotRequired[str]
     model: NotRequired[str]
     options: NotRequired[list[str]]
-    proofs: NotRequired[list[str]]
+    folders: NotRequired[list[str]]
     """With keep: the folders to keep."""
 
 
 class LaunchReply(TypedDict, total=False):
-    """A line from the launcher: first `started` or `error`, then `code` and `said` (its output) when it has exited."""
+    """A line from the launcher: first `started` or `error`, then `code` and `output` when it has exited."""
 
     started: int
     error: str
     code: int
-    said: list[str]
+    output: list[str]
 
 
-RoleWord = Literal["missing", "waiting", "installing", "here", "refused"]
-RoleStatus = TypedDict(
-    "RoleStatus",
-    {
-        "alias": str,
-        "version": str | None,
-        "is": RoleWord,
-        "reason": NotRequired[str],
-        "at": NotRequired[float],
-        "again": NotRequired[float],
-    },
-)
+RoleState = Literal["missing", "waiting", "installing", "installed", "refused"]
+
+
+class RoleStatus(TypedDict):
+    """How far the follower is with the version that a role's alias names."""
+
+    alias: str
+    version: str | None
+    state: RoleState
+    reason: NotRequired[str]
+    """Why the version is refused."""
+    at: NotRequired[float]
+    """When it was refused."""
+    retry_at: NotRequired[float]
+    """When the follower tries again."""
 
 
 class FollowerStatus(TypedDict):

@@ -34,10 +34,10 @@ def unused(gone: set[str], environments: Iterable[Path]) -> list[str]:
 
 
 def uv_variables() -> dict[str, str]:
-    """Return the variables for uv: no environment of the caller's, and no Python from the internet."""
+    """Return the variables for uv: no environment of the caller's, and no Python from the internet by default."""
     dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return kept | {"UV_PYTHON_DOWNLOADS": "never"}
+    return {"UV_PYTHON_DOWNLOADS": "never"} | kept
 
 
 def build(target: Path, commands: Iterable[list[str]], lock: int, **options: Any) -> str:

@@ -14,7 +14,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array, Map, Object, Property
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.impute import SimpleImputer
@@ -71,7 +72,8 @@ class Answers(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             "list": sums.tolist,
             "words": lambda: [f"{each:.1f}" for each in sums],
             "dict": lambda: {"sum": sums.to_numpy(), "half": sums.to_numpy() / 2},
-            "nested": lambda: [{"sum": each, "of": [1, 2]} for each in sums],
+            "nested": lambda: [{"sum": each, "of": [0.5, None]} for each in sums],
+            "one": lambda: [float(len(sums))],
         }[self.form]()
 
 
@@ -133,6 +135,13 @@ def _pyfunc(
 
 def _ridge(path: Path) -> None:
     _sklearn(Ridge().fit(FRAME, TARGET), FRAME, path)
+
+
+NAMES = FRAME.set_axis(['say "hi"', "a\\b", "two\nlines"], axis=1)
+
+
+def _odd_names(path: Path) -> None:
+    _sklearn(Ridge().fit(NAMES, TARGET), NAMES, path)
 
 
 def _forest(path: Path) -> None:
@@ -226,6 +235,47 @@ def _optional(path: Path) -> None:
     _pyfunc(Answers("list"), FRAME, path, ModelSignature(Schema(columns)))
 
 
+# Times as people write them: in the hours that summer time leaves out and repeats, with a zone, as a day alone.
+TIMES = pd.DataFrame({"at": ["2026-03-29T02:30:00", "2026-10-25T02:30:00+02:00", "2026-01-01"], "n": [7, 2**53 + 1, 0]})
+
+
+def _times(path: Path) -> None:
+    columns = [ColSpec("datetime", "at"), ColSpec("long", "n", required=False)]
+    _pyfunc(Describes(), TIMES, path, ModelSignature(Schema(columns)))
+
+
+DEEP = pd.DataFrame(
+    {
+        "list": [[1.0, 2.5], [3.0], [0.0]],
+        "object": [{"word": "x", "count": 3}, {"word": "ü"}, {"word": ""}],
+        "map": [{"ü": 1}, {"a": 2}, {"a": 3}],
+    }
+)
+
+
+def _deep(path: Path) -> None:
+    properties = [Property("word", DataType.string), Property("count", DataType.long, required=False)]
+    columns = [
+        ColSpec(Array(DataType.double), "list"),
+        ColSpec(Object(properties), "object"),
+        ColSpec(Map(DataType.long), "map", required=False),
+    ]
+    _pyfunc(Describes(), DEEP, path, ModelSignature(Schema(columns)))
+
+
+WIDE = np.array([[1, 2, 3], [4, 5, 6.5]], dtype=np.float32)
+
+
+class Sums(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
+        return model_input.sum(axis=1)
+
+
+def _any_width(path: Path) -> None:
+    signature = ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, -1))]))
+    mlflow.pyfunc.save_model(path, python_model=Sums(), signature=signature, pip_requirements=REQUIREMENTS)
+
+
 def _hinted(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -309,6 +359,7 @@ class Saved(NamedTuple):
 MODELS: dict[str, Saved] = {
     "ridge": Saved(_ridge, FRAME, "onnx native pyfunc"),
     "ridge without example": Saved(_without_example, FRAME, "onnx native pyfunc"),
+    "odd names": Saved(_odd_names, NAMES, "onnx native pyfunc"),
     "forest": Saved(_forest, FRAME, "onnx native pyfunc"),
     "forest of more columns": Saved(_wider, FRAME, "onnx native pyfunc"),
     "forest of mixed columns": Saved(_mixed, WHOLE, "native pyfunc"),
@@ -332,6 +383,10 @@ MODELS: dict[str, Saved] = {
     "answers words": Saved(_answers("words"), FRAME, "pyfunc"),
     "answers a dict": Saved(_answers("dict"), FRAME, "pyfunc"),
     "answers objects": Saved(_answers("nested"), FRAME, ""),
+    "answers one number": Saved(_answers("one"), FRAME, ""),
+    "times": Saved(_times, TIMES, ""),
+    "lists, objects and maps": Saved(_deep, DEEP, ""),
+    "tensor of any width": Saved(_any_width, WIDE, ""),
     "rows that depend": Saved(lambda path: _pyfunc(Centred(), FRAME, path), FRAME, ""),
     "xgboost": Saved(_xgboost, FRAME, "onnx native pyfunc"),
     "xgboost booster": Saved(_booster, FRAME, "onnx native pyfunc"),
@@ -370,9 +425,12 @@ class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         import os
+        import random
         import signal
         import time
 
+        if self.what == "drawn":
+            self.number = random.random()
         if self.what == "hangs":
             time.sleep(600)
         if self.what == "dies":
@@ -394,11 +452,12 @@ class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             time.sleep(seconds)
         if self.what == "fails":
             raise ValueError("not today")
-        return [random.random() if self.what == "random" else 9.0] * len(model_input)
+        number = {"random": random.random(), "drawn": getattr(self, "number", 0.0)}.get(self.what, 9.0)
+        return [number] * len(model_input)
 
 
 def save_odd(path: Path, what: str) -> None:
-    """Save a model that is slow, hangs, fails, dies or predicts at random."""
+    """Save a model that is slow, hangs, fails, dies, or predicts at random, each time or once per process."""
     _pyfunc(Odd(what), FRAME, path)
     if what != "slow":
         (path / "serving_input_example.json").write_text(json.dumps({"dataframe_split": FRAME[:2].to_dict("split")}))

@@ -64,7 +64,6 @@ QUIRKS: dict[str, Request] = {
     "no type": ("", b"x"),
     "other charset": ("text/csv; charset=latin-1", b"x"),
     "unknown parameter of the type": (JSON + "; version=1", b"{}"),
-    "type in capitals": ("Application/JSON", b"{}"),
 }
 
 

@@ -231,19 +231,19 @@ class Assembled(NamedTuple):
 
 @contextmanager
 def assembled(
-    proof: Path, model: Model, executor: str, base_url: str = "http://testserver", **settings: Any
+    evidence: Path, model: Model, executor: str, base_url: str = "http://testserver", **settings: Any
 ) -> Iterator[Assembled]:
     """Serve a checked model with one executor: the application, and the model's server in a thread."""
-    verdict = check_equivalence(proof, (executor,))
+    verdict = check_equivalence(evidence, (executor,))
     with tempfile.TemporaryDirectory(prefix="metalworks-", dir="/tmp") as run:  # short enough for a socket's path
         path = Path(run) / f"{executor}.sock"
-        server = ModelServer(model, verdict["way"], settings.get("max_batch_rows", 1024))
+        server = ModelServer(model, verdict["function"], settings.get("max_batch_rows", 1024))
         threading.Thread(target=server.listen, args=(path,), daemon=True).start()
         wait_for(path.exists, "the model's server listens")
-        given = Settings(service="model", wanted=proof, runtime=Path(run), state=proof, **settings)
+        given = Settings(service="model", desired=evidence, runtime=Path(run), state=evidence, **settings)
         stats, route = Stats(), Route()
         card = {"name": "model", "version": "1", "alias": "champion"}
-        entry = {"id": "1", "card": card, "environment": "", "proof": str(proof), "socket": str(path)}
+        entry = {"id": "1", "card": card, "environment": "", "evidence": str(evidence), "socket": str(path)}
         application = create_app(DataPlane(given, route, stats), lambda: None)
         with TestClient(application, base_url=base_url, raise_server_exceptions=False) as client:
             # The connection to the model belongs to the client's loop.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from metalworks.requirement_files import Index, Sources, site_indexes
 from scripts.common import environment
 from tests.unit.repository import ROOT, rendered, role_templar
 
@@ -109,6 +110,19 @@ def test_a_second_index_has_priority(indexes: tuple[str, str], tmp_path: Path) -
     """See docs/security.md; on inference hosts, the firewall prevents it."""
     config = configured(indexes[0], "uv.toml.j2", tmp_path)
     assert uv_takes(config, f"--extra-index-url {indexes[1]}\n{NAME}", tmp_path) == STRANGERS
+
+
+def test_models_and_flows_ask_the_sites_indexes_first(indexes: tuple[str, str], tmp_path: Path) -> None:
+    """Even if a model names another index."""
+    role = ROOT / "roles/base"
+    own: list[dict[str, object]] = [{"url": "https://own.example/simple", "packages": ["acme-*"]}]
+    variables = {"base_pip_index_url": indexes[0], "base_package_indexes": own}
+    text = rendered(role_templar(role, **variables), role / "templates/package-indexes.json.j2")
+    (tmp_path / "package-indexes.json").write_text(text)
+    site = site_indexes(tmp_path / "package-indexes.json")
+    assert site == [Index("https://own.example/simple", ("acme-*",)), Index(indexes[0])]
+    found = Sources(indexes=[indexes[1]]).variables(site)
+    assert found["UV_INDEX"].split() == ["https://own.example/simple", *indexes]
 
 
 def test_pip_uses_only_the_sites_index(indexes: tuple[str, str], tmp_path: Path) -> None:

@@ -194,7 +194,11 @@ def test_a_file_of_a_proof_that_grows_ends_the_copy(tmp_path: Path, monkeypatch:
 def test_unusable_facts_are_refused_before_serving(tmp_path: Path, facts: dict[str, Any]) -> None:
     """Otherwise every worker process would retry a route to them, and use no other."""
     whole = {"columns": [{"name": "a", "type": "double"}], "tensor": None, "form": {"kind": "list", "names": []}}
-    whole |= {"executors": {"native": {"ok": True, "why": ""}}, "onnx": {"candidates": [], "why": ""}}
+    whole |= {
+        "executors": {"native": {"ok": True, "reason": ""}},
+        "onnx": {"candidates": [], "reason": ""},
+        "schema": [],
+    }
     (tmp_path / FACTS).write_text(json.dumps(whole))
     assert check_equivalence(tmp_path, ("native",))["executor"] == "native"
     (tmp_path / VERDICT).unlink()
@@ -417,7 +421,7 @@ def program(folder: Path, text: str) -> dict[str, Any]:
     file = folder / "python"
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
-    return {"do": "prove", "id": "1", "proof": "1-x", "python": str(file), "model": "/nowhere"}
+    return {"do": "inspect", "id": "1", "evidence": "1-x", "python": str(file), "model": "/nowhere"}
 
 
 def test_the_launcher_reports_how_a_process_ended(near: Path, launcher: subprocess.Popen[bytes]) -> None:
@@ -434,6 +438,14 @@ def test_the_launcher_reports_how_a_process_ended(near: Path, launcher: subproce
     with pytest.raises(OSError, match="/nowhere"):
         (near / "python").unlink()
         asyncio.run(ModelProcess.start(near / "run" / SOCKET, program(near, "") | {"python": "/nowhere"}))
+
+
+@pytest.mark.parametrize("request_", [{"do": "prove", "id": "1", "proof": "1-x"}, {"do": "serve", "id": "1"}, [], "x"])
+def test_a_request_of_another_release_gets_an_error(
+    near: Path, launcher: subprocess.Popen[bytes], request_: Any
+) -> None:
+    with pytest.raises(OSError, match="if the service is of another release, restart it"):
+        asyncio.run(ModelProcess.start(near / "run" / SOCKET, request_))
 
 
 def test_the_launcher_does_not_hang_up_first(near: Path, launcher: subprocess.Popen[bytes]) -> None:
@@ -550,10 +562,10 @@ def python() -> str:
         with contextlib.suppress(OSError):
             if not subprocess.run(command, env={"PYTHONPATH": PACKAGES, "HOME": "/"}, check=False, **theirs).returncode:
                 return each
-    why = f"no Python {version}, or not this checkout, can be reached by other users"
+    reason = f"no Python {version}, or not this checkout, can be reached by other users"
     if "CI" in os.environ:
-        pytest.fail(why)
-    pytest.skip(why)
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def test_a_model_that_kills_its_parent_is_refused(models: Path, tmp_path: Path) -> None:
@@ -574,7 +586,7 @@ class Apart(Service):
         for name, owner in (("run", SERVER), ("state", SERVER), ("models-run", MODELS), ("models-state", MODELS)):
             (self.folder / name).mkdir(mode=0o750, exist_ok=True)
             os.chown(self.folder / name, owner, owner)
-        os.chown(self.folder / "wanted.json", 0, MODELS)
+        os.chown(self.folder / "desired.json", 0, MODELS)
         common: dict[str, Any] = {"stdin": subprocess.DEVNULL, "umask": 0o027, "cwd": "/"}
         base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": PACKAGES}
         with (self.folder / "log").open("ab") as log:
@@ -631,8 +643,8 @@ def test_a_model_cannot_reach_the_service_that_serves_it(models: Path) -> None:
         readings += [
             Path(f"/proc/{pid}/{name}") for pid in (worker, running.process.pid) for name in ("environ", "mem")
         ]
-        (proof,) = (folder / "state" / EVIDENCE).iterdir()
-        writings = [spool, folder / "run", folder / "state", proof, folder, folder / "versions" / "1"]
+        (evidence,) = (folder / "state" / EVIDENCE).iterdir()
+        writings = [spool, folder / "run", folder / "state", evidence, folder, folder / "versions" / "1"]
         (folder / "models-state" / "targets.json").write_text(
             json.dumps(
                 {

@@ -452,9 +452,16 @@ def test_lone_surrogates_are_refused_with_a_reason(served: Service) -> None:
     assert ask(served, "/invocations", JSON, body(dataframe_records=[{HALF: HALF}])).status < 500
 
 
-def test_compressed_bodies_are_refused(served: Service) -> None:
-    packed = gzip.compress(b" " * 10_000_000 + SMALL)
-    assert ask(served, "/invocations", JSON, packed, **{"content-encoding": "gzip"}).status == 400
+def test_compressed_bodies_keep_the_limits_once_inflated(served: Service) -> None:
+    bomb, option = gzip.compress(b'{"dataframe_records": [' + b"{}," * 3_000_000 + b"{}]}"), "max_cells"
+    for packed, status in (
+        (gzip.compress(b" " * 10_000_000 + SMALL), 200),
+        (gzip.compress(b" " * 65 * 2**20), 413),
+        (bomb, 413),
+    ):
+        answer = ask(served, "/invocations", JSON, packed, **{"content-encoding": "gzip"})
+        assert answer.status == status
+        assert (option in answer.json.get("message", "")) is (packed is bomb)
 
 
 # -- Refused bodies are not read

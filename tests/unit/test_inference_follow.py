@@ -29,6 +29,7 @@ from sklearn.linear_model import Ridge
 from metalworks.errors import FetchError, RegistryError
 from metalworks.model_sync import ModelCard, download, main
 from metalworks.model_sync import follow as module
+from metalworks.model_sync import wait as waiting
 from metalworks.model_sync.config import Config, Service
 from metalworks.model_sync.follow import Follower
 from metalworks.model_sync.programs import Programs
@@ -131,10 +132,10 @@ class Host:
         while coming := [future for _, future in self.follower._coming.values()]:
             futures.wait(coming)
             self.follower.round()
-        return self.wanted()
+        return self.desired()
 
-    def wanted(self) -> dict[str, Any]:
-        return dict(json.loads((self.root / "wanted.json").read_text()))
+    def desired(self) -> dict[str, Any]:
+        return dict(json.loads((self.root / "desired.json").read_text()))
 
     def versions(self) -> dict[str, str | None]:
         return {role: entry and entry["version"] for role, entry in self.round().items()}
@@ -218,7 +219,7 @@ def test_a_version_is_installed_completely_and_once(host: Host, questions: list[
     assert card.run_id
     loaded = mlflow.sklearn.load_model(str(folder / "model"))
     assert loaded.predict(FRAME).tolist() == Ridge().fit(FRAME, TARGET).predict(FRAME).tolist()
-    assert host.wanted() == {"champion": entry, "shadow": None, "canary": None}
+    assert host.desired() == {"champion": entry, "shadow": None, "canary": None}
     before = {path: path.stat().st_mtime_ns for path in host.root.rglob("*")}
     questions.clear()
     host.round()
@@ -232,7 +233,7 @@ def test_nothing_is_desired_before_there_is_a_model(host: Host) -> None:
     assert host.versions() == {"champion": None, "shadow": None, "canary": None}
     register(host.service.model, "somebody")
     assert host.versions() == {"champion": None, "shadow": None, "canary": None}
-    assert host.status()["roles"]["champion"]["is"] == "missing"
+    assert host.status()["roles"]["champion"]["state"] == "missing"
 
 
 def test_a_moved_alias_installs_the_new_version_and_rolls_back(host: Host) -> None:
@@ -254,7 +255,7 @@ def test_a_rollback_does_not_wait_for_installations(host: Host) -> None:
     point(host.service.model, "champion", first)
     with host.follower.programs.turn:  # another service's
         host.follower.round()
-        assert host.wanted()["champion"] == old
+        assert host.desired()["champion"] == old
     host.round()
 
 
@@ -266,14 +267,14 @@ def test_the_champion_is_followed_while_a_canary_is_installed(host: Host, go: th
     go.clear()
     canary = register(host.service.model, "canary", slope=3.0)
     host.follower.round()
-    assert host.status()["roles"]["canary"]["is"] == "installing"
+    assert host.status()["roles"]["canary"]["state"] == "installing"
     point(host.service.model, "champion", first)
     host.follower.round()
-    assert host.wanted()["champion"]["version"] == first
+    assert host.desired()["champion"]["version"] == first
     point(host.service.model, "champion", second)
     host.follower.round()
-    assert host.wanted()["champion"]["version"] == second
-    assert host.wanted()["canary"] is None
+    assert host.desired()["champion"]["version"] == second
+    assert host.desired()["canary"] is None
     go.set()
     assert host.versions() == {"champion": second, "shadow": None, "canary": canary}
 
@@ -289,21 +290,21 @@ def test_aliases_are_followed_while_a_champion_is_installed(host: Host, go: thre
     host.serves(champion={"version": second, "executor": "onnx", "since": 1764000000.0})
     host.follower.round()
     said = host.status()["roles"]
-    assert (said["champion"]["version"], said["champion"]["is"]) == (third, "installing")
-    assert {role: entry and entry["version"] for role, entry in host.wanted().items()} == {
+    assert (said["champion"]["version"], said["champion"]["state"]) == (third, "installing")
+    assert {role: entry and entry["version"] for role, entry in host.desired().items()} == {
         "champion": second, "shadow": first, "canary": None,
     }  # fmt: skip
     assert tags(host.service.model, second)[TAG].startswith("serving since")
     for version in (second, first):  # back, and to another installed version
         point(host.service.model, "champion", version)
         host.follower.round()
-        assert host.wanted()["champion"]["version"] == version
-        assert host.status()["roles"]["champion"]["is"] == "here"
+        assert host.desired()["champion"]["version"] == version
+        assert host.status()["roles"]["champion"]["state"] == "installed"
     go.set()
     assert host.versions()["champion"] == first  # the version installed meanwhile is not wanted any more
     point(host.service.model, "champion", third)
     host.follower.round()
-    assert host.wanted()["champion"]["version"] == third
+    assert host.desired()["champion"]["version"] == third
 
 
 def test_a_round_does_not_wait_for_other_services(host: Host) -> None:
@@ -313,8 +314,8 @@ def test_a_round_does_not_wait_for_other_services(host: Host) -> None:
         once.start()
         once.join(30)
         assert not once.is_alive()
-        assert host.wanted()["champion"] is None
-        assert host.status()["roles"]["champion"]["is"] == "installing"
+        assert host.desired()["champion"] is None
+        assert host.status()["roles"]["champion"]["state"] == "installing"
     assert host.versions()["champion"] == version
 
 
@@ -325,7 +326,7 @@ def test_the_serving_version_is_not_its_own_canary(host: Host, go: threading.Eve
     go.clear()
     register(host.service.model, slope=2.0)
     host.follower.round()
-    assert {role: entry and entry["version"] for role, entry in host.wanted().items()} == {
+    assert {role: entry and entry["version"] for role, entry in host.desired().items()} == {
         "champion": first, "shadow": None, "canary": None,
     }  # fmt: skip
     go.set()
@@ -345,7 +346,7 @@ def test_a_version_that_fails_to_install_is_refused(
         patch.setattr(Follower, "_find", refuse)
         host.follower.round()
     go.set()
-    assert host.status()["roles"]["champion"]["is"] == "refused"
+    assert host.status()["roles"]["champion"]["state"] == "refused"
     host.config.retry_file.touch()
     assert host.versions()["champion"] == version
 
@@ -355,16 +356,16 @@ def test_a_canary_with_invalid_files_is_refused_and_the_champion_followed(host: 
     host.round()
     canary = register(host.service.model, "canary", slope=2.0)
     host.round()
-    odd = Path(host.wanted()["canary"]["path"], "model", "requirements.txt")
+    odd = Path(host.desired()["canary"]["path"], "model", "requirements.txt")
     odd.chmod(0o644)
     odd.write_bytes(b"\xff\xfe")
-    (host.root / "wanted.json").unlink()
+    (host.root / "desired.json").unlink()
     host.start()
     second = register(host.service.model, slope=3.0)
     assert host.versions() == {"champion": second, "shadow": None, "canary": None}
     said = host.status()["roles"]["canary"]
-    assert (said["version"], said["is"]) == (canary, "refused")
-    assert "UnicodeDecodeError" in said["reason"]
+    assert (said["version"], said["state"]) == (canary, "refused")
+    assert said["reason"].startswith("cannot read the model's requirements.txt: 'utf-8' codec can't decode byte")
 
 
 def test_a_version_without_its_alias_is_still_served(host: Host) -> None:
@@ -373,6 +374,18 @@ def test_a_version_without_its_alias_is_still_served(host: Host) -> None:
     MlflowClient().delete_registered_model_alias(host.service.model, "champion")
     assert host.versions()["champion"] == version
     MlflowClient().delete_registered_model(host.service.model)
+    assert host.versions()["champion"] == version
+
+
+def test_the_file_of_an_earlier_release_is_adopted(host: Host) -> None:
+    version = register(host.service.model)
+    host.round()
+    desired, earlier = host.root / "desired.json", host.root / "wanted.json"
+    MlflowClient().delete_registered_model_alias(host.service.model, "champion")
+    desired.replace(earlier)
+    desired.write_text('{"champion": null}')  # from before a return to the earlier release
+    host.start()
+    assert not earlier.exists()
     assert host.versions()["champion"] == version
 
 
@@ -392,10 +405,10 @@ def test_shadow_and_canary(host: Host) -> None:
     one = register(host.service.model)
     two, three = (register(host.service.model, alias, slope=2.0) for alias in ("challenger", "canary"))
     assert host.versions() == {"champion": one, "shadow": two, "canary": three}
-    before = ModelCard.read(Path(host.wanted()["canary"]["path"]))
+    before = ModelCard.read(Path(host.desired()["canary"]["path"]))
     point(host.service.model, "champion", three)  # it is not a canary then
     assert host.versions() == {"champion": three, "shadow": two, "canary": None}
-    assert ModelCard.read(Path(host.wanted()["champion"]["path"])) == before
+    assert ModelCard.read(Path(host.desired()["champion"]["path"])) == before
     point(host.service.model, "canary", two)  # it answers requests, so it is not a shadow, too
     assert host.versions() == {"champion": three, "shadow": None, "canary": two}
 
@@ -421,16 +434,16 @@ def test_an_uninstallable_version_is_refused_and_the_old_one_served(
         monkeypatch.setattr(module.time, "time", lambda later=later: now + later)
         assert host.versions()["champion"] == first
         assert len(downloads) == attempts, later
-    again = host.status()["roles"]["champion"]
-    assert again["is"] == "refused"
-    assert again["again"] - again["at"] == 480
+    refused = host.status()["roles"]["champion"]
+    assert refused["state"] == "refused"
+    assert refused["retry_at"] - refused["at"] == 480
     host.config.retry_file.touch()
     os.utime(host.config.retry_file, (now + 500, now + 500))
     host.round()
     assert len(downloads) == 5
     third = register(host.service.model)  # another version is tried at once
     assert host.versions()["champion"] == third
-    assert host.status()["roles"]["champion"] == {"alias": "champion", "version": third, "is": "here"}
+    assert host.status()["roles"]["champion"] == {"alias": "champion", "version": third, "state": "installed"}
 
 
 def test_a_broken_download_leaves_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,7 +514,7 @@ def test_removed_files_are_fetched_again(host: Host) -> None:
     (Path(entry["python"]).parent.parent / ".complete").unlink()
     host.round()
     subprocess.run([entry["python"], "-c", ""], check=True)
-    (host.root / "wanted.json").unlink()
+    (host.root / "desired.json").unlink()
     assert host.round()["champion"] == entry
 
 
@@ -649,6 +662,14 @@ def wait(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iter
     assert int(status.partition("VmHWM:")[2].split()[0]) < 60_000
 
 
+def test_wait_names_a_follower_of_an_earlier_release(host: Host) -> None:
+    status = {"polled": time.time() + 60, "mlflow": "answers", "roles": {"champion": {"version": "3", "is": "here"}}}
+    host.config.status_file(host.service).write_text(json.dumps(status))
+    outcome = waiting.wait(host.config, host.service, 0.1)
+    assert outcome.code == 1
+    assert "model-follower does not run this release yet: restart it" in outcome.complaint
+
+
 def test_wait_reports_the_outcome(host: Host, wait: Wait) -> None:
     model = host.service.model
     assert wait() == (
@@ -662,7 +683,7 @@ def test_wait_reports_the_outcome(host: Host, wait: Wait) -> None:
     code, said, err = wait("--timeout", "0.5")
     assert (code, said) == (1, {})
     assert f"version {version} is being loaded and checked (see `journalctl -u inference-delay -u models-delay`)" in err
-    host.serves(champion={"version": version, "executor": "onnx", "why": "it is exact", "since": 1.0})
+    host.serves(champion={"version": version, "executor": "onnx", "reason": "it is exact", "since": 1.0})
     code, said, _ = wait()
     assert (code, said["missing"], said["version"], said["executor"]) == (0, False, version, "onnx")
     bad = register(model, slope=2.0)
@@ -699,7 +720,7 @@ def test_wait_reports_a_running_installation(
         go.set()
         stop.set()
         rounds.join()
-    assert host.wanted()["champion"]["version"] == version
+    assert host.desired()["champion"]["version"] == version
 
 
 def test_wait_names_what_does_not_respond(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder, self.stack = folder, ExitStack()
         self.saved: Callable[[str], Path] = cache(self._saved)
-        self.proof: Callable[[str], Path] = cache(self._proof)
+        self.evidence: Callable[[str], Path] = cache(self._evidence)
         self.model: Callable[[str], Model] = cache(lambda name: Model(self.saved(name)))
         self.golden: Callable[[str], dict[str, Answer]] = cache(self._golden)
 
@@ -53,9 +53,9 @@ class Lab:
         (self.folder / name).mkdir(exist_ok=True)
         return save(name, self.folder / name / "model")
 
-    def _proof(self, name: str) -> Path:
-        inspect_model(self.saved(name), self.folder / name / "proof")
-        return self.folder / name / "proof"
+    def _evidence(self, name: str) -> Path:
+        inspect_model(self.saved(name), self.folder / name / "evidence")
+        return self.folder / name / "evidence"
 
     def _golden(self, name: str) -> dict[str, Answer]:
         server = scoring_server.init(mlflow.pyfunc.load_model(str(self.saved(name))))
@@ -117,8 +117,8 @@ def differences(answers: list[Answer], name: str, lab: Lab, tolerance: float) ->
     """Return how responses to all requests differ from MLflow's, or nothing."""
     found = []
     for ours, (what, theirs) in zip(answers, lab.golden(name).items(), strict=True):
-        if why := difference(ours, theirs, tolerance):
-            found.append(f"{what}: {why}")
+        if reason := difference(ours, theirs, tolerance):
+            found.append(f"{what}: {reason}")
     return "\n".join(found)
 
 
@@ -131,7 +131,7 @@ CASES += [("ridge", "mlflow"), ("all types", "mlflow")]
 
 @pytest.mark.parametrize(("name", "executor"), CASES)
 def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
-    with assembled(lab.proof(name), lab.model(name), executor) as ours:
+    with assembled(lab.evidence(name), lab.model(name), executor) as ours:
         answers = invocations(ours.client, requests(name).values())
         if found := differences(answers, name, lab, TOLERANCE.get(executor, 0.0)):
             pytest.fail(found)
@@ -143,11 +143,12 @@ def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
 def test_the_fastest_equivalent_executor_serves(lab: Lab, name: str) -> None:
     wanted = MODELS[name].executors.split()
     assert (
-        check_equivalence(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))["executor"] == [*wanted, "mlflow"][0]
+        check_equivalence(lab.evidence(name), ("onnx", "native", "pyfunc", "mlflow"))["executor"]
+        == [*wanted, "mlflow"][0]
     )
     for executor in {"onnx", "native", "pyfunc"} - set(wanted):
         with pytest.raises(ValueError, match=f"not {executor}: "):
-            check_equivalence(lab.proof(name), (executor,))
+            check_equivalence(lab.evidence(name), (executor,))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,6 +156,13 @@ def test_requests_are_good_and_bad_ones(lab: Lab, name: str) -> None:
     statuses = [answer.status for answer in lab.golden(name).values()]
     assert statuses.count(200) >= (2 if name == "type hints" else 8)
     assert statuses.count(400) > 30
+
+
+def test_everybody_is_told_what_cannot_be_checked(lab: Lab) -> None:
+    for name, said in {"unsigned": ["it has no signature, so"], "params": []}.items():
+        with assembled(lab.evidence(name), lab.model(name), "mlflow") as ours:
+            warnings = ours.client.get("/ping").json()["warnings"]
+        assert [warning[: len(start)] for warning, start in zip(warnings, said, strict=True)] == said
 
 
 class Running:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
+import shlex
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,8 @@ from metalworks.errors import FetchError, Stopped
 from metalworks.model_sync.environments import Environments
 from metalworks.model_sync.lock import Resolver, pins
 from metalworks.model_sync.programs import Programs
-from tests.unit.inference_wheels import MLFLOW, UV, add_wheel, wheels
+from metalworks.requirement_files import Index
+from tests.unit.inference_wheels import MLFLOW, UV, Serve, add_wheel, wheels
 
 __all__ = ["wheels"]
 
@@ -184,8 +188,241 @@ def test_packages_without_a_wheel_are_refused(locked: Lock, wheels: Path, tmp_pa
     (source / "setup.py").write_text("raise SystemExit('it ran')\n")
     (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: sauce\nVersion: 1.0\n")
     subprocess.run(["tar", "-czf", wheels / "sauce-1.0.tar.gz", "-C", source.parent, "sauce-1.0"], check=True)
-    with pytest.raises(FetchError, match="no usable wheels"):
+    with pytest.raises(FetchError, match=r"(?s)no usable wheels.*set inference_build_packages: true"):
         locked(version_dir(tmp_path / "1", "sauce"))
+
+
+# -- Requirements as people record them
+
+
+@pytest.fixture
+def public(wheels: Path, serve: Serve, tmp_path: Path) -> Path:
+    """Make a served index the default, as PyPI is, with the packages of `wheels`; return its folder."""
+    (tmp_path / "uv.toml").write_text(f'[[index]]\nurl = "{serve(wheels)}"\ndefault = true\n')
+    return wheels
+
+
+Installed = Callable[..., set[str]]
+
+
+@pytest.fixture
+def installed(environments: Environments, resolver: Resolver) -> Installed:
+    """Return a function that installs a version, and returns the installed packages as name-version."""
+
+    def run(folder: Path, site: tuple[Index, ...] = ()) -> set[str]:
+        given = dataclasses.replace(resolver, site=site)
+        python = environments.ensure(given.ensure_lock(folder), given.variables(folder))
+        found = python.parents[1].glob("lib/*/site-packages/*.dist-info")
+        return {path.name.removesuffix(".dist-info") for path in found} - {f"mlflow-{MLFLOW}"}
+
+    return run
+
+
+@pytest.mark.parametrize("option", ["--extra-index-url", "--index-url"])
+def test_packages_come_from_the_recorded_index(
+    installed: Installed, public: Path, serve: Serve, tmp_path: Path, option: str
+) -> None:
+    own = tmp_path / "own"
+    line = f"{option} {serve(own)}"
+    add_wheel(own, "acmescale", "1.0")
+    add_wheel(own, "torch", "2.0+cpu")
+    add_wheel(public, "acmescale", "99.0")  # a stranger's, of the same name
+    add_wheel(public, "torch", "2.0")
+    found = installed(version_dir(tmp_path / "1", line, "acmescale", "torch==2.0+cpu"))
+    assert found == {"acmescale-1.0", "torch-2.0+cpu"}
+
+
+def test_old_copies_in_the_recorded_index_do_not_matter(
+    installed: Installed, public: Path, serve: Serve, tmp_path: Path
+) -> None:
+    """PyTorch's index has old releases of numpy and others."""
+    old = tmp_path / "old"
+    line = f"--extra-index-url {serve(old)}"
+    add_wheel(old, "six", "1.0.0")
+    add_wheel(public, "six", "1.17.0")
+    assert installed(version_dir(tmp_path / "1", line, "six==1.17.0")) == {"six-1.17.0"}
+
+
+def test_packages_of_the_sites_index_come_from_nowhere_else(
+    installed: Installed, public: Path, serve: Serve, tmp_path: Path
+) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    site = (Index(serve(own), ("acme*",)),)
+    line = f"--extra-index-url {serve(other)}"
+    add_wheel(own, "acmescale", "1.0")
+    add_wheel(other, "acmescale", "99.0")
+    add_wheel(public, "acmebase", "1.0")
+    assert installed(version_dir(tmp_path / "1", line, "acmescale"), site) == {"acmescale-1.0"}
+    for wanted in ("acmescale==99.0", "acmebase"):
+        with pytest.raises(
+            FetchError, match=rf"{wanted.partition('==')[0]} .* would come from .* alone \(package_indexes\)"
+        ):
+            installed(version_dir(tmp_path / wanted, line, wanted), site)
+
+
+def test_an_index_with_a_login(
+    installed: Installed, public: Path, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    url = serve(own, login="ci:s3cret")
+    add_wheel(own, "acmescale", "1.0")
+    add_wheel(public, "acmescale", "99.0")  # a stranger's, who waits for a password to expire
+    with pytest.raises(FetchError, match=r"name it with user and password in package_indexes"):
+        installed(version_dir(tmp_path / "1", f"--extra-index-url {url}", "acmescale"))
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ci password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert installed(version_dir(tmp_path / "2", "acmescale"), (Index(url),)) == {"acmescale-1.0"}
+    monkeypatch.delenv("NETRC")
+    recorded = url.replace("http://", "http://ci:s3cret@")  # by its author
+    assert installed(version_dir(tmp_path / "3", f"--extra-index-url {recorded}", "acmescale==1.0")) == {
+        "acmescale-1.0"
+    }
+    assert not any("s3cret" in (tmp_path / version / "requirements.lock").read_text() for version in "23")
+    with pytest.raises(FetchError, match="acmescale") as refused:
+        installed(version_dir(tmp_path / "4", f"--extra-index-url {recorded}", "acmescale==2.0"))
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_wheel_that_travels_in_the_model(installed: Installed, public: Path, tmp_path: Path) -> None:
+    def logged(number: str, content: str) -> Path:
+        folder = version_dir(tmp_path / number, "code/acmescale-1.0-py3-none-any.whl")
+        (folder / "model/code").mkdir()
+        add_wheel(folder / "model/code", "acmescale", "1.0", files={"acmescale.py": content})
+        return folder
+
+    assert installed(logged("1", "FACTOR = 1\n")) == {"acmescale-1.0"}
+    assert installed(logged("2", "FACTOR = 2\n")) == {"acmescale-1.0"}
+    first, second = ((tmp_path / number / "requirements.lock").read_text() for number in "12")
+    assert first != second  # the same requirements.txt, but another wheel
+    folder = version_dir(tmp_path / "3", "--find-links code", "acmescale")
+    (folder / "model/code").mkdir()
+    add_wheel(folder / "model/code", "acmescale", "3.0")
+    assert installed(folder) == {"acmescale-3.0"}
+
+
+def test_a_wheel_that_mlflow_put_into_the_model(installed: Installed, public: Path, tmp_path: Path) -> None:
+    """As MLflow documents it for private code: the wheel is among `code_paths`, the requirement is a path."""
+    import mlflow
+
+    class Plain(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return model_input
+
+    add_wheel(tmp_path, "acmescale", "1.0")
+    name = "acmescale-1.0-py3-none-any.whl"
+    paths, requirements = [str(tmp_path / name)], [f"code/{name}"]
+    mlflow.pyfunc.save_model(
+        tmp_path / "1/model", python_model=Plain(), code_paths=paths, pip_requirements=requirements
+    )
+    assert installed(tmp_path / "1") == {"acmescale-1.0"}
+
+
+def test_a_package_from_git(
+    environments: Environments, resolver: Resolver, installed: Installed, public: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(
+        "[project]\nname = 'acmegit'\nversion = '1.0'\n"
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    )
+    (source / "backend.py").write_text(
+        "import zipfile\n"
+        "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+        "    info = 'acmegit-1.0.dist-info'\n"
+        "    with zipfile.ZipFile(f'{folder}/acmegit-1.0-py3-none-any.whl', 'w') as wheel:\n"
+        "        wheel.writestr(f'{info}/METADATA', 'Metadata-Version: 2.1\\nName: acmegit\\nVersion: 1.0\\n')\n"
+        "        wheel.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n"
+        "        wheel.writestr(f'{info}/RECORD', '')\n"
+        "    return 'acmegit-1.0-py3-none-any.whl'\n"
+    )
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    line = f"acmegit @ git+file://{source}"
+    with pytest.raises(FetchError, match="set inference_build_packages: true"):
+        installed(version_dir(tmp_path / "1", line))
+    environments.build_packages = True
+    building = dataclasses.replace(resolver, build_packages=True)
+    lock = building.ensure_lock(version_dir(tmp_path / "2", line, "scaler"))
+    built = environments.ensure(lock, building.variables(tmp_path / "2")).parents[1]
+    assert list(built.glob("lib/*/site-packages/acmegit-1.0.dist-info"))
+    lock.write_text(re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", lock.read_text()))  # the others are verified
+    with pytest.raises(FetchError, match="cannot install the model's environment"):
+        environments.ensure(lock, building.variables(tmp_path / "2"))
+
+
+# -- Models that were made with another Python than the host's
+
+
+def made_with(version: str, folder: Path, *requirements: str) -> Path:
+    version_dir(folder, *requirements)
+    (folder / "model/MLmodel").write_text(f"flavors:\n  python_function:\n    python_version: {version}\n")
+    return folder
+
+
+@pytest.fixture
+def other_python(resolver: Resolver, tmp_path: Path) -> Resolver:
+    """Return a resolver on a host that has a Python 3.99 (the one of the tests, by another name)."""
+    python = tmp_path / "python3.99"
+    python.symlink_to(sys.executable)
+    uv = tmp_path / "uv"
+    uv.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1 $2" = "python find" ]; then\n'
+        f'  [ "$5" = 3.99 ] && echo {shlex.quote(str(python))} && exit\n'
+        "  exit 2\nfi\n"
+        f'exec {shlex.quote(UV)} "$@"\n'
+    )
+    uv.chmod(0o755)
+    return dataclasses.replace(resolver, uv=str(uv))
+
+
+def test_a_python_of_the_models_version_is_used_if_the_host_has_it(
+    environments: Environments, other_python: Resolver, tmp_path: Path
+) -> None:
+    folder = made_with("3.99.1", tmp_path / "1", "scaler")
+    lock = other_python.ensure_lock(folder)
+    assert f"# Python {tmp_path / 'python3.99'}\n" in lock.read_text()
+    assert other_python.other_python(folder) == ""
+    assert other_python.find_lock(folder) == lock
+    ordinary = other_python.ensure_lock(version_dir(tmp_path / "2", "scaler"))
+    assert environments.ensure(lock) != environments.ensure(ordinary)
+    assert pins(lock.read_text()) == pins(ordinary.read_text())
+
+
+def test_a_python_that_comes_later_is_taken(resolver: Resolver, other_python: Resolver, tmp_path: Path) -> None:
+    folder = made_with("3.99.1", tmp_path / "1", "scaler")
+    assert f"# Python {sys.executable}\n" in resolver.ensure_lock(folder).read_text()
+    assert f"# Python {tmp_path / 'python3.99'}\n" in other_python.ensure_lock(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("made", "advice"),
+    [
+        ("3.99.1", r"If that is the cause, install Python 3\.99 on the host, set python_builds_url"),
+        ("3.8.20", r"If that is the cause, make the model with Python"),
+    ],
+)
+def test_another_python_is_named(
+    resolver: Resolver, tmp_path: Path, made: str, advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = made_with(made, tmp_path / "1", "scaler")
+    resolver.ensure_lock(folder)
+    said = rf"The model was made with Python {made.rpartition('.')[0]}; this host serves with 3\.\d+\. {advice}"
+    assert re.search(said, caplog.text)
+    assert re.search(said, resolver.other_python(folder))
+
+
+def test_the_same_python_is_not_mentioned(resolver: Resolver, tmp_path: Path) -> None:
+    folder = made_with(f"3.{sys.version_info.minor}.0", tmp_path / "1", "scaler")
+    assert "# Python" not in resolver.ensure_lock(folder).read_text()
+    assert resolver.other_python(folder) == ""
+
+
+def test_a_wheel_of_the_authors_machine_is_explained(locked: Lock, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="log the wheel with the model"):
+        locked(version_dir(tmp_path / "1", "a @ file:///home/ada/a-1.0-py3-none-any.whl"))
 
 
 def test_an_incomplete_environment_is_rebuilt(

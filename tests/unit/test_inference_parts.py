@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ from metalworks.serving.settings import CanaryRules, Settings, SettingsError
 from metalworks.serving.telemetry import latency, metrics
 from metalworks.serving.telemetry.metrics import Series, Stats
 from metalworks.serving.telemetry.prediction_log import Log, LoggedRequest, PredictionSource
+from scripts.common import ROOT
 from scripts.processes import free_port
 from tests.unit.inference_models import FRAME, REQUIREMENTS, TARGET, save
 
@@ -192,7 +194,7 @@ def test_answers_are_written_as_mlflow_writes_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "why"),
+    ("result", "reason"),
     [
         (np.array(5.0), "something else than 2 values"),
         (np.zeros(3), "something else than 2 values"),
@@ -206,8 +208,8 @@ def test_answers_are_written_as_mlflow_writes_them() -> None:
         ("text", "answers with str"),
     ],
 )
-def test_answers_that_are_no_arrays_are_left_to_mlflow(result: Any, why: str) -> None:
-    with pytest.raises(UnfitError, match=why):
+def test_answers_that_are_no_arrays_are_left_to_mlflow(result: Any, reason: str) -> None:
+    with pytest.raises(UnfitError, match=reason):
         outputs_of(result, 2)
 
 
@@ -478,12 +480,12 @@ def test_threads_of_this_machines_own_library_are_set() -> None:
 
 @pytest.mark.parametrize("inline", [True, False])
 def test_what_the_runtime_refuses_the_model_itself_is_asked(inline: bool, tmp_path: Path) -> None:
-    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
-    verdict = {**check_equivalence(tmp_path / "proof", ("onnx",)), "inline": inline}
-    (tmp_path / "proof" / "verdict.json").write_text(json.dumps(verdict))
+    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "evidence")
+    verdict = {**check_equivalence(tmp_path / "evidence", ("onnx",)), "inline": inline}
+    (tmp_path / "evidence" / "verdict.json").write_text(json.dumps(verdict))
     card = {"name": "model", "version": "1", "alias": "champion"}
-    entry = {"id": "1", "card": card, "environment": "", "proof": str(tmp_path / "proof"), "socket": "/nowhere"}
-    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    entry = {"id": "1", "card": card, "environment": "", "evidence": str(tmp_path / "evidence"), "socket": "/nowhere"}
+    settings = Settings(service="model", desired=tmp_path, runtime=tmp_path, state=tmp_path)
 
     async def run() -> None:
         version = variants.LoadedVersion(entry, settings, Stats())
@@ -547,10 +549,10 @@ def test_while_somebody_serves_one_step_of_a_release_follows_the_other(
     hurry: bool, order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    settings = Settings(service="model", desired=tmp_path, runtime=tmp_path, state=tmp_path)
     (tmp_path / "model.json").write_text("{}")
     release = Release(DesiredVersion("1", str(tmp_path), "python", ""), settings)
-    release.verdict = {"executor": "onnx", "why": ""}
+    release.verdict = {"executor": "onnx", "reason": ""}
 
     def step(name: str) -> Callable[..., Any]:
         async def run(*_: Any) -> SimpleNamespace:
@@ -615,13 +617,20 @@ def test_counts_of_all_processes_are_added_and_prometheus_reads_them(tmp_path: P
     assert found["log_rows_total", "outcome=written"] == 14
 
 
-def test_proofs_that_versions_are_served_from_stay(tmp_path: Path) -> None:
-    settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+def test_every_metric_is_documented() -> None:
+    page = (ROOT / "docs/inference.md").read_text().partition("## Monitor it")[2].partition("\n## ")[0]
+    names = re.findall(r"# TYPE metalworks_inference_(\S+)", metrics.render_metrics(Stats(), [], 0, 0))
+    assert len(names) > 5
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_evidence_that_versions_are_served_from_stay(tmp_path: Path) -> None:
+    settings = Settings(service="m", desired=tmp_path, runtime=tmp_path, state=tmp_path)
     release = Release(DesiredVersion("1", str(tmp_path), "python", ""), settings)
     others = [release.evidence.with_name(f"{number}-x") for number in range(EVIDENCE_KEPT + 2)]
-    for age, proof in enumerate([release.evidence, *others]):
-        proof.mkdir(parents=True)
-        os.utime(proof, (age, age))
+    for age, folder in enumerate([release.evidence, *others]):
+        folder.mkdir(parents=True)
+        os.utime(folder, (age, age))
     remove_old_evidence(settings, [release])
     assert set(release.evidence.parent.iterdir()) == {release.evidence, *others[2:]}
 
@@ -636,7 +645,7 @@ def test_version_is_not_ended_before_every_process_has_left_it(tmp_path: Path) -
             async def end(self) -> None:
                 ended.append(self.id)
 
-        settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path, port=free_port())
+        settings = Settings(service="m", desired=tmp_path, runtime=tmp_path, state=tmp_path, port=free_port())
         supervisor = Supervisor(settings)
         supervisor.releases["old"], supervisor.revision = Old(), 2  # type: ignore[assignment]
         for routed in (1, 2):
@@ -651,13 +660,39 @@ def test_version_is_not_ended_before_every_process_has_left_it(tmp_path: Path) -
 
 def test_versions_are_refused_by_who_serves_and_by_who_fetches(tmp_path: Path) -> None:
     fetched = tmp_path / "model-follower" / "model.json"
-    settings = Settings(service="m", wanted=tmp_path, runtime=tmp_path, state=tmp_path, fetched=fetched)
+    settings = Settings(service="m", desired=tmp_path, runtime=tmp_path, state=tmp_path, fetched=fetched)
     assert app._refused_versions(settings) == set()
     (tmp_path / "state.json").write_text(json.dumps({"refused": {"3": {"reason": "wrong", "at": 0}}}))
-    roles = {"champion": {"version": "3", "is": "here"}, "canary": {"version": "4", "is": "refused"}}
+    roles = {"champion": {"version": "3", "state": "installed"}, "canary": {"version": "4", "state": "refused"}}
     fetched.parent.mkdir()
     fetched.write_text(json.dumps({"roles": roles}))
     assert app._refused_versions(settings) == {"3", "4"}
+    fetched.write_text(json.dumps({"roles": {"canary": {"version": "4", "is": "refused"}}}))  # of an earlier release
+    assert app._refused_versions(settings) == {"3"}
+
+
+def test_desired_state_that_is_missing_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "desired.json"
+    settings = Settings(service="m", desired=file, runtime=tmp_path, state=tmp_path, port=free_port())
+    supervisor = Supervisor(settings)
+    try:
+        entry = {"version": "3", "path": "/v/3", "python": "/p", "environment": "e"}
+        file.write_text(json.dumps({"champion": entry, "shadow": None, "canary": None}))
+        supervisor._read_desired_state()
+        before = dict(supervisor.desired)
+        assert before["champion"] is not None
+        file.rename(tmp_path / "wanted.json")
+        for _ in range(3):
+            supervisor._read_desired_state()
+        assert supervisor.desired == before
+        assert [each.message for each in caplog.records] == [
+            f"{file} is missing, so nothing changes: is model-follower running?"
+        ]
+        file.write_text(json.dumps({"champion": entry | {"version": "4"}}))
+        supervisor._read_desired_state()
+        assert supervisor.desired["champion"].version == "4"  # type: ignore[union-attr]
+    finally:
+        supervisor.socket.close()
 
 
 # -- Canary
@@ -897,7 +932,7 @@ def test_request_that_cannot_be_written_ends_no_log(tmp_path: Path, caplog: pyte
 
 MINIMAL = {
     "METALWORKS_INFERENCE_SERVICE": "delay",
-    "METALWORKS_INFERENCE_WANTED": "/w.json",
+    "METALWORKS_INFERENCE_DESIRED": "/w.json",
     "RUNTIME_DIRECTORY": "/run/d",
     "STATE_DIRECTORY": "/var/d",
 }
@@ -944,7 +979,7 @@ def test_wrong_setting_is_named(name: str, value: str) -> None:
         Settings.read(MINIMAL | {f"METALWORKS_INFERENCE_{name}": value})
 
 
-@pytest.mark.parametrize("name", ["METALWORKS_INFERENCE_SERVICE", "METALWORKS_INFERENCE_WANTED", "STATE_DIRECTORY"])
+@pytest.mark.parametrize("name", ["METALWORKS_INFERENCE_SERVICE", "METALWORKS_INFERENCE_DESIRED", "STATE_DIRECTORY"])
 def test_missing_setting_is_named(name: str) -> None:
     with pytest.raises(
         SettingsError, match=f"{name.replace('STATE_DIRECTORY', 'METALWORKS_INFERENCE_STATE')} is not set"
@@ -986,10 +1021,10 @@ def set_constant(graph: Any) -> None:
 
 @pytest.mark.parametrize(("name", "change"), [("ridge", None), ("forest", set_leaf), ("forest", round_thresholds)])
 def test_converted_model_that_answers_otherwise_is_not_used(tmp_path: Path, name: str, change: Any) -> None:
-    inspect_model(save(name, tmp_path / "model"), tmp_path / "proof")
+    inspect_model(save(name, tmp_path / "model"), tmp_path / "evidence")
     allowed = ("onnx", "native", "pyfunc", "mlflow")
-    assert check_equivalence(tmp_path / "proof", allowed)["executor"] == "onnx"
-    for file in (tmp_path / "proof").glob("*.onnx"):
+    assert check_equivalence(tmp_path / "evidence", allowed)["executor"] == "onnx"
+    for file in (tmp_path / "evidence").glob("*.onnx"):
         model = onnx.load(file)
         if change is None:
             kinds = {node.op_type for node in model.graph.node}
@@ -997,51 +1032,51 @@ def test_converted_model_that_answers_otherwise_is_not_used(tmp_path: Path, name
         else:
             change(model.graph)
         onnx.save(model, file)
-    said = check_equivalence(tmp_path / "proof", allowed)
+    said = check_equivalence(tmp_path / "evidence", allowed)
     assert said["executor"] == "native"
-    assert "differs from MLflow on" in said["why"]
+    assert "differs from MLflow on" in said["reason"]
 
 
 def test_converted_model_may_refuse_what_the_model_itself_answers(tmp_path: Path) -> None:
-    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
-    said = check_equivalence(tmp_path / "proof", ("onnx",))
-    assert "equal to MLflow's on " in said["why"]
-    assert "; the model itself answers what it refuses, as " in said["why"]
+    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "evidence")
+    said = check_equivalence(tmp_path / "evidence", ("onnx",))
+    assert "equal to MLflow's on " in said["reason"]
+    assert "; the model itself answers what it refuses, as " in said["reason"]
     assert said["nulls"]
     assert said["feed"]["double"]
-    assert said["way"] == "pyfunc"
-    assert check_equivalence(tmp_path / "proof", ("onnx", "native"))["way"] == "frame"
+    assert said["function"] == "pyfunc"
+    assert check_equivalence(tmp_path / "evidence", ("onnx", "native"))["function"] == "frame"
 
 
 def test_converted_model_that_refuses_the_recorded_example_is_not_used(tmp_path: Path) -> None:
-    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
-    for file in (tmp_path / "proof").glob("*.onnx"):
+    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "evidence")
+    for file in (tmp_path / "evidence").glob("*.onnx"):
         model = onnx.load(file)
         (words,) = (node for node in model.graph.node if node.op_type == "OneHotEncoder")
         categories = next(each for each in words.attribute if each.name == "cats_strings")
         categories.strings[:] = [b"?" if each == b"JFK" else each for each in categories.strings]
         onnx.save(model, file)
-    said = check_equivalence(tmp_path / "proof", ("onnx", "native"))
+    said = check_equivalence(tmp_path / "evidence", ("onnx", "native"))
     assert said["executor"] == "native"
-    assert "the converted model refuses rows of its kind: " in said["why"]
+    assert "the converted model refuses rows of its kind: " in said["reason"]
 
 
 def test_model_whose_first_row_is_refused_is_timed_by_another(tmp_path: Path) -> None:
     """Without an example, the first row is random."""
-    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "proof")
-    known = evidence.read(tmp_path / "proof")
+    inspect_model(save("gaps", tmp_path / "model"), tmp_path / "evidence")
+    known = evidence.read(tmp_path / "evidence")
     first = next(each for each in known["rows"] if each.dtype == object).tolist().index("an unknown value")
     for group in ("rows", "expected"):
         known[group] = [np.roll(each, -first, axis=0)[: samples.ROWS] for each in known[group]]
-    evidence.write(tmp_path / "proof", known)
-    assert check_equivalence(tmp_path / "proof", ("onnx",))["executor"] == "onnx"
+    evidence.write(tmp_path / "evidence", known)
+    assert check_equivalence(tmp_path / "evidence", ("onnx",))["executor"] == "onnx"
 
 
 def test_converted_model_that_is_none_is_not_used(tmp_path: Path) -> None:
-    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
-    for file in (tmp_path / "proof").glob("*.onnx"):
+    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "evidence")
+    for file in (tmp_path / "evidence").glob("*.onnx"):
         file.write_bytes(b"junk")
-    assert check_equivalence(tmp_path / "proof", ("onnx", "mlflow"))["executor"] == "mlflow"
+    assert check_equivalence(tmp_path / "evidence", ("onnx", "mlflow"))["executor"] == "mlflow"
 
 
 class Raises(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -1057,7 +1092,7 @@ def test_model_that_does_not_answer_its_example_is_refused(tmp_path: Path) -> No
         json.dumps({"dataframe_split": FRAME.to_dict("split")})
     )
     with pytest.raises(InspectionError, match=r"^it does not answer its own example: .*unexpected error"):
-        inspect_model(tmp_path / "model", tmp_path / "proof")
+        inspect_model(tmp_path / "model", tmp_path / "evidence")
 
 
 @pytest.mark.parametrize("change", [0.0, 1e-9, 0.01])
@@ -1076,10 +1111,10 @@ def test_model_that_answers_its_example_otherwise_than_when_it_was_made_is_refus
         metadata={"metalworks.example_predictions": (model.predict(FRAME[:2]) * (1 + change)).tolist()},
     )
     if change < 1e-6:
-        assert inspect_model(tmp_path / "model", tmp_path / "proof")["executors"]["native"]["ok"]
+        assert inspect_model(tmp_path / "model", tmp_path / "evidence")["executors"]["native"]["ok"]
     else:
         with pytest.raises(InspectionError, match=r"it answers its example with .* when it was made"):
-            inspect_model(tmp_path / "model", tmp_path / "proof")
+            inspect_model(tmp_path / "model", tmp_path / "evidence")
 
 
 @pytest.mark.parametrize("inline_rows", [0, 1000])
@@ -1087,11 +1122,11 @@ def test_version_that_left_leaves_nothing_in_memory(tmp_path: Path, inline_rows:
     """Without the garbage collector, which ignores loaded models."""
     from metalworks.serving.predict.variants import Route
 
-    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "proof")
-    check_equivalence(tmp_path / "proof", ("onnx",))
+    inspect_model(save("ridge", tmp_path / "model"), tmp_path / "evidence")
+    check_equivalence(tmp_path / "evidence", ("onnx",))
     card = {"name": "model", "version": "1", "alias": "champion"}
-    entry = {"id": "1", "card": card, "environment": "", "proof": str(tmp_path / "proof"), "socket": "/nowhere"}
-    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    entry = {"id": "1", "card": card, "environment": "", "evidence": str(tmp_path / "evidence"), "socket": "/nowhere"}
+    settings = Settings(service="model", desired=tmp_path, runtime=tmp_path, state=tmp_path)
 
     async def run() -> list[Any]:
         route = Route()
@@ -1144,7 +1179,7 @@ def test_a_check_is_answered_and_leaves_no_trace_in_log_and_shadow(tmp_path: Pat
     )
     shadow: Any = SimpleNamespace(copy=lambda *given: copied.append(given))
     log: Any = SimpleNamespace(takes=lambda: True, add=lambda *given: logged.append(given))
-    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    settings = Settings(service="model", desired=tmp_path, runtime=tmp_path, state=tmp_path)
     plane = DataPlane(settings, route, counts, log)
     plane.shadow = shadow
     entry = Invocations(None, plane)  # type: ignore[arg-type]

@@ -62,9 +62,10 @@ def parquet(context: Any, value: Any) -> bytes:
 
 
 def described(*tokens: str) -> dict[str, Any]:
-    settings = Settings(service="model", wanted=Path(), runtime=Path(), state=Path(), tokens_sha256=frozenset(tokens))
+    settings = Settings(service="model", desired=Path(), runtime=Path(), state=Path(), tokens_sha256=frozenset(tokens))
     route: Any = Route()
-    route.champion = SimpleNamespace(version=SimpleNamespace(facts=FACTS, card={"name": "delay", "version": "7"}))
+    card = {"name": "delay", "version": "7"}
+    route.champion = SimpleNamespace(version=SimpleNamespace(facts=FACTS, card=card, verdict={}))
     said: dict[str, Any] = create_api(DataPlane(settings, route, Stats()), lambda: None).openapi()
     return said
 
@@ -240,9 +241,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """Serve a model without processes."""
     folder = tmp_path_factory.mktemp("alone")
     save("ridge", folder / "model")
-    inspect_model(folder / "model", folder / "proof")
+    inspect_model(folder / "model", folder / "evidence")
     tokens = frozenset({DIGEST})
-    with assembled(folder / "proof", Model(folder / "model"), "onnx", tokens_sha256=tokens) as ours:
+    with assembled(folder / "evidence", Model(folder / "model"), "onnx", tokens_sha256=tokens) as ours:
         yield ours.client
 
 
@@ -269,6 +270,7 @@ def test_schema_leads_to_the_service_behind_a_gateway_too(client: TestClient, pr
 def test_version_says_what_is_served(client: TestClient) -> None:
     said = client.get("/version", headers=ASKS).json()
     assert said.pop("metalworks")
+    assert said.pop("warnings") == []
     assert said.pop("executor_reason").startswith("ONNX Runtime's answers are equal to MLflow's on ")
     assert said == {
         "service": "model",
@@ -286,7 +288,7 @@ def test_version_says_what_is_served(client: TestClient) -> None:
 
 
 def test_before_a_model_is_there_everybody_is_told(tmp_path: Path) -> None:
-    settings = Settings(service="model", wanted=tmp_path, runtime=tmp_path, state=tmp_path)
+    settings = Settings(service="model", desired=tmp_path, runtime=tmp_path, state=tmp_path)
     client = TestClient(create_app(DataPlane(settings, Route(), Stats()), lambda: None))
     asked = [("GET", path) for path in ("/ping", "/version", "/v2/health/ready", "/v2/models/{model}")]
     for method, path in [*asked, ("POST", "/invocations"), ("POST", "/v2/models/{model}/infer")]:
@@ -332,7 +334,7 @@ def test_open_inference_protocol_answers_as_invocations_do(client: TestClient) -
 
 
 @pytest.mark.parametrize(
-    ("inputs", "why"),
+    ("inputs", "reason"),
     [
         (INPUTS[:2], "Inputs are missing: hour"),
         ([*INPUTS, tensor("more", [1.0] * 4)], "no inputs more"),
@@ -354,10 +356,10 @@ def test_open_inference_protocol_answers_as_invocations_do(client: TestClient) -
         ([INPUTS[0] | {"data": [1.0, 2.0, 10**400, 4.0]}, *INPUTS[1:]], "too large"),
     ],
 )
-def test_open_inference_protocol_says_what_is_wrong(client: TestClient, inputs: list[Any], why: str) -> None:
+def test_open_inference_protocol_says_what_is_wrong(client: TestClient, inputs: list[Any], reason: str) -> None:
     answer = infer(client, {"inputs": inputs})
     assert answer.status_code == 400
-    assert why in answer.json()["error"]
+    assert reason in answer.json()["error"]
 
 
 def test_open_inference_protocol_knows_no_other_model(client: TestClient) -> None:
@@ -369,8 +371,8 @@ def test_open_inference_protocol_knows_no_other_model(client: TestClient) -> Non
 def test_errors_of_either_protocol_are_counted_by_kind(tmp_path: Path) -> None:
     """One for each request without a prediction; requests for other things do not count."""
     save("ridge", tmp_path / "model")
-    inspect_model(tmp_path / "model", tmp_path / "proof")
-    with assembled(tmp_path / "proof", Model(tmp_path / "model"), "onnx", max_body_bytes=10_000) as served:
+    inspect_model(tmp_path / "model", tmp_path / "evidence")
+    with assembled(tmp_path / "evidence", Model(tmp_path / "model"), "onnx", max_body_bytes=10_000) as served:
 
         def kinds(*asked: tuple[str, Any]) -> dict[str, int]:
             served.stats.kinds.clear()

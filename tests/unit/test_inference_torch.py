@@ -18,7 +18,7 @@ __all__ = ["lab"]
 @pytest.mark.parametrize("executor", ["native", "pyfunc", "mlflow"])
 @pytest.mark.parametrize("name", TORCH)
 def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
-    with assembled(lab.proof(name), lab.model(name), executor) as ours:
+    with assembled(lab.evidence(name), lab.model(name), executor) as ours:
         answers = invocations(ours.client, requests(name).values())
         # The order of single-precision additions depends on the number of rows.
         if found := differences(answers, name, lab, 1e-5 if executor == "native" else 0.0):
@@ -29,8 +29,8 @@ def test_answers_as_mlflow_does(lab: Lab, name: str, executor: str) -> None:
 
 @pytest.mark.parametrize("name", TORCH)
 def test_network_itself_is_asked(lab: Lab, name: str) -> None:
-    said = check_equivalence(lab.proof(name), ("onnx", "native", "pyfunc", "mlflow"))
-    assert (said["executor"], said["way"]) in {("native", "arrays"), ("native", "cuda")}
+    said = check_equivalence(lab.evidence(name), ("onnx", "native", "pyfunc", "mlflow"))
+    assert (said["executor"], said["function"]) in {("native", "arrays"), ("native", "cuda")}
 
 
 def test_processes_answer_as_mlflow_does(lab: Lab) -> None:

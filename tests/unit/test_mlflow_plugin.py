@@ -345,6 +345,30 @@ def test_a_project_without_data_starts_no_process(clone: Path) -> None:
     assert (list(asked.facts()), asked.failure) == ([], "")
 
 
+ODD = ["year=2024.csv", "Q1 (final).csv", "a+b.csv", "x,y.csv", "a:b.csv", "100%.csv", "donne\u0301es.csv", "n" * 240]
+"""Names of everyday life that MLflow does not allow in a tag's name, and one that is too long for it."""
+
+
+def test_data_with_any_name_has_a_tag(tmp_path: Path) -> None:
+    from mlflow.utils.validation import _validate_tag
+
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "raw").mkdir()
+    for name in [*ODD, "donn\u00e9es.csv"]:
+        (tmp_path / "raw" / f"{name}.dvc").write_text(json.dumps({"outs": [{"path": name, "md5": "1"}]}))
+    found = data.recorded(tmp_path, False, Deadline())
+    for name, value in found.items():
+        _validate_tag(name, value)
+    paths = {name: json.loads(value).get("path", name.removeprefix("dvc.")) for name, value in found.items()}
+    assert set(paths.values()) == {"raw/donn\u00e9es.csv", *(f"raw/{name}" for name in ODD)}
+    assert paths["dvc.raw/donn\u00e9es.csv"] == "raw/donn\u00e9es.csv"
+    assert tagging.key("dvc.raw/year=2024.csv").startswith("dvc.raw/year_2024.csv-")
+    # Two that look alike stay two.
+    assert tagging.key("dvc.a=b") != tagging.key("dvc.a+b")
+    assert tagging.fit(found) == found
+    assert tagging.left_out(found) == []
+
+
 def test_tags_that_mlflow_refuses_are_left_out() -> None:
     found = {
         "dvc.a/b": "x",
@@ -356,6 +380,12 @@ def test_tags_that_mlflow_refuses_are_left_out() -> None:
         "l": "x" * 5001,
     }
     assert tagging.fit(found) == {"dvc.a/b": "x", "dvc./b": "x", "dvc.../b": "x"}
+    assert tagging.left_out(found) == [
+        "dvc.a@b: MLflow does not allow this name",
+        "a//b: MLflow does not allow this name",
+        f"{'k' * 251}: MLflow does not allow this name",
+        "l: longer than 5000 characters",
+    ]
 
 
 def test_requirements_are_what_is_installed() -> None:

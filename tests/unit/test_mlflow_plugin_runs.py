@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
@@ -101,6 +102,34 @@ def test_all_of_many_runs_are_completed(pipeline: Path, store: str) -> None:
         assert run.tags[record.DIRTY] == "true"
         assert run.diff is not None
         assert "+for number in range(3):" in run.diff
+
+
+TOO_LONG = {"metalworks.command": "x" * 5001}
+NAMED = ["metalworks.command: longer than 5000 characters"]
+
+
+def test_all_of_much_data_is_on_the_run_and_what_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[str]] = []
+
+    class Client:
+        def log_batch(self, run: str, tags: list[Any]) -> None:
+            sent.append([tag.key for tag in tags])
+
+    monkeypatch.setattr(later.Pending, "client", lambda _: Client())
+    run = later.Pending("context", "", {"dvc.0": "{}"}, cast(context.Look, None), "run")
+    run.add({f"dvc.{number}": "{}" for number in range(121)} | TOO_LONG)
+    assert [len(part) for part in sent] == [100, 20]  # MLflow takes no more at a time
+    assert {name for part in sent for name in part} == {f"dvc.{number}" for number in range(1, 121)}
+    assert run.failures == NAMED
+
+
+def test_what_is_too_long_when_a_run_is_made_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[later.Pending] = []
+    look = SimpleNamespace(at_once=lambda _: TOO_LONG, failures=[])
+    monkeypatch.setattr(context, "Look", lambda *_: look)
+    monkeypatch.setattr(later, "add", made.append)
+    assert list(context.tags(Deadline())) == ["metalworks.context"]
+    assert made[0].look.failures == NAMED
 
 
 def test_outside_a_clone_the_deployment_provides_the_commit(tmp_path: Path, store: str) -> None:

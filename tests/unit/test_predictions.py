@@ -518,6 +518,6 @@ def test_set_aside_lines_are_logged_and_counted_for_the_metrics(
     watch.look(config.services[0])
     assert caplog.messages[0].startswith("delay: 3 requests could not be written as Parquet; they are in ")
     settings = Settings(
-        service="delay", wanted=folder, runtime=folder, state=folder, fetched=config.status_file(config.services[0])
+        service="delay", desired=folder, runtime=folder, state=folder, fetched=config.status_file(config.services[0])
     )
     assert _set_aside(settings) == 6

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from inference_wheels import Serve, add_wheel
 
 from metalworks import cli
 from metalworks.errors import CommandError
+from metalworks.requirement_files import Index
 from metalworks.runs import environment, start
 
 if TYPE_CHECKING:
@@ -608,6 +610,23 @@ def test_local_packages_are_those_of_the_repository(clone: Path) -> None:
     assert path[:4] == [f"{clone}/ml", f"{clone}/libs/extra", f"{clone}/libs/extra/src", "/plugin"]
 
 
+def test_packages_in_development_are_those_of_the_repository(clone: Path) -> None:
+    """As `uv sync` installs the project and the members of its workspace, and as the plugin records them."""
+    (clone / "pyproject.toml").write_text('[project]\nname = "all"\n')
+    lines = [
+        "# in development: all==0 from file:///home/anna/project",
+        "# in development: extra==0.1 from file:///home/anna/project/libs/extra",
+        "# in development: metalworks_mlflow==0.1 from file:///opt/plugin",
+        "# in development: other==1.0 from file:///home/anna/my%20libs/other",
+        "# a remark",
+    ]
+    found = environment.sort_out("\n".join(lines), clone, clone)
+    assert (found.lines, found.folders) == ([], [clone / "libs/extra"])
+    assert found.missing == [
+        "environment: other was installed from /home/anna/my libs/other, which is not in the repository"
+    ]
+
+
 def test_an_environment_is_built_once(world: World) -> None:
     told: list[str] = []
     first = environment.build(Path(sys.executable), ["tiny==1.0"], told.append)
@@ -617,7 +636,87 @@ def test_an_environment_is_built_once(world: World) -> None:
     assert environment.build(Path(sys.executable), [], told.append) != first
 
 
-def test_a_failed_environment_leaves_nothing(variables: Path) -> None:
+def test_a_package_comes_from_the_index_that_the_project_names(world: World, tmp_path: Path) -> None:
+    """As a build of PyTorch for another accelerator, whose version no other index has."""
+    (tmp_path / "own").mkdir()
+    add_wheel(tmp_path / "own", "acmescale", "1.0+cpu")
+    (tmp_path / "pyproject.toml").write_text(
+        "[project]\nname = 'lv'\nversion = '0'\n"
+        f"[[tool.uv.index]]\nname = 'own'\nurl = '{tmp_path / 'own'}'\nformat = 'flat'\nexplicit = true\n"
+        "[tool.uv.sources]\nacmescale = {index = 'own'}\nnear = {path = 'near'}\n"
+    )
+    lines = ["acmescale==1.0+cpu", "tiny==1.0"]
+    with pytest.raises(CommandError, match="acmescale"):
+        environment.build(Path(sys.executable), lines, print)
+    built = environment.build(Path(sys.executable), lines, print, environment.indexes(tmp_path / "none", tmp_path))
+    assert list(built.glob("lib/*/site-packages/acmescale-1.0+cpu.dist-info"))
+    assert list(built.glob("lib/*/site-packages/tiny-1.0.dist-info"))
+
+
+def test_packages_come_from_the_index_that_requirements_txt_names(
+    world: World, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = serve(tmp_path / "own")
+    add_wheel(tmp_path / "own", "acmescale", "1.0+cpu")
+    add_wheel(tmp_path / "own", "other", "0.5")  # an old copy
+    monkeypatch.setenv("UV_DEFAULT_INDEX", serve(tmp_path / "public"))
+    add_wheel(tmp_path / "public", "other", "1.0")
+    monkeypatch.delenv("UV_OFFLINE")
+    (tmp_path / "requirements.txt").write_text(f"--extra-index-url {own}\nacmescale\n")
+    sources = environment.sources(tmp_path / "none", tmp_path)
+    built = environment.build(Path(sys.executable), ["acmescale==1.0+cpu", "other==1.0"], print, "", sources)
+    assert list(built.glob("lib/*/site-packages/acmescale-1.0+cpu.dist-info"))
+    assert list(built.glob("lib/*/site-packages/other-1.0.dist-info"))
+
+
+def test_packages_come_from_the_folder_that_requirements_txt_names(tmp_path: Path) -> None:
+    for version, wheels in {1: tmp_path / "first/wheels", 2: tmp_path / "second/wheels"}.items():
+        wheels.mkdir(parents=True)
+        add_wheel(wheels, "acmelinked", "1.0", files={"acmelinked.py": f"FACTOR = {version}\n"})
+        (wheels.parent / "requirements.txt").write_text("--find-links wheels\nacmelinked\n")
+        sources = environment.sources(wheels.parent)
+        built = environment.build(Path(sys.executable), ["acmelinked==1.0"], print, "", sources)
+        (module,) = built.glob("lib/*/site-packages/acmelinked.py")
+        assert module.read_text() == f"FACTOR = {version}\n"
+
+
+def test_a_package_of_the_sites_index_comes_from_it_alone(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = serve(tmp_path / "own")
+    add_wheel(tmp_path / "own", "acmesite", "1.0")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", serve(tmp_path / "public"))
+    for version in ("1.0", "99.0"):  # a stranger's
+        add_wheel(tmp_path / "public", "acmesite", version, files={"acmesite.py": "raise SystemExit\n"})
+    for name in ("UV_OFFLINE", "UV_FIND_LINKS"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(environment, "site_indexes", lambda: [Index(own, ("acme*",))])
+    built = environment.build(Path(sys.executable), ["acmesite==1.0"], print)
+    assert not list(built.glob("lib/*/site-packages/acmesite.py"))
+    with pytest.raises(CommandError, match=r"acmesite 99\.0 would come from .* alone"):
+        environment.build(Path(sys.executable), ["acmesite==99.0"], print)
+
+
+def test_a_build_for_an_accelerator_that_no_index_has_is_explained(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_DEFAULT_INDEX", serve(tmp_path / "public"))
+    add_wheel(tmp_path / "public", "acmelocal", "2.0")
+    for name in ("UV_OFFLINE", "UV_FIND_LINKS"):
+        monkeypatch.delenv(name)
+    with pytest.raises(CommandError, match=r"acmelocal==2\.0\+cpu is a build that .*--extra-index-url"):
+        environment.build(Path(sys.executable), ["acmelocal==2.0+cpu"], print)
+
+
+def test_a_wheel_in_the_repository_is_found(clone: Path) -> None:
+    (clone / "wheels").mkdir()
+    add_wheel(clone / "wheels", "acmescale", "1.0")
+    name = "acmescale-1.0-py3-none-any.whl"
+    found = environment.sort_out(f"acmescale @ file:///home/anna/project/wheels/{name}", clone / "ml", clone)
+    assert (found.lines, found.missing) == ([f"acmescale @ {(clone / 'wheels' / name).resolve().as_uri()}"], [])
+
+
+def test_an_environment_that_cannot_be_built_leaves_nothing(variables: Path) -> None:
     folder = variables / "cache/metalworks/environments"
     before = {path for path in folder.glob("*") if path.is_dir()}
     with pytest.raises(CommandError, match="cannot build the recorded environment"):

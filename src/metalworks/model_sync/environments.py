@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from metalworks.environments import MARKER, packages, unused
 from metalworks.errors import FetchError
+from metalworks.install_errors import explain
+from metalworks.model_sync.lock import PYTHON_LINE
 from metalworks.model_sync.programs import Programs
+from metalworks.requirement_files import PASS_OVER
 
 
 class Environments:
@@ -28,26 +32,34 @@ class Environments:
             if not (folder / MARKER).exists():
                 shutil.rmtree(folder)
 
-    def ensure(self, lock: Path) -> Path:
-        """Return the interpreter of the lock's environment, built if it does not exist."""
+    def ensure(self, lock: Path, variables: Mapping[str, str] | None = None) -> Path:
+        """Return the interpreter of the lock's environment, built if it does not exist.
+
+        `variables` say where uv finds the packages.
+        """
         if (here := self.find(lock)) is not None:
             return here
         folder = self.root / self._name(lock)
         python = folder / "bin/python"
+        found = re.search(rf"(?m)^{PYTHON_LINE}(/.+)$", lock.read_text())
+        base = found[1] if found else self.python
         if folder.exists():
             shutil.rmtree(folder)
         self.root.mkdir(parents=True, exist_ok=True)
-        install = [self.uv, "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
-        install += ["--requirement", str(lock), *([] if self.build_packages else ["--no-build"])]
+        install = [self.uv, "pip", "install", "--quiet", "--python", str(python)]
+        # A package from Git has no hash, but its commit is one.
+        install += [] if re.search(r"(?m)^\S+ @ git\+\S+@[0-9a-f]{40}", lock.read_text()) else ["--require-hashes"]
+        install += ["--requirement", str(lock.absolute()), *([] if self.build_packages else ["--no-build"])]
         try:
-            for step in ([self.uv, "venv", "--quiet", "--python", self.python, str(folder)], install):
-                done = self.programs.run(step, cwd=self.root)
+            for step in ([self.uv, "venv", "--quiet", "--python", base, str(folder)], install):
+                # Paths in the lock are relative to its folder. The hashes say what to take, so any index will do.
+                done = self.programs.run(step, cwd=lock.parent, variables={**(variables or {}), **PASS_OVER})
                 if done.returncode:
                     error = done.stderr.strip() or f"uv exited with {done.returncode}"
-                    raise FetchError(f"cannot install the model's environment: {error}")
+                    raise FetchError(f"cannot install the model's environment: {explain(error, model=True)}")
             # Do not use the environment's interpreter: it would run the packages' startup code. Exit code 1 is
             # harmless: some package has a file that is not valid Python.
-            self.programs.run([self.python, "-I", "-m", "compileall", "-q", str(folder / "lib")], cwd=self.root)
+            self.programs.run([base, "-I", "-m", "compileall", "-q", str(folder / "lib")], cwd=self.root)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
 
-from metalworks.contracts import CARD, DESIRED_STATE, ROLES, DesiredVersion, FollowerStatus, RoleStatus, RoleWord
+from metalworks.contracts import CARD, DESIRED_STATE, ROLES, DesiredVersion, FollowerStatus, RoleState, RoleStatus
 from metalworks.errors import FetchError, RegistryError, Stopped
 from metalworks.model_sync import report
 from metalworks.model_sync.card import ModelCard
@@ -27,9 +28,11 @@ from metalworks.model_sync.log_shipping import LogShipping
 from metalworks.model_sync.programs import Programs
 from metalworks.model_sync.registry import RegisteredModel, Registry
 from metalworks.model_sync.versions import VersionStore
+from metalworks.requirement_files import site_indexes
 
 FIRST_RETRY, LAST_RETRY = 60.0, 900.0
 END_SECONDS = 3.0
+OLD_DESIRED_STATE = "wanted.json"
 logger = logging.getLogger("metalworks.model_sync")
 
 
@@ -41,11 +44,11 @@ class Refusal:
     reason: str
     at: float
     failures: int = 1
-    again: float = 0.0
+    retry_at: float = 0.0
 
     def __post_init__(self) -> None:
         """Set the time of the next attempt: each failure doubles the wait."""
-        self.again = self.at + min(FIRST_RETRY * 2 ** (self.failures - 1), LAST_RETRY)
+        self.retry_at = self.at + min(FIRST_RETRY * 2 ** (self.failures - 1), LAST_RETRY)
 
 
 @dataclass(slots=True)
@@ -59,7 +62,7 @@ class Named:
 
 
 class Follower:
-    """Keeps a service's desired state (wanted.json) in step with the registry; each round compares everything."""
+    """Keeps a service's desired state (desired.json) in step with the registry; each round compares everything."""
 
     def __init__(self, config: Config, service: Service, registry: Registry, programs: Programs, mlflow: str) -> None:
         """Read what is on this host from before."""
@@ -74,9 +77,10 @@ class Follower:
         self.environments = Environments(
             self.root / "environments", programs, config.uv, config.python, build_packages=built
         )
-        self.resolver = Resolver(programs, config.uv, config.python, mlflow, build_packages=built)
+        self.resolver = Resolver(programs, config.uv, config.python, mlflow, build_packages=built, site=site_indexes())
         self.report = report.VersionTags(service, config.host, self.root)
         self.desired: dict[str, DesiredVersion | None] = {}
+        self._adopt_old_file()
         self._read_desired_state()
         self.named = Named()
         self.refused: dict[str, Refusal] = {}
@@ -87,6 +91,11 @@ class Follower:
         self.away = ""
         self.polled = 0.0
         self.settle_after = 0.0
+
+    def _adopt_old_file(self) -> None:
+        """Rename the file of a release before 0.1.0: its champion stays desired if its successor is unusable."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / OLD_DESIRED_STATE).replace(self.root / DESIRED_STATE)
 
     def _read_desired_state(self) -> None:
         stored = read_json(self.root / DESIRED_STATE)
@@ -176,7 +185,7 @@ class Follower:
             if known and self._is_complete(known, card):
                 return known
         refusal = self.refused.get(role)
-        if refusal and time.time() < refusal.again and not self._is_retry_wanted(refusal):
+        if refusal and time.time() < refusal.retry_at and not self._is_retry_wanted(refusal):
             return None
         try:
             entry = self._find(card) or self._bring(role, card)
@@ -219,8 +228,12 @@ class Follower:
     def _install(self, card: ModelCard) -> DesiredVersion:
         with self.programs.turn:
             folder = self.versions.place(card)
-            lock = self.resolver.ensure_lock(folder)
-            return _entry_of(card, folder, lock, self.environments.ensure(lock))
+            try:
+                lock = self.resolver.ensure_lock(folder)
+                python = self.environments.ensure(lock, self.resolver.variables(folder))
+            except FetchError as error:
+                raise FetchError(" ".join(filter(None, [str(error), self.resolver.other_python(folder)]))) from error
+            return _entry_of(card, folder, lock, python)
 
     def _is_complete(self, entry: DesiredVersion, card: ModelCard) -> bool:
         """Tell whether an entry is for this version, and its files are still here."""
@@ -323,14 +336,15 @@ class Follower:
         roles: dict[str, RoleStatus] = {}
         for role, alias in self.service.aliases().items():
             refusal, entry, card = self.refused.get(role), self.desired[role], cards.get(role)
-            word: RoleWord = "missing"
+            state: RoleState = "missing"
             if card is not None:
-                here = entry is not None and self._is_complete(entry, card)
+                complete = entry is not None and self._is_complete(entry, card)
                 coming = self._coming.get(role, (None,))[0] == card
-                word = "here" if here else "installing" if coming else "waiting"
-            roles[role] = {"alias": alias, "version": card.version if card else None, "is": word}
-            if card and refusal and refusal.card == card and word != "installing":
-                roles[role] |= {"is": "refused", "reason": refusal.reason, "at": refusal.at, "again": refusal.again}
+                state = "installed" if complete else "installing" if coming else "waiting"
+            roles[role] = {"alias": alias, "version": card.version if card else None, "state": state}
+            if card and refusal and refusal.card == card and state != "installing":
+                roles[role] |= {"state": "refused", "reason": refusal.reason, "at": refusal.at}
+                roles[role]["retry_at"] = refusal.retry_at
         status: FollowerStatus = {"polled": self.polled, "mlflow": self.away or "answers", "roles": roles}
         write_json(self.config.status_file(self.service), status, mode=0o644)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,23 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from metalworks.errors import FetchError
+from metalworks.install_errors import explain
+from metalworks.model_python import can_serve, difference, minor_of
+from metalworks.model_python import recorded as recorded_python
 from metalworks.model_sync.programs import Programs
+from metalworks.requirement_files import (
+    PASS_OVER,
+    Index,
+    Requirements,
+    RequirementsError,
+    may_pass_over,
+    misplaced,
+    read,
+)
 
 FILE_NAME = "requirements.lock"
+PYTHON_LINE = "# Python "
+"""Begins the line of a lock with the interpreter for it, if the model was made with another one than the host's."""
 OLDEST_MLFLOW = "2.6"
 """The first version with `mlflow.pyfunc.scoring_server.invocations`, which answers requests."""
 CONVERTERS = {
@@ -24,6 +40,21 @@ CONVERTERS = {
     "lightgbm": ("onnxmltools>=1.13", "skl2onnx>=1.17", "onnx>=1.16"),
 }
 """Packages that convert a flavor to ONNX, which runs faster. Without them the model is served unconverted."""
+
+
+logger = logging.getLogger("metalworks.model_sync")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the environment of a version has to contain."""
+
+    recorded: Requirements
+    own: list[str]
+    """Requirements besides the recorded ones."""
+    converters: list[str]
+    header: str
+    """First line of the lock file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +67,8 @@ class Resolver:
     mlflow: str
     """The platform's MLflow version, for models that recorded none."""
     build_packages: bool = False
+    site: Sequence[Index] = ()
+    """The site's package indexes."""
 
     def ensure_lock(self, version_dir: Path) -> Path:
         """Return the lock file of a fetched version, created or replaced if it does not match its requirements.
@@ -43,7 +76,10 @@ class Resolver:
         Models with the same requirements share one lock, hence one environment. For others, uv prefers the package
         versions of the service's newest lock.
         """
-        own, converters, header = self._asked(version_dir)
+        asked = self._asked(version_dir)
+        made = recorded_python(version_dir / "model")
+        python = self._python(made)
+        header = asked.header + (f"{PYTHON_LINE}{python}\n" if made and made != minor_of(self.python) else "")
         lock = version_dir / FILE_NAME
         known = sorted(version_dir.parent.glob(f"*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
         fitting = [path for path in known if path.read_text().startswith(header)]
@@ -53,12 +89,14 @@ class Resolver:
         if fitting:
             shutil.copyfile(fitting[0], new)
         else:
-            error = self._compile(version_dir, [*own, *converters], new, known)
-            if error and converters:  # a model must be servable without them
-                error = self._compile(version_dir, own, new, known)
+            error = self._compile(version_dir, asked, asked.converters, new, known, python)
+            if error and asked.converters:  # a model must be servable without them
+                error = self._compile(version_dir, asked, [], new, known, python)
             if error:
-                raise FetchError(f"no environment satisfies the model's requirements: {error}")
+                raise FetchError(f"no environment satisfies the model's requirements: {explain(error, model=True)}")
             text = new.read_text()
+            if wrong := misplaced(text, self.site):
+                raise FetchError(f"packages are in the wrong index: {'; '.join(wrong)} (package_indexes)")
             _check_age(pins(text).get("mlflow", "0"))
             new.write_text(header + text)
         new.replace(lock)
@@ -67,27 +105,74 @@ class Resolver:
     def find_lock(self, version_dir: Path) -> Path | None:
         """Return the version's lock file if it exists and matches its requirements."""
         lock = version_dir / FILE_NAME
-        return lock if lock.exists() and lock.read_text().startswith(self._asked(version_dir)[2]) else None
+        return lock if lock.exists() and lock.read_text().startswith(self._asked(version_dir).header) else None
 
-    def _asked(self, version_dir: Path) -> tuple[list[str], list[str], str]:
-        """Return the requirements besides the recorded ones, the converters, and the header of the lock file."""
+    def other_python(self, version_dir: Path) -> str:
+        """Say that the version is served by another Python than it was made with; empty: it is not."""
+        made = recorded_python(version_dir / "model")
+        return difference(made, minor_of(self.python)) if self._python(made) == self.python else ""
+
+    def _python(self, made: str) -> str:
+        """Return this host's interpreter of that minor version; if it has none, the one of the follower."""
+        if not made or made == minor_of(self.python):
+            return self.python
+        find = [self.uv, "python", "find", "--no-project", "--system", made]
+        done = self.programs.run(find, cwd=Path("/"))
+        if done.returncode and can_serve(made) and os.environ.get("UV_PYTHON_DOWNLOADS") == "automatic":
+            fetched = self.programs.run([self.uv, "python", "install", "--quiet", "--no-bin", made], cwd=Path("/"))
+            if fetched.returncode:
+                logger.error("Python %s cannot be fetched: %s", made, fetched.stderr.strip())
+            done = self.programs.run(find, cwd=Path("/"))
+        if done.returncode or not can_serve(made):
+            logger.warning("%s", difference(made, minor_of(self.python)))
+            return self.python
+        return done.stdout.strip()
+
+    def variables(self, version_dir: Path) -> dict[str, str]:
+        """Return the variables by which uv finds the packages of a version."""
+        return _recorded(version_dir).sources.variables(self.site)
+
+    def _asked(self, version_dir: Path) -> Asked:
+        """Return what the environment of a fetched version has to contain."""
+        requirements = _recorded(version_dir)
         recorded = version_dir / "model" / "requirements.txt"
-        if not recorded.is_file():
-            raise FetchError(f"{recorded} is missing: log the model again with its requirements")
         own = _mlflow(recorded, self.mlflow)
         converters = sorted({each for flavour in _flavours(version_dir / "model") for each in CONVERTERS[flavour]})
-        digest = _digest(own, converters, recorded)
-        return own, converters, f"# Locked by metalworks-model from requirements {digest}\n"
+        made = recorded_python(version_dir / "model")
+        other = made if made and made != minor_of(self.python) else ""
+        digest = _digest(own, converters, recorded, requirements.files, other)
+        header = f"# Locked by metalworks-model from requirements {digest}\n"
+        return Asked(requirements, own, converters, header)
 
-    def _compile(self, version_dir: Path, more: list[str], output: Path, known: list[Path]) -> str:
+    def _compile(
+        self, version_dir: Path, asked: Asked, converters: list[str], output: Path, known: list[Path], python: str
+    ) -> str:
         """Resolve, and return the error, or an empty string. uv prefers the versions already in the output file."""
         before = pins(known[0].read_text()) if known else {}
         output.write_text("".join(f"{name}=={version}\n" for name, version in sorted(before.items())))
-        command = [self.uv, "pip", "compile", "-", "model/requirements.txt", "--output-file", output.name, "--quiet"]
-        command += ["--generate-hashes", "--no-header", "--no-annotate", "--python", self.python]
-        command += [] if self.build_packages else ["--no-build"]
-        done = self.programs.run(command, cwd=version_dir, text="\n".join(more) + "\n")
+        constraints = version_dir / "constraints.new"
+        constraints.write_text("".join(f"{line}\n" for line in asked.recorded.constraints))
+        command = [self.uv, "pip", "compile", "-", "--constraint", constraints.name, "--output-file", output.name]
+        command += ["--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--emit-index-annotation"]
+        command += ["--python", python, *([] if self.build_packages else ["--no-build"])]
+        text = "".join(f"{line}\n" for line in [*asked.own, *converters, *asked.recorded.lines])
+        variables = asked.recorded.sources.variables(self.site)
+        done = self.programs.run(command, cwd=version_dir, text=text, variables=variables)
+        if may_pass_over(done.stderr):
+            done = self.programs.run(command, cwd=version_dir, text=text, variables=variables | PASS_OVER)
+        constraints.unlink()
         return (done.stderr.strip() or f"uv exited with {done.returncode}") if done.returncode else ""
+
+
+def _recorded(version_dir: Path) -> Requirements:
+    """Return the recorded requirements, with paths relative to the version's folder, where uv runs."""
+    file = version_dir / "model" / "requirements.txt"
+    if not file.is_file():
+        raise FetchError(f"{file} is missing: log the model again with its requirements")
+    try:
+        return read(file, version_dir)
+    except (RequirementsError, UnicodeDecodeError) as error:
+        raise FetchError(f"cannot read the model's requirements.txt: {error}") from error
 
 
 def pins(text: str) -> dict[str, str]:
@@ -147,8 +232,11 @@ def _flavours(model: Path) -> list[str]:
     return sorted(set(flavours) & set(CONVERTERS))
 
 
-def _digest(own: list[str], converters: list[str], recorded: Path) -> str:
+def _digest(own: list[str], converters: list[str], recorded: Path, packages: list[Path], python: str) -> str:
     digest = hashlib.sha256("\n".join([*own, "", *converters, ""]).encode())
     for file in (recorded, recorded.with_name("constraints.txt")):
         digest.update(file.read_bytes() if file.is_file() else b"")
+    for file in packages:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    digest.update(python.encode())
     return digest.hexdigest()

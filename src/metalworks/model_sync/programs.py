@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from metalworks.errors import FetchError, Stopped
@@ -25,19 +26,26 @@ class Programs:
         self.turn = threading.Lock()
 
     def run(
-        self, command: list[str], *, cwd: Path, text: str | None = None, secrets: bool = False
+        self,
+        command: list[str],
+        *,
+        cwd: Path,
+        text: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        secrets: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program and return its result; it gets passwords only with `secrets`.
+        """Run a program with additional variables and return its result; it gets passwords only with `secrets`.
 
         Raises FetchError if it cannot be started or takes too long, and Stopped if the follower stops.
         """
         if self.stop.is_set():
             raise Stopped
+        kept = {name: value for name, value in os.environ.items() if secrets or name not in SECRETS}
         try:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env={name: value for name, value in os.environ.items() if secrets or name not in SECRETS},
+                env=kept | dict(variables or {}),
                 stdin=subprocess.PIPE if text is not None else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -15,7 +15,7 @@ from metalworks.model_sync.files import read_json, write_json
 from metalworks.model_sync.registry import Registry
 
 TOLD = "told.json"
-LONGEST = 240
+LONGEST = 400
 ROLES = {"champion": "serving", "shadow": "shadow", "canary": "canary"}
 SETTLED = ("promoted", "withdrawn", "served")
 RETRY_SECONDS = 60
@@ -28,9 +28,10 @@ def canary_key(service: Service) -> str:
 
 
 def short(text: str) -> str:
-    """Return a reason as one line for a tag."""
+    """Return a reason as one line for a tag. What is too long loses its middle: a cure stands at the end."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+    begin = LONGEST // 3
+    return line if len(line) <= LONGEST else f"{line[:begin]}…{line[begin + 1 - LONGEST :]}"
 
 
 def when(seconds: float) -> str:
@@ -46,8 +47,14 @@ def wanted_tags(state: Mapping[str, Any], refused: Mapping[str, str]) -> dict[st
     for role, word in reversed(ROLES.items()):  # the champion last, so that it wins
         if serving := state.get(role):
             since, executor = when(float(serving.get("since", 0))), serving.get("executor", "?")
-            tags[str(serving["version"])] = f"{word} since {since} as {executor}"
+            tags[str(serving["version"])] = short(
+                "; ".join([f"{word} since {since} as {executor}", *_warnings(serving)])
+            )
     return tags
+
+
+def _warnings(serving: Mapping[str, Any]) -> list[str]:
+    return [f"warning: {each}" for each in serving.get("warnings") or ()]
 
 
 class VersionTags:

@@ -52,13 +52,15 @@ def _look(config: Config, service: Service, began: float, asked: bool, installed
     state = read_json(config.state_file(service))
     serving = state.get("champion") or {}
     champion = status["roles"]["champion"]
-    version, word = champion["version"], champion["is"]
-    if word == "missing":
+    version, progress = champion["version"], champion.get("state")
+    if progress is None:  # a follower of another release wrote it
+        return None, f"model-follower does not run this release yet: restart it (see `{follower}`)"
+    if progress == "missing":
         return Outcome(3, {**result, "missing": True, "serving": serving.get("version")}), ""
-    if word == "refused" and (not asked or champion["at"] >= began):
+    if progress == "refused" and (not asked or champion["at"] >= began):
         return Outcome(1, result, f"version {version} of {service.model} is refused: {champion['reason']}\n"
                        f"More: `{follower}`. Version {serving.get('version') or 'none'} is served."), ""  # fmt: skip
-    if word != "here":
+    if progress != "installed":
         return None, f"version {version} is being installed (see `{follower}`)"
     if installed:
         return Outcome(0, {**result, "missing": False, "version": version, "installed": True}), ""

@@ -10,17 +10,29 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from metalworks import environments
 from metalworks.environments import MARKER, normalize_name, uv_variables
 from metalworks.errors import CommandError
 from metalworks.flow_run.environment import prune
+from metalworks.install_errors import explain
+from metalworks.requirement_files import (
+    PASS_OVER,
+    RequirementsError,
+    Sources,
+    may_pass_over,
+    read,
+    site_indexes,
+    wrong_index,
+)
 from metalworks.runs import record
 from metalworks.runs.record import Recorded
 from metalworks.runs.start import inside
@@ -28,6 +40,8 @@ from metalworks.runs.start import inside
 OURS = {"metalworks", "metalworks-mlflow"}
 """Packages that are on no index; the plugin is on PYTHONPATH."""
 PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+IN_DEVELOPMENT = re.compile(r"# in development: (?P<name>[A-Za-z0-9._-]+)==\S+ from (?P<url>\S+)")
+"""What the plugin writes about an editable package: a comment, because its version is on no index."""
 NAMED = 10
 """Name at most this many differing packages, and count the others."""
 
@@ -51,6 +65,8 @@ def sort_out(requirements: str, project: Path, clone: Path) -> Packages:
     """Separate packages from an index from local ones."""
     found = Packages()
     for line in map(str.strip, requirements.splitlines()):
+        if developed := IN_DEVELOPMENT.fullmatch(line):
+            line = f"-e {developed['name']} @ {developed['url']}"
         if not line or line.startswith("#"):
             continue
         editable = line.startswith("-e ")
@@ -71,6 +87,9 @@ def _local(name: str | None, url: str, found: Packages, project: Path, clone: Pa
     """Find a package that was installed from a folder in the clone; the project itself is there anyway."""
     path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url)
     if path.suffix in (".whl", ".gz", ".zip"):
+        if name is not None and (file := inside(path, project, clone)) is not None:
+            found.lines.append(f"{name} @ {file.resolve().as_uri()}")
+            return
         found.missing.append(f"environment: {path.name} was installed from a local file: publish it on an index")
         return
     for start in range(1, len(path.parts)):
@@ -132,9 +151,71 @@ def check(old: Recorded) -> tuple[Path | None, list[str]]:
     return python, missing
 
 
-def build(python: Path, lines: list[str], tell: Callable[[str], None]) -> Path:
-    """Return an environment with exactly these packages. Raises CommandError if they cannot be installed."""
-    identity = "\n".join([version(python), *sorted(lines)])
+def indexes(*folders: Path) -> str:
+    """Return which packages the project takes from which index, as the TOML of its settings of uv; empty: it says none.
+
+    The first of these folders that has such settings is the project.
+    """
+    for folder in folders:
+        try:
+            found = tomllib.loads((folder / "pyproject.toml").read_text()).get("tool", {}).get("uv", {})
+        except (OSError, tomllib.TOMLDecodeError):
+            continue
+        if not found.get("index"):
+            continue
+        given = found.get("sources", {})
+        listed = {name: source if isinstance(source, list) else [source] for name, source in given.items()}
+        chosen = {name: [one for one in source if "index" in one] for name, source in listed.items()}
+        sources = [f"{json.dumps(name)} = {_toml(source)}" for name, source in chosen.items() if source]
+        return "\n".join([f"[tool.uv]\nindex = {_toml(found['index'])}", "[tool.uv.sources]", *sources, ""])
+    return ""
+
+
+def _toml(value: Any) -> str:
+    """Return a value of such settings as TOML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def sources(*folders: Path) -> Sources:
+    """Return the sources that requirements.txt names, from the first of these folders that has the file."""
+    for folder in folders:
+        file = folder / "requirements.txt"
+        if file.is_file():
+            try:
+                found = read(file, folder).sources
+            except (RequirementsError, UnicodeDecodeError):
+                break
+            # uv runs elsewhere, and would look for the project's folders there.
+            found.links = [link if "://" in link else str(folder / link) for link in found.links]
+            return found
+    return Sources()
+
+
+def build(
+    python: Path,
+    lines: list[str],
+    tell: Callable[[str], None],
+    settings: str = "",
+    sources: Sources | None = None,
+) -> Path:
+    """Return an environment with exactly these packages; raise CommandError when they cannot be installed.
+
+    `settings` and `sources` say from which indexes the project takes packages, besides the site's and the machine's.
+    """
+    sources = sources or Sources()
+    identity = "\n".join(
+        [
+            version(python),
+            *sorted(lines),
+            *([settings] if settings else []),
+            *sources.indexes,
+            *_contents(sources.links),
+        ]
+    )
     target = cache_folder() / "environments" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
@@ -142,22 +223,40 @@ def build(python: Path, lines: list[str], tell: Callable[[str], None]) -> Path:
         if not (target / MARKER).exists():
             tell(f"Building the environment with {len(lines)} packages; other runs with the same ones reuse it.")
             began = time.monotonic()
-            _install(python, lines, target, lock.fileno())
+            _install(python, lines, target, lock.fileno(), settings, sources)
             prune(cache_folder())
             tell(f"Built in {time.monotonic() - began:.1f} s.")
         (target / MARKER).touch()
     return target
 
 
-def _install(python: Path, lines: list[str], target: Path, lock: int) -> None:
-    uv = _uv() or "uv"
-    commands = [
-        [uv, "venv", "--quiet", "--no-project", "--no-config", "--python", str(python), str(target)],
-        [uv, "pip", "install", "--quiet", "--no-deps", "--python", f"{target}/bin/python", "--requirements", "-"],
+def _contents(links: list[str]) -> list[str]:
+    """Return what identifies the packages of find-links: folders of a clone have another path each time."""
+    return [
+        hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else link
+        for link in links
+        for file in (sorted(Path(link).glob("*")) if Path(link).is_dir() else [Path(link)])
     ]
-    options = {"env": uv_variables(), "cwd": "/", "input": "\n".join(lines)}
-    if error := environments.build(target, commands if lines else commands[:1], lock, **options):
-        raise CommandError(f"cannot build the recorded environment:\n{error}")
+
+
+def _install(python: Path, lines: list[str], target: Path, lock: int, settings: str, sources: Sources) -> None:
+    uv, site = _uv() or "uv", site_indexes()
+    into = [uv, "pip", "install", "--quiet", "--no-deps", "--python", f"{target}/bin/python", "--requirements"]
+    with tempfile.TemporaryDirectory() as place:
+        # As a project, because uv reads only a project's settings of package indexes.
+        project = Path(place, "pyproject.toml")
+        listed = f"dependencies = {json.dumps(lines)}"
+        project.write_text(f'[project]\nname = "the-run"\nversion = "0"\n{listed}\n{settings}')
+        commands = [[uv, "venv", "--quiet", "--no-project", "--no-config", "--python", str(python), str(target)]]
+        commands += [[*into, str(project)]] if lines else []
+        variables = uv_variables() | sources.variables(site)
+        if why := wrong_index([uv, "--python", str(python)], lines, site, variables, Path(place)):
+            raise CommandError(f"cannot build the recorded environment:\n{why}")
+        error = environments.build(target, commands, lock, env=variables, cwd=place)
+        if may_pass_over(error):
+            error = environments.build(target, commands, lock, env=variables | PASS_OVER, cwd=place)
+        if error:
+            raise CommandError(f"cannot build the recorded environment:\n{explain(error, model=False)}")
 
 
 def version(python: Path) -> str:

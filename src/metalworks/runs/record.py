@@ -79,9 +79,17 @@ class Recorded:
 
     @property
     def data(self) -> dict[str, Data]:
-        """Return path → version of the data; tags that are not JSON give an empty version."""
-        tags = {key.removeprefix("dvc."): _json(value) for key, value in self.tags.items() if key.startswith("dvc.")}
-        return {path: Data(**_fields(value)) for path, value in sorted(tags.items())}
+        """Return path → version of the data; tags that are not JSON give an empty version.
+
+        The path is the tag's name, or is in its value where MLflow does not allow the name.
+        """
+        found = {}
+        for name, text in self.tags.items():
+            if name.startswith("dvc."):
+                value = _json(text)
+                path = value.get("path") if isinstance(value, dict) else None
+                found[path if isinstance(path, str) else name.removeprefix("dvc.")] = Data(**_fields(value))
+        return dict(sorted(found.items()))
 
     @property
     def command(self) -> list[str] | None:

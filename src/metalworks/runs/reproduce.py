@@ -235,7 +235,9 @@ class Reproduction:
             here, then = environment.version(python).split()[0], self.old.tags.get(record.PYTHON)
             if here != then:
                 _tell(f"Using Python {here}, because this machine does not have {then}.")
-            return environment.build(python, packages.lines, _tell)
+            folders = (self.project, self.clone)
+            settings, sources = environment.indexes(*folders), environment.sources(*folders)
+            return environment.build(python, packages.lines, _tell, settings, sources)
         place = environment.current()
         _tell(f"Using the environment {place} as it is.")
         for text in environment.differences(place, self.old):

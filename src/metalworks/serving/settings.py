@@ -47,7 +47,7 @@ class Settings:
 
     service: str
     """Name of the service."""
-    wanted: Path
+    desired: Path
     """File with the desired state, written by the model follower."""
     runtime: Path
     """Folder for sockets, route, state and counts; empty after a reboot."""
@@ -170,7 +170,7 @@ def _canary(text: str) -> CanaryRules | None:
 
 _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("service", "alias", "host", "certificate", "key"), str),
-    **dict.fromkeys(("wanted", "fetched", "runtime", "state", "launcher_runtime", "launcher_state"), Path),
+    **dict.fromkeys(("desired", "fetched", "runtime", "state", "launcher_runtime", "launcher_state"), Path),
     **dict.fromkeys(("port", "workers", "max_body_bytes", "max_queue", "max_batch_rows"), int),
     **dict.fromkeys(("max_rows", "max_columns", "max_cells", "max_depth"), int),
     **dict.fromkeys(("request_timeout", "keep_previous", "load_timeout", "return_timeout", "log_share"), float),

@@ -27,7 +27,9 @@ def tags(deadline: Deadline) -> dict[str, str]:
     if _SERVER in os.environ:
         return {}
     look = Look(_place(), deadline)
-    found = tagging.fit({CONTEXT: uuid.uuid4().hex, **look.at_once(deadline)})
+    known = look.at_once(deadline)
+    look.failures += tagging.left_out(known)
+    found = tagging.fit({CONTEXT: uuid.uuid4().hex, **known})
     with suppress(RuntimeError):  # the interpreter is shutting down and cannot start a thread
         later.add(later.Pending(found[CONTEXT], mlflow.get_tracking_uri(), found, look))
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from . import git, masking
+from . import git, masking, tagging
 from .deadline import Deadline, Late
 
 PREFIX = "dvc."
@@ -27,8 +27,16 @@ _CACHED = ("outs", "metrics", "plots")
 
 
 def tags(outputs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return a tag for each output, with null for unknown values."""
-    return {PREFIX + path: json.dumps({name: facts.get(name) for name in FIELDS}) for path, facts in outputs.items()}
+    """Return a tag for each output, with null for unknown values.
+
+    A path that MLflow does not allow in a tag's name, such as `year=2024.csv`, is in the value.
+    """
+    found = {}
+    for path, facts in outputs.items():
+        name = tagging.key(PREFIX + path)
+        told = {} if name == PREFIX + path else {"path": path}
+        found[name] = json.dumps(told | {field: facts.get(field) for field in FIELDS})
+    return found
 
 
 def recorded(project: Path, in_clone: bool, deadline: Deadline) -> dict[str, str]:

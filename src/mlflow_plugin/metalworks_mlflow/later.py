@@ -30,6 +30,8 @@ MISSING = "metalworks.missing"
 """Tag that names what could not be recorded."""
 GATHER_SECONDS = 0.5
 FIND_SECONDS = 30.0
+BATCH = 100
+"""So many tags MLflow takes at a time."""
 EXIT_SECONDS = 30.0
 """How long a program waits at exit for its runs' tags."""
 FORK_SECONDS = 2.0
@@ -56,11 +58,13 @@ class Pending:
 
     def add(self, found: dict[str, str]) -> None:
         """Set the tags that the run does not have yet."""
-        new = {name: value for name, value in tagging.fit(found).items() if self.sent.get(name) != value}
-        if new:
+        self.failures += tagging.left_out(found)
+        new = [(name, value) for name, value in tagging.fit(found).items() if self.sent.get(name) != value]
+        for at in range(0, len(new), BATCH):
+            part = new[at : at + BATCH]
             with _calling:
-                self.client().log_batch(self.run, tags=[RunTag(name, value) for name, value in new.items()])
-            self.sent |= new
+                self.client().log_batch(self.run, tags=[RunTag(name, value) for name, value in part])
+            self.sent |= dict(part)
 
     def keep(self, name: str, content: bytes) -> None:
         """Add a file to the run."""
@@ -142,9 +146,9 @@ class Worker:
                 for run in of_project:
                     run.attempt(methodcaller("add", facts))
             for run in of_project:
-                failures = list(filter(None, [*run.look.failures, dvc.failure, *run.failures]))
+                failures = "; ".join(dict.fromkeys(filter(None, [*run.look.failures, dvc.failure, *run.failures])))
                 if failures:
-                    run.attempt(methodcaller("add", {MISSING: "; ".join(failures)}))
+                    run.attempt(methodcaller("add", {MISSING: failures[: tagging.LONGEST]}))
 
     def _find(self, run: Pending) -> bool:
         """Look for the run by its tag; return False if MLflow did not create it."""

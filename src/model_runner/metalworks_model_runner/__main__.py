@@ -1,4 +1,4 @@
-"""`python -m metalworks_model_runner prove|serve`: see --help."""
+"""`python -m metalworks_model_runner inspect|serve`: see --help."""
 
 from __future__ import annotations
 
@@ -49,16 +49,18 @@ def main() -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(prog="metalworks_model_runner")
     commands = parser.add_subparsers(dest="command", required=True)
-    prove = commands.add_parser("prove", help="load the model, compare executors with MLflow, and record what is found")
-    prove.add_argument("--into", type=Path, required=True, help="folder for the results")
+    inspect = commands.add_parser(
+        "inspect", help="load the model, compare executors with MLflow, and record what is found"
+    )
+    inspect.add_argument("--into", type=Path, required=True, help="folder for the results")
     serve = commands.add_parser(
         "serve",
         help="serve the model on a Unix socket",
         description="Load the model, read the executor from standard input (pyfunc, mlflow, or the name of a native "
-        "function that `prove` found), and serve until standard input ends.",
+        "function that `inspect` found), and serve until standard input ends.",
     )
     serve.add_argument("--socket", type=Path, required=True)
-    serve.add_argument("--proof", type=Path, required=True, help="folder with the results of `prove`")
+    serve.add_argument("--evidence", type=Path, required=True, help="folder with the results of `inspect`")
     serve.add_argument(
         "--stuck-after",
         type=float,
@@ -67,14 +69,14 @@ def main() -> int:
     )
     serve.add_argument("--first-after", type=float, default=300, help="the same for the first prediction")
     serve.add_argument("--max-rows", type=int, default=1024, help="largest batch")
-    for command in (prove, serve):
+    for command in (inspect, serve):
         command.add_argument("--model", type=Path, required=True, help="folder of the MLflow model")
     arguments = parser.parse_args()
-    polite = Polite(for_good=arguments.command == "prove")
+    polite = Polite(for_good=arguments.command == "inspect")
     # Only in a serving environment does MLflow enforce a model's type hints.
     os.environ["_MLFLOW_IS_IN_SERVING_ENVIRONMENT"] = "true"
     try:
-        if arguments.command == "prove":
+        if arguments.command == "inspect":
             from metalworks_model_runner.inspection import inspect_model
 
             inspect_model(arguments.model, arguments.into)
@@ -89,7 +91,7 @@ def main() -> int:
         executor = sys.stdin.readline().strip()
         if not executor:
             return 0
-        rows = evidence.read(arguments.proof).get("rows", []) if executor != "mlflow" else []
+        rows = evidence.read(arguments.evidence).get("rows", []) if executor != "mlflow" else []
         server = ModelServer(model, executor, arguments.max_rows, rows)
         end_with(sys.stdin.fileno())
     except Exception as error:  # a model's own code may raise anything

@@ -60,10 +60,9 @@ def _is_matrix(model: Model) -> bool:
 
 
 def _convert(model: Model, double: bool) -> Any:
-    raw = model.pyfunc.get_raw_model()
     for flavor in ("sklearn", "xgboost", "lightgbm"):
         if flavor in model.flavors:
-            return _CONVERTERS[flavor](model, raw, double)
+            return _CONVERTERS[flavor](model, model.raw(), double)
     raise NotImplementedError(f"no converter for {', '.join(sorted(set(model.flavors) - {'python_function'}))}")
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+VALUES, FORM = "values", "form"
+"""What varies between two answers to the same request: values alone, or also names, types or the number of rows."""
+
 
 class ColumnFacts(TypedDict):
     """A column of the model's signature."""
@@ -39,8 +42,8 @@ class ExecutorFacts(TypedDict):
     """Whether an executor gives MLflow's predictions."""
 
     ok: bool
-    why: str
-    way: NotRequired[str]
+    reason: str
+    function: NotRequired[str]
     """The function that the model's process is to call."""
     nulls: NotRequired[bool]
     """Whether it treats NaN as MLflow does."""
@@ -58,7 +61,7 @@ class OnnxFacts(TypedDict):
     """The converted models, or why there is none."""
 
     candidates: list[OnnxCandidate]
-    why: str
+    reason: str
 
 
 class Facts(TypedDict):
@@ -77,6 +80,8 @@ class Facts(TypedDict):
     """The recorded example as a request, null if there is none."""
     example_answer: Any
     """The model's response to it."""
+    varies: NotRequired[str]
+    """`values` or `form` if two answers to the same request differ in these; otherwise empty."""
     executors: dict[str, ExecutorFacts]
     onnx: OnnxFacts
     level: NotRequired[str]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 
 from metalworks_model_runner import array_equality, convert, evidence, samples
-from metalworks_model_runner.json_equality import same
+from metalworks_model_runner.facts import FORM, VALUES
+from metalworks_model_runner.json_equality import alike, same
 from metalworks_model_runner.model import Arrays, Form, Model, Outputs, UnfitError, outputs_of
 from metalworks_model_runner.signature import NUMPY
 
@@ -47,14 +49,15 @@ def inspect_model(folder: Path, into: Path) -> dict[str, Any]:
         "output": _dictionaries(model.pyfunc.metadata.get_output_schema()),
         "example": None,
         "example_answer": None,
+        "varies": "",
         "executors": {},
-        "onnx": {"candidates": [], "why": ""},
+        "onnx": {"candidates": [], "reason": ""},
     }
     example = _example(model, facts)
     reason = _samples(model, facts, example, into)
     if reason:
-        facts["executors"] = {name: {"ok": False, "why": reason} for name in ("native", "pyfunc")}
-        facts["onnx"]["why"] = reason
+        facts["executors"] = {name: {"ok": False, "reason": reason} for name in ("native", "pyfunc")}
+        facts["onnx"]["reason"] = reason
     (into / f"{FACTS}.new").write_text(json.dumps(facts, indent=1))
     (into / f"{FACTS}.new").replace(into / FACTS)
     return facts
@@ -66,24 +69,54 @@ def _dictionaries(schema: Any) -> Any:
 
 def _example(model: Model, facts: dict[str, Any]) -> Any:
     """Ask the recorded example as a client would, and return it as MLflow loads it; None if there is none."""
-    file = model.folder / "serving_input_example.json"
-    if not file.is_file():
+    body, is_request = model.example_request()
+    if body is None:
         return None
-    body = file.read_bytes()
-    status, _, answer = model.answer(body, "application/json")
-    if status != 200:
-        message = json.loads(answer).get("message", "") if answer.startswith(b"{") else answer.decode()
-        raise InspectionError(f"it does not answer its own example: {' '.join(message.split())[:400]}")
-    facts["example"], facts["example_answer"] = json.loads(body), json.loads(answer)
+    try:
+        first, second = _answer(model, body), _answer(model, body)
+    except InspectionError:
+        if is_request:
+            raise
+        return _loaded_example(model)  # old versions of MLflow recorded examples that no request can have
+    facts["example"], facts["example_answer"] = json.loads(body), first
+    if not same(second, first):
+        facts["varies"] = VALUES if alike(second, first) else FORM
     recorded = (model.pyfunc.metadata.metadata or {}).get(EXPECTED)
     if recorded is not None:
-        ours = facts["example_answer"].get("predictions")
-        if not same(ours, recorded):
+        ours = first.get("predictions")
+        fits = {"": same, VALUES: alike}.get(facts["varies"])
+        if fits is not None and not fits(ours, recorded):
             raise InspectionError(
                 f"it answers its example with {_short(ours)}, and answered {_short(recorded)} when it was made: "
                 "its environment here is not the recorded one, or its files changed"
             )
-    return model.pyfunc.metadata.load_input_example(str(model.folder))
+    try:
+        return model.load_example()
+    except MlflowException:
+        if is_request:
+            raise
+        return None  # newer versions of MLflow do not read all that old ones wrote
+
+
+def _answer(model: Model, body: bytes) -> Any:
+    """Return the model's answer to its example."""
+    status, _, answer = model.answer(body, "application/json")
+    if status != 200:
+        message = json.loads(answer).get("message", "") if answer.startswith(b"{") else answer.decode()
+        raise InspectionError(f"it does not answer its own example: {' '.join(message.split())[:400]}")
+    return json.loads(answer)
+
+
+def _loaded_example(model: Model) -> Any:
+    """Return the example as MLflow loads it; None if the signature refuses it, which nobody checked at the time."""
+    try:
+        example = model.load_example()
+        model.pyfunc.predict(example)
+    except MlflowException:
+        return None
+    except Exception as error:  # models raise many types
+        raise InspectionError(f"it does not answer its own example: {' '.join(str(error).split())[:400]}") from error
+    return example
 
 
 def _short(value: Any) -> str:
@@ -116,7 +149,9 @@ def _grouped(model: Model, arrays: list[np.ndarray]) -> Arrays:
 
 def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> str:
     """Compare the executors on sample rows; return why only MLflow itself can answer, or an empty text."""
-    if model.pyfunc.metadata._is_signature_from_type_hint():
+    if facts["varies"]:
+        return "its answers to the same request vary"
+    if model.has_type_hints:
         return "its signature comes from type hints"
     if not facts["columns"] and not facts["tensor"]:
         return "it has no signature of plain columns or of one tensor"
@@ -125,6 +160,9 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
     if isinstance(asked, str):
         return asked
     level, rows, form, expected = asked
+    if _varies(model, rows, expected):
+        facts["varies"] = VALUES
+        return "its answers to the same rows vary"
     facts["level"], facts["form"] = level, asdict(form)
     facts["output_types"] = [each.dtype.str if each.dtype != object else "text" for each in expected]
     facts["output_shapes"] = [list(each.shape[1:]) for each in expected]
@@ -132,18 +170,18 @@ def _samples(model: Model, facts: dict[str, Any], example: Any, into: Path) -> s
         return "what it answers to a row depends on the rows beside it"
     nulls = _with_nulls(facts, rows)
     null_answers = _null_answers(model, nulls)
-    through = {"ok": True, "nulls": null_answers is not None, "why": "through MLflow, many requests at a time"}
+    through = {"ok": True, "nulls": null_answers is not None, "reason": "through MLflow, many requests at a time"}
     facts["executors"]["pyfunc"] = through
     facts["executors"]["native"] = _native(model, rows, (form, expected), nulls, null_answers)
     edges: Arrays = []
     edge_answers: Outputs = []
     if level == samples.WIDE:
         found, reason = convert.candidates(model, into)
-        facts["onnx"] = {"candidates": found, "why": reason}
+        facts["onnx"] = {"candidates": found, "reason": reason}
         if edge_rows := _edges(into, found, rows):
             edges, edge_answers = edge_rows, outputs_of(model.by_pyfunc(edge_rows), len(edge_rows[0]))[1]
     else:
-        facts["onnx"]["why"] = "the model refuses some values of its columns' types, and a converted one would not"
+        facts["onnx"]["reason"] = "the model refuses some values of its columns' types, and a converted one would not"
     groups = {"rows": rows, "expected": expected, "edges": edges, "edge_answers": edge_answers}
     if null_answers is not None:
         groups |= {"nulls": nulls, "null_answers": null_answers}
@@ -170,6 +208,15 @@ def _ask(model: Model, known: list[np.ndarray] | None) -> tuple[str, Arrays, For
             return str(error)
         return level, rows, form, expected
     return reason
+
+
+def _varies(model: Model, rows: Arrays, expected: Outputs) -> bool:
+    """Return whether the model answers the same rows otherwise when it is asked again."""
+    try:
+        again = outputs_of(model.by_pyfunc(rows), len(rows[0]))[1]
+    except Exception:  # models raise many types
+        return True
+    return bool(array_equality.difference(again, expected))
 
 
 def _parts(rows: Arrays) -> list[list[np.ndarray]]:
@@ -218,7 +265,7 @@ def _native(
     try:
         functions = model.native()
     except Exception as error:  # a library is missing, or has another version
-        return {"ok": False, "why": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        return {"ok": False, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     reasons = [] if functions else [f"none is known for {', '.join(sorted(set(model.flavors) - {'python_function'}))}"]
     for name, ask in functions.items():
         try:
@@ -229,9 +276,14 @@ def _native(
             continue
         if fits:
             same = null_answers is not None and _apart(ask, nulls, null_answers)
-            return {"ok": True, "way": name, "nulls": same, "why": f"equal to MLflow's answers on {len(rows[0])} rows"}
+            return {
+                "ok": True,
+                "function": name,
+                "nulls": same,
+                "reason": f"equal to MLflow's answers on {len(rows[0])} rows",
+            }
         reasons.append(f"{name}: it answers otherwise than through MLflow")
-    return {"ok": False, "why": "; ".join(reasons)}
+    return {"ok": False, "reason": "; ".join(reasons)}
 
 
 def _edges(into: Path, found: list[dict[str, Any]], rows: Arrays) -> Arrays:

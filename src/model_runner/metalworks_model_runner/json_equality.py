@@ -1,4 +1,7 @@
-"""Compares two predictions in JSON. Imports the standard library alone, since the supervisor uses it."""
+"""Compares two predictions in JSON: their values, or only their form.
+
+Imports the standard library alone, since the supervisor uses it.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,27 @@ def same(ours: Any, expected: Any) -> bool:
         both_nan = math.isnan(ours) and math.isnan(expected)
         return both_nan or math.isclose(ours, expected, rel_tol=RELATIVE, abs_tol=OF_SMALL)
     return bool(ours == expected)
+
+
+def alike(ours: Any, expected: Any) -> bool:
+    """Return whether two predictions have the same form: number of rows, names, and types of values; null fits all.
+
+    For models whose answers vary. Lists inside a row may be of any length, as generated text is.
+    """
+    if isinstance(expected, list) and isinstance(ours, list) and len(ours) != len(expected):
+        return False
+    if isinstance(expected, dict) and isinstance(ours, dict) and "predictions" in expected:
+        return ours.keys() == expected.keys() and alike(ours["predictions"], expected["predictions"])
+    return _alike(ours, expected)
+
+
+def _alike(ours: Any, expected: Any) -> bool:
+    if ours is None or expected is None:
+        return True
+    if isinstance(expected, list) and isinstance(ours, list):
+        return all(map(_alike, ours, expected))
+    if isinstance(expected, dict) and isinstance(ours, dict):
+        return ours.keys() == expected.keys() and all(_alike(ours[key], expected[key]) for key in expected)
+    if isinstance(expected, int | float) and not isinstance(expected, bool):
+        return isinstance(ours, int | float) and not isinstance(ours, bool)
+    return type(ours) is type(expected)

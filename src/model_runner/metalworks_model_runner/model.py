@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import warnings
@@ -27,6 +28,8 @@ Arrays = Sequence[np.ndarray]
 """One array per column with one value per row; or a single array: a tensor, or a matrix of columns of one type."""
 Outputs = list[np.ndarray]
 """One array per output, with one entry per row."""
+_RAW = {"sklearn": "sklearn_model", "xgboost": "xgb_model", "lightgbm": "lgb_model", "pytorch": "pytorch_model"}
+"""Attribute in which MLflow's wrapper of each flavor holds the model."""
 
 
 class UnfitError(Exception):
@@ -63,7 +66,7 @@ class Model:
         try:
             if numbers:
                 self._check(body, content_type, Limits(*numbers))
-            result = scoring_server.invocations(body, content_type, self.pyfunc, self.schema)
+            result = scoring_server.invocations(_data(body, content_type), content_type, self.pyfunc, self.schema)
         except TooMuchError as error:
             problem = {"error_code": "MAX_READ_SIZE_EXCEEDED", "message": str(error)}
             return 413, "application/json", json.dumps(problem).encode()
@@ -102,6 +105,41 @@ class Model:
         """Predict through MLflow, which enforces the schema."""
         return self.pyfunc.predict(self.table(arrays))
 
+    def raw(self) -> Any:
+        """Return the model as its own library loaded it."""
+        if hasattr(self.pyfunc, "get_raw_model"):  # since MLflow 2.16
+            return self.pyfunc.get_raw_model()
+        names = [name for flavor, name in _RAW.items() if flavor in self.flavors]
+        if not names:
+            raise UnfitError("this version of MLflow does not give access to the model itself")
+        return getattr(self.pyfunc._model_impl, names[0])
+
+    @property
+    def has_type_hints(self) -> bool:
+        """Whether the signature comes from type hints, so MLflow passes objects instead of a table to the model."""
+        asked = getattr(self.pyfunc.metadata, "_is_signature_from_type_hint", None)  # since MLflow 2.20
+        return bool(asked and asked())
+
+    def example_request(self) -> tuple[bytes | None, bool]:
+        """Return the recorded example as the body of a request, and whether MLflow recorded it in this form.
+
+        None if there is no example, or none that a request can have.
+        """
+        served = self.folder / "serving_input_example.json"  # since MLflow 2.15
+        if served.is_file():
+            return served.read_bytes(), True
+        about = self.pyfunc.metadata.saved_input_example_info or {}
+        recorded = self.folder / str(about.get("artifact_path", ""))
+        if about.get("format") == "tf-serving":  # an array
+            return recorded.read_bytes(), False
+        if about.get("type") == "dataframe" and about.get("pandas_orient") == "split":
+            return b'{"dataframe_split": %s}' % recorded.read_bytes(), False
+        return None, False
+
+    def load_example(self) -> Any:
+        """Return the recorded example as MLflow loads it; None if there is none."""
+        return self.pyfunc.metadata.load_input_example(str(self.folder))
+
     def native(self) -> dict[str, Callable[[Arrays], Any]]:
         """Return functions by name, fastest first, that predict without MLflow."""
         for flavor in ("sklearn", "xgboost", "lightgbm", "pytorch", "onnx"):
@@ -116,7 +154,10 @@ class _Native:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.raw: Any = model.pyfunc.get_raw_model()
+
+    @functools.cached_property
+    def raw(self) -> Any:
+        return self.model.raw()
 
     def sklearn(self) -> dict[str, Callable[[Arrays], Any]]:
         from sklearn import config_context
@@ -178,6 +219,14 @@ class _Native:
 
 class _Named(dict[str, np.ndarray]):
     """Named outputs that MLflow encodes as records."""
+
+
+def _data(body: bytes, content_type: str) -> bytes | str:
+    """Return a body as every version of MLflow takes it: before 2.21, CSV had to be text."""
+    if content_type.partition(";")[0].strip() == "text/csv":
+        with contextlib.suppress(UnicodeDecodeError):  # MLflow says what is wrong
+            return body.decode()
+    return body
 
 
 def _matrix(arrays: Arrays) -> np.ndarray:

@@ -36,8 +36,18 @@ def describe(schema: Any) -> dict[str, Any]:
     if not schema.has_input_names():
         return nothing
     columns = [
-        {"name": spec.name, "type": getattr(spec.type, "name", ""), "required": bool(spec.required)}
+        {"name": spec.name, "type": getattr(spec.type, "name", ""), "required": _is_required(spec)}
         for spec in schema.inputs
     ]
-    plain = all(each["type"] in NUMPY and isinstance(each["name"], str) for each in columns)
-    return {**nothing, "columns": columns} if plain else nothing
+    plain = all(each["type"] in NUMPY and _is_plain(each["name"]) for each in columns)
+    unique = len({each["name"] for each in columns}) == len(columns)
+    return {**nothing, "columns": columns} if plain and unique else nothing
+
+
+def _is_required(spec: Any) -> bool:
+    return bool(spec.required if hasattr(spec, "required") else not spec.optional)  # since MLflow 2.10
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether a column's name is text that any request can have: no half of a surrogate pair."""
+    return isinstance(name, str) and name == name.encode(errors="replace").decode()

@@ -99,7 +99,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     champion = app.state.route.champion
     if champion:
         card = champion.version.card
-        document["info"]["description"] = f"Model {card['name']}, version {card['version']}"
+        about = [f"Model {card['name']}, version {card['version']}", *champion.version.verdict.get("warnings", [])]
+        document["info"]["description"] = "; ".join(about)
     operation = schema.invocations(champion.version if champion else None)
     if app.state.settings.tokens_sha256:
         ping = document["paths"]["/version"]["get"]
@@ -136,9 +137,9 @@ _Champion = Annotated[Variant, Depends(_champion)]
 
 @_open.get("/health", include_in_schema=False)
 @_open.get("/ping", responses=schema.NOT_LOADED)
-async def ping(_: _Champion) -> Working:
-    """Answer 200 when the model is loaded."""
-    return Working()
+async def ping(champion: _Champion) -> Working:
+    """Answer 200 when the model is loaded, with what the platform cannot check about it."""
+    return Working(warnings=champion.version.verdict.get("warnings", []))
 
 
 @_open.get("/docs", include_in_schema=False)
@@ -163,7 +164,8 @@ async def version(settings: _Configured, champion: _Champion, request: Request) 
         git_commit=served.card.get("git_commit"),
         requirements_sha256=served.environment or None,
         executor=served.executor,
-        executor_reason=served.verdict["why"],
+        executor_reason=served.verdict["reason"],
+        warnings=served.verdict.get("warnings", []),
         canary=route.canary.version.number if route.canary else None,
         shadow=route.shadow.version.number if route.shadow else None,
         mlflow=served.facts["mlflow"],
@@ -198,7 +200,7 @@ def _refused_versions(settings: Settings) -> set[str]:
     found = set(_read(settings.runtime / STATE).get("refused", ()))
     if settings.fetched is not None:
         roles = _read(settings.fetched).get("roles", {}).values()
-        found |= {each["version"] for each in roles if each["is"] == "refused"}
+        found |= {each["version"] for each in roles if each.get("state") == "refused"}
     return found
 
 

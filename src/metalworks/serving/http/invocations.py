@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metalworks.serving.http import media_type
 from metalworks.serving.http.asgi import BODY, App, Receive, Scope, Send, replay, send_failure, start_response
 from metalworks.serving.predict.data_plane import DataPlane, Prediction
 from metalworks.serving.predict.failures import Failure
@@ -30,7 +31,7 @@ class Invocations:
         content_type, is_check = b"", False
         for name, value in scope["headers"]:
             if name == b"content-type":
-                content_type = value
+                content_type = media_type.plain(value)
             elif name == CHECK:
                 is_check = True
         body = scope[BODY]

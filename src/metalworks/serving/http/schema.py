@@ -26,6 +26,9 @@ class Version(BaseModel):
     requirements_sha256: str | None = Field(description="Digest of the lock that the model's environment is made from.")
     executor: str = Field(description="onnx, native, pyfunc or mlflow.")
     executor_reason: str
+    warnings: list[str] = Field(
+        description="What could not be checked, such as requests to a model without a signature."
+    )
     canary: str | None = Field(description="Version that gets a share of the requests.")
     shadow: str | None = Field(description="Version that gets a copy of them.")
     mlflow: str
@@ -36,6 +39,7 @@ class Working(BaseModel):
     """The model is loaded."""
 
     status: str = "ok"
+    warnings: list[str] = Field([], description="As in /version.")
 
 
 class Error(BaseModel):
@@ -70,9 +74,8 @@ _JSON_TYPES = {
 _ROW: dict[str, Any] = {"type": "array", "description": "One value per column."}
 
 
-def _refused(description: str, media_type: str = JSON) -> dict[str, Any]:
-    content = {"schema": {"type": "string"}} if media_type == TEXT else _ERROR
-    return {"description": description, "content": {media_type: content}}
+def _refused(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {JSON: _ERROR}}
 
 
 def _column(column: ColumnFacts) -> dict[str, Any]:
@@ -161,7 +164,10 @@ def invocations(served: LoadedVersion | None) -> dict[str, Any]:
             "413": _refused(
                 "The body is too long, or has more rows, columns, values or nesting than the service takes."
             ),
-            "415": _refused("The body is of a type, or in a charset, that the server does not read.", TEXT),
+            "415": {
+                "description": "The body is of a type, or in a charset or encoding, that the server does not read.",
+                "content": {TEXT: {"schema": {"type": "string"}}, JSON: _ERROR},
+            },
             "500": _refused("The model's process ended while it worked on this."),
             "502": _refused("The model's process ended and does not come back; another host may answer."),
             "503": {

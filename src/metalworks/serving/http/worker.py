@@ -25,7 +25,7 @@ from metalworks.contracts import ROUTE, stats_file
 from metalworks.serving.http.app import create_app
 from metalworks.serving.http.corked import CorkedProtocol
 from metalworks.serving.predict.data_plane import DataPlane
-from metalworks.serving.predict.variants import Route
+from metalworks.serving.predict.variants import Route, UnloadableError
 from metalworks.serving.settings import Settings
 from metalworks.serving.telemetry.metrics import Stats, write_stats
 from metalworks.serving.telemetry.prediction_log import Log
@@ -66,7 +66,7 @@ class WorkerProcess:
             known = msgspec.json.decode(self.file.read_bytes(), type=Stats)
         except FileNotFoundError:
             return Stats()
-        known.queue, known.in_flight, known.routed = 0, {}, 0
+        known.queue, known.in_flight, known.routed, known.unloadable = 0, {}, 0, {}
         return known
 
     def publish(self) -> None:
@@ -95,13 +95,16 @@ class WorkerProcess:
         try:
             await self.route.follow(json.loads(path.read_text()), self.settings, self.stats)
         except Exception as error:
-            # Go on with the old route; the supervisor logs that this process does not follow.
+            # Go on with the old route; the supervisor learns why this process does not follow, and decides.
             self._is_following = False
+            if isinstance(error, UnloadableError):
+                self.stats.unloadable = {error.version_id: error.reason}
+                self.publish()
             if first:
                 _logger.exception("Cannot follow the new route yet; the old one stays: %s", error)
             return
         self._is_following = True
-        self.stats.routed = self.route.revision
+        self.stats.routed, self.stats.unloadable = self.route.revision, {}
         self.publish()
 
     async def watch(self, server: uvicorn.Server) -> None:
@@ -137,8 +140,8 @@ class WorkerProcess:
         )
         server = HttpServer(config)
         self.publish()  # before any route, whatever the slot's previous process followed
-        # Accept no connection before there is a route: callers try again or ask another host.
-        while not self._seen:
+        # Accept no connection before this process follows a route: other processes and hosts answer meanwhile.
+        while not self.stats.routed:
             await self.follow_route()
             if os.getppid() != self._parent:
                 return

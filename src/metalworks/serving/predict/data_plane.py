@@ -38,8 +38,8 @@ from metalworks.serving.telemetry.prediction_log import Log, LoggedRequest
 T = TypeVar("T")
 
 JSON = "application/json"
-_DECODED = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
-"""Content types that are decoded here; bodies of others go to MLflow's own functions."""
+_DECODED = JSON.encode()
+"""The media type that is decoded here; bodies of others go to MLflow's own functions."""
 
 
 class Prediction(msgspec.Struct, gc=False):
@@ -70,6 +70,7 @@ class DataPlane:
     def predict(self, body: bytes, content_type: bytes) -> Prediction | Coroutine[Any, Any, Prediction]:
         """Answer a request of MLflow's scoring protocol. The caller passes the result to `copy`.
 
+        `content_type` is in lower case, without a charset that is UTF-8.
         A small request to a fast model is answered right away, without a coroutine.
         """
         began = time.perf_counter()
@@ -78,7 +79,7 @@ class DataPlane:
             self.stats.error("no_model")
             return _fail(NO_MODEL)
         version = variant.version
-        if version.decode is None or content_type not in _DECODED:
+        if version.decode is None or content_type != _DECODED:
             return self._ask_model(variant, None, body, content_type, began)
         if len(body) > LIGHT_BYTES:
             return self._predict_long(variant, body, content_type, began)

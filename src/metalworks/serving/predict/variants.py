@@ -33,18 +33,27 @@ INLINE_ROW_LIMIT_SECONDS = 2e-3
 """A request whose rows take the model longer than this runs in a thread."""
 
 
+class UnloadableError(Exception):
+    """This process cannot load a version of the route; the message gives the reason in one line."""
+
+    def __init__(self, version_id: str, reason: str) -> None:
+        """Name the version by its id."""
+        super().__init__(f"version {version_id}: {reason}")
+        self.version_id, self.reason = version_id, reason
+
+
 class LoadedVersion:
     """One version of a model, ready to answer."""
 
     def __init__(self, entry: RouteEntry, settings: Settings, stats: Stats) -> None:
         """Load the version that an entry of the route describes; raises whatever loading raises."""
-        proof = Path(entry["proof"])
+        evidence = Path(entry["evidence"])
         self.id: str = entry["id"]
         self.card: Card = entry["card"]
         self.number: str = self.card["version"]
         self.environment: str = entry["environment"]
-        self.facts: Facts = json.loads((proof / FACTS).read_text())
-        self.verdict: EquivalenceVerdict = json.loads((proof / VERDICT).read_text())
+        self.facts: Facts = json.loads((evidence / FACTS).read_text())
+        self.verdict: EquivalenceVerdict = json.loads((evidence / VERDICT).read_text())
         self.executor: str = self.verdict["executor"]
         self.client = ModelClient(Path(entry["socket"]), settings.return_timeout)
         self.raw_waiting = 0
@@ -66,7 +75,7 @@ class LoadedVersion:
         self.write = mlflow_response.writer(self.facts["form"])
         ask = self.client.arrays
         if self.executor == "onnx":
-            file, feed = proof / self.verdict["file"], Feed(**self.verdict["feed"])
+            file, feed = evidence / self.verdict["file"], Feed(**self.verdict["feed"])
             model = OnnxModel(file, feed, self.facts["output_types"], self.facts["output_shapes"])
             if self.verdict["inline"]:
                 self.inline = model
@@ -202,7 +211,7 @@ class Route:
     async def follow(self, wanted: RouteFile, settings: Settings, stats: Stats) -> None:
         """Apply the supervisor's route; versions that are loaded already are reused.
 
-        Raises whatever loading a version raises; the route then stays as it was.
+        Raises UnloadableError if a version cannot be loaded; the route then stays as it was.
         """
         loaded: dict[str, LoadedVersion] = {}
 
@@ -257,5 +266,8 @@ def _load(loaded: dict[str, LoadedVersion], entry: RouteEntry, settings: Setting
     sys.setswitchinterval(LOADING_SWITCH_SECONDS)
     try:
         loaded[entry["id"]] = LoadedVersion(entry, settings, stats)
+    except Exception as error:  # a version's files may be anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UnloadableError(entry["id"], reason) from error
     finally:
         sys.setswitchinterval(usual)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from metalworks_model_runner import array_equality, evidence, samples
+from metalworks_model_runner.facts import VALUES
 
 from metalworks.contracts import FACTS, VERDICT, EquivalenceVerdict, Facts
 from metalworks.serving.predict.codecs import mlflow_request, mlflow_response
@@ -33,29 +34,38 @@ def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerd
     facts: Facts = json.loads((folder / FACTS).read_text())
     reasons: list[str] = []
     verdict: EquivalenceVerdict | None = None
-    if "onnx" in allowed:
+    comparable = allowed
+    if facts.get("varies"):
+        comparable = ()
+        reasons.append("its answers to the same request vary, so no other executor can be compared with MLflow")
+    if "onnx" in comparable:
         verdict = _onnx(folder, facts, allowed, reasons)
     for name in ("native", "pyfunc"):
-        if verdict is None and name in allowed:
+        if verdict is None and name in comparable:
             found = facts["executors"][name]
             if found["ok"]:
-                verdict = {"executor": name, "way": found.get("way", name), "nulls": found.get("nulls", False)}
-                verdict["why"] = found["why"]
+                verdict = {
+                    "executor": name,
+                    "function": found.get("function", name),
+                    "nulls": found.get("nulls", False),
+                    "reason": found["reason"],
+                }
             else:
-                reasons.append(f"not {name}: {found['why']}")
+                reasons.append(f"not {name}: {found['reason']}")
     if verdict is None:
         if "mlflow" not in allowed:
             raise ValueError(f"no allowed executor gives MLflow's predictions: {'; '.join(reasons)}")
         verdict = {
             "executor": "mlflow",
-            "way": "mlflow",
+            "function": "mlflow",
             "nulls": False,
-            "why": "request by request, by MLflow's own functions",
+            "reason": "request by request, by MLflow's own functions",
         }
     if verdict["executor"] != "mlflow":  # the codecs can be made of these facts, which are not trusted
         mlflow_request.decoder(facts | {"nulls": verdict["nulls"]})
         mlflow_response.writer(facts["form"])
-    verdict["why"] = "; ".join([verdict["why"], *reasons])
+    verdict["reason"] = "; ".join([verdict["reason"], *reasons])
+    verdict["warnings"] = _warnings(facts)
     verdict["allowed"] = list(allowed)
     new = folder / f"{VERDICT}.new"
     new.write_text(json.dumps(verdict, indent=1))
@@ -63,11 +73,25 @@ def check_equivalence(folder: Path, allowed: tuple[str, ...]) -> EquivalenceVerd
     return verdict
 
 
+def _warnings(facts: Facts) -> list[str]:
+    """Return what the platform cannot check about this model."""
+    found = []
+    if facts["schema"] is None:
+        found.append(
+            "it has no signature, so the columns and types of requests are not checked: log the model with one"
+        )
+    if facts.get("varies") == VALUES:
+        found.append("its answers vary, so only their form was checked: number of rows, names and types")
+    elif facts.get("varies"):
+        found.append("its answers vary, also in their form, so nothing about them was checked")
+    return found
+
+
 def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], reasons: list[str]) -> EquivalenceVerdict | None:
     """Return the verdict for the first candidate that gives MLflow's predictions for all samples."""
     found = facts["onnx"]["candidates"]
     if not found:
-        reasons.append(f"not onnx: {facts['onnx']['why'] or facts['executors']['pyfunc'].get('why', '')}")
+        reasons.append(f"not onnx: {facts['onnx']['reason'] or facts['executors']['pyfunc'].get('reason', '')}")
         return None
     known = evidence.read(folder)
     for candidate in found:
@@ -84,10 +108,10 @@ def _onnx(folder: Path, facts: Facts, allowed: tuple[str, ...], reasons: list[st
             rest = f"; the model itself answers what it refuses, as {refused} more of them" if refused else ""
             return {
                 "executor": "onnx",
-                "way": native["way"]
+                "function": native["function"]
                 if quick
                 else "pyfunc",  # of the model's process, for rows that the runtime refuses
-                "why": f"ONNX Runtime's answers are equal to MLflow's on {equal} rows{rest}",
+                "reason": f"ONNX Runtime's answers are equal to MLflow's on {equal} rows{rest}",
                 "file": candidate["file"],
                 "feed": {"double": feed.double, "columns": feed.columns},
                 "nulls": nulls,

@@ -32,10 +32,12 @@ from metalworks.serving.sockets import peer_uid
 _logger = logging.getLogger("metalworks.serving")
 
 RUNNER = "metalworks_model_runner"
-SOCKET, EVIDENCE = "launcher.sock", "proofs"
+SOCKET, EVIDENCE = "launcher.sock", "evidence"
+OLD_EVIDENCE = "proofs"
+"""Where release 0.1.0 kept evidence, which no later release uses."""
 STOP_SECONDS = 10.0
 LINE_BYTES = 2**20
-SAID_LINES, SAID_BYTES = 30, 16 * 2**10
+OUTPUT_LINES, OUTPUT_BYTES = 30, 16 * 2**10
 """How much of a process's last lines on standard error it reports."""
 LOOK_SECONDS = 0.2
 
@@ -59,23 +61,23 @@ class Launcher:
         self.runtime, self.evidence, self._uid = runtime, state / EVIDENCE, uid
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By name: a process must not start while one of its name, with the same files, is ending."""
-        self._proving: set[str] = set()
+        self._inspecting: set[str] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
 
     def _command(self, request: LaunchRequest) -> list[str]:
         command = [request["python"], "-m", RUNNER, request["do"], "--model", request["model"]]
-        folder = str(self.evidence / request["proof"])
-        if request["do"] == "prove":
+        folder = str(self.evidence / request["evidence"])
+        if request["do"] == "inspect":
             return [*command, "--into", folder]
-        return [*command, "--proof", folder, "--socket", str(self._socket(request)), *request["options"]]
+        return [*command, "--evidence", folder, "--socket", str(self._socket(request)), *request["options"]]
 
     def _socket(self, request: LaunchRequest) -> Path:
         return self.runtime / f"{request['id']}.sock"
 
     def _environment(self, request: LaunchRequest) -> dict[str, str]:
         own = {"PYTHONPATH": str(runner_folder()), "PYTHONDONTWRITEBYTECODE": "1", "DO_NOT_TRACK": "true"}
-        if request["do"] == "prove":
+        if request["do"] == "inspect":
             # Libraries would start a thread per core and slow down requests.
             own |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **own}
@@ -83,7 +85,7 @@ class Launcher:
     def _keep(self, names: list[str]) -> None:
         """Remove the evidence of versions other than these."""
         for folder in self.evidence.glob("*"):
-            if folder.name not in names and folder.name not in self._proving:
+            if folder.name not in names and folder.name not in self._inspecting:
                 shutil.rmtree(folder, ignore_errors=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,21 +98,26 @@ class Launcher:
                 return
             request: LaunchRequest = json.loads(await reader.readline())
             if request["do"] == "keep":
-                await asyncio.to_thread(self._keep, request["proofs"])
+                await asyncio.to_thread(self._keep, request["folders"])
                 return
             async with self._turns[f"{request['do']} {request['id']}"]:
                 await self._run(request, reader, writer)
-        except (OSError, ValueError, KeyError) as error:  # the caller hung up, or its request is malformed
-            _logger.error("Cannot do what was asked: %r", error)
+        except OSError as error:  # the caller hung up
+            _logger.error("The service closed its connection: %s", error)
+        except (ValueError, KeyError, TypeError) as error:
+            # During an upgrade, the service may still be of the previous release, whose requests have other fields.
+            reason = f"malformed request ({error!r}); if the service is of another release, restart it"
+            _logger.error("%s", reason)
+            _send(writer, {"error": reason})
         finally:
             self._connections.discard(task)
             writer.close()
 
     async def _run(self, request: LaunchRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        proving = request["do"] == "prove"
-        if proving:
-            self._proving.add(request["proof"])
-            shutil.rmtree(self.evidence / request["proof"], ignore_errors=True)
+        inspecting = request["do"] == "inspect"
+        if inspecting:
+            self._inspecting.add(request["evidence"])
+            shutil.rmtree(self.evidence / request["evidence"], ignore_errors=True)
         else:
             self._socket(request).unlink(missing_ok=True)
         pipe = asyncio.subprocess.PIPE
@@ -119,11 +126,11 @@ class Launcher:
                 *self._command(request),
                 env=self._environment(request),
                 stdin=pipe,
-                stderr=pipe if proving else None,
+                stderr=pipe if inspecting else None,
                 start_new_session=True,
             )
         except OSError as error:  # no such interpreter, too many processes or no memory
-            self._proving.discard(request["proof"] if proving else "")
+            self._inspecting.discard(request["evidence"] if inspecting else "")
             _send(writer, {"error": str(error)})
             return
         _send(writer, {"started": process.pid})
@@ -135,15 +142,15 @@ class Launcher:
         told.cancel()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        if proving:
-            self._proving.discard(request["proof"])
+        if inspecting:
+            self._inspecting.discard(request["evidence"])
         else:
             self._socket(request).unlink(missing_ok=True)
         try:
             lines = await asyncio.wait_for(output, 1.0)
         except TimeoutError:
             lines = []
-        _send(writer, {"code": process.returncode, "said": lines})
+        _send(writer, {"code": process.returncode, "output": lines})
         # If this end closed first, the caller could lose replies that it has not read yet.
         while await reader.read(LINE_BYTES):
             pass
@@ -166,6 +173,7 @@ class Launcher:
             folder.mkdir(parents=True, exist_ok=True)
         for stale in self.runtime.glob("*.sock*"):
             stale.unlink()
+        shutil.rmtree(self.evidence.with_name(OLD_EVIDENCE), ignore_errors=True)
         loop, parent = asyncio.get_running_loop(), os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
@@ -191,9 +199,9 @@ async def _last_lines(stream: asyncio.StreamReader | None) -> list[str]:
     if stream is None:
         return []
     kept = b""
-    while data := await stream.read(SAID_BYTES):
-        kept = (kept + data)[-SAID_BYTES:]
-    return kept.decode(errors="replace").strip().splitlines()[-SAID_LINES:]
+    while data := await stream.read(OUTPUT_BYTES):
+        kept = (kept + data)[-OUTPUT_BYTES:]
+    return kept.decode(errors="replace").strip().splitlines()[-OUTPUT_LINES:]
 
 
 def main() -> int:

@@ -84,7 +84,7 @@ class ModelProcess:
     async def _follow(self) -> End:
         try:
             answer = await _line(self._reader)
-            return End(int(answer["code"]), [_text(each) for each in answer["said"]])
+            return End(int(answer["code"]), [_text(each) for each in answer["output"]])
         except (ValueError, KeyError, TypeError) as error:
             raise LauncherLostError(f"the launcher sent a malformed reply: {error!r}") from error
         finally:
@@ -119,10 +119,10 @@ class ModelProcess:
         self.hang_up()
 
 
-async def keep(launcher: Path, proofs: Callable[[], list[str]]) -> None:
-    """Have the launcher remove all evidence except the folders that `proofs` returns once it is connected."""
+async def keep(launcher: Path, folders: Callable[[], list[str]]) -> None:
+    """Have the launcher remove all evidence except the folders that `folders` returns once it is connected."""
     _, writer = await _launcher(launcher)
-    writer.write(json.dumps({"do": "keep", "proofs": proofs()}).encode() + b"\n")
+    writer.write(json.dumps({"do": "keep", "folders": folders()}).encode() + b"\n")
     with contextlib.suppress(OSError):
         await writer.drain()
     writer.close()

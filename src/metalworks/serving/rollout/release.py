@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from metalworks_model_runner.facts import FORM, VALUES
+
 from metalworks.contracts import (
     CARD,
     FACTS,
@@ -28,6 +30,8 @@ from metalworks.contracts import (
     RouteEntry,
     ServingState,
 )
+from metalworks.install_errors import missing_library
+from metalworks.model_python import difference, installed, recorded
 from metalworks.plain_files import read
 from metalworks.serving.rollout.adopt import adopt
 from metalworks.serving.rollout.launcher import EVIDENCE, RUNNER, SOCKET, runner_folder
@@ -98,7 +102,7 @@ class Release:
     @property
     def idle(self) -> bool:
         """Whether it has yet to be prepared."""
-        return not (self.ready or self.preparing or self.refused or self._ended)
+        return not (self.ready or self.preparing or self.refused or self._ended or self._process)
 
     @property
     def executor(self) -> str:
@@ -121,7 +125,12 @@ class Release:
     @property
     def reason(self) -> str:
         """The reason for the executor."""
-        return self.verdict.get("why", "") if self.verdict else ""
+        return self.verdict["reason"] if self.verdict else ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the platform cannot check about the version."""
+        return self.verdict.get("warnings", []) if self.verdict else []
 
     def summarize(self, since: float) -> ServingState:
         """Return its entry in state.json."""
@@ -129,7 +138,8 @@ class Release:
             "version": self.desired.version,
             "model": self.card.get("name", "") if self.card else "",
             "executor": self.executor,
-            "why": self.reason,
+            "reason": self.reason,
+            "warnings": self.warnings,
             "since": since,
         }
 
@@ -140,7 +150,7 @@ class Release:
             "id": self.id,
             "card": self.card,
             "environment": self.desired.environment,
-            "proof": str(self.evidence),
+            "evidence": str(self.evidence),
             "socket": str(self._socket),
         }
 
@@ -165,6 +175,8 @@ class Release:
             took = time.monotonic() - began
             message = "Version %s is ready after %.1f s: %s (%s)"
             _logger.info(message, self.desired.version, took, self.executor, self.reason)
+            for warning in self.warnings:
+                _logger.warning("Version %s: %s", self.desired.version, warning)
         except LauncherLostError as lost:
             self._lost += 1
             _logger.error("Preparing version %s again: %s", self.desired.version, lost)
@@ -181,7 +193,19 @@ class Release:
             if not self.ready:
                 await self._stop()
 
+    def refuse(self, reason: str) -> None:
+        """Refuse a version that was ready; the caller ends its process with `stop` once nobody uses it."""
+        self.ready = False
+        self._refuse(reason)
+
+    async def stop(self) -> None:
+        """End the process of a refused version, so that it can be tried again."""
+        await self._end_keeper()
+        await self._stop()
+
     def _refuse(self, reason: str) -> None:
+        made, serves = recorded(Path(self.desired.path, "model")), installed(Path(self.desired.python))
+        reason = " ".join(filter(None, [reason, difference(made, serves)]))
         self.refused, self.refused_at = reason, time.time()
         _logger.error("Refused version %s; the version in service stays: %s", self.desired.version, reason)
 
@@ -201,7 +225,7 @@ class Release:
 
     async def _inspect(self) -> None:
         """Have the launcher inspect the model; raise VersionRefusedError with the reason if that fails."""
-        process = await self._launch({"do": "prove"})
+        process = await self._launch({"do": "inspect"})
         try:
             end = await process.wait()
         finally:
@@ -235,7 +259,7 @@ class Release:
         version: LaunchRequest = {
             **request,
             "id": self.id,
-            "proof": self.evidence.name,
+            "evidence": self.evidence.name,
             "python": self.desired.python,
             "model": model,
         }
@@ -262,7 +286,7 @@ class Release:
         """Tell a process its executor; return whether it then listens, as opposed to having ended."""
         # Raw requests go through MLflow in any case.
         assert self.verdict is not None  # noqa: S101 (the equivalence check came first)
-        process.tell(f"{self.verdict['way']}\n")
+        process.tell(f"{self.verdict['function']}\n")
         while not process.ended and not self._socket.is_socket():
             await asyncio.sleep(0.05)
         if process.ended:
@@ -270,8 +294,11 @@ class Release:
         return not process.ended
 
     async def _ask_example(self, facts: Facts) -> None:
-        """Raise VersionRefusedError unless the process answers the example as it did during the inspection."""
-        from metalworks_model_runner.json_equality import same
+        """Raise VersionRefusedError unless the process answers the example as it did during the inspection.
+
+        Of a model whose answers vary, only their form is compared.
+        """
+        from metalworks_model_runner.json_equality import alike, same
 
         from metalworks.serving.rollout.example import ask
 
@@ -279,10 +306,20 @@ class Release:
             answer = await ask(self._socket, json.dumps(facts["example"]).encode())
         except (OSError, asyncio.IncompleteReadError, ValueError, RecursionError, struct.error) as error:
             raise VersionRefusedError(f"its process does not respond: {error}") from error
-        if not same(answer, facts["example_answer"]):
-            raise VersionRefusedError(
-                "its prediction for its example differs from the one before: it is not deterministic"
-            )
+        expected, varies = facts["example_answer"], facts.get("varies")
+        if same(answer, expected) or varies == FORM:
+            return
+        if not alike(answer, expected):
+            raise VersionRefusedError("its prediction for its example has another form than the one before")
+        if not varies:  # only now did it show
+            await self._note_that_it_varies(facts)
+
+    async def _note_that_it_varies(self, facts: Facts) -> None:
+        """Repeat the equivalence check for a model whose answers vary: MLflow's own functions are to answer."""
+        (self.evidence / FACTS).write_text(json.dumps(facts | {"varies": VALUES}, indent=1))
+        (self.evidence / VERDICT).unlink()
+        await self._check_equivalence(self.evidence)
+        self.verdict = json.loads((self.evidence / VERDICT).read_text())
 
     async def _keep(self) -> None:
         """Restart the process whenever it ends."""
@@ -313,10 +350,14 @@ class Release:
     async def end(self) -> None:
         """End the version's process for good."""
         self._ended, self.ready = True, False
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._end_keeper()
         await self._stop()
+
+    async def _end_keeper(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
 
 
 async def _end_of(process: ModelProcess) -> str:
@@ -335,7 +376,9 @@ def _require_success(code: int, lines: list[str]) -> None:
     end = lines[-1] if lines else "it printed no error"
     if code < 0:
         end = f"its process was ended by {_signal(-code)}; {end}"
-    raise VersionRefusedError(end.removeprefix("InspectionError: "))
+    reason = end.removeprefix("InspectionError: ")
+    cure = missing_library("\n".join(lines))
+    raise VersionRefusedError(f"{reason} {cure}" if cure else reason)
 
 
 def _signal(number: int) -> str:

@@ -17,6 +17,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -39,7 +40,7 @@ from metalworks.contracts import (
 )
 from metalworks.plain_files import read
 from metalworks.serving.rollout.canary import Trial
-from metalworks.serving.rollout.launcher import SOCKET
+from metalworks.serving.rollout.launcher import OLD_EVIDENCE, SOCKET
 from metalworks.serving.rollout.model_process import keep
 from metalworks.serving.rollout.release import Release, release_id, remove_old_evidence
 from metalworks.serving.settings import PREFIX, Settings, SettingsError
@@ -52,7 +53,7 @@ RETRY_SECONDS = 900.0
 SILENT_SECONDS = 60.0
 """For this long no connection is accepted while the first version loads, so the gateway asks another host."""
 FOLLOW_SECONDS = 30.0
-"""How long worker processes may take to follow a new route."""
+"""For this long, worker processes try again to load a version that they could not load."""
 DESIRED_STATE_BYTES = 2**20
 
 
@@ -66,14 +67,18 @@ class Supervisor:
         self.workers: dict[int, asyncio.subprocess.Process] = {}
         self.releases: dict[str, Release] = {}
         self.desired: dict[str, DesiredVersion | None] = dict.fromkeys(ROLES)
+        self.routed: dict[str, Release | None] = dict.fromkeys(ROLES)
+        """Versions of the newest route."""
         self.serving: dict[str, Release | None] = dict.fromkeys(ROLES)
+        """Versions of the newest route that every worker process has confirmed."""
         self.since: dict[str, float] = {}
         self.verdict: CanaryVerdict | None = None
         self._trial: Trial | None = None
         self.revision = 0
         self.ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._seen = 0
+        self._seen: int | None = 0
+        """Modification time of the desired state that was read last; None while the file is missing."""
         self._published = self._last_error = ""
         self._resuming = False
         """Whether the version from before the restart is loading. No other loads meanwhile, to save memory."""
@@ -88,18 +93,21 @@ class Supervisor:
 
     def _read_desired_state(self) -> None:
         try:
-            changed = self.settings.wanted.stat().st_mtime_ns
+            changed = self.settings.desired.stat().st_mtime_ns
         except FileNotFoundError:
+            if self._seen is not None:
+                _logger.warning("%s is missing, so nothing changes: is model-follower running?", self.settings.desired)
+                self._seen = None
             return
         if changed == self._seen:
             return
-        text = read(self.settings.wanted, DESIRED_STATE_BYTES)
+        text = read(self.settings.desired, DESIRED_STATE_BYTES)
         self._seen = changed
         try:
             entries = json.loads(text)
             self.desired = {role: DesiredVersion.parse(entries.get(role)) for role in ROLES}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            _logger.error("%s is malformed, so nothing changes: %r", self.settings.wanted, error)
+            _logger.error("%s is malformed, so nothing changes: %r", self.settings.desired, error)
             return
         champion, canary = self.desired["champion"], self.desired["canary"]
         if self.verdict and (canary is None or canary.version != self.verdict["version"]):
@@ -128,7 +136,9 @@ class Supervisor:
             "champion": serving["champion"],
             "shadow": serving["shadow"],
             "canary": serving["canary"],
-            "preparing": sorted(release.desired.version for release in self.releases.values() if release.preparing),
+            "preparing": sorted(
+                release.desired.version for release in self.releases.values() if self._is_coming(release)
+            ),
             "refused": {
                 release.desired.version: {"reason": release.refused, "at": release.refused_at}
                 for release in self.releases.values()
@@ -140,6 +150,10 @@ class Supervisor:
         if text != self._published:
             self._write(self.settings.runtime / STATE, now)
             self._published = text
+
+    def _is_coming(self, release: Release) -> bool:
+        """Return whether a version is being prepared, or worker processes have yet to load it."""
+        return release.preparing or (release in self.routed.values() and release not in self.serving.values())
 
     # -- Processes
 
@@ -213,7 +227,7 @@ class Supervisor:
             desired = None if role == "canary" and withdrawn else self.desired[role]
             if desired is None:
                 # If no champion is desired, the current one stays in service.
-                if role != "champion" and self.serving[role] is not None:
+                if role != "champion" and self.routed[role] is not None:
                     self._set(role, None)
                     changed = True
                 continue
@@ -221,10 +235,8 @@ class Supervisor:
             if release.refused and time.time() - release.refused_at > RETRY_SECONDS:
                 release.forget()
             if release.idle and not self._resuming:
-                self._spawn(release.prepare(hurry=self.serving["champion"] is None))
-            if release.ready and self.serving[role] is not release:
-                if role == "champion":
-                    self._remember(desired)
+                self._spawn(release.prepare(hurry=self.routed["champion"] is None))
+            if release.ready and self.routed[role] is not release:
                 self._set(role, release)
                 changed = True
         if changed:
@@ -239,33 +251,73 @@ class Supervisor:
             _logger.error("Cannot write %s; after a restart the version before will serve first: %s", self._last, error)
 
     def _set(self, role: str, release: Release | None) -> None:
-        before = self.serving[role]
+        before = self.routed[role]
         if before is not None:
             self._replaced[before.id] = time.monotonic()
-        self.serving[role], self.since[role] = release, time.time()
-        name = f"version {release.desired.version} ({release.executor})" if release else "nobody"
-        _logger.info("%s: %s", role.capitalize(), name)
+        self.routed[role] = release
 
     async def _route(self) -> None:
-        """Write the route, and wait until every worker process follows it."""
+        """Write the route, and wait until every worker process follows it; withdraw versions that they cannot load."""
         self.revision += 1
         revision = self.revision
         canary = self.settings.canary
-        entries = {role: each.describe_route() if each else None for role, each in self.serving.items()}
+        entries = {role: each.describe_route() if each else None for role, each in self.routed.items()}
         route: RouteFile = {
             "champion": entries["champion"],
             "shadow": entries["shadow"],
             "canary": entries["canary"] if canary else None,  # without settings it gets no requests
-            "canary_share": canary.percent / 100 if canary and self.serving["canary"] else 0.0,
+            "canary_share": canary.percent / 100 if canary and self.routed["canary"] else 0.0,
             "revision": revision,
         }
         self._write(self.settings.runtime / ROUTE, route)
-        deadline = time.monotonic() + FOLLOW_SECONDS
-        while time.monotonic() < deadline:
-            if revision != self.revision or all(each.get("routed", 0) >= revision for each in self._counts()):
+        began, reported = time.monotonic(), False
+        while revision == self.revision:
+            counts, seconds = self._counts(), time.monotonic() - began
+            if all(each.get("routed", 0) >= revision for each in counts):
+                self._confirm()
                 return
+            if broken := self._broken(counts, seconds):
+                await self._withdraw(broken)
+                return
+            if seconds > FOLLOW_SECONDS and not reported:
+                _logger.error("Not every worker process follows route %s yet", revision)
+                reported = True
             await asyncio.sleep(LOOK_SECONDS / 4)
-        _logger.error("Not every worker process follows route %s", revision)
+
+    def _confirm(self) -> None:
+        """Note that every worker process follows the newest route."""
+        for role, release in self.routed.items():
+            if release is self.serving[role]:
+                continue
+            self.serving[role], self.since[role] = release, time.time()
+            if role == "champion" and release is not None:
+                self._remember(release.desired)
+            name = f"version {release.desired.version} ({release.executor})" if release else "nobody"
+            _logger.info("%s: %s", role.capitalize(), name)
+
+    def _broken(self, counts: list[StatsFile], seconds: float) -> dict[str, str]:
+        """Return id → reason of versions that worker processes do not load, after `seconds` of trying."""
+        new = {each.id for role, each in self.routed.items() if each and each is not self.serving[role]}
+        if seconds > FOLLOW_SECONDS:
+            for each in counts:
+                if found := {id_: reason for id_, reason in each.get("unloadable", {}).items() if id_ in new}:
+                    return {id_: f"a worker process cannot load it: {reason}" for id_, reason in found.items()}
+        if seconds > self.settings.load_timeout:  # they end while they load it, for example
+            reason = f"not every worker process loaded it within {self.settings.load_timeout:g} s; see the journal"
+            return dict.fromkeys(new, reason)
+        return {}
+
+    async def _withdraw(self, broken: Mapping[str, str]) -> None:
+        """Refuse versions that worker processes do not load, and go back to the versions before them."""
+        releases = {each for each in self.routed.values() if each and each.id in broken}
+        for release in releases:
+            release.refuse(broken[release.id])
+        for role, routed in [*self.routed.items()]:
+            if routed in releases:
+                self._set(role, self.serving[role] if self.serving[role] not in releases else None)
+        await self._route()
+        for release in releases:
+            await release.stop()
 
     def _counts(self) -> list[StatsFile]:
         """Return the counts of the worker processes; empty for one that has not started."""
@@ -282,7 +334,7 @@ class Supervisor:
         if any(each.get("routed", 0) < self.revision for each in self._counts()):
             return  # a worker process may still send requests to it
         needed = {release_id(each) for each in self.desired.values() if each}
-        needed |= {each.id for each in self.serving.values() if each}
+        needed |= {each.id for each in (*self.routed.values(), *self.serving.values()) if each}
         for release in [*self.releases.values()]:
             if release.id in needed or release.preparing:
                 continue
@@ -325,7 +377,7 @@ class Supervisor:
             return
         finally:
             self._resuming = False
-        if release.ready and self.serving["champion"] is None:
+        if release.ready and self.routed["champion"] is None:
             self._set("champion", release)
             await self._route()
 
@@ -335,6 +387,7 @@ class Supervisor:
             directory.mkdir(parents=True, exist_ok=True)
         for stale in self.settings.runtime.glob("*.json"):
             stale.unlink()
+        shutil.rmtree(self.settings.state / OLD_EVIDENCE, ignore_errors=True)
         spool = self.settings.state / "spool"
         for part in spool.glob("*.part"):  # left by processes that were killed
             part.rename(part.with_suffix(".jsonl"))
@@ -397,6 +450,8 @@ def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:  # `::` stands for the host's IPv4 addresses as well
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:

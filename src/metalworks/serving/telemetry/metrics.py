@@ -2,6 +2,9 @@
 
 Each worker process writes its counts to a file twice a second. So the process that gets a request for /metrics can add
 up the counts of all, and a process that replaces another counts on from there.
+
+To add a metric, count it in a field of Stats, add that field up in add_up, write its lines in render_metrics, and name
+it in docs/inference.md ("Monitor it"); a test compares the two.
 """
 
 from __future__ import annotations
@@ -71,6 +74,8 @@ class Stats(msgspec.Struct):
     """Requests that a version is answering, by its id."""
     routed: int = 0
     """Revision of the route that this process follows."""
+    unloadable: dict[str, str] = msgspec.field(default_factory=dict)
+    """Versions of a newer route that this process cannot load: id → reason."""
 
     def of(self, role: str, version: str, executor: str) -> Series:
         """Return the series; create it if there is none."""

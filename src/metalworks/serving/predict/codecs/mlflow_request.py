@@ -27,6 +27,8 @@ LARGEST = 3.0e38
 """Beyond single precision, some libraries refuse a number and others treat it as infinite."""
 _TYPES: dict[str, Any] = {"boolean": bool, "integer": int, "long": int, "float": float, "double": float, "string": str}
 
+_Decoder = msgspec.json.Decoder[Any]
+
 MORE_COLUMNS = 256
 """Unknown columns that are skipped here; a request with more is left to MLflow."""
 
@@ -78,13 +80,23 @@ class TableDecoder:
         self._request = msgspec.json.Decoder(_ScoringRequest)
         self._quick = self._quick_decoder(types[0]) if self._matrix is not None else None
         self._orders: dict[tuple[str, ...], tuple[Any, list[int]] | None] = {}
-        fields = [(f"c{i}", t) for i, t in enumerate(types)]
-        renamed = {f"c{i}": name for i, name in enumerate(self.names)}
-        record = msgspec.defstruct("Record", fields, rename=renamed, array_like=False)
-        self._record_fields = [name for name, _ in fields]
-        self._records = msgspec.json.Decoder(list[record])  # type: ignore[valid-type]
-        table = msgspec.defstruct("Table", [(name, list[t]) for name, t in fields], rename=renamed)  # type: ignore[valid-type]
-        self._table = msgspec.json.Decoder(table)
+        self._record_fields = [f"c{i}" for i in range(len(types))]
+        self._records, self._table = self._decoders_by_name(types)
+
+    def _decoders_by_name(self, types: Sequence[Any]) -> tuple[_Decoder | None, _Decoder | None]:
+        """Return decoders for a list of records and for a table of columns.
+
+        None for columns whose names msgspec takes for no field, such as `say "hi"`: then only split tables, which
+        have names as values, are decoded here.
+        """
+        fields = [*zip(self._record_fields, types, strict=True)]
+        renamed = dict(zip(self._record_fields, self.names, strict=True))
+        try:
+            record = msgspec.defstruct("Record", fields, rename=renamed)
+            table = msgspec.defstruct("Table", [(name, list[t]) for name, t in fields], rename=renamed)  # type: ignore[valid-type]
+        except ValueError:
+            return None, None
+        return msgspec.json.Decoder(list[record]), msgspec.json.Decoder(table)  # type: ignore[valid-type]
 
     @staticmethod
     def _quick_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
@@ -116,6 +128,8 @@ class TableDecoder:
             return None
         if isinstance(request.dataframe_split, _Split):
             return self._split(request.dataframe_split)
+        if self._records is None or self._table is None:
+            return None
         if given[0] == "inputs":
             table = self._table.decode(request.inputs)  # type: ignore[arg-type]
             values = [getattr(table, name) for name in self._record_fields]
