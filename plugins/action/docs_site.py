@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-# Resolves the links of a checkout; an installed collection has none.
-PRODUCT = Path(__file__).resolve().parents[2]
-
-
-def archive() -> Path:
-    """Return the site as a ZIP file, built once for each content.
-
-    Raises AnsibleActionFail with the builder's output if the build fails.
-    """
-    command = [sys.executable, "-m", "scripts.docs.site", "--archive"]
-    built = subprocess.run(command, cwd=PRODUCT, capture_output=True, text=True, check=False)
-    if built.returncode:
-        raise AnsibleActionFail(f"Cannot build the docs site: {built.stderr.strip()}")
-    return Path(built.stdout.strip())
+from ..plugin_utils.controller_build import build
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -32,7 +15,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Call the module, and again with the archive if the host lacks it."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        source = archive()
+        source = build("the docs site", "scripts.docs.site", "--archive")
         # The folder above the archive is named after the digest of its sources.
         args = dict(self._task.args) | {"release": source.parent.name}
         done = self._execute_module(module_args=args, task_vars=task_vars)

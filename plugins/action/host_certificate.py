@@ -67,7 +67,7 @@ def subject(names: list[str]) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:LONGEST_COMMON_NAME])])
 
 
-def why_new(
+def renewal_reason(
     present: str, request: str, ca: x509.Certificate, names: list[str], renew_days: int, valid_days: int
 ) -> str:
     """Return why a host's certificate must be replaced; empty if it need not be."""
@@ -198,7 +198,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if seen.get("failed"):
             return seen
         present, request = str(seen.pop("certificate")), str(seen.pop("request"))
-        reason = why_new(present, request, ca, args["names"], renew, valid)
+        reason = renewal_reason(present, request, ca, args["names"], renew, valid)
         if reason:
             seen = {"changed": True, "actions": [*seen["actions"], f"new certificate: {reason}"]}
         if not seen["changed"] or self._task.check_mode:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ..plugin_utils.controller_build import build
 from .systemd_units import hide_environments
 
-# Resolves the links of a checkout; an installed collection has none.
-PRODUCT = Path(__file__).resolve().parents[2]
 WHEELS = "/opt/metalworks/wheels"
-
-
-def package() -> Path:
-    """Return the project's own package, built once per content of src/.
-
-    Raises AnsibleActionFail with the builder's output if the build fails.
-    """
-    command = [sys.executable, "-m", "scripts.site.build_wheel"]
-    built = subprocess.run(command, cwd=PRODUCT, capture_output=True, text=True, check=False)
-    if built.returncode:
-        raise AnsibleActionFail(f"Cannot build the project's package: {built.stderr.strip()}")
-    return Path(built.stdout.strip())
+INQUIRY = "pending_migrations.py"
+"""The program that a new release answers, in role python_app's files."""
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -40,11 +27,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         args["units"] = hide_environments(args.get("units", []))
         project = args.pop("project", False)
         lock = Path(self._find_needle("files", args.pop("requirements")))
+        args["settings"] = json.dumps(args.pop("environment", {}), sort_keys=True, default=str)
+        if args.get("databases"):
+            args["inquiry"] = Path(self._find_needle("files", INQUIRY)).read_text()
         args["lock"] = f"{args['root']}/lock/{lock.name}"
         args["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
         sources = {args["lock"]: lock}
         if project:
-            wheel = package()
+            wheel = build("the project's package", "scripts.site.build_wheel")
             # The folder above the wheel is named after the digest of its sources.
             args["wheel"] = f"{WHEELS}/{wheel.parent.name}/{wheel.name}"
             sources[args["wheel"]] = wheel

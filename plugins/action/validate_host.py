@@ -12,11 +12,16 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.common.yaml import yaml_load  # libyaml's parser: this is read for every host
 from ansible.plugins.action import ActionBase
 
+from ..filter.wiring import address as platform_address
+from ..plugin_utils import site_choices
 from ..plugin_utils import site_rules as rules
+
+PEOPLE, TAKE_OVER = "platform_users", "take_over"
+DRIVERS, SOURCE, VERSION = "nvidia_driver_versions", "nvidia_source", "postgresql_version"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Return `problems`, `unresolved` (variables that cannot be computed) and the host's facts."""
+    """Return `refused` (choices), `problems`, `unresolved` (variables that cannot be computed) and the host's facts."""
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check the host that the task runs for, if it belongs to the platform."""
@@ -25,11 +30,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         self.host = self.variables["inventory_hostname"]
         self.problems: list[Any] = []
         self.unresolved: list[tuple[str, str]] = []
+        self.repaired: dict[str, Any] = {}
+        refused = self._judge_choices() if "schema" in self._task.args else []
         if self._task.args["home"] in self.variables["group_names"]:
             self._judge_roles()
             self.problems += self._judge_certificate()
             result |= self._judge_host(self._wanted_ports())
-        return result | {"problems": [list(problem) for problem in self.problems], "unresolved": self.unresolved}
+        problems = [list(problem) for problem in self.problems]
+        return result | {"refused": refused, "problems": problems, "unresolved": self.unresolved}
+
+    def _judge_choices(self) -> list[list[str]]:
+        """Check the site's choices; from here on, a refused one has a value that nothing stumbles over."""
+        judged = site_choices.judge_in(self, self.variables, Path(self._task.args["roles"]).parent)
+        self.unresolved += judged.unresolved
+        self.repaired = judged.repaired
+        self.variables = self.variables | judged.repaired
+        self._templar.available_variables = self.variables
+        return [[fault.variable, fault.place, fault.what, fault.cure] for fault in judged.faults]
 
     def _value(self, name: str) -> Any:
         """Return a variable's value on this host; note why and return None when it cannot be computed."""
@@ -67,12 +84,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             value = self._value(port["variable"])
             # A list that cannot be computed is reported elsewhere.
             for entry in value if isinstance(value, list) else [{"port": value}] if value else []:
-                if isinstance(entry, dict):
+                number = entry.get("port", port.get("default")) if isinstance(entry, dict) else None
+                if isinstance(number, int):
                     fields = defaultdict(str, entry)
-                    number, unit = int(entry.get("port", port.get("default"))), port["unit"].format_map(fields)
                     entry_of = f"the port of {fields['name']} in " if isinstance(value, list) else ""
                     setting = "" if port.get("fixed") else f"{entry_of}{port['variable']}"
-                    wanted.append({"port": number, "unit": unit, "setting": setting})
+                    wanted.append({"port": number, "unit": port["unit"].format_map(fields), "setting": setting})
         self.problems += rules.two_on_one_port(self.host, wanted)
         return wanted
 
@@ -88,14 +105,52 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _wants_device(self) -> bool:
         device = self._task.args["device"]
-        return device["group"] in self.variables["group_names"] and bool(self._value(device["variable"]))
+        if device["group"] not in self.variables["group_names"] or device["variable"] in self.repaired:
+            return False
+        return bool(self._value(device["variable"]))
+
+    def _judge_ssh_port(self, listeners: list[dict[str, Any]]) -> list[Any]:
+        """Check that the firewall keeps the port of the SSH server open, if Ansible comes by SSH."""
+        over_ssh = self.variables.get("ansible_connection", "ssh") in ("ssh", "smart", "paramiko", "paramiko_ssh")
+        port = self._value("firewall_ssh_port") if "firewall_ssh_port" in self.variables else None
+        return list(rules.closed_ssh_port(self.host, port, listeners)) if over_ssh and port else []
+
+    def _people(self) -> dict[str, int | None]:
+        """Return the UID, if the site sets one, of each person who gets an account here."""
+        entries = self._value(PEOPLE) if PEOPLE in self.variables else []
+        found = {}
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("role") in ("admin", "developer"):
+                found[str(entry.get("name", ""))] = entry["uid"] if isinstance(entry.get("uid"), int) else None
+        return found
+
+    def _judge_earlier(self, earlier: dict[str, Any], facts: dict[str, Any]) -> list[Any]:
+        """Check for software of others that the platform would replace."""
+        names = (TAKE_OVER, DRIVERS, SOURCE, VERSION)
+        known = {name: self._value(name) for name in names if name in self.variables}
+        accepted = known.get(TAKE_OVER) or []
+        drivers = known.get(DRIVERS) if known.get(SOURCE, "nvidia") == "nvidia" else []
+        groups = self.variables["group_names"]
+        found = list(rules.earlier_software(self.host, earlier, groups, accepted, drivers or []))
+        role = Path(self._task.args["roles"], "postgresql/vars/main.yml")
+        if "postgresql" in groups and role.exists():
+            defaults = yaml_load(role.read_text())["__postgresql_distribution_versions"]
+            system = f"{facts['distribution']} {facts['distribution_major_version']}"
+            if version := str(known.get(VERSION) or defaults.get(system, "")):
+                found += rules.earlier_clusters(self.host, earlier["postgresql"], version, accepted)
+        return found
 
     def _judge_host(self, wanted: list[dict[str, Any]]) -> dict[str, Any]:
         """Check the host itself, in one connection."""
         args = self._task.args
         address = self.variables.get("ansible_host", self.host)
+        reached_at = platform_address({self.host: self.variables}, self.host)
         try:
-            seen = self._execute_module(module_args={"paths": args["paths"]}, task_vars=self.variables)
+            written = args.get("written_units", {})
+            units = [unit for group, unit in written.items() if group in self.variables["group_names"]]
+            people = self._people() if args["accounts"] in self.variables["group_names"] else {}
+            options = {"people": people, "paths": args["paths"], "address": reached_at, "units": units}
+            seen = self._execute_module(module_args=options, task_vars=self.variables)
         except AnsibleConnectionFailure as error:
             self.problems.append(rules.unreachable(self.host, address, " ".join(str(error.message).split())))
             return {}
@@ -106,14 +161,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             self.problems.append(rules.unusable(self.host, reason))
             return {}
         facts = seen["ansible_facts"]
+        minimums = self.repaired.get("validate_minimums", args["minimums"])
         self.problems += [
             *rules.unsupported_system(self.host, facts, args["distributions"]),
             *rules.old_python(self.host, seen["python"], args["python"]),
-            *rules.too_small(
-                self.host, facts, seen["disks"], rules.strictest(self.variables["group_names"], args["minimums"])
-            ),
+            *rules.too_small(self.host, facts, seen["disks"], rules.strictest(self.variables["group_names"], minimums)),
             *rules.missing_device(self.host, seen["nvidia_devices"], self._wants_device()),
             *rules.taken_ports(self.host, seen["listeners"], wanted),
+            *rules.bad_address(self.host, reached_at, seen["address"]),
+            *self._judge_ssh_port(seen["listeners"]),
+            *self._judge_earlier(seen["earlier"], facts),
+            *(rules.Problem(f"host {self.host}", what, cure) for what, cure in seen["uids"]),
         ]
         # The last fact tells `gathering = smart` not to gather again.
-        return {"ansible_facts": facts | {"_ansible_facts_gathered": True}}
+        found = {"ansible_facts": facts | {"_ansible_facts_gathered": True}, "login": seen["login"]}
+        if args["accounts"] in self.variables["group_names"]:
+            found["system_accounts"] = seen["system_accounts"]
+        return found

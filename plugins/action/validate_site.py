@@ -11,7 +11,12 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
+from ..filter.wiring import address as platform_address
+from ..plugin_utils import site_choices
 from ..plugin_utils import site_rules as rules
+
+PEOPLE = "platform_users"
+PRODUCT = "00-product"  # the folder of the product's variables in every inventory
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -24,43 +29,96 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         self.hostvars = self.variables["hostvars"]
         self.product = Path(self._task.args["product"])
         args, groups = self._task.args, {name: list(hosts) for name, hosts in self.variables["groups"].items()}
+        looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
+        judged = self._judge_choices()
         ours = [host for home in args["homes"] for host in groups.get(home, ())]
+        reached_at = {host: platform_address(self.hostvars, host) for host in ours}
         required = [name for name in args["required_groups"] if name not in args["replaced_groups"]]
         empty = rules.empty_groups(groups, required, args["required_home"])
-        missing, names = self._secrets(groups["all"])
+        named, names_taken = self._taken_names(judged, looked_at, groups.get(args["homes"][0], []))
+        missing, names = self._secrets(groups["all"], names_taken)
         problems = [
             *empty,
             *rules.crowded_groups(groups, args["single_groups"]),
             *rules.stray_hosts(groups, args["homes"]),
             *rules.bad_host_names(ours),
-            *rules.shared_addresses({host: self._host_value(host, "ansible_host", host) for host in ours}),
+            *rules.shared_addresses(reached_at),
+            *rules.mixed_addresses({host: reached_at[host] for host in groups.get(args["homes"][0], ())}),
             *self._unknown(groups["all"]),
+            *self._refused(looked_at),
+            *named,
             *missing,
             *rules.unreadable_ca_files(self._value("extra_ca_certificates"), "extra_ca_certificates"),
-            *[found for name, field in args["unique"].items() for found in self._duplicates(name, field)],
-            *[found for name, taken in args["reserved"].items() for found in self._reserved(name, taken)],
+            *[
+                found
+                for name, fields in args["unique"].items()
+                for field in fields
+                for found in self._duplicates(name, field)
+            ],
         ]
-        problems += rules.queue_order(self._templar.template(self.variables.get("work_queues")), "work_queues")
-        problems += rules.bad_services(self._value("inference_services"), "inference_services")
-        days = "prediction_log_days"
-        problems += rules.not_days(self._templar.template(self.variables.get(days, 0)), days)
+        domain, below = self._templated("platform_domain"), self._templated("__validate_names") or []
+        problems += rules.domain_of_a_host(str(domain), below, groups["all"])
+        problems += rules.queue_order(self._templated("work_queues"), "work_queues")
+        problems += rules.pools_without_a_limit(self._templated("worker_limits"), groups, "worker_limits")
+        problems += rules.contradicting_services(self._value("inference_services"), "inference_services")
         problems += rules.uneven_own_certificates(self._templated("own_certificates"), ours)
-        problems += rules.unknown_roles(self._value("platform_users"), "platform_users")
-        problems += rules.weak_secrets(self._all_secrets(groups["all"]), args["given"], self._cure())
-        looked_at = [self._host_value(host, "__validate_host", {}) for host in self.variables["ansible_play_hosts_all"]]
+        unchecked = {*args["given"], *(fault.variable for fault in judged.faults if len(fault.path) == 1)}
+        problems += rules.weak_secrets(self._all_secrets(groups["all"]), unchecked, self._cure())
+        told = any(problem.where.startswith(("variable", "secret")) for problem in problems)
         problems += [rules.Problem(*problem) for host in looked_at for problem in host.get("problems", ())]
         if not empty:  # without a host, no address can be computed, and reporting that helps nobody
-            problems += rules.unresolved(self._unresolved(), names)
+            problems += rules.unresolved(self._unresolved(told), names)
         problems = list(dict.fromkeys(problems))
         losses = {name: loss for name, loss in args["optional_groups"].items() if not groups.get(name)}
         if losses:
             result["warnings"] = [f"no host in group `{name}`: {loss}" for name, loss in losses.items()]
         if problems:
             return result | {"failed": True, "msg": rules.report(problems)}
-        return result | {"msg": f"{len(ours)} hosts checked, no problem found"}
+        # Ansible shows a message without -v only if this is set, as its module `debug` does.
+        return result | {"msg": f"Nothing wrong. {len(ours)} hosts checked.", "_ansible_verbose_always": True}
+
+    def _judge_choices(self) -> site_choices.Choices:
+        """Check the choices of this host; from here on, a refused one has a value that nothing stumbles over."""
+        judged = site_choices.judge_in(self, self.variables, self.product)
+        self.raw_users = self._value("platform_users")
+        self.variables = self.variables | judged.repaired
+        self._templar.available_variables = self.variables
+        return judged
+
+    def _refused(self, looked_at: list[dict[str, Any]]) -> list[Any]:
+        """Return the choices that hosts found refused, each once."""
+        found = []
+        for variable, place, what, cure in dict.fromkeys(
+            tuple(one) for host in looked_at for one in host.get("refused", ())
+        ):
+            if variable.startswith(site_choices.SECRET):
+                key = f", key `{place.removeprefix(', ')}`" if place else ""
+                ours = variable in self._task.args["given"] or "template" in what
+                remedy = cure if ours else f"Remove it from the vault. {self._cure()}"
+                found.append(rules.Problem(f"secret `{variable}`{key}", what, remedy))
+            else:
+                found.append(rules.Problem(f"variable `{variable}`{self._origin(variable)}{place}", what, cure))
+        return found
+
+    def _taken_names(
+        self, judged: site_choices.Choices, looked_at: list[dict[str, Any]], hosts: list[str]
+    ) -> tuple[list[Any], set[str]]:
+        """Return the problems with people named like an account that is not theirs, and these names."""
+        wrong = {fault.path[1] for fault in judged.faults if fault.path[::2] == (PEOPLE, "name")}
+        names = [
+            entry["name"]
+            for number, entry in enumerate(self.raw_users)
+            if number not in wrong and isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        ]
+        logins = {str(self._host_value(host, "ansible_user", "")) for host in hosts}
+        logins |= {str(host["login"]) for host in looked_at if host.get("login")}
+        taken = set(self._templated("__validate_accounts") or []) | set(self._task.args["reserved"])
+        taken |= {name for host in looked_at for name in host.get("system_accounts", ())}
+        problems = rules.names_of_the_operator(names, logins, PEOPLE)
+        return problems + rules.reserved_names(names, taken - logins, PEOPLE), (logins | taken) & set(names)
 
     def _value(self, name: str) -> list[Any]:
-        """Return a list of the site's; empty when it cannot be computed, which its role's spec then reports."""
+        """Return a list of the site's; empty when it cannot be computed, which is told elsewhere."""
         value = self._templated(name)
         return value if isinstance(value, list) else []
 
@@ -78,23 +136,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         values = [entry[field] for entry in self._value(name) if isinstance(entry, dict) and field in entry]
         return list(rules.duplicates(f"`{name}`, field {field}", values))
 
-    def _reserved(self, name: str, taken: list[str]) -> list[Any]:
-        names = [entry.get("name") for entry in self._value(name) if isinstance(entry, dict)]
-        return list(rules.reserved_names(names, taken, name))
+    def _unresolved(self, told: bool) -> dict[tuple[str, str], list[str]]:
+        """Return (variable, reason) → the hosts on which it cannot be computed.
 
-    def _unresolved(self) -> dict[tuple[str, str], list[str]]:
-        """Return (variable, reason) → the hosts on which it cannot be computed."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for host in self.variables["ansible_play_hosts_all"]:
+        If the cause may have been told, without those that the site does not set itself: they follow from others.
+        """
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        everywhere = self.variables["ansible_play_hosts_all"]
+        for host in everywhere:
             for variable, reason in self._host_value(host, "__validate_host", {}).get("unresolved", ()):
-                found.setdefault((variable, reason), []).append(host)
-        return found
+                if not told or self._origin(variable):
+                    found.setdefault((variable, reason), {})[host] = None
+        return {key: list(hosts) if len(hosts) < len(everywhere) else [] for key, hosts in found.items()}
 
     def _site_files(self) -> list[Path]:
-        """Return the inventory's own files, without those behind the link to the product's variables."""
+        """Return the inventory's own files, without the product's variables, which are linked or copied there."""
         found = []
         for source in map(Path, self.variables["ansible_inventory_sources"]):
             places = [Path(place) for place, _, _ in os.walk(source)] if source.is_dir() else [source.parent]
+            places = [place for place in places if PRODUCT not in place.parts]
             found += [path for place in places for path in sorted(place.iterdir()) if path.suffix in (".yml", ".yaml")]
         return found
 
@@ -112,19 +172,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         inventory = self._short(Path(self.variables["ansible_inventory_sources"][0]))
         return str(self._task.args["cure"].format(inventory=inventory))
 
-    def _secrets(self, hosts: list[str]) -> tuple[list[Any], list[str]]:
-        """Return the problems with secrets, and the names of those that are missing."""
+    def _secrets(self, hosts: list[str], nobody: set[str]) -> tuple[list[Any], list[str]]:
+        """Return the problems with secrets, and the names of those that are missing; `nobody` needs none."""
         args, secrets, cure = self._task.args, self._all_secrets(hosts), self._cure()
         needed = rules.referenced_secrets(sorted((self.product / "group_vars/all").rglob("*.yml")))
-        missing = rules.missing_secrets(needed, secrets, cure)
-        names = [name for name in needed if not secrets.get(name)]
+        absent: dict[str, list[str]] = {name: [] for name in needed if not secrets.get(name)}
         for name, wanted in args["keys"].items():
-            if name not in names:
-                people = [entry.get("name") for entry in self._value(wanted["people"]) if isinstance(entry, dict)]
-                absent = rules.missing_keys(name, secrets.get(name), [*wanted["always"], *people], cure)
-                missing += absent
-                names += [name] * bool(absent)
-        return missing, names
+            held = secrets.get(name)
+            if isinstance(held, dict) and name not in absent:
+                people = [entry["name"] for entry in self._value(wanted["people"]) if entry["name"] not in nobody]
+                if keys := [key for key in [*wanted["always"], *people] if not held.get(key)]:
+                    absent[name] = keys
+        return rules.missing_secrets(needed, secrets, absent, cure), list(absent)
 
     def _unknown(self, hosts: list[str]) -> list[Any]:
         """Return the variables that the site sets and nothing reads."""

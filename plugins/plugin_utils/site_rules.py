@@ -79,17 +79,50 @@ def stray_hosts(groups: Mapping[str, Sequence[str]], homes: Sequence[str]) -> li
     return found
 
 
+def is_address(text: str) -> bool:
+    """Tell whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def bad_host_names(hosts: Iterable[str]) -> list[Problem]:
-    """Report host names that cannot be used in a URL or in /etc/hosts."""
-    return [
-        Problem(
-            f"host {host}",
-            "is not a valid host name; use only lower-case letters, digits, dots, and hyphens inside a word",
-            "Rename the host in hosts.yml and set its address as ansible_host",
+    """Report host names that cannot be used in a URL, in /etc/hosts, or as the name in a certificate."""
+    found = []
+    for host in hosts:
+        if is_address(host):
+            what = "is named by its address, and nginx verifies other hosts' certificates by names only"
+            cure = f"Give the host a name in hosts.yml, such as `cpu-1: {{ansible_host: {host}}}`"
+            found.append(Problem(f"host {host}", what, cure))
+        elif not HOST_NAME.fullmatch(host):
+            what = "is not a valid host name; use only lower-case letters, digits, dots, and hyphens inside a word"
+            cure = "Rename the host in hosts.yml and set its address as ansible_host"
+            found.append(Problem(f"host {host}", what, cure))
+    return found
+
+
+def bad_address(host: str, address: str, seen: Mapping[str, Any]) -> list[Problem]:
+    """Report an address by which the other hosts cannot reach this one.
+
+    `seen` is the host's own answer: whether it `has` the address, and the address of its default route, if any, as
+    `routed`.
+    """
+    example = seen["routed"] or "10.0.0.11"
+    cure = f"Add the address by which the other hosts reach it to its line in hosts.yml: `platform_address: {example}`"
+    if not is_address(address):
+        what = (
+            f"has no IP address in the inventory, only the name `{address}`; firewalls and /etc/hosts need an address"
         )
-        for host in hosts
-        if not HOST_NAME.fullmatch(host)
-    ]
+        return [Problem(f"host {host}", what, cure)]
+    if ipaddress.ip_address(address).is_link_local:
+        what = f"has the link-local address {address}, which means another host on each network"
+        return [Problem(f"host {host}", what, cure)]
+    if not seen["has"]:
+        what = f"does not have the address {address} itself, so the other hosts would refuse its connections"
+        return [Problem(f"host {host}", what, cure)]
+    return []
 
 
 def shared_addresses(addresses: Mapping[str, str]) -> list[Problem]:
@@ -106,6 +139,19 @@ def shared_addresses(addresses: Mapping[str, str]) -> list[Problem]:
         for address, hosts in owners.items()
         if len(hosts) > 1
     ]
+
+
+def mixed_addresses(addresses: Mapping[str, str]) -> list[Problem]:
+    """Report a platform with hosts of both IP versions: firewalls know a host by one address."""
+    hosts: dict[int, list[str]] = {}
+    for host, address in addresses.items():
+        if is_address(address):
+            hosts.setdefault(ipaddress.ip_address(address).version, []).append(host)
+    if len(hosts) < 2:
+        return []
+    what = f"have IPv4 addresses ({', '.join(hosts[4])}) and IPv6 addresses ({', '.join(hosts[6])})"
+    cure = "Set platform_address of each to an address of the same IP version"
+    return [Problem("hosts", f"{what}, but firewalls know a host by one address", cure)]
 
 
 # -- Variables
@@ -150,21 +196,33 @@ def referenced_secrets(files: Iterable[Path]) -> dict[str, str]:
     return found
 
 
-def missing_secrets(needed: Mapping[str, str], secrets: Mapping[str, Any], cure: str) -> list[Problem]:
-    """Report secrets that are missing or empty."""
-    found = []
-    for name, file in needed.items():
-        if not secrets.get(name):
-            near = "" if name in secrets else did_you_mean(name, {key for key in secrets if key not in needed})
-            what = f"is {'empty' if name in secrets else 'not defined'}, but {file} needs it"
-            found.append(Problem(f"secret `{name}`", what, f"Rename `{near}` to `{name}`" if near else cure))
+def missing_secrets(
+    needed: Mapping[str, str], secrets: Mapping[str, Any], absent: Mapping[str, Sequence[str]], cure: str
+) -> list[Problem]:
+    """Report missing and empty secrets: a misspelt one alone, all others together, because one command adds them.
+
+    `needed` maps names to the file that needs each. `absent` has the missing ones with the keys that they lack, or none
+    if they are missing altogether.
+    """
+    found, rest = [], {}
+    for name, keys in absent.items():
+        near = "" if name in secrets else did_you_mean(name, {key for key in secrets if key not in needed})
+        if near:
+            what = f"is not defined, but {needed[name]} needs it"
+            found.append(Problem(f"secret `{name}`", what, f"Rename `{near}` to `{name}`"))
+        else:
+            rest[name] = keys
+    if rest and not any(secrets.get(name) for name in needed):
+        return [*found, Problem("secrets", f"none of the {len(rest)} that the platform needs is set", cure)]
+    named = [f"`{name}`" + (f" (for {', '.join(keys)})" if keys else "") for name, keys in rest.items()]
+    if len(named) == 1:
+        (name, keys), *_ = rest.items()
+        lacks = "is empty" if name in secrets else f"is not defined, but {needed[name]} needs it"
+        what = f"has no key for {', '.join(keys)}" if keys else lacks
+        found.append(Problem(f"secret `{name}`", what, cure))
+    elif named:
+        found.append(Problem("secrets", f"{len(named)} are missing or empty: {', '.join(named)}", cure))
     return found
-
-
-def missing_keys(name: str, keys: Any, wanted: Iterable[Any], cure: str) -> list[Problem]:
-    """Report the keys that a mapping of secrets lacks."""
-    held = keys if isinstance(keys, Mapping) else {}
-    return [Problem(f"secret `{name}`", f"has no key for `{key}`", cure) for key in wanted if not held.get(key)]
 
 
 def duplicates(what: str, values: Iterable[Any]) -> list[Problem]:
@@ -178,82 +236,42 @@ def duplicates(what: str, values: Iterable[Any]) -> list[Problem]:
 
 
 def queue_order(queues: Any, variable: str) -> list[Problem]:
-    """Report priorities that do not give an order: duplicates, or values that Prefect does not accept."""
-    priorities = queues.values() if isinstance(queues, dict) else ()
-    # Ansible's numbers are instances of subclasses of int.
-    wrong = [name for name in queues if not isinstance(queues[name], int) or queues[name] < 1] if priorities else []
-    found = [
-        Problem(
-            f"variable `{variable}`", f"queue {name} has the priority {queues[name]!r}", "Count from 1, most urgent"
-        )
-        for name in wrong
+    """Report priorities that do not give an order."""
+    return duplicates(f"`{variable}`", queues.values() if isinstance(queues, Mapping) else ())
+
+
+def pools_without_a_limit(limits: Any, groups: Mapping[str, Sequence[str]], variable: str) -> list[Problem]:
+    """Report pools with hosts for which the site, which sets all limits at once, sets none."""
+    held = limits if isinstance(limits, Mapping) else {}
+    return [
+        Problem(f"variable `{variable}`", f"has no limit for the pool {pool}", f"Set `{pool}` too, such as `{pool}: 1`")
+        for pool in ("gpu", "cpu")
+        if groups.get(pool) and held and pool not in held
     ]
-    return found or duplicates(f"`{variable}`", priorities)
 
 
-def not_days(value: Any, variable: str) -> list[Problem]:
-    """Report a value that is not a whole number of days."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return []
-    what, cure = f"is {value!r}, not a number of days", "Use a whole number; 0 means for ever"
-    return [Problem(f"variable `{variable}`", what, cure)]
+def domain_of_a_host(domain: str, below: Iterable[str], hosts: Iterable[str]) -> list[Problem]:
+    """Report hosts that have one of the platform's own names: a name leads to one address."""
+    ours = {domain, *(f"{name}.{domain}" for name in below)}
+    cure = "Choose a domain of its own, such as ml.example.org, or rename the host in hosts.yml"
+    return [
+        Problem("variable `platform_domain`", f"gives the platform the name {host}, which a host has already", cure)
+        for host in hosts
+        if host in ours
+    ]
 
 
-SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-MEMORY = re.compile(r"(\d+[KMGT]?|\d+(\.\d+)?%|infinity)?")
-# Smallest and largest value of each numeric option of a service.
-NUMBERS: dict[str, tuple[float, float]] = {
-    "port": (1, 65535),
-    "workers": (1, 256),
-    "log_share": (0, 1),
-    "max_queue": (1, 1_000_000),
-    "max_rows": (1, 1_000_000_000),
-    "max_columns": (1, 1_000_000_000),
-    "max_cells": (1, 1_000_000_000),
-    "max_depth": (1, 500),  # Python's own parser stops at a thousand
-    "request_timeout": (0.001, 86400),
-    "keep_previous": (0, 86400 * 365),
-}
-CANARY_NUMBERS: dict[str, tuple[float, float]] = {
-    "percent": (0.001, 99.9),
-    "min_requests": (1, 1_000_000_000),
-    "min_seconds": (0, 86400 * 365),
-    "max_error_rate_increase": (0, 1),
-    "max_latency_ratio": (0.001, 1_000_000),
-}
-SERVICE_KEYS = {"name", "model", "alias", "memory_max", "environment", "shadow", "canary", *NUMBERS}
-WHOLE = {"port", "workers", "max_queue", "max_rows", "max_columns", "max_cells", "max_depth", "min_requests"}
+def contradicting_services(services: Iterable[Mapping[str, Any]], variable: str) -> list[Problem]:
+    """Report aliases of services that MLflow or the service would refuse."""
+    return [
+        Problem(f"variable `{variable}`, service {service['name']}", what, cure)
+        for service in services
+        for what, cure in _alias_faults(service)
+    ]
 
 
-def bad_services(services: Iterable[Any], variable: str) -> list[Problem]:
-    """Report options of services that the service would refuse, or that probably mean something else than intended."""
-    found = []
-    for number, service in enumerate(services, 1):
-        if not isinstance(service, Mapping):
-            cure = "Write `- {name: …, model: …}`"
-            found.append(Problem(f"variable `{variable}`", f"entry {number} is not a mapping", cure))
-            continue
-        where = f"variable `{variable}`, service {service.get('name', number)}"
-        found += [Problem(where, what, cure) for what, cure in _service_faults(service)]
-    return found
-
-
-def _service_faults(service: Mapping[str, Any]) -> list[tuple[str, str]]:
-    canary = service.get("canary") or {}
-    found = _option_faults(service, SERVICE_KEYS, "")
-    if not SERVICE_NAME.fullmatch(str(service.get("name", ""))):
-        what = "needs a name of lower-case letters, digits and hyphens"
-        found.append((what, "The name becomes part of the unit inference-<name>.service"))
-    if not service.get("model"):
-        found.append(("has no model", "Set `model` to the name of a registered model in MLflow"))
-    if not MEMORY.fullmatch(str(service.get("memory_max") or "")):
-        found.append((f"sets memory_max to {service['memory_max']}", "Use a value of systemd's MemoryMax, such as 4G"))
-    found += _number_faults(service, NUMBERS, "")
-    if not isinstance(canary, Mapping):
-        return [*found, (f"sets canary to {canary}", "Use a mapping, such as canary: {percent: 10}")]
-    found += _option_faults(canary, {"alias", *CANARY_NUMBERS}, "canary.") + _number_faults(
-        canary, CANARY_NUMBERS, "canary."
-    )
+def _alias_faults(service: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found, canary = [], service.get("canary") or {}
     aliases = {"alias": service.get("alias", "champion"), "shadow": service.get("shadow") or None}
     aliases["canary.alias"] = canary.get("alias", "canary") if canary else None
     for (first, one), (second, other) in itertools.combinations(aliases.items(), 2):
@@ -263,33 +281,6 @@ def _service_faults(service: Mapping[str, Any]) -> list[tuple[str, str]]:
     for option, alias in aliases.items():
         if alias and re.fullmatch(r"latest|v\d+", str(alias), re.IGNORECASE):
             found.append((f"sets {option} to {alias}, a name that MLflow reserves", "Choose another alias"))
-    return found
-
-
-def _option_faults(options: Mapping[str, Any], known: set[str], prefix: str) -> list[tuple[str, str]]:
-    """Return the options that do not exist."""
-    found = []
-    for name in options:
-        if name not in known:
-            meant = did_you_mean(str(name), known)
-            cure = f"Did you mean `{prefix}{meant}`?" if meant else f"The options are: {', '.join(sorted(known))}"
-            found.append((f"has an unknown option, {prefix}{name}", cure))
-    return found
-
-
-def _number_faults(
-    options: Mapping[str, Any], limits: Mapping[str, tuple[float, float]], prefix: str
-) -> list[tuple[str, str]]:
-    """Return the values that are not numbers, or are out of range."""
-    found = []
-    for name, (least, most) in limits.items():
-        value = options.get(name)
-        if value is None:
-            continue
-        kinds = (int,) if name in WHOLE else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-            kind = "a whole number" if name in WHOLE else "a number"
-            found.append((f"sets {prefix}{name} to {value}", f"Use {kind} from {least:g} to {most:g}"))
     return found
 
 
@@ -312,7 +303,7 @@ def unreadable_ca_files(paths: Iterable[str], variable: str) -> list[Problem]:
 def unresolved(found: Mapping[tuple[str, str], Sequence[str]], reported: Iterable[str]) -> list[Problem]:
     """Report variables that cannot be computed, except where a name in `reported` is the cause.
 
-    `found` maps (variable, reason) to hosts.
+    `found` maps (variable, reason) to hosts, or to none if it is so on all of them.
     """
     known = set(reported)
     problems = []
@@ -321,7 +312,7 @@ def unresolved(found: Mapping[tuple[str, str], Sequence[str]], reported: Iterabl
         if missing and missing[1] in known:
             continue
         cure = f"Set `{missing[1]}`" if missing else "Correct it, or a variable that it uses,"
-        where = f"variable `{variable}` of {', '.join(hosts)}"
+        where = f"variable `{variable}`" + (f" of {', '.join(hosts)}" if hosts else "")
         problems.append(Problem(where, f"cannot be computed ({reason})", f"{cure} in the inventory's group_vars"))
     return problems
 
@@ -397,6 +388,73 @@ def missing_device(host: str, devices: int, wanted: bool) -> list[Problem]:
     return [Problem(f"host {host}", "is in group `nvidia` but has no NVIDIA device", cure)]
 
 
+def earlier_software(
+    host: str, seen: Mapping[str, Any], groups: Iterable[str], accepted: Iterable[str], drivers: Iterable[str]
+) -> list[Problem]:
+    """Report software of others that the platform would replace, except what the site lets it take over.
+
+    `drivers` has the versions of NVIDIA's driver that the platform installs; empty for those of the distribution.
+    """
+    found, groups = [], set(groups)
+    where, line = f"host {host}", "to its line in hosts.yml"
+    if "gateway" in groups and seen["nginx"] and "nginx" not in accepted:
+        what = f"has an nginx of its own ({', '.join(seen['nginx'])}), which the platform's gateway would replace"
+        cure = (
+            f"Move its sites to another host, or add `take_over: [nginx]` {line}: then nginx serves the platform alone"
+        )
+        found.append(Problem(where, what, f"{cure}, and these sites stay as files that nothing uses"))
+    for path in seen["units"]:
+        unit = path.rpartition("/")[2]
+        what = f"has a unit {unit} of its own ({path}), which the platform would replace"
+        found.append(
+            Problem(where, what, f"Rename it there, after `systemctl disable --now {unit}`, or use another host")
+        )
+    if "nvidia" in groups and seen["run_file"]:
+        what = f"has a driver from NVIDIA's .run file ({seen['run_file']}), which packages cannot replace"
+        found.append(Problem(where, what, "Run `sudo nvidia-uninstall` there, remove what is left of it, and reboot"))
+    other = [
+        f"{name} {version}"
+        for name, version in seen["driver"].items()
+        if drivers and not version.startswith(tuple(f"{one}-" for one in drivers))
+    ]
+    if "nvidia" in groups and other:
+        what = f"has an NVIDIA driver of another version ({', '.join(other)}), which somebody else installed"
+        names = " ".join(one.partition(" ")[0] for one in other)
+        cure = f"Run `sudo apt-get purge --autoremove {names}` there, and reboot; or use another host"
+        found.append(Problem(where, what, cure))
+    return found
+
+
+def earlier_clusters(
+    host: str, clusters: Sequence[Mapping[str, Any]], version: str, accepted: Iterable[str]
+) -> list[Problem]:
+    """Report clusters of PostgreSQL that the platform, which runs one named main, would take over or stumble over."""
+    where, line = f"host {host}", "to its line in hosts.yml"
+    others = [f"{cluster['version']}/{cluster['name']}" for cluster in clusters if cluster["version"] != version]
+    if others:
+        what = f"has PostgreSQL data of another version ({', '.join(others)}); the platform would install {version}"
+        cure = f'Add `postgresql_version: "{others[0].partition("/")[0]}"` {line} if its packages are available'
+        return [Problem(where, what, f"{cure}, or upgrade the data (pg_upgradecluster, then pg_dropcluster)")]
+    main = next((cluster for cluster in clusters if cluster["name"] == "main"), None)
+    if clusters and not main:
+        what = f"has PostgreSQL {version} without a cluster named main, which the platform would use"
+        return [Problem(where, what, f"Create it there: `sudo pg_createcluster {version} main`")]
+    if not main or main["ours"] or "postgresql" in accepted or not (main["databases"] or main["hba_lines"]):
+        return []
+    counts = {"database": main["databases"], "line of pg_hba.conf": main["hba_lines"]}
+    held = " and ".join(_counted(number, noun) for noun, number in counts.items() if number)
+    what = f"has a PostgreSQL cluster of its own, {version}/main, with {held}; the platform would use it"
+    cure = f"Move it to another host, or add `take_over: [postgresql]` {line}: then its databases stay"
+    rest = "but settings and pg_hba.conf are the platform's; postgresql_hba_lines lets other logins in"
+    return [Problem(where, what, f"{cure}, {rest}")]
+
+
+def _counted(number: int, noun: str) -> str:
+    """Return a number and a noun, whose first word takes the plural's s."""
+    first, blank, rest = noun.partition(" ")
+    return f"{number} {first}{'s' * (number != 1)}{blank}{rest}"
+
+
 def strictest(groups: Iterable[str], minimums: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """Return the largest minimum among a host's groups, and the group that sets it."""
     need: dict[str, Any] = {"memory_mb": 0, "disk_mb": 0, "free_mb": 0, "group": ""}
@@ -405,6 +463,18 @@ def strictest(groups: Iterable[str], minimums: Mapping[str, Mapping[str, int]]) 
             if value > need[key]:
                 need |= {key: value, "group": f"group `{group}`"}
     return need
+
+
+def closed_ssh_port(host: str, port: int, listeners: Iterable[Mapping[str, Any]]) -> list[Problem]:
+    """Report that the firewall would keep another port open than that of the SSH server."""
+    listeners = list(listeners)
+    if any(listener["port"] == port for listener in listeners):
+        return []
+    ports = sorted({each["port"] for each in listeners if each["process"] == "sshd" or each["unit"].startswith("ssh")})
+    where = f"; the SSH server listens on {' and '.join(map(str, ports))}" if ports else ""
+    what = f"has no SSH server on port {port}, which the firewall would keep open{where}"
+    cure = f"Add `firewall_ssh_port: {ports[0] if ports else '<port>'}` to its line in hosts.yml"
+    return [Problem(f"host {host}", what, cure)]
 
 
 def taken_ports(
@@ -419,7 +489,7 @@ def taken_ports(
             holder = listener["unit"] or listener["process"] or "another program"
             stop = "Stop it there" if listener["unit"] else "Find it there and stop it"
             command = f"systemctl disable --now {holder}" if listener["unit"] else f"ss -ltnp 'sport = :{want['port']}'"
-            what = f"port {want['port']}, which {want['unit'].replace('*', '')} needs, is in use by {holder}"
+            what = f"port {want['port']}, which {re.sub(r'@?[*][^.]*', '', want['unit'])} needs, is in use by {holder}"
             move = f", or set {want['setting']} to a free port" if want["setting"] else ""
             found.append(Problem(f"host {host}", what, f"{stop} (`{command}`){move}"))
     return found
@@ -439,7 +509,6 @@ def two_on_one_port(host: str, wanted: Sequence[Mapping[str, Any]]) -> list[Prob
 
 # -- Users and secrets
 
-ROLES = ("admin", "developer", "viewer")
 SHORTEST = 16
 WELL_KNOWN = (
     "password",
@@ -457,30 +526,21 @@ CLASSES = ("0-9", "a-z", "A-Z", "^0-9a-zA-Z")
 LONG_OF_ONE_CLASS = 32
 
 
-def unknown_roles(users: Iterable[Any], variable: str, roles: Sequence[str] = ROLES) -> list[Problem]:
-    """Report users without a name, and roles that do not exist."""
-    found = []
-    for number, user in enumerate(users, 1):
-        entry = user if isinstance(user, Mapping) else {}
-        name, role = entry.get("name"), entry.get("role")
-        if not name:
-            cure = "Set `name`, `role` and, for an account on developers' machines, `ssh_public_keys`"
-            found.append(Problem(f"variable `{variable}`", f"entry {number} has no name", cure))
-        elif role not in roles:
-            what = f"{name} has {'no role' if role is None else f'the role `{role}`, which does not exist'}"
-            near = did_you_mean(str(role), roles)
-            cure = f"Did you mean `{near}`?" if near else f"Use one of {', '.join(roles)}"
-            found.append(Problem(f"variable `{variable}`", what, cure))
-    return found
+def names_of_the_operator(names: Sequence[str], logins: Iterable[str], variable: str) -> list[Problem]:
+    """Report people who would get the account that Ansible logs in with, and with it other keys."""
+    cure = "Choose another name for this person, or another account for Ansible"
+    return [
+        Problem(f"variable `{variable}`", f"{name} is the account that Ansible logs in with (ansible_user)", cure)
+        for name in sorted(set(logins) & set(names))
+    ]
 
 
-def reserved_names(names: Sequence[Any], taken: Iterable[str], variable: str) -> list[Problem]:
-    """Report people whose name is reserved for a machine."""
+def reserved_names(names: Sequence[str], taken: Iterable[str], variable: str) -> list[Problem]:
+    """Report people named like an account or a group of the system, the platform or one of its machines."""
     cure = "Choose another name for this person"
     return [
-        Problem(f"variable `{variable}`", f"{name} is reserved for a machine or an account of the platform", cure)
-        for name in taken
-        if name in names
+        Problem(f"variable `{variable}`", f"{name} is the name of an account of the system or the platform", cure)
+        for name in sorted(set(taken) & set(names))
     ]
 
 
@@ -506,11 +566,11 @@ def weak_secrets(secrets: Mapping[str, Any], given: Iterable[str], cure: str) ->
     for name in sorted(set(secrets) - set(given)):
         held = secrets[name]
         for holder, value in held.items() if isinstance(held, Mapping) else [("", held)]:
-            # Keys and certificates are checked elsewhere; an empty secret is reported as missing.
-            why = "" if not value or "-----BEGIN " in str(value) else weakness(str(value))
-            if why:
+            # Keys and certificates are checked elsewhere; an empty secret is missing; a number is refused.
+            reason = "" if not value or not isinstance(value, str) or "-----BEGIN " in value else weakness(value)
+            if reason:
                 where = f"secret `{name}`" + (f", key `{holder}`" if holder else "")
-                found.append(Problem(where, why, f"Remove it from the vault. {cure}"))
+                found.append(Problem(where, reason, f"Remove it from the vault. {cure}"))
     return found
 
 
@@ -545,9 +605,6 @@ def uneven_own_certificates(own: Any, hosts: Sequence[str]) -> list[Problem]:
     where = "variable `own_certificates`"
     if not own:
         return []
-    if not isinstance(own, Mapping) or not all(isinstance(files, Mapping) for files in own.values()):
-        cure = "Write `host: {certificate: /path/chain.pem, key: /path/key.pem, ca: /path/ca.pem}` for every host"
-        return [Problem(where, "is not a mapping from hosts to their files", cure)]
     found = []
     if unknown := [host for host in own if host not in hosts]:
         what = f"lists {', '.join(unknown)}, not a host of the platform"
