@@ -44,6 +44,7 @@ options:
       path: {description: Absolute path., type: path, required: true}
       name: {description: Name of the block in the marker lines around it., type: str, required: true}
       content: {description: Lines of the block., type: str, required: true}
+      create: {description: Whether to create a file that is missing., type: bool, default: true}
 """
 
     LINKS = r"""

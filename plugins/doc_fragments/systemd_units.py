@@ -9,7 +9,7 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   units:
-    description: Services to run.
+    description: Services to run, all the time or by a schedule.
     type: list
     elements: dict
     default: []
@@ -45,6 +45,27 @@ options:
         elements: path
         default: []
         description: Files and folders, besides unit and environment, whose changes restart the service.
+      schedule:
+        type: dict
+        description:
+          - Makes the unit a task that a timer C(<name>.timer) starts and that runs to its end, in place of a service
+            that runs all the time. Nothing starts it now, waits for its health or restarts it, and a change applies
+            from the next start on. Allow for a long run in O(units[].service) with C(TimeoutStartSec); systemd sets
+            no limit.
+          - A schedule that systemd cannot read, or that never comes again, is refused before anything is changed.
+        suboptions:
+          calendar:
+            type: str
+            required: true
+            description: When to start it, such as C(daily) or C(Mon 04:00), as C(systemd-analyze calendar) reads it.
+          random_delay:
+            type: str
+            default: "0"
+            description: Longest time to wait before a start, such as C(1h). Spreads the starts of many hosts.
+          persistent:
+            type: bool
+            default: true
+            description: Whether to make up for a start that the host missed while it was off.
   family:
     type: str
     default: ""

@@ -18,10 +18,10 @@ keys            keys of the object store: `names` of their holders, `buckets` th
 accounts        logins of machines at the gateway and MLflow: `names`, `role` and, for readers of models, `models`
 tokens          names of those who may call models in service
 packages        Debian packages that the part's roles would install one by one
-listens         open ports: `port`, `why` and `from`: anyone, platform, addresses (besides the platform's own), or
+listens         open ports: `port`, `reason` and `from`: anyone, platform, addresses (besides the platform's own), or
                 `clients`, the hosts of all parts that have a database
-loopback        ports on the loopback address that only `users` may connect to, with `port` and `why`
-endpoint        where others reach the part: a list of `port`, `why` and `to`: addresses, platform, or `host`, the
+loopback        ports on the loopback address that only `users` may connect to, with `port` and `reason`
+endpoint        where others reach the part: a list of `port`, `reason` and `to`: addresses, platform, or `host`, the
                 part's first host
 programs        users that may connect only where they are told: `user`, `calls` (names of parts), `ways` (entries as in
                 `endpoint`), `proxies` (true: also whatever the gateway serves), `reaches` (host:port) and `may_reach`,
@@ -34,7 +34,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 Entry = dict[str, Any]
 Parts = Mapping[str, Mapping[str, Any]]
@@ -43,7 +43,7 @@ Groups = Mapping[str, Sequence[str]]
 PREFIX = "part_"
 GATEWAY = "gateway"
 PROXY_USER = "www-data"  # nginx runs as this user on Debian
-NAME_SERVERS: Entry = {"port": 53, "protocol": "any", "to": ["0.0.0.0/0", "::/0"], "why": "names"}  # link-local, too
+NAME_SERVERS: Entry = {"port": 53, "protocol": "any", "to": ["0.0.0.0/0", "::/0"], "reason": "names"}  # link-local, too
 
 
 # -- Parts and hosts
@@ -71,8 +71,8 @@ def first_host(group: str, groups: Groups) -> str:
 
 
 def address(hostvars: Mapping[str, Mapping[str, Any]], host: str) -> str:
-    """Return the address of a host."""
-    return str(hostvars[host].get("ansible_host", host))
+    """Return the IP address by which the other hosts reach a host."""
+    return str(hostvars[host].get("platform_address") or hostvars[host].get("ansible_host", host))
 
 
 def addresses(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
@@ -222,6 +222,15 @@ def sites_here(
     return found
 
 
+def without_upstreams(sites: Iterable[Entry], host: str) -> list[Entry]:
+    """Return the sites without the upstreams on a host; a site whose only upstreams are there keeps them."""
+    found = []
+    for site in sites:
+        others = [one for one in site.get("upstreams", []) if one.rpartition(":")[0] != host]
+        found.append(site | {"upstreams": others} if others else site)
+    return found
+
+
 # -- Firewall
 
 
@@ -285,7 +294,7 @@ def behind_gateways(parts: Parts, groups: Groups, hostvars: Mapping[str, Any]) -
     for group, part in parts.items():
         for port in part.get("loopback", ()):
             if PROXY_USER in port["users"]:
-                yield {"port": port["port"], "to": ["127.0.0.1"], "why": port["why"]}
+                yield {"port": port["port"], "to": ["127.0.0.1"], "reason": port["reason"]}
         if part.get("behind_gateway"):
             yield from endpoint(parts, groups, hostvars, group)
 
@@ -298,7 +307,7 @@ def reach_of_site(program: Mapping[str, Any], may_reach: Mapping[str, Sequence[s
         host, _, port = place.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
         to = host if host in ("internet", "anyone") else [host]
-        found.append({"port": port, "protocol": "any", "to": to, "why": f"may_reach of {program['may_reach']}"})
+        found.append({"port": port, "protocol": "any", "to": to, "reason": f"may_reach of {program['may_reach']}"})
     return found
 
 
@@ -313,15 +322,37 @@ def place_of(url: str) -> str:
     return f"{urlsplit(url).hostname}:{port_of(url)}"
 
 
-def ways_to_url(url: str, why: str) -> list[Entry]:
+def known_indexes(indexes: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """Return the package indexes without their logins."""
+    return [{"url": index["url"], "packages": list(index.get("packages", ()))} for index in indexes]
+
+
+def index_logins(indexes: Iterable[Mapping[str, Any]]) -> str:
+    """Return the logins of package indexes as a netrc file, which has one for each host."""
+    logins = {
+        urlsplit(index["url"]).hostname: f"login {index['user']} password {index['password']}"
+        for index in indexes
+        if "user" in index
+    }
+    return "".join(f"machine {host} {login}\n" for host, login in logins.items())
+
+
+def database_url(database: Mapping[str, Any]) -> str:
+    """Return libpq's URL of a database, without a password."""
+    host = f"[{database['host']}]" if ":" in database["host"] else database["host"]
+    user, name = (quote(str(database[field]), safe="") for field in ("user", "name"))
+    return f"postgresql://{user}@{host}:{database['port']}/{name}?sslmode={database.get('sslmode', 'require')}"
+
+
+def ways_to_url(url: str, reason: str) -> list[Entry]:
     """Return the destinations of an external service of the site's.
 
     In the site's network, the address of its name when site.yml runs; on the internet, any, because it may change.
     """
     port = port_of(url)
     return [
-        {"port": port, "to": [urlsplit(url).hostname], "why": why},
-        {"port": port, "to": "internet", "why": why},
+        {"port": port, "to": [urlsplit(url).hostname], "reason": reason},
+        {"port": port, "to": "internet", "reason": reason},
         dict(NAME_SERVERS),
     ]
 
@@ -345,11 +376,15 @@ class FilterModule:
             "store_keys": store_keys,
             "worker_pools": worker_pools,
             "sites_here": sites_here,
+            "without_upstreams": without_upstreams,
             "database_clients": database_clients,
             "client_addresses": client_addresses,
             "open_ports": open_ports,
             "loopback_ports": loopback_ports,
             "outbound": outbound,
             "place_of": place_of,
+            "known_indexes": known_indexes,
+            "index_logins": index_logins,
             "ways_to_url": ways_to_url,
+            "database_url": database_url,
         }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .before import keep, made
 from .replace_file import diff, read, replace
 
 if TYPE_CHECKING:
@@ -38,7 +39,15 @@ SPEC: dict[str, Any] = {
         "mutually_exclusive": [("content", "secret")],
         "required_one_of": [("content", "secret")],
     },
-    "blocks": {**MANY, "options": {"path": {"type": "path", "required": True}, "name": REQUIRED, "content": REQUIRED}},
+    "blocks": {
+        **MANY,
+        "options": {
+            "path": {"type": "path", "required": True},
+            "name": REQUIRED,
+            "content": REQUIRED,
+            "create": {"type": "bool", "default": True},
+        },
+    },
     "links": {"type": "dict", "default": {}},
 }
 """The argument spec of module managed_files, shared with modules that also manage files."""
@@ -82,7 +91,6 @@ class Files:
 
     def converge(self, wants: Mapping[str, Any]) -> None:
         """Apply all that `wants` lists, which has some or all keys of SPEC."""
-        mask = os.umask(0o022)
         for directory in wants.get("directories") or ():
             self.directory(directory)
         for file in wants.get("files") or ():
@@ -91,13 +99,13 @@ class Files:
             self.block(block)
         for path, target in (wants.get("links") or {}).items():
             self.link(Path(path), target)
-        os.umask(mask)
 
     def directory(self, wants: dict[str, Any]) -> None:
         """Create a directory, or correct its attributes."""
         path = Path(wants["path"])
         missing = not path.is_dir()
         if missing and not self.module.check_mode:
+            keep(path)
             path.mkdir(mode=0o700, parents=True)
         if (missing and self.module.check_mode) or self.attributes(wants) or missing:
             self.paths.append(str(path))
@@ -123,17 +131,27 @@ class Files:
     def block(self, wants: dict[str, Any]) -> None:
         """Write a block of lines into a file; a mounted file is written in place, not replaced."""
         path = Path(wants["path"])
+        if not wants["create"] and not path.exists():
+            return
         old = read(path)
         new = with_block(old, wants["name"], wants["content"])
         if old == new:
             return
         self.note(path, old, new)
-        if not self.module.check_mode:
+        if self.module.check_mode:
+            return
+        if not path.exists():
+            keep(path)
+        made("block", str(path))
+        if os.path.ismount(path):  # as a container's /etc/hosts, which can be written but not replaced
+            with path.open("r+", encoding="utf-8") as file:  # whoever reads it meanwhile does not find it empty
+                file.write(new)
+                file.truncate()
+        else:
             draft = self.draft(path, new)
             if not path.exists():
                 Path(draft).chmod(0o644)
-            # A container's /etc/hosts is a mount, which can be written but not replaced.
-            self.module.atomic_move(draft, str(path), unsafe_writes=os.path.ismount(path))
+            self.module.atomic_move(draft, str(path))
 
     def link(self, path: Path, target: str) -> None:
         """Point a link at its target."""
@@ -141,6 +159,7 @@ class Files:
             return
         self.paths.append(str(path))
         if not self.module.check_mode:
+            keep(path)
             fresh = path.with_name(f".{path.name}.new")
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(target)

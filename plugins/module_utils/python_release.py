@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,24 @@ SPEC: dict[str, Any] = {
     "wheel": TEXT,
     "python": PATH,
     "keep": {"type": "int", "default": 2},
+    "databases": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "scripts": {"type": "str", "required": True},
+            "versions": TEXT,
+            "table": {"type": "str", "default": "alembic_version"},
+        },
+    },
+    "inquiry": TEXT,
+    "settings": {"type": "str", "default": "{}", "no_log": True},
+    "migrate": {"type": "bool", "default": False},
+    "stage": {"type": "bool", "default": False},
 }
-"""Argument spec of a release; the action plugin sets `lock`, `lock_sha256` and `wheel`."""
+"""Argument spec of a release; the action plugin sets `lock`, `lock_sha256`, `wheel`, `inquiry` and `settings`."""
 
 UV = "/usr/local/bin/uv"
 MARKER = ".complete"
@@ -83,6 +99,39 @@ def install(module: AnsibleModule, wants: dict[str, Any], release: Path) -> None
     (release / MARKER).touch()
 
 
+def migrations(module: AnsibleModule, wants: dict[str, Any], release: Path) -> list[dict[str, Any]]:
+    """Return the state of the databases, as the release itself sees it; connect as its user."""
+    if not wants["databases"]:
+        return []
+    command = ["runuser", "--user", wants["user"], "--", str(release / "bin/python"), "-c", wants["inquiry"]]
+    # Drivers look for certificates at home, and root's is closed to this user.
+    settings = {"HOME": "/", **json.loads(wants["settings"])}
+    code, out, err = module.run_command(command, data=json.dumps(wants["databases"]), environ_update=settings, cwd="/")
+    if code:
+        module.fail_json(msg=f"Cannot read the databases' revisions; the current release stays in use.\n{err}")
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
+def refusal(states: list[dict[str, Any]], migrate: bool) -> str:
+    """Return why the release may not run with its databases as they are, or an empty string."""
+    for state in states:
+        if state["unknown"]:
+            return (
+                f"Database {state['name']} was migrated by a newer release (to {', '.join(state['at'])}), which this "
+                "one cannot read. Install that release again, or run playbooks/rollback.yml, which brings back the "
+                "database as it was before. The current release stays in use."
+            )
+    pending = {state["name"]: len(state["pending"]) for state in states if state["pending"]}
+    if pending and not migrate:
+        counts = ", ".join(f"{count} in database {name}" for name, count in pending.items())
+        return (
+            f"This release has migrations to make, and there is no way back from them: {counts}. Run "
+            "playbooks/upgrade.yml, which copies the databases first. The current release stays in use."
+        )
+    return ""
+
+
 def packages(release: Path) -> set[str]:
     """Return the installed packages, each as name-version."""
     return {path.name.removesuffix(".dist-info") for path in release.glob("lib/*/site-packages/*.dist-info")}
@@ -118,7 +167,6 @@ def tidy(releases: Path, current: Path, keep: int) -> tuple[list[str], set[str]]
 
 def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
     """Make the wanted release the current one; return what was done, or which files are missing."""
-    os.umask(0o022)
     made = ensure_system_user(module, wants["user"]) if wants["user"] else False
     if lacks := missing(wants, module.check_mode):
         return {"changed": True, "missing": lacks}
@@ -126,13 +174,27 @@ def converge(module: AnsibleModule, wants: dict[str, Any]) -> dict[str, Any]:
     releases, current = root / "releases", root / "current"
     release = releases / name
     complete, linked = (release / MARKER).exists(), current.is_symlink() and current.resolve() == release
-    if module.check_mode or (complete and linked):
+    if module.check_mode or (complete and linked and not wants["stage"]):
         return {"changed": made or not (complete and linked), "missing": [], "release": name}
     releases.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (release / MARKER).exists():
             install(module, wants, release)
+        # A first installation has no databases yet, or empty ones, and no user's files to reach them by.
+        before = current.resolve().name if current.is_symlink() else ""
+        states = migrations(module, wants, release) if before else []
+        if wants["stage"]:
+            return {
+                "changed": made or not complete,
+                "missing": [],
+                "release": name,
+                "before": before,
+                "migrations": states,
+                "versions": {"release": sorted(packages(release)), "before": sorted(packages(releases / before))},
+            }
+        if why := refusal(states, wants["migrate"]):
+            module.fail_json(msg=why)
         # The marker's age is when the release last became current; tidy() sorts by it.
         (release / MARKER).touch()
         fresh = root / "current.new"

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from .before import keep
+
 UNCHANGED = -1
 """Owner or group that keeps the file as the current user's."""
 
@@ -36,6 +38,7 @@ def replace(
     Creates missing parent folders. The draft has a fixed name, so that a killed run leaves at most one, which the next
     run replaces. The name begins with a dot, so that programs that read a whole folder ignore it.
     """
+    keep(path)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)

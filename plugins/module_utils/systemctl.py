@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+MANAGED = "#\n# Ansible managed\n#"
+"""How every unit begins that the platform writes."""
+
 
 def show(module: AnsibleModule, unit: str, *properties: str) -> dict[str, str]:
     """Return these properties of a unit by name; a property without a value is an empty string."""

@@ -1,4 +1,7 @@
-"""Write systemd services, and restart those whose process was started from something else."""
+"""Write systemd services, and restart those whose process was started from something else.
+
+A unit with a schedule is a service that a timer starts: it runs to its end, so nothing restarts it or waits for it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .replace_file import differs, read, replace
 from .system_user import ensure_system_user
-from .systemctl import show
+from .systemctl import MANAGED, show
 from .unix_http import SocketHandler
 
 if TYPE_CHECKING:
@@ -42,6 +45,14 @@ SPEC: dict[str, Any] = {
             "health_socket": OPTIONAL,
             "health_timeout": {"type": "int", "default": 120},
             "restart_on": {"type": "list", "elements": "path", "default": []},
+            "schedule": {
+                "type": "dict",
+                "options": {
+                    "calendar": REQUIRED,
+                    "random_delay": {"type": "str", "default": "0"},
+                    "persistent": {"type": "bool", "default": True},
+                },
+            },
         },
     },
     "family": OPTIONAL,
@@ -54,7 +65,6 @@ STEADY_SECONDS = 2.0
 CRASHES_TO_GIVE_UP = 5
 HEALTH_SECONDS = 5.0
 UNITS, SETTINGS, RUNNING = Path("/etc/systemd/system"), Path("/etc/metalworks"), Path("/run/metalworks")
-MANAGED = "#\n# Ansible managed\n#"
 # A compromised program can reach its own state and the network, and nothing else on the host. The last line for a
 # setting counts, so a unit's own `service` can override it.
 SANDBOX = """\
@@ -94,6 +104,16 @@ def unit_text(wants: dict[str, Any]) -> str:
         for key, value in sorted(wants["service"].items())
         for line in (value if isinstance(value, list) else [value])
     ]
+    if wants["schedule"] is None:
+        kind: list[str] = []
+        revision = [
+            "# What this process was started from; Ansible compares it with what is wanted.",
+            f"ExecStartPre=+/usr/bin/install -D -m 0644 {SETTINGS}/{name}.revision {RUNNING}/{name}.revision",
+        ]
+        restart = ["Restart=always", "RestartSec=3", f"TimeoutStartSec={wants['health_timeout']}"]
+        install = ["", "[Install]", "WantedBy=multi-user.target"]
+    else:
+        kind, revision, restart, install = ["Type=oneshot"], [], [], []
     lines = [
         MANAGED,
         "[Unit]",
@@ -104,24 +124,40 @@ def unit_text(wants: dict[str, Any]) -> str:
         "StartLimitIntervalSec=0",
         "",
         "[Service]",
+        *kind,
         f"User={wants['user']}",
         f"Group={wants['group'] or wants['user']}",
         f"EnvironmentFile={SETTINGS}/{name}.env",
-        "# What this process was started from; Ansible compares it with what is wanted.",
-        f"ExecStartPre=+/usr/bin/install -D -m 0644 {SETTINGS}/{name}.revision {RUNNING}/{name}.revision",
+        *revision,
         *(f"ExecStartPre={command}" for command in wants["prestart"]),
         f"ExecStart={wants['command']}",
-        "Restart=always",
-        "RestartSec=3",
-        f"TimeoutStartSec={wants['health_timeout']}",
+        *restart,
         SANDBOX,
         f"StateDirectory={name}",
         "StateDirectoryMode=0750",
         f"WorkingDirectory=/var/lib/{name}",
         *own,
+        *install,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def timer_text(wants: dict[str, Any]) -> str:
+    """Return the unit file of the timer that starts a service with a schedule."""
+    schedule = wants["schedule"]
+    lines = [
+        MANAGED,
+        "[Unit]",
+        f"Description=Schedule of: {wants['description'] or wants['name']}",
+        "",
+        "[Timer]",
+        f"OnCalendar={schedule['calendar']}",
+        f"RandomizedDelaySec={schedule['random_delay']}",
+        "# Catch up on a host that was off at that time.",
+        f"Persistent={'true' if schedule['persistent'] else 'false'}",
         "",
         "[Install]",
-        "WantedBy=multi-user.target",
+        "WantedBy=timers.target",
     ]
     return "\n".join(lines) + "\n"
 
@@ -171,7 +207,9 @@ class Unit:
         self.module, self.wants = module, wants
         self.name = wants["name"]
         self.service = f"{self.name}.service"
+        self.timer, self.scheduled = f"{self.name}.timer", wants["schedule"] is not None
         self.unit_file, self.environment_file = UNITS / self.service, SETTINGS / f"{self.name}.env"
+        self.timer_file = UNITS / self.timer
         self.revision_file, self.running = SETTINGS / f"{self.name}.revision", RUNNING / f"{self.name}.revision"
         self.wanted = ""
         self.began = time.monotonic()
@@ -190,10 +228,10 @@ class Unit:
         command = ["journalctl", "--unit", self.service, "--lines", "30", "--no-pager", "--output", "cat"]
         return str(self.module.run_command(command)[1])
 
-    def fail(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         """End the task with the reason and the journal."""
         self.module.fail_json(
-            msg=f"{self.service} {why}\nLast lines of `journalctl -u {self.service}`:\n{self.journal()}"
+            msg=f"{self.service} {reason}\nLast lines of `journalctl -u {self.service}`:\n{self.journal()}"
         )
 
     def group(self) -> int | None:
@@ -206,38 +244,80 @@ class Unit:
                 self.fail(f"needs the group {name}, which does not exist on this host.")
             return None
 
-    def verify(self, content: str) -> None:
-        """Let systemd verify the unit file before it is installed; fail the task with its output."""
+    def verify(self, files: dict[str, str]) -> None:
+        """Let systemd verify the unit files before they are installed; fail the task with its output."""
+        if self.scheduled:
+            self.verify_schedule()
         with tempfile.TemporaryDirectory() as scratch:
-            candidate = Path(scratch) / self.service
-            candidate.write_text(content)
-            code, out, err = self.module.run_command(["systemd-analyze", "verify", str(candidate)])
+            candidates = [Path(scratch) / name for name in files]
+            for candidate in candidates:
+                candidate.write_text(files[candidate.name])
+            code, out, err = self.module.run_command(["systemd-analyze", "verify", *map(str, candidates)])
         if code:
             self.module.fail_json(msg=f"systemd rejects {self.service}; nothing was changed:\n{out}{err}")
+
+    def verify_schedule(self) -> None:
+        """Fail the task with systemd's reason if it cannot read the schedule, or would never start the service."""
+        schedule = self.wants["schedule"]
+        for kind, option in (("calendar", "calendar"), ("timespan", "random_delay")):
+            command = ["systemd-analyze", kind, schedule[option]]
+            code, out, err = self.module.run_command(command, environ_update={"LC_ALL": "C"})
+            if code or "Next elapse: never" in out:
+                reason = err if code else "This time never comes again.\n"
+                self.module.fail_json(
+                    msg=f"{self.service} has an invalid schedule: {option} is {schedule[option]!r}; nothing was "
+                    f"changed:\n{reason}`{' '.join(command[:2])} '{schedule[option]}'` tells what systemd reads.",
+                )
 
     def converge(self) -> str:
         """Bring files and process to the wanted state without waiting for health; return what was done."""
         made = ensure_system_user(self.module, self.wants["user"])
         group = self.group()
         if group is None:
-            return "started"
-        unit, environment = unit_text(self.wants), environment_text(json.loads(self.wants["environment"]))
-        files = [(self.unit_file, unit, 0o644, 0), (self.environment_file, environment, 0o640, group)]
-        stale = [file for file in files if differs(*file)]
-        dry = self.module.check_mode
-        if stale and not dry:
-            self.verify(unit)
+            return "scheduled" if self.scheduled else "started"
+        units = {self.service: unit_text(self.wants)}
+        if self.scheduled:
+            units[self.timer] = timer_text(self.wants)
+        environment = environment_text(json.loads(self.wants["environment"]))
+        files = [(UNITS / name, text, 0o644, 0) for name, text in units.items()]
+        stale = [file for file in (*files, (self.environment_file, environment, 0o640, group)) if differs(*file)]
+        unwanted = not self.scheduled and self.timer_file.exists()
+        state = self.show()
+        if not self.module.check_mode and (stale or unwanted):
+            self.verify(units)
+            if unwanted:
+                remove_timer(self.module, self.name)
+            if self.scheduled and state["UnitFileState"] == "enabled":  # it ran all the time, without a schedule
+                self.systemctl("--quiet", "disable", "--now", self.service)
             for file in stale:
                 replace(*file)
+        changed = bool(stale or unwanted)
+        return self.set_timer(changed, made) if self.scheduled else self.start(changed, made)
+
+    def set_timer(self, changed: bool, made: bool) -> str:
+        """Enable and start the timer; return what was done. A service that is running goes on undisturbed."""
+        state = show(self.module, self.timer, "ActiveState", "UnitFileState", "NeedDaemonReload")
+        runs = (state["ActiveState"], state["UnitFileState"]) == ("active", "enabled")
+        reload = changed or "yes" in (state["NeedDaemonReload"], self.show()["NeedDaemonReload"])
+        if not self.module.check_mode:
+            if reload:
+                self.systemctl("daemon-reload")
+            if reload or not runs:
+                self.systemctl("--quiet", "enable", self.timer)
+                self.systemctl("restart", self.timer)
+        return "scheduled" if changed or made or not runs else "none"
+
+    def start(self, changed: bool, made: bool) -> str:
+        """Enable the service, and start it unless it runs from what is wanted; return what was done."""
         self.wanted = digest([self.unit_file, self.environment_file, *map(Path, self.wants["restart_on"])])
         state = self.show()
         active = state["ActiveState"] in ("active", "activating", "reloading")
         current = read(self.running).strip()
-        same = active and current == self.wanted and not stale
+        same = active and current == self.wanted and not changed
         action = "none" if same else "restarted" if active else "started"
         enable = state["UnitFileState"] != "enabled"
-        if not dry:
-            if state["NeedDaemonReload"] == "yes" or stale:
+        if not self.module.check_mode:
+            if state["NeedDaemonReload"] == "yes" or changed:
                 self.systemctl("daemon-reload")
             if enable:
                 self.systemctl("--quiet", "enable", self.service)
@@ -250,6 +330,8 @@ class Unit:
 
     def wait(self) -> None:
         """Wait until the wanted revision runs and is healthy, or fail the task."""
+        if self.scheduled:
+            return
         url, timeout = self.wants["health_url"], self.wants["health_timeout"]
         crashes = int(self.show()["NRestarts"])
         while time.monotonic() - self.began < timeout:
@@ -276,8 +358,16 @@ def unlisted(family: str, listed: set[str]) -> list[str]:
     ]
 
 
+def remove_timer(module: AnsibleModule, name: str) -> None:
+    """Stop a service's timer and remove its file."""
+    module.run_command(["systemctl", "--quiet", "disable", "--now", f"{name}.timer"], check_rc=True)
+    (UNITS / f"{name}.timer").unlink()
+
+
 def remove(module: AnsibleModule, name: str) -> None:
-    """Stop a service and remove its files."""
+    """Stop a service, and the timer that would start it again, and remove their files."""
+    if (UNITS / f"{name}.timer").exists():
+        remove_timer(module, name)
     module.run_command(["systemctl", "--quiet", "disable", "--now", f"{name}.service"], check_rc=True)
     for path in (SETTINGS / f"{name}.env", SETTINGS / f"{name}.revision"):
         path.unlink(missing_ok=True)

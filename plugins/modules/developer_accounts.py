@@ -12,6 +12,9 @@ description:
     C(~/.prefect/profiles.toml), C(~/.config/metalworks/inference_token), C(~/.pgpass) and C(~/.ssh/authorized_keys).
   - Changes only the platform's entries in these files. C(authorized_keys) holds exactly the listed keys, if any are.
   - Locks an account that it created and that is no longer listed, and ends its processes. Its files stay.
+  - Takes an account of a directory, such as LDAP, as it is. Puts the keys into its home, creates the home if it is
+    missing, and neither changes nor locks the account.
+  - Never touches the account that Ansible logged in with. Fails before any change if that account is listed.
   - Works in a home with its owner's rights, so a link there leads no further than the owner may go.
 options:
   developers:
@@ -21,11 +24,13 @@ options:
     description: Accounts to create.
     suboptions:
       name: {type: str, required: true, description: Login name.}
+      uid: {type: int, description: UID of a new account. Fails before any change if the account has another.}
       ssh_public_keys: {type: list, elements: str, description: Keys that may log in. Omit to leave the file alone.}
       password: {type: str, required: true, description: Password for MLflow and Prefect.}
       access_key: {type: str, required: true, description: Access key of the object store.}
       secret_key: {type: str, required: true, description: Secret key of the object store.}
       inference_token: {type: str, required: true, description: Token for the inference services.}
+      email: {type: str, required: true, description: Address in Git commits of a person who has set no identity.}
   raw_database:
     type: dict
     description: Database with the team's raw data. Omit if there is none.
@@ -47,6 +52,7 @@ EXAMPLES = r"""
         access_key: ada
         secret_key: "{{ vault_object_store_secret_keys.ada }}"
         inference_token: "{{ vault_inference_tokens.ada }}"
+        email: ada@example.org
 """
 
 RETURN = r"""
@@ -64,6 +70,7 @@ import io
 import json
 import os
 import pwd
+import re
 import time
 import tomllib
 from collections.abc import Iterator
@@ -71,16 +78,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.before import made
+from ..module_utils.host_module import HostModule
 from ..module_utils.replace_file import UNCHANGED, read, replace
-from ..module_utils.system_user import ensure_system_group
+from ..module_utils.system_user import FIRST_UID, account, ensure_system_group, local_accounts, login_account, wrong_uid
 
 PREFECT_PROFILE = "metalworks"
 MEMBERS = "metalworks-people"
 """Group of the accounts that this module created, to recognise those that are no longer listed."""
-FIRST_UID = 1000
-"""Accounts below belong to the system and its services."""
 
 
 def ini(text: str, name: str, section: str, wanted: dict[str, str]) -> str:
@@ -127,6 +132,14 @@ def prefect_profiles(text: str, wanted: dict[str, str]) -> str:
     for name, values in profiles.items():
         lines += ["", f"[profiles.{json.dumps(name)}]", *(f"{key} = {json.dumps(values[key])}" for key in values)]
     return "\n".join(lines) + "\n"
+
+
+def git_identity(text: str, other: str, name: str, email: str) -> str:
+    """Return a file of Git's settings with an identity, unless it or the other file has one or includes others."""
+    if re.search(r"^\s*\[\s*(?:user|include)", f"{text}\n{other}", re.IGNORECASE | re.MULTILINE):
+        return text
+    ended = text if not text or text.endswith("\n") else f"{text}\n"
+    return f"{ended}[user]\n\tname = {name}\n\temail = {email}\n"
 
 
 def pgpass(text: str, database: dict[str, Any]) -> str:
@@ -192,7 +205,7 @@ def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str
     """Put a developer's keys into the home; return the paths that changed."""
     home = Path(person.pw_dir)
     aws, mlflow, prefect = home / ".aws/credentials", home / ".mlflow/credentials", home / ".prefect/profiles.toml"
-    passwords, logins = home / ".pgpass", home / ".ssh/authorized_keys"
+    passwords, logins, settings = home / ".pgpass", home / ".ssh/authorized_keys", home / ".gitconfig"
     name, password = wants["name"], wants["password"]
     key = {"aws_access_key_id": wants["access_key"], "aws_secret_access_key": wants["secret_key"]}
     tracking = {"mlflow_tracking_username": name, "mlflow_tracking_password": password}
@@ -207,38 +220,63 @@ def furnish(person: pwd.struct_passwd, wants: dict[str, Any], database: dict[str
             texts[passwords] = pgpass(read(passwords), database)
         if wants["ssh_public_keys"] is not None:
             texts[logins] = "".join(f"{key.strip()}\n" for key in wants["ssh_public_keys"])
+        known = read(settings)
+        named = git_identity(known, read(home / ".config/git/config"), name, wants["email"])
+        if named != known:  # else the file is the person's business, its mode too
+            texts[settings] = named
         return close(home, dry) + [str(path) for path, text in texts.items() if keep(path, text, dry)]
 
 
-def converge(module: AnsibleModule) -> list[str]:
+def converge(module: HostModule) -> list[str]:
     """Create every account and set up its home; return what was done."""
     done = []
-    accounts = {person.pw_name for person in pwd.getpwall()}
+    local = local_accounts()
     members = {name for group in grp.getgrall() if group.gr_name == MEMBERS for name in group.gr_mem}
+    way_in = login_account()
+    if way_in in {wants["name"] for wants in module.params["developers"]}:
+        module.fail_json(
+            msg=f"{way_in} is the account that Ansible logs in with, and would get other keys; choose another name for "
+            "the developer, or another ansible_user"
+        )
+    for wants in module.params["developers"]:
+        if fault := wrong_uid(wants["name"], wants["uid"]):
+            module.fail_json(msg=f"{fault[0]}. {fault[1]}")
+    if way_in in members:
+        module.warn(
+            f"{way_in} is no longer listed, but stays open: Ansible logs in with it. Set another ansible_user, and the "
+            f"next run locks it; or keep it with `gpasswd --delete {way_in} {MEMBERS}`"
+        )
     if module.params["developers"] and ensure_system_group(module, MEMBERS):
         done.append(MEMBERS)
     for name in sorted(members - {wants["name"] for wants in module.params["developers"]}):
-        if name in accounts and not expired(name):
+        if name in local and name != way_in and not expired(name):
             done.append(f"lock {name}")
             if not module.check_mode:
                 # End open sessions too; pkill exits with 1 if there are none.
                 module.run_command(["usermod", "--lock", "--expiredate", "1", name], check_rc=True)
                 module.run_command(["pkill", "--signal", "KILL", "--uid", name])
     for wants in module.params["developers"]:
-        name = wants["name"]
-        if name not in accounts:
+        name, person = wants["name"], account(wants["name"])
+        if not person:
             done.append(name)
             if module.check_mode:
                 continue
-            module.run_command(
-                ["useradd", "--create-home", "--user-group", "--shell", "/bin/bash", name], check_rc=True
-            )
-        person = pwd.getpwnam(name)
+            number = [] if wants["uid"] is None else ["--uid", str(wants["uid"])]
+            made("person", name)
+            create = ["useradd", "--create-home", "--user-group", "--shell", "/bin/bash", *number, name]
+            module.run_command(create, check_rc=True)
+            person = pwd.getpwnam(name)
+            local.add(name)
         if person.pw_uid < FIRST_UID:
             module.fail_json(
                 msg=f"{name} is a system account (UID below {FIRST_UID}); choose another login name for the developer"
             )
-        if name not in members or expired(name):
+        if name not in local and not Path(person.pw_dir).exists():
+            done.append(person.pw_dir)
+            if module.check_mode:
+                continue
+            module.run_command(["/usr/sbin/mkhomedir_helper", name, "0077"], check_rc=True)  # as a first login would
+        if name in local and (name not in members or expired(name)):
             done.append(f"unlock {name}")
             if not module.check_mode:
                 module.run_command(
@@ -257,7 +295,7 @@ def main() -> None:
     """Read the arguments and converge."""
     text = {"type": "str", "required": True}
     secret = {**text, "no_log": True}
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "developers": {
                 "type": "list",
@@ -265,11 +303,13 @@ def main() -> None:
                 "required": True,
                 "options": {
                     "name": text,
+                    "uid": {"type": "int"},
                     "ssh_public_keys": {"type": "list", "elements": "str", "no_log": False},
                     "password": secret,
                     "access_key": {**text, "no_log": False},
                     "secret_key": secret,
                     "inference_token": secret,
+                    "email": text,
                 },
             },
             "raw_database": {

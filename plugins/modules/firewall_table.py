@@ -67,8 +67,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.host_module import HostModule
 from ..module_utils.replace_file import diff, read, replace
 from ..module_utils.system_user import ensure_system_user
 
@@ -143,14 +142,14 @@ class Firewall:
 
     NOBODY = 65534
 
-    def __init__(self, module: AnsibleModule, nft: str) -> None:
+    def __init__(self, module: HostModule, nft: str) -> None:
         """Keep the module and the path of nft."""
         self.module, self.nft = module, nft
         self.actions, self.diff = list[str](), list[dict[str, str]]()
 
-    def fail(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         """End the task with the reason."""
-        self.module.fail_json(msg=why, actions=self.actions)
+        self.module.fail_json(msg=reason, actions=self.actions)
 
     def act(self, action: str) -> bool:
         """Record an action; tell whether to carry it out."""
@@ -262,7 +261,7 @@ class Firewall:
 
 def main() -> None:
     """Read the arguments and converge."""
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "rules": {"type": "str", "default": ""},
             "platform": {"type": "list", "elements": "str", "required": True},

@@ -8,6 +8,8 @@ DOCUMENTATION = r"""
 module: host_baseline
 short_description: Set up what every host has - authorities, a group, small files, uv, kernel parameters, the clock
 description:
+  - Before anything else, records what the host is like in C(/var/lib/metalworks/before), once. The platform's removal
+    needs it.
   - Installs the certificates of the given authorities, one file each, and removes those that an earlier call installed
     and that are no longer wanted. Rebuilds the host's bundle when it does not hold what it should.
   - Finishes an interrupted package installation, and waits for one that is under way.
@@ -27,6 +29,13 @@ options:
     required: true
     description: Content of a requirements file with that version and its hashes.
   uv_path: {type: path, required: true, description: Where to install the program.}
+  no_proxy:
+    type: list
+    elements: str
+    default: []
+    description:
+      - Names and addresses that logins reach without a proxy, the most important first. They follow those that
+        C(/etc/environment) has already.
   time_servers: {type: list, elements: str, default: [], description: Time servers. Empty for the distribution's.}
 extends_documentation_fragment:
   - metalworks.platform.managed_files
@@ -64,8 +73,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.before import begin, keep, packages
+from ..module_utils.host_module import HostModule
 from ..module_utils.managed_files import SPEC as FILES
 from ..module_utils.managed_files import Files
 from ..module_utils.replace_file import read, replace
@@ -78,6 +87,10 @@ LINKS = Path("/etc/ssl/certs")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 PREFIX = "metalworks-"
 PARAMETERS = Path("/proc/sys")
+ENVIRONMENT = Path("/etc/environment")
+DIRECT = "Metalworks: reached without a proxy"
+LONGEST_VALUE = 1000
+"""Linux-PAM cuts longer lines of /etc/environment off."""
 LOCK_SECONDS = 300
 LOCK_POLL_SECONDS = 2
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -117,7 +130,7 @@ def trusted(files: Iterable[Path]) -> set[str]:
     return {print_ for file in files for print_ in certificates(file.read_text(errors="replace"))}
 
 
-def finish_installation(module: AnsibleModule) -> str:
+def finish_installation(module: HostModule) -> str:
     """Finish an installation that a power loss or a killed play interrupted; return dpkg's output.
 
     Waits while another installation holds the lock. Fails the task with dpkg's error when the lock stays held.
@@ -134,14 +147,7 @@ def finish_installation(module: AnsibleModule) -> str:
         time.sleep(LOCK_POLL_SECONDS)
 
 
-def installed(module: AnsibleModule) -> list[str]:
-    """Return the names of the installed packages."""
-    command = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\\n"]
-    lines = module.run_command(command, check_rc=True)[1].splitlines()
-    return sorted({name for state, _, name in (line.partition(" ") for line in lines) if state == "installed"})
-
-
-def ensure_trust(module: AnsibleModule, bundles: dict[str, str]) -> bool:
+def ensure_trust(module: HostModule, bundles: dict[str, str]) -> bool:
     """Make the host trust the certificates of the bundles and no others of ours; tell whether that changed anything."""
     try:
         wants = wanted(bundles)
@@ -183,7 +189,7 @@ RestartSec=3
 """
 
 
-def ensure_kernel(module: AnsibleModule, wanted: dict[str, Any], parameters: Path = PARAMETERS) -> list[str]:
+def ensure_kernel(module: HostModule, wanted: dict[str, Any], parameters: Path = PARAMETERS) -> list[str]:
     """Set the parameters that differ in the running kernel; return their names. A file sets them at boot."""
     if os.statvfs(parameters).f_flag & os.ST_RDONLY:
         return []
@@ -194,7 +200,7 @@ def ensure_kernel(module: AnsibleModule, wanted: dict[str, Any], parameters: Pat
     return differ
 
 
-def standing(module: AnsibleModule, path: Path) -> str:
+def standing(module: HostModule, path: Path) -> str:
     """Return the version of the installed uv; empty if none runs."""
     if not path.exists():
         return ""
@@ -202,7 +208,7 @@ def standing(module: AnsibleModule, path: Path) -> str:
     return found.group(1) if found else ""
 
 
-def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path) -> bool:
+def ensure_uv(module: HostModule, version: str, requirements: str, path: Path) -> bool:
     """Install this version of uv; tell whether that changed anything."""
     if not re.search(rf"^uv=={re.escape(version)}\s", requirements, re.MULTILINE):
         module.fail_json(msg=f"the requirements file has no hashes of uv {version}; add them with `make locks`")
@@ -216,6 +222,7 @@ def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path
             options = ["--quiet", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
             pip = [f"{scratch}/venv/bin/python", "-m", "pip", "install", *options, "--requirement", str(locked)]
             module.run_command(pip, check_rc=True)
+            keep(path)
             draft = path.with_name(f".{path.name}.draft")
             shutil.copyfile(f"{scratch}/venv/bin/uv", draft)
             draft.chmod(0o755)
@@ -225,7 +232,7 @@ def ensure_uv(module: AnsibleModule, version: str, requirements: str, path: Path
     return True
 
 
-def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
+def ensure_time(module: HostModule, servers: list[str]) -> tuple[bool, bool]:
     """Run chrony with these servers; return whether that changed anything, and whether it runs."""
     state = show(module, CHRONY, *STATE)
     if state["LoadState"] != "loaded":
@@ -253,8 +260,8 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
         state = show(module, CHRONY, *STATE)
         if state["ActiveState"] != "active" and state["ConditionResult"] == "yes":
             command = ["journalctl", "--unit", CHRONY, "--lines", "20", "--no-pager", "--output", "cat"]
-            said = module.run_command(command)[1]
-            module.fail_json(msg=f"{CHRONY} is {state['ActiveState']}. Its journal ends:\n{said}")
+            journal = module.run_command(command)[1]
+            module.fail_json(msg=f"{CHRONY} is {state['ActiveState']}. Its journal ends:\n{journal}")
     runs = state["ActiveState"] == "active"
     if runs:
         # Cheap, and without effect where the servers are the same, so no restart can be forgotten.
@@ -262,12 +269,28 @@ def ensure_time(module: AnsibleModule, servers: list[str]) -> tuple[bool, bool]:
     return rewrite or enable or (start and runs) or not restarts, runs
 
 
-def converge(module: AnsibleModule) -> dict[str, Any]:
+def direct(text: str, names: list[str]) -> str:
+    """Return lines for /etc/environment: what its text, without our block, reaches without a proxy, then the names."""
+    own, _, others = text.partition(f"# BEGIN {DIRECT}\n")
+    lines = own + others.partition(f"# END {DIRECT}\n")[2]
+    known = re.findall(r"^\s*(?:export\s+)?no_proxy\s*=(.*)", lines, re.IGNORECASE | re.MULTILINE)
+    there = [name for value in known for name in re.split(r"[\s,]+", value.strip().strip("\"'")) if name]
+    value = ",".join(dict.fromkeys([*there, *names]))
+    if "*" in there:  # nothing is reached through a proxy, and clients understand this value only on its own
+        value = "*"
+    if len(value) > LONGEST_VALUE:
+        value = value[: LONGEST_VALUE + 1].rpartition(",")[0]
+    return f"no_proxy={value}\nNO_PROXY={value}\n"
+
+
+def converge(module: HostModule) -> dict[str, Any]:
     """Apply the baseline as far as the installed packages allow; return what was done."""
     wants = module.params
-    done = ["authorities"] if ensure_trust(module, wants["authorities"]) else []
+    # First of all, because everything after it changes the host.
+    done = ["record of the host"] if begin(module, wants["kernel"]) else []
+    done += ["authorities"] if ensure_trust(module, wants["authorities"]) else []
     done += ["interrupted installation"] if finish_installation(module) else []
-    there = installed(module)
+    there = sorted({name for names in packages(module).values() for name in names})
     result: dict[str, Any] = {"ansible_facts": {"packages": there}, "done": done}
     result["missing"] = [name for name in wants["packages"] if name not in there]
     if result["missing"] and not module.check_mode:
@@ -275,6 +298,9 @@ def converge(module: AnsibleModule) -> dict[str, Any]:
     done += ["group"] if ensure_system_group(module, wants["group"]) else []
     files = Files(module)
     files.converge(wants)
+    if wants["no_proxy"]:
+        content = direct(read(ENVIRONMENT), wants["no_proxy"])
+        files.block({"path": str(ENVIRONMENT), "name": DIRECT, "content": content, "create": True})
     done += files.paths
     uv = ensure_uv(module, wants["uv_version"], wants["uv_requirements"], Path(wants["uv_path"]))
     done += [f"kernel {name}" for name in ensure_kernel(module, wants["kernel"])]
@@ -286,7 +312,7 @@ def converge(module: AnsibleModule) -> dict[str, Any]:
 def main() -> None:
     """Read the arguments and converge."""
     required, texts = {"type": "str", "required": True}, {"type": "list", "elements": "str"}
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "authorities": {"type": "dict", "required": True},
             "packages": {**texts, "required": True},
@@ -296,6 +322,7 @@ def main() -> None:
             "uv_version": required,
             "uv_requirements": required,
             "uv_path": {"type": "path", "required": True},
+            "no_proxy": {**texts, "default": []},
             "time_servers": {**texts, "default": []},
         },
         supports_check_mode=True,

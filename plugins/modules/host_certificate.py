@@ -55,8 +55,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.host_module import HostModule
 from ..module_utils.replace_file import differs, replace
 from ..module_utils.replace_file import read as read_text
 from ..module_utils.system_user import ensure_system_group
@@ -85,7 +84,7 @@ def read(path: Path) -> str:
 class Host:
     """The host's files, and the module that changes them."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: HostModule) -> None:
         """Keep the module and its parameters."""
         self.module, self.wants = module, module.params
         self.actions = list[str]()
@@ -209,7 +208,7 @@ class Host:
 def main() -> None:
     """Read the arguments and look or act."""
     text = {"type": "str", "required": True}
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "look": {"type": "bool", "default": False},
             "ca": text,

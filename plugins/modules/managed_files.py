@@ -35,14 +35,14 @@ RETURN = r"""
 paths: {type: list, elements: str, returned: always, description: Paths that were (or in check mode would be) changed.}
 """
 
-from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.host_module import HostModule
 from ..module_utils.managed_files import SPEC, Files
 
 
 def main() -> None:
     """Read the arguments and converge."""
-    module = AnsibleModule(argument_spec=SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=SPEC, supports_check_mode=True)
     files = Files(module)
     files.converge(module.params)
     module.exit_json(changed=bool(files.paths), paths=files.paths, diff=files.diff)

@@ -55,8 +55,7 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.host_module import HostModule
 from ..module_utils.s3_client import BUCKETS, CONSUMERS, TEXT, Store, StoreError, UnreachableError, expiry_wanted
 
 ADMIN = "/minio/admin/v3"
@@ -241,7 +240,7 @@ class Provision:
             self.revoke(key, key)
             self.send(f"remove policy {name}", "DELETE", f"{ADMIN}/remove-canned-policy", {"name": name})
 
-    def prove(self) -> None:
+    def check_keys(self) -> None:
         """List every consumer's buckets with its own key; raise StoreError if that is refused."""
         for consumer in self.wants["consumers"]:
             store = self.store(consumer["access_key"], consumer["secret_key"])
@@ -259,7 +258,7 @@ class Provision:
             self.consumer(consumer, policies)
         self.retire(policies)
         if not self.dry:
-            self.prove()
+            self.check_keys()
 
 
 def wrong(wants: dict[str, Any]) -> str:
@@ -286,7 +285,7 @@ def wrong(wants: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the arguments and provision."""
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "endpoint": TEXT,
             "region": TEXT,

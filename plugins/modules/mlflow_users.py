@@ -63,8 +63,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlencode
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.host_module import HostModule
 from ..module_utils.unix_http import SocketHandler
 
 WORKSPACE = "default"
@@ -100,8 +99,8 @@ class Server:
             with self.opener.open(query, timeout=30) as answer:
                 return dict(json.loads(answer.read() or b"{}"))
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read().decode(errors="replace").split())[:300]
-            raise Refused(f"{method} {path}: HTTP {error.code}: {said}") from error
+            response = " ".join(error.read().decode(errors="replace").split())[:300]
+            raise Refused(f"{method} {path}: HTTP {error.code}: {response}") from error
         except OSError as error:
             raise Refused(f"{self.socket} does not answer: {getattr(error, 'reason', error)}") from error
 
@@ -200,7 +199,7 @@ def main() -> None:
     text = {"type": "str", "required": True}
     secret = {**text, "no_log": True}
     switch = {"type": "bool", "default": False}
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "socket": {"type": "path", "required": True},
             "admin_user": text,

@@ -28,6 +28,10 @@ options:
     elements: path
     required: true
     description: Files that nginx reads when it loads its configuration.
+  addresses:
+    description: Addresses of hosts by name. Other names are looked up on the host.
+    type: dict
+    default: {}
 author: Metalworks (!UNKNOWN)
 """
 
@@ -39,6 +43,7 @@ EXAMPLES = r"""
     page: "{{ lookup('ansible.builtin.template', 'index.html.j2') }}"
     users: {ada: "{{ vault_user_passwords.ada }}"}
     groups: [metalworks-tls]
+    addresses: {gpu-1: 192.0.2.21}
     files: [/etc/metalworks/tls/host.crt, /etc/metalworks/tls/host.key]
 """
 
@@ -61,8 +66,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.before import keep
+from ..module_utils.earlier_software import keep_copy
+from ..module_utils.host_module import HostModule
 from ..module_utils.replace_file import differs, read, replace
 from ..module_utils.systemctl import show
 from ..module_utils.unix_http import SocketConnection
@@ -148,14 +154,14 @@ def running() -> str:
 class Gateway:
     """nginx on this host and the module that acts on it."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: HostModule) -> None:
         """Keep the module and its parameters."""
         self.module, self.wants = module, module.params
         self.actions = list[str]()
 
-    def fail(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         """End the task with the reason."""
-        self.module.fail_json(msg=why, actions=self.actions)
+        self.module.fail_json(msg=reason, actions=self.actions)
 
     def done(self) -> None:
         """End the task."""
@@ -206,6 +212,14 @@ class Gateway:
                 replace(UNIT, known, 0o644, 0)
             self.fail(f"systemd rejects the unit; the old one stays in use:\n{out}{err}")
 
+    def address(self, host: str) -> str:
+        """Return a host's address in nginx's notation.
+
+        A name may lead to more addresses than the one that the firewalls know, such as 127.0.1.1 in an image's
+        /etc/hosts.
+        """
+        return address(str(self.wants["addresses"].get(host, host)))
+
     def converge(self) -> None:
         """Bring nginx to the wanted state."""
         if not NGINX.exists():  # check mode on a clean host
@@ -216,7 +230,7 @@ class Gateway:
             for path in self.wants["files"]
         ]
         try:
-            configuration, revision = fill(self.wants["configuration"], self.wants["page"], contents)
+            configuration, revision = fill(self.wants["configuration"], self.wants["page"], contents, self.address)
         except OSError as error:
             self.fail(f"This host cannot resolve the upstream of a site ({error}). Nothing was changed.")
         group = grp.getgrnam(USER).gr_gid
@@ -230,7 +244,7 @@ class Gateway:
         self.actions += [f"write {path}" for path, *_ in stale]
         unit = differs(UNIT, self.wants["unit"], 0o644, 0)
         self.actions += [f"write {UNIT}"] * unit
-        default = DEFAULT_SITE.is_symlink() or DEFAULT_SITE.exists()
+        default = DEFAULT_SITE.is_symlink()
         self.actions += [f"remove {DEFAULT_SITE}"] * default
 
         state = show(self.module, "nginx.service", "ActiveState", "UnitFileState", "NeedDaemonReload")
@@ -247,9 +261,12 @@ class Gateway:
             self.test(configuration)
         if unit:
             self.verify()
+        if not FOLDER.exists():
+            keep_copy(CONFIGURATION)
         for file in stale:
             replace(*file)
         if default:
+            keep(DEFAULT_SITE)
             DEFAULT_SITE.unlink()
         if restart:
             self.systemctl("daemon-reload")
@@ -277,7 +294,7 @@ class Gateway:
 
 def main() -> None:
     """Read the arguments and converge."""
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "configuration": {"type": "str", "required": True},
             "unit": {"type": "str", "required": True},
@@ -285,6 +302,7 @@ def main() -> None:
             "users": {"type": "dict", "required": True, "no_log": True},
             "groups": {"type": "list", "elements": "str", "required": True},
             "files": {"type": "list", "elements": "path", "required": True},
+            "addresses": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )

@@ -91,8 +91,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.earlier_software import keep_copy
+from ..module_utils.host_module import HostModule
+from ..module_utils.psql import data_folder, name, psql
 from ..module_utils.replace_file import diff, read, replace
 
 RELOAD_SECONDS = 10
@@ -146,11 +147,6 @@ def matches(password: str, known: str) -> bool:
     if not parts:
         return False
     return hmac.compare_digest(verifier(password, base64.b64decode(parts[2]), int(parts[1])), known)
-
-
-def name(identifier: str) -> str:
-    """Quote an identifier."""
-    return '"' + identifier.replace('"', '""') + '"'
 
 
 def statements(
@@ -235,7 +231,7 @@ def shown(host: str, port: int) -> bytes:
 class Cluster:
     """One cluster and the module that acts on it."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: HostModule) -> None:
         """Compute the paths and the unit of the cluster."""
         self.module, self.wants = module, module.params
         self.actions, self.diff = list[str](), list[dict[str, str]]()
@@ -244,26 +240,22 @@ class Cluster:
         self.unit = f"postgresql@{version}-{cluster}.service"
         self.log = Path(f"/var/log/postgresql/postgresql-{version}-{cluster}.log")
         self.program = Path(f"/usr/lib/postgresql/{version}/bin/postgres")
-        self.data = Path(f"/var/lib/postgresql/{version}/{cluster}")
+        self.data = data_folder(version, cluster)
         self.etc = Path(f"/etc/postgresql/{version}/{cluster}")
         self.settings, self.hba = self.etc / "conf.d/metalworks.conf", self.etc / "pg_hba.conf"
         self.drop_in = Path(f"/etc/systemd/system/{self.unit}.d/metalworks.conf")
         self.stamp = Path(f"/run/metalworks/{Path(self.unit).stem}.revision")
 
-    def fail(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         """End the task with the reason."""
-        self.module.fail_json(msg=why, actions=self.actions)
+        self.module.fail_json(msg=reason, actions=self.actions)
 
     def sql(self, text: str) -> str:
         """Run statements as the superuser and return their output; the first error ends the task."""
-        # The running server's port, which differs from the wanted one until a restart applies a change.
-        port = (self.data / "postmaster.pid").read_text().splitlines()[3]
-        command = ["runuser", "-u", "postgres", "--", "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]
-        command += ["--set", "ON_ERROR_STOP=1", "--port", port, "--dbname", "postgres", "--file", "-"]
-        code, out, err = self.module.run_command(command, data=text, cwd="/")
+        code, out, err = psql(self.module, self.data, text)
         if code:
             self.fail(f"psql: {err.strip()}")
-        return str(out)
+        return out
 
     def state(self) -> dict[str, Any]:
         """Return the state of the server that decisions depend on."""
@@ -278,8 +270,8 @@ class Cluster:
         """Run a systemctl verb; if it fails, end the task with the last lines of the server's log."""
         code, _, err = self.module.run_command(["systemctl", verb, unit])
         if code:
-            said = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
-            self.fail("\n".join([f"systemctl {verb} {unit}: {err.strip()}", f"Last lines of {self.log}:", *said]))
+            lines = self.log.read_text(errors="replace").splitlines()[-15:] if self.log.exists() else []
+            self.fail("\n".join([f"systemctl {verb} {unit}: {err.strip()}", f"Last lines of {self.log}:", *lines]))
 
     def shows(self, name: str) -> str:
         """Return a property of the unit, as loaded by systemd."""
@@ -398,6 +390,8 @@ class Cluster:
         if disabled and self.act("enable the server at boot"):
             self.systemctl("enable", "postgresql.service")
         self.confine()
+        if not self.settings.exists() and not self.module.check_mode:
+            keep_copy(self.hba)
         self.put(self.settings, self.wants["settings"], 0o644)
         old_hba = self.put(self.hba, self.wants["hba"], 0o640)
         if not self.active():
@@ -467,7 +461,7 @@ def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]]) -> str
 def main() -> None:
     """Read the arguments and converge."""
     text, path = ({"type": kind, "required": True} for kind in ("str", "path"))
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             "version": text,
             "cluster": {"type": "str", "default": "main"},

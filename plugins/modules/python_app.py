@@ -22,6 +22,22 @@ options:
   project: {type: bool, default: false, description: Whether to install the project's own package without dependencies.}
   python: {type: path, required: true, description: Interpreter of the environment.}
   keep: {type: int, default: 2, description: Complete releases to keep besides the current one.}
+  databases:
+    description:
+      - Databases whose schema the release migrates with Alembic. Before another release becomes the current one, it
+        says which migrations it has still to make there, and is refused unless O(migrate) allows them.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {type: str, required: true, description: Name for messages.}
+      url: {type: str, required: true, description: URL as SQLAlchemy reads it.}
+      scripts: {type: str, required: true, description: Alembic's folder below C(site-packages).}
+      versions: {type: str, default: "", description: "Folder of the migrations there, if not C(versions) in it."}
+      table: {type: str, default: alembic_version, description: Table that holds the revision.}
+  environment: {type: dict, default: {}, description: Environment in which the release asks its databases.}
+  migrate: {type: bool, default: false, description: Whether the release may migrate the databases.}
+  stage: {type: bool, default: false, description: Only build the release and ask the databases; run nothing.}
 extends_documentation_fragment:
   - metalworks.platform.managed_files
   - metalworks.platform.managed_files.blocks
@@ -43,6 +59,13 @@ EXAMPLES = r"""
 RETURN = r"""
 missing: {type: list, elements: str, returned: always, description: Files that the host must be sent first.}
 release: {type: str, returned: success, description: Id of the current release.}
+before: {type: str, returned: with O(stage), description: Id of the release that was current so far.}
+migrations:
+  type: list
+  elements: dict
+  returned: with O(stage)
+  description: Databases with their revisions, those of the release, and what is pending.
+versions: {type: dict, returned: with O(stage), description: Packages of the release and of the one before.}
 removed:
   type: list
   elements: str
@@ -52,16 +75,16 @@ actions: {type: dict, returned: success, description: What was done to each unit
 paths: {type: list, elements: str, returned: success, description: Files that were changed.}
 """
 
-from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils import python_release, systemd_units
+from ..module_utils.host_module import HostModule
 from ..module_utils.managed_files import SPEC as FILES
 from ..module_utils.managed_files import Files
 
 
 def main() -> None:
     """Read the arguments and converge."""
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={
             **python_release.SPEC,
             **FILES,
@@ -71,7 +94,7 @@ def main() -> None:
     )
     wants = module.params
     result = python_release.converge(module, wants)
-    if result["missing"] and not module.check_mode:
+    if wants["stage"] or (result["missing"] and not module.check_mode):
         module.exit_json(**result)
     files = Files(module)
     files.converge(wants)

@@ -1,16 +1,16 @@
 #!/usr/bin/python
 # Copyright Metalworks. Apache-2.0.
-"""Prove that keys work on their buckets of an S3 store that somebody else runs."""
+"""Check that keys work on their buckets of an S3 store that somebody else runs."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: s3_probe
-short_description: Prove that keys work on the buckets of an S3 store that others run
+short_description: Check that keys work on the buckets of an S3 store that others run
 description:
   - Writes, reads and deletes a small object with each key in each of its buckets; lists buckets that a key only reads.
     In check mode, only lists.
-  - Sets the expiry of a bucket where a key that writes there is allowed to, and warns where it is not.
+  - Sets the expiry of a bucket and of its old versions with a key that writes there, and warns where none may do that.
 options:
   prefix: {type: str, default: "", description: Prefix of the objects that are written.}
   buckets: {default: []}
@@ -31,7 +31,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-proved: {type: list, elements: str, returned: always, description: Each client and bucket that was proved.}
+checked: {type: list, elements: str, returned: always, description: Each client and bucket that was checked.}
 actions:
   type: list
   elements: str
@@ -40,13 +40,14 @@ actions:
 """
 
 import os
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.s3_client import BUCKETS, CONSUMERS, TEXT, Store, StoreError, expiry_wanted
 
 
-def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "") -> None:
+def check(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "") -> None:
     """List the bucket, then write, read and delete an object in it; raise StoreError at the first refusal."""
     store.ask("GET", f"/{bucket}", {"list-type": "2", "max-keys": "1"}).expect(f"{who}: list {bucket}")
     if not write:
@@ -63,13 +64,46 @@ def prove(store: Store, who: str, bucket: str, *, write: bool, prefix: str = "")
             store.ask("DELETE", path).expect(f"{who}: delete in {bucket}")
 
 
-def expire(store: Store, bucket: str, days: int, *, dry: bool) -> bool:
+def expire(store: Store, bucket: str, days: int, old_days: int = 0, *, dry: bool) -> bool:
     """Set a bucket's expiry; return whether it changed. Raises StoreError if the key may not set it."""
-    rules = expiry_wanted(store, bucket, days)
+    rules = expiry_wanted(store, bucket, days, old_days=old_days)
     if rules is not None and not dry:
         method = "PUT" if rules else "DELETE"
         store.ask(method, f"/{bucket}", {"lifecycle": ""}, rules).expect(f"lifecycle of {bucket}")
     return rules is not None
+
+
+def wanted(bucket: dict[str, Any]) -> str:
+    """Describe a bucket's expiry; empty if it has none."""
+    parts = {"objects": bucket["expire_days"], "old versions": bucket["old_days"]}
+    return " and ".join(f"{what} after {days} days" for what, days in parts.items() if days)
+
+
+def expire_all(wants: dict[str, Any], *, dry: bool) -> tuple[list[str], list[str]]:
+    """Set the expiry of each bucket with the first key that may; return what changed, and what none may set."""
+    actions, refused = list[str](), list[str]()
+    for bucket in wants["buckets"]:
+        name, what, error = bucket["name"], wanted(bucket), ""
+        for one in wants["consumers"]:
+            if name not in one["buckets"] or one["access"] != "readwrite":
+                continue
+            try:
+                changed = expire(client(wants, one), name, bucket["expire_days"], bucket["old_days"], dry=dry)
+            except StoreError as reason:
+                error = error or str(reason)
+                continue
+            if changed:
+                actions.append(f"expire in {name}: {what}" if what else f"keep objects of {name}")
+            break
+        else:
+            if error and what:  # without expiry, there is no rule of ours to remove
+                refused.append(f"{error}. Set a rule on the store for {name} that expires {what}")
+    return actions, refused
+
+
+def client(wants: dict[str, Any], consumer: dict[str, Any]) -> Store:
+    """Return a client of the store with a consumer's key."""
+    return Store(wants["endpoint"], wants["region"], consumer["access_key"], consumer["secret_key"])
 
 
 def main() -> None:
@@ -84,33 +118,23 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    wants, proved, actions = module.params, list[str](), list[str]()
-    expiry = {bucket["name"]: bucket["expire_days"] for bucket in wants["buckets"]}
+    wants, checked = module.params, list[str]()
     try:
         for one in wants["consumers"]:
-            store = Store(wants["endpoint"], wants["region"], one["access_key"], one["secret_key"])
+            store = client(wants, one)
             for bucket in one["buckets"]:
                 write = one["access"] == "readwrite" and not module.check_mode
-                prove(store, one["name"], bucket, write=write, prefix=wants["prefix"])
-                proved.append(f"{one['name']} on {bucket}")
+                check(store, one["name"], bucket, write=write, prefix=wants["prefix"])
+                checked.append(f"{one['name']} on {bucket}")
             for bucket in one["reads"]:
-                prove(store, one["name"], bucket, write=False)
-                proved.append(f"{one['name']} on {bucket}")
-            for bucket in one["buckets"] if one["access"] == "readwrite" else ():
-                days = expiry.get(bucket, 0)
-                try:
-                    if expire(store, bucket, days, dry=module.check_mode):
-                        actions.append(
-                            f"expire objects of {bucket} after {days} days" if days else f"keep objects of {bucket}"
-                        )
-                except StoreError as error:  # without expiry, there is no rule of ours to remove
-                    if days:
-                        module.warn(
-                            f"{error}. Set a rule on the store that expires objects of {bucket} after {days} days"
-                        )
+                check(store, one["name"], bucket, write=False)
+                checked.append(f"{one['name']} on {bucket}")
     except StoreError as error:
-        module.fail_json(msg=str(error), proved=proved)
-    module.exit_json(changed=bool(actions), proved=proved, actions=actions)
+        module.fail_json(msg=str(error), checked=checked)
+    actions, refused = expire_all(wants, dry=module.check_mode)
+    for warning in refused:
+        module.warn(warning)
+    module.exit_json(changed=bool(actions), checked=checked, actions=actions)
 
 
 if __name__ == "__main__":

@@ -157,21 +157,21 @@ def command(session: dict[str, Any]) -> list[str]:
 
 
 def to_its_end(done: subprocess.Popen[str], text: str, timeout: int) -> tuple[str, str]:
-    """Return what a process said, and what there is to say of it, which is out of time at last.
+    """Return what a process printed and its error, which is that it gave no answer when its time is up.
 
     It is asked to end, so that it takes away what it made; su and runuser pass that on, and see to it.
     """
     try:
-        said, words = done.communicate(text, timeout)
-        return said, words or f"it ended with {done.returncode}"
+        printed, words = done.communicate(text, timeout)
+        return printed, words or f"it ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         done.terminate()
     try:
-        said, _ = done.communicate(timeout=END_SECONDS)
+        printed, _ = done.communicate(timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
         done.kill()
-        said, _ = done.communicate()
-    return said, f"no answer within {timeout} s"
+        printed, _ = done.communicate()
+    return printed, f"no answer within {timeout} s"
 
 
 def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout: int) -> list[dict[str, Any]]:
@@ -192,10 +192,10 @@ def work(session: dict[str, Any], program: str, secrets: dict[str, str], timeout
         with subprocess.Popen(
             command(session), env=environment, cwd="/", stdin=pipe, stdout=pipe, stderr=pipe, text=True
         ) as done:
-            said, words = to_its_end(done, text, timeout)
+            printed, words = to_its_end(done, text, timeout)
     except OSError as error:
-        said, words = "", f"{error.filename}: {error.strerror}; has site.yml run on this host?"
-    found = [json.loads(line[len(MARK) :]) for line in said.splitlines() if line.startswith(MARK)]
+        printed, words = "", f"{error.filename}: {error.strerror}; has site.yml run on this host?"
+    found = [json.loads(line[len(MARK) :]) for line in printed.splitlines() if line.startswith(MARK)]
     last = " | ".join(words.strip().splitlines()[-5:])
     missing = [check["name"] for check in checks[len(found) :]]
     return found + [verdict(name, False, time.monotonic() - start, f"not done: {last}") for name in missing]

@@ -38,8 +38,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ..module_utils.host_module import HostModule
 from ..module_utils.replace_file import diff, read, replace
 from ..module_utils.systemctl import show
 
@@ -94,7 +93,7 @@ def came_as_root(environment: Mapping[str, str]) -> bool:
 class Server:
     """The SSH server, and the module that acts on it."""
 
-    def __init__(self, module: AnsibleModule, program: str) -> None:
+    def __init__(self, module: HostModule, program: str) -> None:
         """Keep the module and the path of sshd."""
         self.module, self.program = module, program
         self.diff = list[dict[str, str]]()
@@ -111,8 +110,10 @@ class Server:
             (Path(scratch) / MAIN.name).write_text(main.replace(f"{FOLDER}/", f"{folder}/"))
             code, out, err = self.module.run_command([self.program, "-T", "-f", str(Path(scratch) / MAIN.name)])
             if code:
-                said = err.strip().replace(str(folder), str(FOLDER)).replace(scratch, str(MAIN.parent))
-                self.module.fail_json(msg=f"sshd rejects the settings; the running server keeps the old ones: {said}")
+                complaint = err.strip().replace(str(folder), str(FOLDER)).replace(scratch, str(MAIN.parent))
+                self.module.fail_json(
+                    msg=f"sshd rejects the settings; the running server keeps the old ones: {complaint}"
+                )
         return str(out)
 
     def put(self, path: Path, text: str) -> bool:
@@ -147,7 +148,7 @@ class Server:
 def main() -> None:
     """Read the arguments and converge."""
     given = {"type": "str", "required": True}
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec={"settings": given, "unit": given},
         supports_check_mode=True,
     )

@@ -8,14 +8,17 @@ DOCUMENTATION = r"""
 module: validate_host
 short_description: Check a host and the input of its roles, without changing anything
 description:
-  - Checks variables against the argument specs of the host's roles, the team's own certificate, distribution, Python,
-    memory, disks, devices and ports. Reports problems and never fails; M(metalworks.platform.validate_site) does.
+  - Checks the site's choices against their schema, other variables against the argument specs of the host's roles, the
+    team's own certificate, distribution, Python, memory, disks, devices and ports. Reports problems and never fails;
+    M(metalworks.platform.validate_site) does.
   - Returns distribution, kernel, memory and Python as facts under Ansible's own names, so that no play need gather them
     again.
   - Runs in check mode too. Run it as root to learn which units hold the ports.
 options:
   home: {type: str, required: true, description: Group of the platform's hosts. Others are left alone.}
   roles: {type: path, required: true, description: Folder of the roles on the controller.}
+  schema: {type: path, description: JSON Schema of the site's choices. Omit to leave them unchecked.}
+  accounts: {type: str, required: true, description: Group of the hosts where people get accounts.}
   role_groups: {type: dict, required: true, description: Group that a role runs in where the names differ.}
   ports:
     type: list
@@ -27,6 +30,13 @@ options:
     type: list
     elements: path
     default: [/]
+  written_units: {type: dict, default: {}, description: 'Units that roles write, by group.'}
+  people: {type: dict, default: {}, description: UID of each person with an account here. Set by the action.}
+  units: {type: list, elements: str, default: [], description: Those of this host. Set by the action.}
+  address:
+    description: Address by which the other hosts should reach this one.
+    type: str
+    default: ''
   distributions: {type: dict, required: true, description: Supported versions by distribution.}
   python: {type: list, elements: int, required: true, description: Oldest supported version of Python.}
   minimums:
@@ -42,6 +52,7 @@ EXAMPLES = r"""
   metalworks.platform.validate_host:
     home: platform
     roles: "{{ role_path | dirname }}"
+    accounts: workstation
     role_groups: {}
     ports: []
     paths: [/opt, /var]
@@ -54,6 +65,20 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+refused:
+  description: Choices that the schema refuses, each as variable, place within it, what is wrong and what to do.
+  returned: always
+  type: list
+  elements: list
+login:
+  description: Account that Ansible logged in with.
+  returned: when the host could be looked at
+  type: str
+system_accounts:
+  description: Names that a person's account cannot have on this host.
+  returned: when the host could be looked at, and people get accounts there
+  type: list
+  elements: str
 problems:
   description: Problems, each as place, what is wrong and what to do.
   returned: always
@@ -72,15 +97,19 @@ ansible_facts:
 
 import contextlib
 import os
-import pathlib
 import platform
 import re
 import shutil
+import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.facts.system.distribution import DistributionFactCollector
+
+from ..module_utils.earlier_software import driver_packages, foreign_units, nginx_files, postgresql_clusters, run_file
+from ..module_utils.system_user import login_account, system_names, wrong_uid
 
 LISTEN = "0A"
 UNIT = re.compile(r"/([^/]+\.(?:service|socket|scope))(?:/|$)")
@@ -102,7 +131,7 @@ def unit_of(cgroup: str) -> str:
     return units[-1] if units else ""
 
 
-def sockets_of(process: pathlib.Path) -> set[str]:
+def sockets_of(process: Path) -> set[str]:
     """Return the inodes of a process's sockets; skip descriptors that are closed meanwhile."""
     inodes = set()
     for link in (process / "fd").iterdir():
@@ -113,7 +142,7 @@ def sockets_of(process: pathlib.Path) -> set[str]:
     return inodes
 
 
-def holders(inodes: dict[str, int], proc: pathlib.Path) -> list[dict[str, Any]]:
+def holders(inodes: dict[str, int], proc: Path) -> list[dict[str, Any]]:
     """Return every listening port once per process that uses it, with the process's unit."""
     found: dict[tuple[int, str, str], None] = {}
     owned: set[str] = set()
@@ -131,25 +160,71 @@ def holders(inodes: dict[str, int], proc: pathlib.Path) -> list[dict[str, Any]]:
 
 def disk(path: str) -> dict[str, int]:
     """Return size and free space, in MB, of the filesystem that holds a path or would hold it."""
-    place = pathlib.Path(path)
+    place = Path(path)
     while not place.exists():
         place = place.parent
     usage = shutil.disk_usage(place)
     return {"size_mb": usage.total >> 20, "free_mb": usage.free >> 20}
 
 
-def nvidia_devices(pci: pathlib.Path) -> int:
+def nvidia_devices(pci: Path) -> int:
     """Return how many of a PCI bus's devices are NVIDIA's graphics or compute cards."""
     cards = (place for place in pci.glob("*") if (place / "vendor").read_text().strip() == "0x10de")
     return sum((place / "class").read_text().startswith(("0x0300", "0x0302")) for place in cards)
 
 
+def has_address(address: str) -> bool:
+    """Tell whether the host has an address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:  # another host's, or no address at all
+            return False
+    return True
+
+
+def routed_address() -> str:
+    """Return the address that the host's default route uses, or an empty string. No packet is sent."""
+    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect((anywhere, 9))
+            return str(probe.getsockname()[0])
+    return ""
+
+
+def earlier_software(module: AnsibleModule, devices: int) -> dict[str, Any]:
+    """Return what others set up on the host that the platform would replace."""
+    root = Path("/")
+
+    def packages(layout: str, *names: str) -> str:
+        # Empty without the names' packages, and on a distribution without dpkg, which is refused for that.
+        if not shutil.which("dpkg-query"):
+            return ""
+        return str(module.run_command(["dpkg-query", "--show", "--showformat", layout, *names])[1])
+
+    nginx = (root / "etc/nginx").exists()
+    return {
+        "nginx": nginx_files(root, packages("${Conffiles}\n", "nginx", "nginx-common")) if nginx else [],
+        "postgresql": postgresql_clusters(root),
+        "units": foreign_units(root, module.params["units"]),
+        "run_file": run_file(root) if devices else "",
+        "driver": driver_packages(root, packages("${db:Status-Abbrev}|${Package}|${Version}\n")) if devices else {},
+    }
+
+
 def main() -> None:
-    """Return facts, listeners and disks."""
+    """Return facts, listeners, disks and the host's address."""
     module = AnsibleModule(
-        argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/"]}}, supports_check_mode=True
+        argument_spec={
+            "paths": {"type": "list", "elements": "path", "default": ["/"]},
+            "address": {"type": "str", "default": ""},
+            "people": {"type": "dict", "default": {}},
+            "units": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
     )
-    tables = [pathlib.Path("/proc/net", name) for name in ("tcp", "tcp6")]
+    tables = [Path("/proc/net", name) for name in ("tcp", "tcp6")]
     inodes: dict[str, int] = {}
     for table in tables:
         if table.exists():
@@ -164,17 +239,23 @@ def main() -> None:
             "processor_vcpus": os.cpu_count() or 1,
             "python_version": platform.python_version(),
             # Without these two, Ansible would make another round trip.
-            "service_mgr": "systemd" if pathlib.Path("/run/systemd/system").is_dir() else "service",
+            "service_mgr": "systemd" if Path("/run/systemd/system").is_dir() else "service",
             "pkg_mgr": "apt" if shutil.which("apt-get") else "unknown",
         }
     )
+    devices = nvidia_devices(Path("/sys/bus/pci/devices"))
     module.exit_json(
         changed=False,
         ansible_facts=facts,
         python=list(sys.version_info[:2]),
         disks={path: disk(path) for path in module.params["paths"]},
-        nvidia_devices=nvidia_devices(pathlib.Path("/sys/bus/pci/devices")),
-        listeners=holders(inodes, pathlib.Path("/proc")),
+        nvidia_devices=devices,
+        earlier=earlier_software(module, devices),
+        address={"has": has_address(module.params["address"]), "routed": routed_address()},
+        listeners=holders(inodes, Path("/proc")),
+        login=login_account(),
+        uids=[fault for name, uid in module.params["people"].items() if (fault := wrong_uid(name, uid))],
+        system_accounts=system_names(),
     )
 
 

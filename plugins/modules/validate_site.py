@@ -17,8 +17,9 @@ options:
   single_groups: {type: list, elements: str, required: true, description: Groups that may have one host only.}
   replaced_groups: {type: list, elements: str, required: true, description: Groups that the site does without.}
   optional_groups: {type: dict, required: true, description: What a site lacks by optional group without a host.}
-  unique: {type: dict, required: true, description: Field that must be unique by the name of a list variable.}
-  reserved: {type: dict, required: true, description: Names that people may not have by the name of a list variable.}
+  unique: {type: dict, required: true, description: Fields that must be unique by the name of a list variable.}
+  reserved: {type: list, elements: str, required: true, description: Names that people may not have.}
+  schema: {type: path, required: true, description: JSON Schema of the site's choices.}
   keys: {type: dict, required: true, description: Keys that a mapping of secrets must have by its name.}
   renamed: {type: dict, required: true, description: New names of variables by their old ones.}
   given: {type: list, elements: str, required: true, description: Secrets whose strength the site cannot choose.}
@@ -38,7 +39,8 @@ EXAMPLES = r"""
     replaced_groups: []
     optional_groups: {}
     unique: {}
-    reserved: {}
+    reserved: [root]
+    schema: choices.yml
     keys: {}
     renamed: {}
     given: []

@@ -40,9 +40,9 @@ def issued(names: list[str] = NAMES, days: int = 397, **moved: Any) -> str:
     return str(plugin.issue(REQUEST, CA, CA_KEY, names, days, now))
 
 
-def why(present: str, **changed: Any) -> str:
+def renewal_reason(present: str, **changed: Any) -> str:
     asked = {"request": REQUEST, "ca": CA, "names": NAMES, "renew_days": 30, "valid_days": 397} | changed
-    return str(plugin.why_new(present, **asked))
+    return str(plugin.renewal_reason(present, **asked))
 
 
 def test_a_certificate_has_the_given_names_and_not_those_of_the_request() -> None:
@@ -68,8 +68,8 @@ def test_a_request_with_a_wrong_signature_is_refused() -> None:
 
 
 def test_a_valid_certificate_is_kept() -> None:
-    assert why(issued()) == ""
-    assert why(issued(), names=[NAMES[0], *reversed(NAMES[1:])]) == ""
+    assert renewal_reason(issued()) == ""
+    assert renewal_reason(issued(), names=[NAMES[0], *reversed(NAMES[1:])]) == ""
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_valid_certificate_is_kept() -> None:
     ],
 )
 def test_an_unsuitable_certificate_is_replaced(present: str, changed: dict[str, Any], reason: str) -> None:
-    assert why(present, **changed) == reason
+    assert renewal_reason(present, **changed) == reason
 
 
 def test_a_long_host_name_is_in_the_names_whole() -> None:
@@ -96,7 +96,7 @@ def test_a_long_host_name_is_in_the_names_whole() -> None:
     made = plugin.certificate(issued([name]), "")
     held = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert held.get_values_for_type(x509.DNSName) == [name]
-    assert why(issued([name]), names=[name]) == ""
+    assert renewal_reason(issued([name]), names=[name]) == ""
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_new_certificate_takes_two_calls_and_the_cas_key_stays_on_the_controll
     done = action.converge()
     assert done["changed"]
     assert done["actions"] == ["new certificate: none is present"]
-    assert why(action.sent[1]["certificate"]) == ""
+    assert renewal_reason(action.sent[1]["certificate"]) == ""
     assert SECRETS["vault_ca_private_key"].splitlines()[1] not in str([action.sent, done])
 
 

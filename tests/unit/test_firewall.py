@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from tests.unit.repository import ROOT, load, rendered, role_templar
 
@@ -103,9 +105,9 @@ def test_without_user_limits_outbound_traffic_is_allowed() -> None:
 
 def test_a_user_can_connect_only_where_listed() -> None:
     reach = [
-        {"port": 5432, "to": ["10.1.2.11", "db-1"], "why": "its database"},
-        {"port": 443, "to": "internet", "why": "hooks"},
-        {"port": 53, "protocol": "any", "to": ["0.0.0.0/0"], "why": "names"},
+        {"port": 5432, "to": ["10.1.2.11", "db-1"], "reason": "its database"},
+        {"port": 443, "to": "internet", "reason": "hooks"},
+        {"port": 53, "protocol": "any", "to": ["0.0.0.0/0"], "reason": "names"},
     ]
     text = rules(firewall_outbound=[{"user": "mlflow", "reach": reach}, {"user": "idle", "reach": []}])
     chain = text[text.index("chain out_1") : text.index("chain out_2")]
@@ -120,12 +122,19 @@ def test_a_user_can_connect_only_where_listed() -> None:
 
 
 def test_anyone_excludes_link_local_addresses() -> None:
-    reach = [{"port": "any", "protocol": "any", "to": "anyone", "why": "flows"}]
+    reach = [{"port": "any", "protocol": "any", "to": "anyone", "reason": "flows"}]
     text = rules(firewall_outbound=[{"user": "worker", "reach": reach}])
     assert "\n        ip daddr != @link4 accept\n        ip6 daddr != @link6 accept\n" in text
 
 
 def test_a_port_of_the_loopback_address_is_for_its_users_and_root() -> None:
-    text = rules(firewall_local=[{"port": 9000, "users": ["www-data", "minio"], "why": "MinIO"}])
+    text = rules(firewall_local=[{"port": 9000, "users": ["www-data", "minio"], "reason": "MinIO"}])
     users = "{ 0, @uid:www-data@, @uid:minio@ }"
     assert f'oifname "lo" tcp dport 9000 meta skuid != {users} jump refused' in text
+
+
+def test_an_unknown_field_of_a_port_is_refused_with_the_fields_that_exist() -> None:
+    options = yaml.safe_load((ROOT / "roles/firewall/meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+    port = {"port": 80, "from": "anyone", "why": "a dashboard"}
+    found = ArgumentSpecValidator(options["options"]).validate({"firewall_open": [port]}).error_messages
+    assert "firewall_open.why. Supported parameters include: from, port, protocol, reason." in found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from ansible.template import Templar, trust_as_template
@@ -159,6 +162,75 @@ def test_unlisted_routes_are_refused() -> None:
     assert "default viewer;" in block(render("nginx.conf.j2", gateway_users=[]), "map $remote_user $gateway_role")
 
 
+def test_pages_load_and_call_the_platform_alone() -> None:
+    text = render("nginx.conf.j2")
+    assert "add_header Content-Security-Policy $gateway_policy always;" in text
+    sent = block(text, "map $sent_http_content_type $gateway_policy")
+    (policy,) = re.findall(r'default "(.*)";', sent)
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split(";")}
+    platform = {"'self'", "https://*.ml.example", "wss://*.ml.example"}
+    for sources in rules.values():
+        elsewhere = {source for source in sources if "//" in source or "*" in source} - platform
+        assert elsewhere == set()
+    assert rules["object-src"] == ["'none'"]
+    figures = render("nginx.conf.j2", gateway_script_origins=["https://cdn.plot.ly"])
+    (with_figures,) = re.findall(r'default "(default-src .*)";', figures)
+    assert with_figures == policy.replace("'unsafe-eval'", "'unsafe-eval' https://cdn.plot.ly")
+    for wrong in ("cdn.plot.ly", "https://*", "https://x; connect-src *"):
+        (problem,) = problems(gateway_script_origins=[wrong])
+        assert "such as https://cdn.plot.ly" in problem
+
+
+def test_the_page_says_which_parts_the_password_opens() -> None:
+    page = render("index.html", gateway_sites=[PREFECT, STORE | {"name": "console", "title": "Console"}])
+    assert "One name and one password open Flows; ask" in page
+    assert "The object store asks for a key instead" in page
+    assert "The object store asks" not in render("index.html", gateway_sites=[PREFECT])
+
+
+def test_every_refusal_says_why_in_the_form_that_clients_read() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[MLFLOW | {"pauses": True}, STORE | {"errors": "s3"}, DELAY])
+    messages = block(text, 'map "$status $gateway_reason" $gateway_message')
+    programs, pages, store = (
+        templar().template(trust_as_template(f"{{{{ __gateway_forms[{at}][2] }}}}")) for at in range(3)
+    )
+    for reason in re.findall(r'"~\^(.*?)" "(?:.*)";', messages):
+        (message,) = re.findall(rf'"~\^{re.escape(reason)}" "(.*)";', messages)
+        said = json.loads(programs.replace("$gateway_message", message))
+        assert {said["message"], said["detail"], said["error"]} == {message}
+        told = ElementTree.fromstring(store.replace("$gateway_message", message))
+        assert (told.tag, told.findtext("Code"), told.findtext("Message")) == ("Error", "$gateway_store_code", message)
+        assert f'"~^{reason}" ' in block(text, 'map "$status $gateway_reason" $gateway_error_code')
+        assert f'"~^{reason}" ' in block(text, 'map "$status $gateway_reason" $gateway_store_code')
+    assert "<p>$gateway_message</p>" in pages
+    servers = re.split(r"\n    server \{\n", text)[4:]
+    assert len(servers) == 3
+    for server, form in zip(servers, ("$gateway_form", "$gateway_form", "s3"), strict=True):
+        # Those of the server, before the first location that has its own.
+        at_once, unread, headers = re.findall(r"error_page (.*);", server)[:3]
+        *statuses, where = at_once.split()
+        assert where == f"@refused-{form}"
+        assert (unread, headers) == (f"400 414 /refused/{form}", f"494 =431 /refused/{form}")
+        for status in [*statuses, "400", "414", "431"]:
+            assert re.search(rf'"~\^{status}|50\[234\]|500" ', messages), status
+        assert "internal;" in block(server, "location = /refused/" + form.replace("$gateway_form", "html"))
+        assert not re.search(r"return [45]\d\d '", server)
+    reasons = set(re.findall(r"set \$gateway_reason (\w+);", text))
+    assert reasons == set(re.findall(r'"~\^\d+ (\w+)" ', messages))
+
+
+def test_largest_body_holds_before_and_after_the_login() -> None:
+    """nginx compares Content-Length in the first location, before it goes on to the named one."""
+    text = render("nginx.conf.j2", gateway_sites=[DELAY | {"body_limit": "64m"}])
+    for start in ("location /delay/", "location @arrival-delay-plain"):
+        assert "client_max_body_size 64m;" in block(text, start)
+
+
+def test_long_filters_fit_into_a_url() -> None:
+    """MLflow's clients send `run_id IN (…)` by GET: 400 ids are 17 kB."""
+    assert "large_client_header_buffers 2 64k;" in render("nginx.conf.j2")
+
+
 def test_each_host_of_a_site_is_verified_by_its_own_name() -> None:
     names = block(render("nginx.conf.j2"), "map $upstream_addr $gateway_peer_arrival_delay")
     assert "default nobody.invalid;" in names
@@ -172,6 +244,13 @@ def test_page_escapes_and_lists() -> None:
     assert page.count("data-health=") == 4
     assert 'href="https://inference.ml.example/delay/"' in page
     assert 'href="https://s3.ml.example' not in page
+
+
+def test_page_shows_what_cannot_be_checked_about_a_model() -> None:
+    assert '<p class="says">' not in render("index.html", gateway_sites=[MLFLOW, DELAY])
+    page = render("index.html", gateway_sites=[MLFLOW, DELAY | {"says": True}])
+    assert page.count('<p class="says">') == 1
+    assert "JSON.parse(text).warnings" in page
 
 
 def test_page_has_sections_in_the_order_of_their_first_part() -> None:
@@ -290,6 +369,13 @@ def test_placeholders_are_filled_in() -> None:
     assert state.fill(text, page, [b"certificate"], lambda host: "moved")[1] != revision
 
 
+def test_the_known_address_of_a_host_precedes_what_its_name_leads_to() -> None:
+    """An image's /etc/hosts may have 127.0.1.1 for the host's own name, and firewalls know one address."""
+    gateway = SimpleNamespace(wants={"addresses": {"localhost": "fd00::11", "alias": "localhost"}})
+    assert state.Gateway.address(gateway, "localhost") == "[fd00::11]"
+    assert state.Gateway.address(gateway, "alias") == state.Gateway.address(gateway, "127.0.0.1") == "127.0.0.1"
+
+
 def test_addresses_are_written_as_nginx_wants_them() -> None:
     assert state.address("127.0.0.1") == "127.0.0.1"
     assert state.address("[::1]") == "[::1]"
@@ -327,3 +413,23 @@ def test_destructive_s3_requests_are_not_passed_on() -> None:
 def test_a_site_of_another_gateway_adds_no_rules() -> None:
     site = STORE | {"snippets": "object_store/files/nginx", "served": False}
     assert "s3_" not in render("nginx.conf.j2", gateway_sites=[site])
+
+
+def test_only_sites_that_pause_look_for_the_file() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[MLFLOW | {"pauses": True}, PREFECT])
+    looks = "if (-f /etc/nginx/metalworks/paused) {"
+    assert looks in block(text, "location @mlflow-plain")
+    assert looks in block(text, "location @mlflow-stream")
+    assert looks not in block(text, "location @prefect-plain")
+    assert '"503 paused" 30;' in block(text, 'map "$status $gateway_reason" $gateway_retry_after')
+
+
+def test_only_writes_to_sites_that_pause_them_look_for_the_other_file() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[STORE | {"pauses_writes": True}, PREFECT])
+    assert text.count("if (-f $gateway_write_pause) {") == 1
+    paths = block(text, "map $request_method $gateway_write_pause")
+    assert re.findall(r"(\w+) (\S+);", paths) == [
+        ("default", "/etc/nginx/metalworks/paused-writes"),
+        ("GET", "/etc/nginx/metalworks/paused-writes/never"),
+        ("HEAD", "/etc/nginx/metalworks/paused-writes/never"),
+    ]

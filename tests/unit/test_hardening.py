@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 from ansible.template import trust_as_template
 
-from tests.unit.repository import ROOT, load, read_yaml, role_templar
+from tests.unit.repository import ROOT, load, read_yaml, rendered, role_templar
 
 sshd = load("plugins/modules/sshd_config.py")
 updates = load("roles/unattended_upgrades/files/check_settings.py")
@@ -64,6 +66,27 @@ def test_invalid_patterns_are_named() -> None:
 def test_settings_are_validated_by_the_whole_program() -> None:
     role = ROOT / "roles/unattended_upgrades"
     (task,) = (one for one in read_yaml(role / "tasks/main.yml") if "metalworks.platform.managed_files" in one)
-    (file,) = task["metalworks.platform.managed_files"]["files"]
+    file, _ = task["metalworks.platform.managed_files"]["files"]
     command = shlex.split(role_templar(role).template(trust_as_template(file["validate"])).replace("%s", "/draft"))
     assert command[1:] == ["-c", (role / "files/check_settings.py").read_text().rstrip(), "/draft"]
+
+
+def test_needrestart_leaves_runs_and_models_alone(tmp_path: Path) -> None:
+    wiring = read_yaml(ROOT / "group_vars/all/wiring.yml")
+    role = ROOT / "roles/unattended_upgrades"
+    kept = {"unattended_upgrades_keep_running": wiring["unattended_upgrades_keep_running"]}
+    settings = tmp_path / "metalworks.conf"
+    settings.write_text(rendered(role_templar(role, **kept), role / "templates/needrestart.conf.j2"))
+    # needrestart evaluates the file, then takes the value of the patterns that match a unit's name.
+    program = """
+        our %nrconf = (override_rc => {qr(^dbus) => 0});
+        do shift or die $@;
+        for my $unit (@ARGV) { print "$unit\n" if grep { $unit =~ /$_/ } keys %{$nrconf{override_rc}} }
+    """
+    units = ["prefect-worker-cpu.service", "prefect-worker-gpu-1.service", "inference-delay.service"]
+    units += ["models-delay.service", "model-follower.service"]
+    others = ["mlflow.service", "prefect-server.service", "nginx.service", "postgresql@15-main.service"]
+    shown = subprocess.run(
+        ["/usr/bin/perl", "-e", program, settings, *units, *others], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == units

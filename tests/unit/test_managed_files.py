@@ -43,6 +43,41 @@ def test_a_file_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert place.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_block_is_added_to_a_file_that_exists_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "hosts.tmpl"
+    wanted = [{"path": str(place), "name": "names", "content": "10.0.0.1 a", "create": False}]
+    assert not call(capsys, blocks=wanted)["changed"]
+    assert not place.exists()
+    place.write_text("127.0.0.1 localhost\n")
+    assert call(capsys, blocks=wanted)["changed"]
+    assert "10.0.0.1 a" in place.read_text()
+
+
+def test_a_mounted_file_is_written_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker mounts /etc/hosts into its containers."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "hosts")
+    place = tmp_path / "hosts"
+    place.write_text("127.0.0.1 localhost\n")
+    same = place.stat().st_ino
+    for names in ("10.0.0.1 a b c", "10.0.0.2 a"):
+        assert call(capsys, blocks=[{"path": str(place), "name": "names", "content": names}])["changed"]
+        lines = place.read_text().splitlines()
+        assert (place.stat().st_ino, lines[0], lines[2:-1]) == (same, "127.0.0.1 localhost", [names])
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027])
+def test_a_strict_umask_does_not_change_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mask: int) -> None:
+    place = tmp_path / "new" / "settings.ini"
+    before = os.umask(mask)
+    try:
+        call(capsys, files=[{"path": str(place), "content": "[a]\n", **ME}])
+    finally:
+        os.umask(before)
+    assert (place.parent.stat().st_mode & 0o777, place.stat().st_mode & 0o777) == (0o755, 0o644)
+
+
 def test_secrets_are_not_in_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "pgpass"
     wanted = [{"path": str(place), "secret": "host:5432:db:user:hunter22", "mode": "0600", **ME}]

@@ -19,13 +19,14 @@ KEYS = ("type", "elements", "required", "default", "choices")
 # Options that an action plugin does not pass on, and arguments that it adds.
 TAKEN = {
     "host_certificate": {"ca_certificate", "ca_private_key", "names", "own", "valid_days", "renew_days", "warn_days"},
-    "python_app": {"requirements", "project"},
-    "validate_host": {"home", "roles", "role_groups", "ports", "distributions", "python", "minimums", "device"},
+    "python_app": {"requirements", "project", "environment"},
+    "validate_host": {"home", "roles", "schema", "accounts", "role_groups", "ports", "distributions", "written_units"}
+    | {"python", "minimums", "device"},
 }
 TOLD = {
     "docs_site": {"release", "archive"},
     "host_certificate": {"look", "ca", "certificate", "key"},
-    "python_app": {"lock", "lock_sha256", "wheel"},
+    "python_app": {"lock", "lock_sha256", "wheel", "inquiry", "settings"},
 }
 each_module = pytest.mark.parametrize("path", MODULES, ids=[path.stem for path in MODULES])
 
@@ -51,7 +52,7 @@ def spec(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def ask(argument_spec: dict[str, Any], **_: Any) -> None:
         raise Asked(argument_spec)
 
-    monkeypatch.setattr(module, "AnsibleModule", ask)
+    monkeypatch.setattr(module, "HostModule" if hasattr(module, "HostModule") else "AnsibleModule", ask)
     main: Callable[[], None] = module.main
     with pytest.raises(Asked) as asked:
         main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -15,6 +14,8 @@ from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
+from tests.unit.repository import load
+
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 DRIVER = ROLES / "nvidia_driver"
 DISTRIBUTIONS = {
@@ -26,10 +27,7 @@ VERSIONS = ["580.1.2", "595.3.4"]
 
 if AnsibleCollectionConfig.collection_finder is None:
     init_plugin_loader([])
-spec = importlib.util.spec_from_file_location("nvidia_facts", ROLES.parent / "plugins/modules/nvidia_facts.py")
-assert spec and spec.loader
-facts = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(facts)
+facts = load("plugins/modules/nvidia_facts.py")
 
 
 def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
         "loaded": "",
     }
     state |= {"nouveau": False, "gpus": [], "smi_error": "", "packages": {}, "interrupted": False, "sources": []}
-    state |= {"dkms": [], "keyrings": [], "cdi": [], "docker": {}}
+    state |= {"dkms": [], "keyrings": [], "cdi": [], "docker": {}, "others": {}, "run_file": ""}
     return {
         "distribution": name,
         "distribution_release": release,
@@ -471,3 +469,38 @@ def test_repository_of_the_container_toolkit() -> None:
 )
 def test_docker_is_configured_if_something_is_missing(docker: dict[str, Any], lacks: bool) -> None:
     assert value(toolkit(docker=docker), "__nvidia_container_toolkit_docker_lacks") is lacks
+
+
+@pytest.mark.parametrize(
+    ("distribution", "source", "others", "refused"),
+    [
+        ("ubuntu_24", "nvidia", {}, ""),
+        ("ubuntu_24", "nvidia", {"nvidia-dkms-580-open": "580.1.2-1"}, ""),
+        ("ubuntu_24", "nvidia", {"nvidia-driver-535": "535.183.01-0ubuntu1"}, "nvidia-driver-535"),
+        (
+            "ubuntu_24",
+            "nvidia",
+            {"linux-modules-nvidia-580-generic": "6.8.0-88.89"},
+            "linux-modules-nvidia-580-generic",
+        ),
+        ("ubuntu_24", "distribution", {"nvidia-dkms-580-server-open": "580.95.05-0ubuntu1"}, ""),
+        ("ubuntu_24", "distribution", {"nvidia-driver-580": "580.95.05-0ubuntu1"}, "nvidia-driver-580"),
+        ("debian_12", "distribution", {"nvidia-kernel-dkms": "535.247.01-1~deb12u1"}, ""),
+        ("debian_12", "distribution", {"nvidia-tesla-470-kernel-dkms": "470.1-1"}, "nvidia-tesla-470-kernel-dkms"),
+        ("debian_13", "nvidia", {"libcuda1": "550.163.01-2"}, "libcuda1"),
+    ],
+)
+def test_packages_of_another_driver_are_refused(
+    distribution: str, source: str, others: dict[str, str], refused: str
+) -> None:
+    versions = ["580.1.2"] if distribution == "ubuntu_24" else VERSIONS
+    found = driver(
+        distribution, nvidia={"others": others}, nvidia_driver_source=source, nvidia_driver_versions=versions
+    )
+    messages = value(found, "__nvidia_driver_refused")
+    assert [refused in message for message in messages] == [True] * bool(refused)
+
+
+def test_a_driver_from_a_run_file_is_refused() -> None:
+    (message,) = value(driver("debian_13", nvidia={"run_file": "/usr/bin/nvidia-uninstall"}), "__nvidia_driver_refused")
+    assert "gpu-1 has a driver from NVIDIA's .run file (/usr/bin/nvidia-uninstall)" in message

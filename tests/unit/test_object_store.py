@@ -509,32 +509,32 @@ class Elsewhere:
 @pytest.mark.parametrize("versions", [False, True])
 def test_probe_leaves_nothing_behind(versions: bool) -> None:
     store = Elsewhere(versions=versions)
-    probe.prove(store, "ada", "data", write=True)
+    probe.check(store, "ada", "data", write=True)
     assert "PUT" in store.asked
     assert store.objects == {}
 
 
 def test_probe_writes_to_a_scratch_place() -> None:
     store = Elsewhere()
-    probe.prove(store, "ada", "data", write=True, prefix="smoke/")
+    probe.check(store, "ada", "data", write=True, prefix="smoke/")
     assert {path.rpartition("/")[0] for path in store.paths[1:]} == {"/data/smoke"}
 
 
 def test_probe_of_a_reader_writes_nothing() -> None:
     store = Elsewhere()
-    probe.prove(store, "ada", "data", write=False)
+    probe.check(store, "ada", "data", write=False)
     assert store.asked == ["GET"]
 
 
 def test_probe_names_what_is_refused() -> None:
     with pytest.raises(s3.StoreError, match="ada: write in data: HTTP 403 AccessDenied"):
-        probe.prove(Elsewhere(refuse="PUT"), "ada", "data", write=True)
+        probe.check(Elsewhere(refuse="PUT"), "ada", "data", write=True)
 
 
 def test_probe_detects_changed_bytes() -> None:
     store = Elsewhere(damage=True)
     with pytest.raises(s3.StoreError, match="different bytes than were written"):
-        probe.prove(store, "ada", "data", write=True)
+        probe.check(store, "ada", "data", write=True)
     assert store.objects == {}
 
 
@@ -547,3 +547,17 @@ def test_an_expiry_is_set_if_the_key_is_allowed_to(server: Server) -> None:
     assert server.rules == {}
     with pytest.raises(s3.StoreError, match="lifecycle of log: HTTP 403"):
         probe.expire(s3.Store("http://store:9000", "us-east-1", "ada", "x"), "log", 90, dry=False)
+
+
+def test_a_store_of_others_gets_the_expiry_from_the_first_key_that_may(server: Server) -> None:
+    server.buckets.update(data="Enabled", results="")
+    buckets = [BUCKETS[0] | {"old_days": 30}, BUCKETS[1] | {"expire_days": 90, "old_days": 30}]
+    root = ADA | {"name": "root", "access_key": "root", "secret_key": "root-password", "buckets": ["data"]}
+    asked = wants(buckets=buckets, consumers=[ADA | {"buckets": ["data", "results"]}, root])
+    actions, refused = probe.expire_all(asked, dry=False)
+    assert actions == ["expire in data: old versions after 30 days"]
+    assert b"<NoncurrentDays>30</NoncurrentDays>" in server.rules["data"]
+    assert len(refused) == 1, "one warning for a bucket, however many keys were tried"
+    assert refused[0].endswith("rule on the store for results that expires objects after 90 days and old versions "
+                               "after 30 days")  # fmt: skip
+    assert probe.expire_all(asked, dry=False)[0] == [], "a second run changes nothing"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 import ssl
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,11 @@ def database(certificate: Path, says: bytes, seen: list[bytes] | None = None) ->
     return talk
 
 
-async def ask_database(talk: Talk, ca: Path, host: str = "localhost", timeout: float = 5) -> tuple[int, str]:
+async def ask_database(talk: Talk, ca: Path, host: str = "localhost", timeout: float = 60) -> tuple[int, str]:
+    conversations = []
+
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversations.append(asyncio.current_task())
         try:
             await talk(reader, writer)
         except (OSError, EOFError):
@@ -80,7 +85,7 @@ async def ask_database(talk: Talk, ca: Path, host: str = "localhost", timeout: f
         wishes = {"host": host, "port": port, "database": "mlflow", "user": "mlflow", "ca": str(ca)}
         part = status.Part("postgresql", lambda: status.postgresql(**wishes), timeout, 0)
         told: tuple[int, str] = await part.answer()
-        await asyncio.sleep(0.05)  # the server sees the end of the connection
+        await asyncio.gather(*conversations)  # the server sees the end of the connection
         return told
 
 
@@ -123,15 +128,15 @@ async def leaves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 @pytest.mark.parametrize(
-    ("talk", "line"),
+    ("talk", "timeout", "line"),
     [
-        (without_tls, "Does not answer as PostgreSQL with TLS does"),
-        (mute, "Does not answer"),
-        (leaves, "Does not answer"),
+        (without_tls, 60, "Does not answer as PostgreSQL with TLS does"),
+        (mute, 0.2, "Does not answer"),
+        (leaves, 60, "Does not answer"),
     ],
 )
-def test_something_other_than_a_database_is_unhealthy(certificate: Path, talk: Talk, line: str) -> None:
-    assert asyncio.run(ask_database(talk, certificate, timeout=0.2)) == (503, line)
+def test_something_other_than_a_database_is_unhealthy(certificate: Path, talk: Talk, timeout: float, line: str) -> None:
+    assert asyncio.run(ask_database(talk, certificate, timeout=timeout)) == (503, line)
 
 
 def test_another_hosts_certificate_is_not_accepted(certificate: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +170,8 @@ def test_a_pools_health_comes_from_prefect(tmp_path: Path, says: str, told: tupl
 
     async def prefect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readuntil(b"}}}"))
-        writer.write(f"HTTP/1.1 {says}".encode() if says else b"")
+        again = "200 OK\r\n\r\n[]"  # nothing is late
+        writer.write(f"HTTP/1.1 {says if len(asked) == 1 else again}".encode() if says else b"")
         writer.close()
 
     async def ask() -> tuple[int, str]:
@@ -180,7 +186,42 @@ def test_a_pools_health_comes_from_prefect(tmp_path: Path, says: str, told: tupl
     assert body == '{"workers": {"status": {"any_": ["ONLINE"]}}}'
 
 
-def test_concurrent_requests_cause_one_check() -> None:
+@pytest.mark.parametrize(
+    ("late", "busy", "pool_paused", "queue_paused", "told"),
+    [
+        (["default"], [], False, False, (503, "1 run is due, and no worker starts it")),
+        (["default", "urgent"], [], False, False, (503, "Runs are due, and no worker starts them")),
+        (["default", "urgent"], [], False, True, (503, "1 run is due, and no worker starts it")),
+        (["default"], [], False, True, (200, "1 worker is online")),
+        (["default"], [], True, False, (200, "1 worker is online")),
+        (["default"], ["x"], False, False, (200, "1 worker is online")),
+    ],
+)
+def test_a_pool_whose_workers_start_nothing_is_ill(
+    late: list[str],
+    busy: list[str],
+    pool_paused: bool,
+    queue_paused: bool,
+    told: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def prefect(socket: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        if path.endswith("workers/filter"):
+            return [{}]
+        if path.endswith("queues/filter"):
+            return [{"name": "default", "is_paused": queue_paused}, {"name": "urgent", "is_paused": False}]
+        if path.endswith("work_pools/filter"):
+            return [{"is_paused": pool_paused}]
+        assert body["work_pools"] == {"name": {"any_": ["cpu"]}}
+        names = late if "name" in body["flow_runs"]["state"] else busy
+        return [{"work_queue_name": name} for name in names]
+
+    monkeypatch.setattr(status, "prefect", prefect)
+    answer = asyncio.run(status.Part("p", lambda: status.work_pool("/nowhere", "cpu"), 5, 0).answer())
+    assert answer == told
+
+
+def test_many_who_ask_cause_one_look() -> None:
     looks = 0
 
     async def check() -> str:
@@ -222,6 +263,7 @@ def test_only_listed_paths_are_answered(tmp_path: Path, request_: str, told: str
     wishes: dict[str, Any] = {"socket": path, "ca": "/nowhere", "prefect_socket": "/nowhere", "cache": 1, "timeout": 1}
     wishes["postgresql"] = [{"name": "postgresql", "host": "localhost", "port": 1, "database": "d", "user": "u"}]
     wishes["work_pools"] = [{"name": "pool-cpu", "pool": "cpu"}]
+    wishes["verdicts"] = []
 
     async def ask() -> str:
         service = asyncio.create_task(status.serve(wishes))
@@ -236,3 +278,24 @@ def test_only_listed_paths_are_answered(tmp_path: Path, request_: str, told: str
 
     head, _, body = asyncio.run(ask()).partition("\r\n\r\n")
     assert (head.splitlines()[0].removeprefix("HTTP/1.1 ") + "|" + body if head else "") == told
+
+
+@pytest.mark.parametrize(
+    ("age", "problems", "answer"),
+    [
+        (0, {}, (200, "No disk will be full")),
+        (0, {"bytes /var": "/var will be full in about 2.0 days"}, (503, "/var will be full in about 2.0 days")),
+        (4 * 3600, {}, (503, "Not looked at for hours")),
+        (None, {}, (200, "Not looked at yet")),
+    ],
+)
+def test_the_verdict_of_a_program_is_shown(
+    tmp_path: Path, age: int | None, problems: dict[str, str], answer: tuple[int, str]
+) -> None:
+    file = tmp_path / "status.json"
+    if age is not None:
+        file.write_text(json.dumps({"at": time.time() - age, "problems": problems, "line": "No disk will be full"}))
+    wishes: dict[str, Any] = {"postgresql": [], "work_pools": [], "timeout": 1, "cache": 0}
+    wishes["verdicts"] = [{"name": "disks", "file": str(file)}]
+    part = status.parts(wishes)["/disks"]
+    assert asyncio.run(part.answer()) == answer

@@ -172,6 +172,27 @@ def test_a_route_is_of_one_role(name: str) -> None:
             assert who(table, asked) == role, asked
 
 
+def test_viewers_may_call_what_mlflow_reads_by_post() -> None:
+    table = read_yaml(ROOT / TABLES["mlflow"])
+    for prefix in ("/api", "/ajax-api"):
+        for path in (
+            "2.0/mlflow/artifacts/presigned-download-url",
+            "2.0/mlflow/experiments/search",
+            "2.0/mlflow/logged-models/search",
+            "2.0/mlflow/registered-models/get-latest-versions",
+            "2.0/mlflow/runs/search",
+            "3.0/mlflow/datasets/search",
+            "3.0/mlflow/issues/search",
+            "3.0/mlflow/traces/batchGetInfos",
+            "3.0/mlflow/traces/calculate-filter-correlation",
+            "3.0/mlflow/traces/metrics",
+            "3.0/mlflow/traces/search",
+        ):
+            assert who(table, f"POST {prefix}/{path}") == "viewer", path
+    assert who(table, "POST /ajax-api/2.0/mlflow/experiments/search-datasets") == "viewer"
+    assert who(table, "POST /api/2.0/mlflow/artifacts/presigned-upload-url") == "developer"
+
+
 def test_routes_that_run_commands_or_hold_secrets_are_refused() -> None:
     mlflow, prefect = (read_yaml(ROOT / path) for path in TABLES.values())
     for asked in (

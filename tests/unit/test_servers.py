@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.repository import load
+from scripts.common import environment
+from tests.unit.repository import ROOT, load, role_templar
 
 # -- MLflow
 
@@ -57,6 +60,33 @@ def test_actions_that_permissions_cannot_express_are_refused(
         assert bool(door.objection()) is refused
 
 
+PARAM, FIND = "/2.0/mlflow/runs/log-parameter", "/2.0/mlflow/experiments/get-by-name?experiment_name="
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "refused"),
+    [
+        (PARAM, {"key": "k", "value": "a\0b"}, True),
+        (PARAM, {"key": "k", "value": "\ud800"}, True),
+        (PARAM, json.dumps({"key": "k\0"}), True),
+        (PARAM, {"tags": [{"key": "k", "value": "\0"}]}, True),
+        (PARAM, {"key": "k", "value": "\\u0000 \U0001f600"}, False),
+        ("/2.0/mlflow/upload-artifact", {"key": "\0"}, False),
+        ("/2.0/mlflow-artifacts/artifacts/a.json", {"key": "\0"}, False),
+        (f"{FIND}a%00b", None, True),
+        (f"{FIND}ab", None, False),
+    ],
+)
+def test_text_that_the_database_cannot_store_is_refused_and_not_tried_again(
+    door: Any, path: str, body: Any, refused: bool
+) -> None:
+    """PostgreSQL's error would be a 500, which clients repeat for minutes."""
+    from flask import Flask
+
+    with Flask(__name__).test_request_context(f"/api{path}", method="POST" if body else "GET", json=body):
+        assert bool(door.objection()) is refused
+
+
 def test_invalid_json_is_left_to_mlflow(door: Any) -> None:
     from flask import Flask
 
@@ -91,3 +121,25 @@ def test_the_event_loop_feeds_systemds_watchdog(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(serve, "create_app", lambda: application)
         asyncio.run(serve.Server()({"type": "lifespan"}, None, None))
         assert not told(), "the end of the server is the end of its signs of life"
+
+
+@pytest.mark.parametrize(("days", "kinds"), [(30, {"events", "flow_runs", "orphans"}), (0, {"events", "orphans"})])
+def test_prefect_understands_how_long_to_keep_runs_and_events(days: int, kinds: set[str]) -> None:
+    templar = role_templar(
+        ROOT / "roles/prefect_server", prefect_server_run_retention_days=days, prefect_server_event_retention_days=5
+    )
+    settings = templar.available_variables["__prefect_server_environment"]
+    kept = {name: str(templar.template(settings[name])) for name in settings if "VACUUM" in name or "RETENTION" in name}
+    program = """
+import json
+from prefect.settings.models.server.root import ServerSettings
+found = ServerSettings()
+vacuum = found.services.db_vacuum
+overrides = {name: period.days for name, period in vacuum.event_retention_overrides.items()}
+print(json.dumps([sorted(vacuum.enabled_vacuum_types), vacuum.retention_period.days,
+                  found.events.retention_period.days, overrides]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**environment(), **kept}, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [sorted(kinds), days or 90, 5, {"prefect.flow-run.heartbeat": 1}]

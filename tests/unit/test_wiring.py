@@ -34,7 +34,7 @@ GROUPS = {
 HOSTVARS: dict[str, dict[str, str]] = {
     "hub": {"ansible_host": "10.0.0.1"},
     "db": {"ansible_host": "10.0.0.2"},
-    "worker-1": {"ansible_host": "10.0.0.3"},
+    "worker-1": {"ansible_host": "bastion-alias", "platform_address": "10.0.0.3"},
     "worker-2": {},
     "customer": {"ansible_host": "10.9.0.1"},
 }
@@ -55,22 +55,22 @@ PARTS: dict[str, dict[str, Any]] = {
         "sites": [{"name": "s3", "host": "s3", "upstreams": ["127.0.0.1:9000"], "health": "/live"}],
         "buckets": [{"name": "data"}],
         "loopback": [
-            {"port": 9000, "users": ["www-data", "minio"], "why": "store"},
-            {"port": 9009, "users": ["minio"], "why": "its own"},
+            {"port": 9000, "users": ["www-data", "minio"], "reason": "store"},
+            {"port": 9009, "users": ["minio"], "reason": "its own"},
         ],
-        "programs": [{"user": "minio", "ways": [{"port": 9000, "to": ["127.0.0.1"], "why": "console"}]}],
+        "programs": [{"user": "minio", "ways": [{"port": 9000, "to": ["127.0.0.1"], "reason": "console"}]}],
     },
     "gateway": {
         "order": 3,
-        "listens": [{"port": 443, "from": "anyone", "why": "gateway"}],
-        "endpoint": [{"port": 443, "to": "platform", "why": "services"}],
+        "listens": [{"port": 443, "from": "anyone", "reason": "gateway"}],
+        "endpoint": [{"port": 443, "to": "platform", "reason": "services"}],
         "programs": [{"user": "www-data", "calls": ["gateway"], "proxies": True}],
     },
     "postgresql": {
         "order": 4,
         "sites": [{"name": "postgresql", "host": "", "status": True, "title": "Database"}],
-        "listens": [{"port": 5432, "from": "clients", "why": "PostgreSQL"}],
-        "endpoint": [{"port": 5432, "to": "host", "why": "PostgreSQL"}],
+        "listens": [{"port": 5432, "from": "clients", "reason": "PostgreSQL"}],
+        "endpoint": [{"port": 5432, "to": "host", "reason": "PostgreSQL"}],
     },
     "models": {
         "order": 5,
@@ -78,7 +78,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "behind_gateway": True,
         "sites": [{"name": "delay", "host": "models", "upstreams": ["worker-1:8000"], "health": "/ping"}],
         "accounts": [{"names": ["models"], "role": "inference", "models": ["delay"]}],
-        "endpoint": [{"port": 8000, "to": "platform", "why": "models"}],
+        "endpoint": [{"port": 8000, "to": "platform", "reason": "models"}],
     },
     "empty": {"order": 6, "names": ["nowhere"], "sites": [{"name": "nowhere", "host": "nowhere"}], "packages": ["x"]},
     "backup": {"order": 7, "keys": [{"names": ["backup"], "buckets": "all", "access": "readonly"}]},
@@ -239,7 +239,9 @@ def test_a_port_is_open_to_its_callers() -> None:
 
 def test_a_list_of_addresses_does_not_shut_out_the_platform() -> None:
     """The gateway can always reach inference hosts, and workers and dev hosts the gateway."""
-    parts = PARTS | {"gateway": PARTS["gateway"] | {"listens": [{"port": 443, "from": ["10.9.0.0/16"], "why": "site"}]}}
+    parts = PARTS | {
+        "gateway": PARTS["gateway"] | {"listens": [{"port": 443, "from": ["10.9.0.0/16"], "reason": "site"}]}
+    }
     found = wiring.open_ports(parts, GROUPS, "hub", HOSTVARS)
     assert [one["from"] for one in found if one["port"] == 443] == ["platform", ["10.9.0.0/16"]]
 
@@ -294,6 +296,19 @@ def test_a_site_can_allow_more_connections() -> None:
 )
 def test_a_url_is_parsed_to_host_and_port(url: str, place: str) -> None:
     assert wiring.place_of(url) == place
+
+
+def test_indexes_are_known_to_all_and_their_logins_to_those_who_build() -> None:
+    indexes = [
+        {"url": "https://own.example/simple", "packages": ["acme-*"], "user": "ci", "password": "s3cret"},
+        {"url": "http://open.example:8080/simple"},
+    ]
+    assert wiring.known_indexes(indexes) == [
+        {"url": "https://own.example/simple", "packages": ["acme-*"]},
+        {"url": "http://open.example:8080/simple", "packages": []},
+    ]
+    assert wiring.index_logins(indexes) == "machine own.example login ci password s3cret\n"
+    assert wiring.index_logins([]) == ""
 
 
 def test_an_external_service_is_reachable_inside_and_on_the_internet() -> None:
@@ -352,12 +367,21 @@ NEW = {
         "databases": [{"name": "package_index", "owner": "package_index", "password": "one"}],
         "buckets": [{"name": "wheels", "versioning": True}],
         "keys": [{"names": ["package_index"], "buckets": ["wheels"]}],
-        "loopback": [{"port": 5000, "users": ["www-data", "package_index"], "why": "package_index"}],
+        "loopback": [{"port": 5000, "users": ["www-data", "package_index"], "reason": "package_index"}],
         "programs": [{"user": "package_index", "calls": ["postgresql", "object_store"]}],
     }
 }
 """A part that the platform does not have, which uses every field."""
 KEYS = dict.fromkeys(("mlflow", "inference", "worker-gpu", "worker-cpu", "backup", "package_index"), "a key")
+
+
+PACKAGES: dict[str, Any] = {
+    "package_indexes": [
+        {"url": "https://own.example:8443/simple", "packages": ["acme-*"], "user": "ci", "password": "s3cret"}
+    ],
+    "python_builds_url": "https://builds.example/",
+    "inference_services": [{"name": "delay", "model": "flight-delay"}],
+}
 
 
 @pytest.fixture
@@ -372,7 +396,7 @@ def values(tmp_path: Path) -> Any:
     (place / "new.yml").write_text(json.dumps(groups))
     secrets = {"vault_object_store_secret_keys": KEYS, "vault_postgresql_mlflow_password": "two"}
     secrets |= {"vault_postgresql_mlflow_auth_password": "three", "vault_postgresql_prefect_password": "four"}
-    (place / "group_vars/all/package_index.yml").write_text(json.dumps(NEW | secrets))
+    (place / "group_vars/all/package_index.yml").write_text(json.dumps(NEW | secrets | PACKAGES))
     loader = DataLoader()
     loader.set_basedir(str(place))
     inventory = InventoryManager(loader=loader, sources=[str(place)])
@@ -384,6 +408,27 @@ def values(tmp_path: Path) -> Any:
         return Templar(loader=loader, variables=variables).template(trust_as_template(f"{{{{ {name} }}}}"))
 
     return value
+
+
+def test_packages_come_from_where_the_site_says(values: Any) -> None:
+    index = {"url": "https://own.example:8443/simple", "packages": ["acme-*"]}
+    for host in ("gpu-1", "cpu-1", "services-1"):
+        assert values(host, "base_package_indexes") == [index]
+    login = "machine own.example login ci password s3cret\n"
+    assert values("gpu-1", "inference_index_logins") == values("cpu-1", "prefect_worker_index_logins") == login
+    ways = {one["user"]: one["reach"] for one in values("gpu-1", "firewall_outbound")}
+    reached = [(str(way["port"]), way["to"]) for way in ways["model-follower"]]
+    assert reached[-3:] == [("443", "internet"), ("8443", ["own.example"]), ("443", ["builds.example"])]
+    for name in ("prefect_worker_environment", "workstation_environment"):
+        assert values("cpu-1", name)["UV_PYTHON_DOWNLOADS"] == "automatic"
+        assert values("cpu-1", name)["UV_PYTHON_INSTALL_MIRROR"] == "https://builds.example/"
+
+
+def test_system_libraries_are_installed_where_models_and_flows_run(values: Any) -> None:
+    assert values("cpu-1", "runtime_packages")
+    for host in ("gpu-1", "cpu-1", "dev-1"):
+        assert set(values(host, "base_packages")) >= set(values(host, "runtime_packages")), host
+    assert "libgomp1" not in values("services-1", "base_packages")
 
 
 def test_a_new_part_is_one_file(values: Any) -> None:
@@ -424,3 +469,20 @@ def test_a_missing_secret_stops_only_what_needs_it(values: Any) -> None:
     assert values("services-1", "firewall_open")
     with pytest.raises(Exception, match="vault_postgresql_backup_password"):
         values("services-1", "postgresql_readers")
+
+
+@pytest.mark.parametrize(
+    ("database", "url"),
+    [
+        (
+            {"host": "db", "port": 5432, "name": "raw", "user": "reader"},
+            "postgresql://reader@db:5432/raw?sslmode=require",
+        ),
+        (
+            {"host": "2001:db8::5", "port": 5433, "name": "raw data", "user": "reader@corp", "sslmode": "verify-full"},
+            "postgresql://reader%40corp@[2001:db8::5]:5433/raw%20data?sslmode=verify-full",
+        ),
+    ],
+)
+def test_database_url(database: dict[str, Any], url: str) -> None:
+    assert wiring.database_url(database) == url

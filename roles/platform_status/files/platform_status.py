@@ -18,13 +18,18 @@ import struct
 import time
 import urllib.parse
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 SSL_REQUEST, PROTOCOL = 80877103, 196608
 """Codes in PostgreSQL's first messages: the request for TLS, and protocol version 3.0."""
 CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS, REFUSED = "57P03", "53300", "28"
 REQUEST_SECONDS = 10.0
+LATE_SECONDS = 90.0
+"""A run that is due for this long, while its pool has nothing else to do, is one that the workers cannot start."""
 REQUEST_BYTES = 8192
+VERDICT_SECONDS = 3 * 3600.0
 
 Check = Callable[[], Awaitable[str]]
 Answer = tuple[int, str]
@@ -78,14 +83,13 @@ class Received:
         return io.BytesIO(self.content)
 
 
-async def work_pool(socket: str, pool: str) -> str:
-    """Ask Prefect which workers of the pool are online."""
-    body = json.dumps({"workers": {"status": {"any_": ["ONLINE"]}}})
-    path = f"/api/work_pools/{urllib.parse.quote(pool, safe='')}/workers/filter"
+async def prefect(socket: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ask Prefect for a list."""
     reader, writer = await asyncio.open_unix_connection(socket)
+    content = json.dumps(body)
     try:
         head = f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json"
-        writer.write(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        writer.write(f"{head}\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode())
         response = http.client.HTTPResponse(Received(await reader.read()))  # type: ignore[arg-type]
     finally:
         writer.close()
@@ -94,12 +98,44 @@ async def work_pool(socket: str, pool: str) -> str:
         raise Ill("Not in Prefect")
     if response.status != http.HTTPStatus.OK:
         raise Ill("Prefect cannot tell")
-    online = json.loads(response.read())
-    if not isinstance(online, list):
-        raise ValueError("Prefect tells of no list of workers")
+    found = json.loads(response.read())
+    if not isinstance(found, list):
+        raise ValueError(f"Prefect answers {path} with no list")
+    return found
+
+
+async def work_pool(socket: str, pool: str) -> str:
+    """Ask Prefect which workers of the pool are online, and whether they start what is due."""
+    place, this = f"/api/work_pools/{urllib.parse.quote(pool, safe='')}", {"name": {"any_": [pool]}}
+    online = await prefect(socket, f"{place}/workers/filter", {"workers": {"status": {"any_": ["ONLINE"]}}})
     if not online:
         raise Ill("No worker is online")
+    before = (datetime.now(UTC) - timedelta(seconds=LATE_SECONDS)).isoformat()
+    late = {"state": {"name": {"any_": ["Late"]}}, "expected_start_time": {"before_": before}}
+    if runs := await prefect(socket, "/api/flow_runs/filter", {"work_pools": this, "flow_runs": late}):
+        busy = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+        at_work = await prefect(socket, "/api/flow_runs/filter", {"work_pools": this, "flow_runs": busy, "limit": 1})
+        pools = await prefect(socket, "/api/work_pools/filter", {"work_pools": this})
+        queues = await prefect(socket, f"{place}/queues/filter", {})
+        paused = {queue["name"] for queue in queues if queue["is_paused"]}
+        due = [run for run in runs if run["work_queue_name"] not in paused]
+        if due and not at_work and not any(one["is_paused"] for one in pools):
+            raise Ill(
+                "1 run is due, and no worker starts it" if len(due) == 1 else "Runs are due, and no worker starts them"
+            )
     return "1 worker is online" if len(online) == 1 else f"{len(online)} workers are online"
+
+
+async def verdict(file: Path) -> str:
+    """Read what a program of this host, which looks every hour, has found."""
+    if not file.exists():
+        return "Not looked at yet"
+    found = json.loads(file.read_text())
+    if time.time() - found["at"] > VERDICT_SECONDS:
+        raise Ill("Not looked at for hours")
+    if problems := sorted(found["problems"].values()):
+        raise Ill("; ".join(problems))
+    return str(found["line"])
 
 
 class Part:
@@ -119,18 +155,18 @@ class Part:
 
     async def examine(self) -> Answer:
         """Check the part within the time limit; never raise."""
-        status, why = 503, ""
+        status, reason = 503, ""
         try:
             async with asyncio.timeout(self.timeout):
                 status, line = 200, await self.check()
         except Ill as error:
             line = str(error)
         except ssl.SSLCertVerificationError as error:
-            line, why = "Its certificate is not valid", str(error)
+            line, reason = "Its certificate is not valid", str(error)
         except Exception as error:  # a broken part may answer anything, and must not stop the checks of others
-            line, why = "Does not answer", repr(error)
+            line, reason = "Does not answer", repr(error)
         if line != self.told:
-            print(f"{self.name}: {line}", why, flush=True)
+            print(f"{self.name}: {line}", reason, flush=True)
         self.told, self.old_at = line, time.monotonic() + self.cache
         return status, line
 
@@ -143,6 +179,8 @@ def parts(wishes: dict[str, Any]) -> dict[str, Part]:
         checks[name] = lambda reach=reach: postgresql(**reach, ca=wishes["ca"])  # type: ignore[misc]
     for one in wishes["work_pools"]:
         checks[one["name"]] = lambda pool=one["pool"]: work_pool(wishes["prefect_socket"], pool)  # type: ignore[misc]
+    for one in wishes["verdicts"]:
+        checks[one["name"]] = lambda file=one["file"]: verdict(Path(file))  # type: ignore[misc]
     return {f"/{name}": Part(name, check, wishes["timeout"], wishes["cache"]) for name, check in checks.items()}
 
 

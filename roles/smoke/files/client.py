@@ -336,15 +336,17 @@ def versions(service: str, state: str, status: str) -> str:
     """Return what a service serves; fail if a version that an alias points to was refused."""
     serving, following = (json.loads(Path(file).read_text()) for file in (state, status))
     refused = []
-    for role, wanted in following["roles"].items():
-        reason, unit = wanted.get("reason"), "model-follower"
-        if wanted["is"] != "refused":
+    for role, desired in following["roles"].items():
+        if "state" not in desired:
+            raise AssertionError("model-follower does not run this release yet: systemctl restart model-follower")
+        reason, unit = desired.get("reason"), "model-follower"
+        if desired["state"] != "refused":
             reason, unit = (
-                serving["refused"].get(wanted["version"], {}).get("reason"),
+                serving["refused"].get(desired["version"], {}).get("reason"),
                 f"inference-{service} -u models-{service}",
             )
         if reason:
-            refused.append(f"{role} version {wanted['version']}: {reason} (journalctl -u {unit})")
+            refused.append(f"{role} version {desired['version']}: {reason} (journalctl -u {unit})")
     if refused:
         raise AssertionError(f"refused, so the previous version stays in service: {'; '.join(refused)}")
     if following["mlflow"] != "answers":
@@ -354,6 +356,14 @@ def versions(service: str, state: str, status: str) -> str:
     if not served:
         raise NotApplicable("nothing is served yet: no alias points to a version")
     return ", ".join(served)
+
+
+def disks(program: str) -> str:
+    """Fail if a disk of the host will be full within days, or nearly is."""
+    done = subprocess.run([sys.executable, "-I", program, "check"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(" | ".join((done.stdout or done.stderr).strip().splitlines()))
+    return "none will be full within days"
 
 
 # -- Flows
@@ -408,8 +418,8 @@ def flow(api: str, user: str, password: str, pool: str, timeout: float) -> str:
             state = ask(f"/flow_runs/{run_id}")["state"]
             raise TimeoutError(f"{error}: its state is {state['name']}; is a worker of pool {pool} running?") from error
         if done["state_type"] != "COMPLETED":
-            said = ask("/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
-            words = " | ".join(line["message"] for line in said[-3:])
+            lines = ask("/logs/filter", "POST", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 20})
+            words = " | ".join(line["message"] for line in lines[-3:])
             raise AssertionError(f"the run ended as {done['state_name']}: {done['state']['message']} {words[-600:]}")
         # The last log lines may arrive after the run has ended, and would stay after the run is deleted.
         logs = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
@@ -449,9 +459,9 @@ def dvc_push(word: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data.txt").write_text(word)
         dvc(folder, "add", "data.txt")
-        said = dvc(folder, "push").strip()
-    if "1 file pushed" not in said:
-        raise AssertionError(f"`dvc push` of a new file printed: {said}")
+        output = dvc(folder, "push").strip()
+    if "1 file pushed" not in output:
+        raise AssertionError(f"`dvc push` of a new file printed: {output}")
     return f"a new file pushed below {PLACE}/dvc of the default remote"
 
 
@@ -468,6 +478,17 @@ def dvc_pull(word: str, bucket: str) -> str:
     finally:
         stays = clear(s3_client(), bucket, f"{PLACE}/dvc/files/md5/{digest[:2]}/{digest[2:]}")
     return f"the other user's file pulled by its .dvc file{stays}"
+
+
+# -- Backups
+
+
+def backups(program: str) -> str:
+    """Ask whether sets are taken and rehearsed in time, WAL is archived, and the target has room."""
+    done = subprocess.run([program, "status"], capture_output=True, text=True, check=False, cwd="/")
+    if done.returncode:
+        raise AssertionError("; ".join((done.stderr or done.stdout).strip().splitlines()))
+    return done.stdout.strip()
 
 
 # -- A person's login
@@ -489,20 +510,33 @@ CHECKS: dict[str, Callable[..., str]] = {
     "experiments": experiments,
     "prediction": prediction,
     "versions": versions,
+    "disks": disks,
     "flow": flow,
     "dvc_push": dvc_push,
     "dvc_pull": dvc_pull,
     "environment": environment,
+    "backups": backups,
 }
+
+
+def sweep() -> None:
+    """Remove what killed checks of this user left in the folder for temporary files.
+
+    Other sessions on this host end and sweep at the same time, so a folder can be gone at any moment.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{PLACE}-*"):
+        if not re.fullmatch(f"{PLACE}-[a-z0-9_]{{8}}", left.name):  # the name that `main` gives its folder
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            known = left.lstat()
+            if known.st_uid == os.getuid() and time.time() - known.st_mtime > LEFT_SECONDS:
+                shutil.rmtree(left)
 
 
 def main(checks: list[dict[str, Any]]) -> None:
     """Run the checks one after the other and print a line for each."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # raises, so that the checks still clean up
-    for left in Path(tempfile.gettempdir()).glob(f"{PLACE}-*"):
-        known, ours = left.lstat(), re.fullmatch(f"{PLACE}-[a-z0-9_]{{8}}", left.name)  # the name of the folder below
-        if ours and known.st_uid == os.getuid() and time.time() - known.st_mtime > LEFT_SECONDS:
-            shutil.rmtree(left)
+    sweep()
     with tempfile.TemporaryDirectory(prefix=f"{PLACE}-") as folder:  # a loaded model leaves its files behind
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
