@@ -92,7 +92,7 @@ def ask(path: str) -> None:
     """Ask the launcher to remove all evidence."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        connection.sendall(b'{"do": "keep", "proofs": ["none"]}\n')
+        connection.sendall(b'{"do": "keep", "folders": ["none"]}\n')
         connection.shutdown(socket.SHUT_WR)
         if not connection.recv(1):
             raise OSError("no answer")

@@ -1,7 +1,6 @@
 """Register versions of the model in service that behave in known ways; runs in the example project.
 
-versions.py register KIND …: register one of each kind, print their numbers as JSON. versions.py alias NAME VERSION|-:
-move or remove an alias. versions.py tags VERSION: print the tags of a version.
+versions.py KIND …: register one of each kind and print their numbers as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ READ = (
 )  # fmt: skip
 FOLDERS = (
     "/run/inference-delay", "/var/lib/inference-delay", "/var/lib/inference-delay/spool",
-    "/var/lib/inference-delay/proofs", "/var/lib/model-follower/delay", "/var/lib/model-follower/delay/versions",
+    "/var/lib/inference-delay/evidence", "/var/lib/model-follower/delay", "/var/lib/model-follower/delay/versions",
     "/run/model-follower", "/etc/metalworks", "/opt/metalworks/inference/current/bin",
 )  # fmt: skip
 READABLE = FOLDERS[4:]
@@ -97,22 +96,4 @@ def trusted() -> list[str]:
     return models.TRUSTED
 
 
-def main() -> None:
-    """Run the command."""
-    command, *rest = sys.argv[1:]
-    client = MlflowClient()
-    if command == "register":
-        print(json.dumps(register(rest)))
-    elif command == "alias" and rest[1] == "-":
-        client.delete_registered_model_alias(MODEL, rest[0])
-    elif command == "alias":
-        client.set_registered_model_alias(MODEL, rest[0], rest[1])
-    elif command == "tags":
-        print(json.dumps(client.get_model_version(MODEL, rest[0]).tags))
-    elif command == "aliases":
-        print(json.dumps(client.get_registered_model(MODEL).aliases))
-    else:
-        raise SystemExit(__doc__)
-
-
-main()
+print(json.dumps(register(sys.argv[1:])))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from scripts.common import ROOT, environment
+from scripts.common import ROOT, environment, lock
 from scripts.lab import hosts as lab_hosts
 from scripts.lab.hosts import secrets
 
@@ -17,6 +18,9 @@ DOMAIN = "metalworks.internal"
 ADDRESSES = {host.name: host.address for host in lab_hosts.declared()}
 STRANGER = "customer-db"
 """A host on the network that is not part of the platform."""
+PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
+CA = f"/tmp/ca-{os.getpid()}.crt"
+"""The CA's certificate on that host, for the tests of this process."""
 
 
 def over_ssh(name: str, command: str, text: str) -> str:
@@ -42,7 +46,7 @@ def ask(
     """
     name = f"{site}.{DOMAIN}".lstrip(".")
     lines = [f'url = "https://{name}{path}"', f'resolve = "{name}:443:{ADDRESSES["services-1"]}"']
-    lines += ['write-out = "\\n%{http_code}"', 'cacert = "/tmp/ca.crt"', "silent", "noproxy = *"]
+    lines += ['write-out = "\\n%{http_code}"', f'cacert = "{CA}"', "silent", "noproxy = *"]
     lines += [f'header = "{header}"' for header in headers]
     if method:
         lines.append(f'request = "{method}"')
@@ -51,7 +55,7 @@ def ask(
     if token is not None:
         lines.append(f'header = "Authorization: Bearer {token}"')
     if body is not None:
-        quoted = json.dumps(body).replace('"', '\\"')
+        quoted = json.dumps(body).replace("\\", "\\\\").replace('"', '\\"')
         lines += [f'data = "{quoted}"', 'header = "Content-Type: application/json"']
     text, _, status = over_ssh(STRANGER, "curl --config -", "\n".join(lines)).rpartition("\n")
     return int(status), json.loads(text) if text.startswith(("{", "[")) else text
@@ -83,13 +87,14 @@ def run(host: str, python: str, program: str, asked: dict[str, Any]) -> Any:
 
 def import_authority() -> None:
     """Copy the CA's certificate to the outside host, as a user would import it."""
-    over_ssh(STRANGER, "tee /tmp/ca.crt", secrets()["vault_ca_certificate"])
+    over_ssh(STRANGER, f"tee {CA}", secrets()["vault_ca_certificate"])
 
 
 def play(*arguments: str, **choices: Any) -> str:
-    """Run playbooks on the cluster with other variables; they must succeed. Return their output."""
+    """Run playbooks on the cluster with other variables, one call at a time; they must succeed. Return their output."""
     command = ["ansible-playbook", "-i", str(lab_hosts.INVENTORY), *arguments, "--extra-vars", json.dumps(choices)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    with lock("site"):
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     return done.stdout + done.stderr
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from clients import as_person
+from conftest import Reach
 
 from scripts.lab import hosts as lab_hosts
+from scripts.tests.faults import project
 
+SMOKE = "metalworks-smoke"
+"""The smoke checks' deployment and the folder of their objects, which come and go with each site.yml."""
 PATIENCE = 300
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -28,10 +34,11 @@ def done(host: str, person: str, script: str) -> str:
 
 
 def deployments() -> dict[str, dict[str, object]]:
-    """Return the deployments on the server by name, without values that change by themselves."""
+    """Return the deployments on the server by name, without values that change by themselves and the smoke checks'."""
     status, found = as_person("ml1", "prefect", "/api/deployments/filter", body={})
     assert status == 200
-    return {one["name"]: {key: one[key] for key in ("id", "version", "job_variables", "schedules")} for one in found}
+    kept = ("id", "version", "job_variables", "schedules")
+    return {one["name"]: {key: one[key] for key in kept} for one in found if one["name"] != SMOKE}
 
 
 def remove_deployments(*names: str) -> None:
@@ -79,3 +86,14 @@ def end_of(run: str) -> dict[str, str]:
         assert time.monotonic() < deadline, state
         time.sleep(2)
     return dict(state)
+
+
+@contextmanager
+def toolbox(reach: Reach) -> Iterator[None]:
+    """Deploy a project of ml1's, in a subfolder with requirements.txt; at the end, remove its deployments."""
+    assert reach("git").run(f"sh -c '{project.EMPTY}'").rc == 0
+    assert "parent waits for leave/leave in its own pool cpu" in done("dev-1", "ml1", project.deploy())
+    try:
+        yield
+    finally:
+        remove_deployments(*project.DEPLOYMENTS)

@@ -53,8 +53,8 @@ class Handler(BaseHTTPRequestHandler):
                 size, left = size + len(part), left - len(part)
         if "/send/" in self.path:
             return self.send(int(self.path.rsplit("/", 1)[1]))
-        if self.path.endswith("/workers/filter"):
-            return self.say(200, [{"name": "a worker"}] if "/gpu/" in self.path else [])
+        if self.path.endswith("/filter"):  # Prefect's lists: one worker, of pool gpu, and no runs
+            return self.say(200, [{"name": "a worker"}] if self.path.endswith("/gpu/workers/filter") else [])
         if self.path.endswith("/unauthorized"):
             return self.say(401, {"said_by": NAME}, {"WWW-Authenticate": 'Basic realm="mlflow"'})
         told = {"name": NAME, "method": self.command, "path": self.path, "size": size}

@@ -141,14 +141,14 @@ def test_damage_is_repaired(host, converged, damage, play, reached):
     ("variables", "message"),
     [
         ({"firewall_ssh_from": ["10.1.2.3.4"]}, "10.1.2.3.4 is not a valid address"),
-        ({"also_open": [{"port": 70000, "from": "anyone", "why": "too many"}]}, "70000 is not a valid address"),
-        ({"also_open": [{"port": 80, "from": "everybody", "why": "a typo"}]}, "everybody is not a valid address"),
+        ({"also_open": [{"port": 70000, "from": "anyone", "reason": "too many"}]}, "70000 is not a valid address"),
+        ({"also_open": [{"port": 80, "from": "everybody", "reason": "a typo"}]}, "everybody is not a valid address"),
         ({"firewall_outbound": [{"user": "a b", "reach": []}]}, "a b is not a valid address"),
         (
-            {"firewall_outbound": [{"user": "a", "reach": [{"port": 0, "to": "anyone", "why": "x"}]}]},
+            {"firewall_outbound": [{"user": "a", "reach": [{"port": 0, "to": "anyone", "reason": "x"}]}]},
             "0 is not a valid address",
         ),
-        ({"also_open": [{"port": 80, "from": ["300.1.1.1"], "why": "a typo"}]}, "nft rejects the rules"),
+        ({"also_open": [{"port": 80, "from": ["300.1.1.1"], "reason": "a typo"}]}, "nft rejects the rules"),
         (
             {"firewall_platform_addresses": ["no-such-host.invalid"]},
             "cannot resolve every name in no-such-host.invalid",
@@ -198,7 +198,7 @@ def test_a_port_published_by_docker_is_closed_by_default(host, converged, play, 
         host.check_output(command)
     try:
         assert not reached([OUTSIDE], [8080]), "a host that does not forward"
-        published = [{"port": 8081, "from": "platform", "why": "a container"}]
+        published = [{"port": 8081, "from": "platform", "reason": "a container"}]
         result = play(firewall_forward=True, also_open=published)
         assert result.returncode == 0, result.stdout
         assert reached((OUTSIDE, PLATFORM), (8080, 8081)) == {(PLATFORM, 8081)}

@@ -44,11 +44,16 @@ def test_it_runs_every_day_and_its_log_is_rotated(host):
     assert "/var/log/unattended-upgrades/unattended-upgrades.log" in rotated
 
 
+def test_needrestart_reads_its_settings(host):
+    assert "syntax OK" in host.check_output("perl -c /etc/needrestart/conf.d/metalworks.conf 2>&1")
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({"unattended_upgrades_never": ["nvidia-("]}, "not a valid regular expression"),
         ({"unattended_upgrades_origins": ['a";']}, "apt rejects the settings"),
+        ({"unattended_upgrades_keep_running": ["prefect-("]}, "Search pattern not terminated"),
     ],
 )
 def test_invalid_patterns_are_refused(host, play, variables, message):

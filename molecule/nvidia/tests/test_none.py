@@ -25,3 +25,14 @@ def test_a_host_that_requires_a_device_is_refused_without_one(host, play) -> Non
     assert "nvidia-none has no NVIDIA device" in result.words
     assert "set nvidia_require_device to false" in result.words
     test_nothing_is_installed(host)
+
+
+def test_a_driver_from_a_run_file_is_refused_before_anything_is_installed(host, play) -> None:
+    host.check_output("touch /usr/bin/nvidia-uninstall")
+    try:
+        result = play("--limit", "nvidia-none", install_without_device=True)
+    finally:
+        host.check_output("rm /usr/bin/nvidia-uninstall")
+    assert not result.ok
+    assert "has a driver from NVIDIA's .run file (/usr/bin/nvidia-uninstall)" in result.words
+    test_nothing_is_installed(host)

@@ -123,6 +123,14 @@ def test_the_confined_server_works(host):
     assert host.file("/var/log/postgresql/postgresql-15-main.log").mode == 0o640
 
 
+def test_the_log_is_rotated_and_the_server_goes_on_writing(host):
+    log = "/var/log/postgresql/postgresql-15-main.log"
+    host.check_output("logrotate --force /etc/logrotate.d/postgresql-common")
+    host.check_output(f"test -s {log}.1")
+    host.run("runuser -u postgres -- psql --command 'select after_the_rotation'")
+    assert "after_the_rotation" in host.file(log).content_string
+
+
 def test_a_killed_server_always_comes_back(host):
     """As if the kernel had killed the main process for memory. The data is unchanged."""
     admin(host, "create table kept as select 1 as a")

@@ -108,3 +108,52 @@ def test_a_service_that_stays_unhealthy_shows_its_journal(host, play):
     assert result.returncode != 0
     assert "demo-worker.service" in result.stdout
     assert "the reason" in result.stdout
+
+
+def timer(host) -> dict[str, str]:
+    names = "ActiveState,UnitFileState,NextElapseUSecRealtime"
+    shown = host.check_output(f"systemctl show demo-clean.timer --property {names}")
+    return dict(line.split("=", 1) for line in shown.splitlines())
+
+
+def test_a_unit_with_a_schedule_runs_when_its_timer_says(host):
+    now = timer(host)
+    assert (now["ActiveState"], now["UnitFileState"]) == ("active", "enabled")
+    assert now["NextElapseUSecRealtime"].startswith("Mon ")
+    assert not host.file("/var/lib/demo-clean/ran").exists, "nothing but the timer starts it"
+    host.check_output("systemctl start demo-clean.service")
+    assert host.file("/var/lib/demo-clean/ran").content_string == "x"
+    host.check_output("rm /var/lib/demo-clean/ran")
+    assert host.run("systemctl is-enabled demo-clean.service").stdout.strip() == "static"
+
+
+@drifts
+def test_a_changed_schedule_applies_and_a_stopped_timer_is_started(host, as_converged, play):
+    host.check_output("systemctl disable --quiet --now demo-clean.timer")
+    result = play(clean_schedule={"calendar": "Tue 05:00"})
+    assert result.returncode == 0, result.stdout
+    now = timer(host)
+    assert (now["ActiveState"], now["UnitFileState"]) == ("active", "enabled")
+    assert now["NextElapseUSecRealtime"].startswith("Tue ")
+    assert pids(host) == as_converged
+
+
+def test_an_invalid_schedule_changes_nothing(host, play):
+    before = host.file("/etc/systemd/system/demo-clean.timer").sha256sum
+    result = play(clean_schedule={"calendar": "Mon 25:00"})
+    assert result.returncode != 0
+    assert "demo-clean.service has an invalid schedule" in result.stdout
+    assert host.file("/etc/systemd/system/demo-clean.timer").sha256sum == before
+
+
+@drifts
+def test_a_schedule_can_be_taken_away_and_given_back(host, play):
+    result = play(clean_schedule=None, clean_command="bin/python -m http.server 8097 --bind 127.0.0.1")
+    assert result.returncode == 0, result.stdout
+    assert host.service("demo-clean").is_running
+    assert host.service("demo-clean").is_enabled
+    assert not host.file("/etc/systemd/system/demo-clean.timer").exists
+    result = play()
+    assert result.returncode == 0, result.stdout
+    assert not host.service("demo-clean").is_running
+    assert timer(host)["ActiveState"] == "active"

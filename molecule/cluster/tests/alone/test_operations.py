@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from clients import ADDRESSES, DOMAIN
+from clients import ADDRESSES, PLATFORM
 from conftest import Reach
-from test_hosts import PLATFORM
 from testinfra.host import Host
 
 from scripts.common import BUILD, ROOT, environment, wait_until
 from scripts.lab import hosts as lab_hosts
+from scripts.site import inventory as edit_inventory
+from scripts.tests.faults.site import UNITS
 
 FIFTH = lab_hosts.Host("cpu-2", "198.51.100.32")
 
@@ -30,13 +32,15 @@ def smoke() -> tuple[int, dict[str, object]]:
     return code, json.loads((BUILD / "smoke.json").read_text())
 
 
-@pytest.fixture
-def inventory(tmp_path: Path) -> Iterator[list[str]]:
-    """Add a host to the lab and yield the inventory with it."""
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Add a host to the lab and yield a copy of its inventory with the host."""
+    copy = tmp_path_factory.mktemp("site") / "lab"
+    shutil.copytree(lab_hosts.INVENTORY, copy, ignore=shutil.ignore_patterns("00-product"))
+    (copy / "group_vars/all/00-product").symlink_to(ROOT / "group_vars/all")
     lab_hosts.add(FIFTH)
-    line = tmp_path / "one-more.yml"
-    line.write_text(f"cpu: {{hosts: {{{FIFTH.name}: {{ansible_host: {FIFTH.address}}}}}}}\n")
-    yield ["-i", str(lab_hosts.INVENTORY), "-i", str(line)]
+    edit_inventory.add(copy, FIFTH.name, FIFTH.address, "cpu")
+    yield copy
     lab_hosts.discard(FIFTH)
 
 
@@ -52,26 +56,6 @@ def test_smoke_names_a_stopped_service_and_exits_with_1(reach: Reach) -> None:
     assert [failure for failure in verdict["failures"] if "mlflow.service" in failure]
 
 
-ASK = "curl --silent --show-error --fail --output /dev/null --max-time 5"
-UNITS = {
-    "services-1": {
-        "postgresql@15-main": "runuser -u postgres -- pg_isready --quiet",
-        "minio": f"{ASK} http://127.0.0.1:9000/minio/health/ready",
-        "mlflow": f"{ASK} --unix-socket /run/mlflow/api.sock http://localhost/health",
-        "prefect-server": f"{ASK} --unix-socket /run/prefect-server/api.sock http://localhost/api/ready",
-        "prefect-lost-runs": "true",
-        "nginx": f"{ASK} --insecure --resolve {DOMAIN}:443:127.0.0.1 https://{DOMAIN}/",
-        "platform-status": f"{ASK} --unix-socket /run/platform-status/http.sock http://localhost/",
-    },
-    "gpu-1": {
-        "prefect-worker-gpu": f"{ASK} http://127.0.0.1:4201/health",
-        "inference-delay": f"{ASK} --insecure https://127.0.0.1:8000/ping",
-        "models-delay": "true",
-        "model-follower": "true",
-    },
-    "cpu-1": {"prefect-worker-cpu": f"{ASK} http://127.0.0.1:4301/health"},
-}
-"""Units of the platform, their hosts, and commands that show that they work."""
 EVERYWHERE = ("ssh", "chrony")
 """Units of the distribution that every host needs. chrony cannot run in a container, which cannot set a clock."""
 
@@ -123,14 +107,14 @@ def test_systemd_never_gives_up_restarting_a_unit(reach: Reach, name: str) -> No
     assert len(found) == len(units)
 
 
-def test_an_added_host_takes_flow_runs(reach: Reach, inventory: list[str]) -> None:
-    joined = run("ansible-playbook", *inventory, "site.yml", "--limit", FIFTH.name)
+def test_an_added_host_takes_flow_runs(reach: Reach, inventory: Path) -> None:
+    joined = run("ansible-playbook", "-i", str(inventory), "site.yml", "--limit", FIFTH.name)
     assert joined.returncode == 0, joined.stdout
     assert FIFTH.name in reach("services-1").file("/etc/hosts").content_string
     # With the pool's other worker stopped, only the new host can take the smoke check's run.
     assert reach("cpu-1").run("systemctl stop prefect-worker-cpu.service").rc == 0
     try:
-        judged = run("ansible-playbook", *inventory, "playbooks/smoke.yml", "--limit", FIFTH.name)
+        judged = run("ansible-playbook", "-i", str(inventory), "playbooks/smoke.yml", "--limit", FIFTH.name)
     finally:
         assert reach("cpu-1").run("systemctl start prefect-worker-cpu.service").rc == 0
     assert judged.returncode == 0, judged.stdout

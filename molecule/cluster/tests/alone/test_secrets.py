@@ -1,4 +1,4 @@
-"""Search for every generated secret on every host: it must be only where it belongs."""
+"""Search every file, journal and command line of every host for each generated secret: it is only where it belongs."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from clients import PLATFORM
 from conftest import Reach
 
 UNITS = [
@@ -20,7 +21,6 @@ UNITS = [
     ("gpu-1", "models-delay.service", None),
     ("cpu-1", "prefect-worker-cpu.service", None),
 ]
-PLATFORM = ["services-1", "gpu-1", "cpu-1", "dev-1", "dev-2"]
 
 
 @pytest.mark.parametrize(("name", "unit", "port"), UNITS)
@@ -60,7 +60,10 @@ def test_platform_files_are_not_world_writable(reach: Reach, name: str) -> None:
     assert found.stdout == ""
 
 
-SANDBOXED = [(name, unit) for name, unit, _ in UNITS] + [(name, "metalworks-certificate.service") for name in PLATFORM]
+TIMERS = [(name, f"metalworks-{job}") for name in PLATFORM for job in ("certificate", "disk-space")] + [
+    ("services-1", "metalworks-mlflow-collect")
+]
+SANDBOXED = [(name, unit) for name, unit, _ in UNITS] + [(name, f"{job}.service") for name, job in TIMERS]
 
 
 @pytest.mark.parametrize(("name", "unit"), SANDBOXED)
@@ -70,3 +73,11 @@ def test_units_are_sandboxed(reach: Reach, name: str, unit: str) -> None:
     found = re.search(r"exposure level for .*: ([0-9.]+)", said)
     assert found, said
     assert float(found[1]) <= 2.0
+
+
+@pytest.mark.parametrize(("name", "job"), TIMERS)
+def test_what_runs_by_a_timer_is_due_and_works_now(reach: Reach, name: str, job: str) -> None:
+    host = reach(name)
+    assert host.service(f"{job}.timer").is_enabled
+    assert host.check_output("systemctl show --property NextElapseUSecRealtime --value %s", f"{job}.timer")
+    assert host.run(f"systemctl start {job}.service").rc == 0, host.run(f"journalctl -u {job} -n 30 --no-pager").stdout

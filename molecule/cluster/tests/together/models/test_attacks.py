@@ -243,27 +243,6 @@ def test_an_experiments_files_are_in_the_object_store(place: str) -> None:
     assert (status, "leave artifact_location out" in str(told)) == (400, True)
 
 
-# -- Prefect
-
-
-def test_an_endless_pattern_ends_with_a_restart_and_service_resumes(reach: Reach) -> None:
-    """Viewers cannot send a pattern at all; developers can, and a watchdog restarts the server."""
-    attack = {
-        "schema": {
-            "type": "object",
-            "properties": {"x": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}},
-        },
-        "values": {"x": "a" * 60},
-    }
-    assert as_person("guest", "prefect", "/api/ui/schemas/validate", attack)[0] == 403
-    services = reach("services-1")
-    before = services.check_output("systemctl show prefect-server --property NRestarts --value")
-    status, _ = as_person("ml1", "prefect", "/api/ui/schemas/validate", attack)
-    assert status == 502
-    wait_until(lambda: as_person("guest", "prefect", "/api/version")[0] == 200, "Prefect does not come back", 90)
-    assert int(services.check_output("systemctl show prefect-server --property NRestarts --value")) == int(before) + 1
-
-
 # -- The hosts
 
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from clients import DOMAIN, play
+from clients import DOMAIN, as_person, play
 from conftest import Reach
 from flows import done
 
-from scripts.common import ROOT
+from scripts.common import ROOT, lock
 from scripts.lab import hosts as lab_hosts
 
 FILES = ROOT / "molecule/cluster/files"
 URL = f"https://inference.{DOMAIN}/delay"
 SECOND = lab_hosts.Host("gpu-2", "198.51.100.22")
 """A second inference host, only during these tests."""
+MODEL = "flight-delay"
 KINDS = ("later", "again", "missing", "wrong", "late", "spy")
 RATE, CONNECTIONS = 40, 8
 FOLLOWED = 60.0
@@ -30,20 +31,44 @@ FOLLOWED = 60.0
 processors with six others."""
 
 
-def versions(*arguments: str) -> str:
-    """Run files/versions.py as a developer, in the example project."""
+def register(*kinds: str) -> dict[str, str]:
+    """Register a version of each kind as a developer, in the example project; return their numbers."""
     script, spy = ((FILES / name).read_text() for name in ("versions.py", "spy.py"))
-    folder, quoted = "~/.cache/spy", " ".join(arguments)
+    folder = "~/.cache/spy"
     file = f"mkdir -p {folder}\ncat >{folder}/spy.py <<'END'\n{spy}\nEND\n"
     path = f"PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}}"
-    run = f"cd ~/flights && {path} .venv/bin/python - {quoted} <<'END'\n{script}\nEND\n"
-    return done("dev-1", "ml1", file + run)
+    run = f"cd ~/flights && {path} .venv/bin/python - {' '.join(kinds)} <<'END'\n{script}\nEND\n"
+    numbers: dict[str, str] = json.loads(done("dev-1", "ml1", file + run).splitlines()[-1])
+    return numbers
+
+
+def registry(path: str, body: dict[str, str] | None = None, method: str = "") -> Any:
+    """Return a response of MLflow's API to a developer. Its client takes seconds to start."""
+    status, found = as_person("ml1", "mlflow", f"/api/2.0/mlflow/{path}", body, method=method)
+    assert status == 200, found
+    return found
+
+
+def aliases() -> dict[str, str]:
+    """Return the model's aliases and their versions."""
+    found = registry(f"registered-models/get?name={MODEL}")["registered_model"]["aliases"]
+    return {one["alias"]: one["version"] for one in found}
+
+
+def move(alias: str, version: str) -> None:
+    """Move an alias to a version."""
+    registry("registered-models/alias", {"name": MODEL, "alias": alias, "version": version})
+
+
+def remove(alias: str) -> None:
+    """Remove an alias."""
+    registry("registered-models/alias", {"name": MODEL, "alias": alias}, "DELETE")
 
 
 def tags(version: str) -> dict[str, str]:
     """Return the tags of a version in MLflow."""
-    found: dict[str, str] = json.loads(versions("tags", version).splitlines()[-1])
-    return found
+    found = registry(f"model-versions/get?name={MODEL}&version={version}")["model_version"]
+    return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -134,12 +159,12 @@ def body() -> str:
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[dict[str, str]]:
+def made(authority: None) -> Iterator[dict[str, str]]:
     """Register versions to try; at the end, restore the former champion."""
-    before = json.loads(versions("aliases").splitlines()[-1])["champion"]
-    numbers = json.loads(versions("register", *KINDS).splitlines()[-1])
-    yield {**numbers, "first": before}
-    versions("alias", "champion", before)
+    with lock("models"):
+        before = aliases()["champion"]
+        yield {**register(*KINDS), "first": before}
+        move("champion", before)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +184,7 @@ def is_of(kind: str) -> Callable[[Answer], bool]:
 
 def moved(load: Load, name: str, version: str, kind: str, seconds: float) -> tuple[float, float]:
     """Move the alias; return the time, and how long it took until all responses were from the new version."""
-    versions("alias", name, version)
+    move(name, version)
     began = time.time()
     new = is_of(kind)
 
@@ -210,7 +235,7 @@ def test_rollback_takes_effect_within_seconds(load: Load, made: dict[str, str]) 
 )
 def test_a_bad_version_is_refused_and_reported(load: Load, made: dict[str, str], kind: str, reason: str) -> None:
     began = time.time()
-    versions("alias", "champion", made[kind])
+    move("champion", made[kind])
 
     def refused() -> list[str]:
         return [text for key, text in tags(made[kind]).items() if "inference" in key and "refused" in text]
@@ -218,7 +243,7 @@ def test_a_bad_version_is_refused_and_reported(load: Load, made: dict[str, str],
     said = wait_until(refused, 120, "a refusal in MLflow")
     assert reason in said[0]
     assert all(map(is_of("first"), load.since(began)))
-    versions("alias", "champion", made["first"])
+    move("champion", made["first"])
     assert not load.failed()
 
 
@@ -246,32 +271,32 @@ def test_a_shadow_answers_no_request_and_differences_are_counted(
     load: Load, made: dict[str, str], reach: Reach
 ) -> None:
     began = time.time()
-    versions("alias", "shadow", made["later"])
+    move("shadow", made["later"])
     differing = r'shadow_requests_total\{outcome="differing"\} [1-9]'
     wait_until(lambda: re.search(differing, metrics(reach)), 90, "differences")
     assert "shadow_difference_max 1000" in re.sub(r"(1000|999\.9)[0-9.]*", "1000", metrics(reach))
-    versions("alias", "shadow", "-")
+    remove("shadow")
     assert all(map(is_of("first"), load.since(began)))
 
 
 def test_a_good_canary_becomes_the_champion(load: Load, made: dict[str, str]) -> None:
     began = time.time()
-    versions("alias", "canary", made["again"])
+    move("canary", made["again"])
     new = is_of("again")
     wait_until(lambda: any(map(new, load.since(began))), 90, "answers of the canary")
     wait_until(lambda: all(map(new, load.since(time.time() - 2))), 120, "all answers of the canary")
-    assert json.loads(versions("aliases").splitlines()[-1])["champion"] == made["again"]
+    assert aliases()["champion"] == made["again"]
     assert not load.failed()
 
 
 def test_a_slow_canary_is_withdrawn(load: Load, made: dict[str, str]) -> None:
-    versions("alias", "canary", made["late"])
+    move("canary", made["late"])
     # It has another flavor, so its environment is built first.
     wait_until(lambda: any(a.said == 7.0 for a in load.since(time.time() - 2)), 300, "answers of the canary")
 
     def withdrawn() -> bool:
-        aliases = json.loads(versions("aliases").splitlines()[-1])
-        return bool(aliases["canary"] == aliases["champion"] == made["again"])
+        now = aliases()
+        return now["canary"] == now["champion"] == made["again"]
 
     wait_until(withdrawn, 120, "its withdrawal")
     wait_until(lambda: not any(a.said == 7.0 for a in load.since(time.time() - 4)), 30, "its end")
@@ -283,10 +308,10 @@ def test_a_model_cannot_reach_the_service_that_serves_it(load: Load, made: dict[
     """The model's code runs in the equivalence check and when it is loaded; as a shadow it answers no requests."""
     host, report = reach("gpu-1"), "/var/lib/models-delay/report.json"
     host.check_output(f"rm -f {report}")
-    versions("alias", "shadow", made["spy"])
+    move("shadow", made["spy"])
     wait_until(lambda: host.file(report).exists, 300, "what the model could")
     found = json.loads(host.check_output(f"cat {report}"))
-    versions("alias", "shadow", "-")
+    remove("shadow")
     assert found.pop("own file") == "done"  # it has tried
     assert int(found.pop("processes of others")) > 3
     assert [what for what, how in found.items() if how == "done"] == []
