@@ -19,15 +19,25 @@ esac
 [ -d "${HOME:-}" ] && [ -w "$HOME" ] || fail "HOME, ${HOME:-not set}, is not a folder that you can write to: set it to one"
 
 wanted=$({ echo "$PWD" && cat pyproject.toml uv.lock; } | sha256sum | cut -d' ' -f1)
-if [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; then
-    exit 0
+made() { [ -x .venv/bin/python ] && [ "$(cat .venv/made-from 2>/dev/null)" = "$wanted" ]; }
+made && exit 0
+
+# Of several at once, one makes it and the others wait. The lock ends with this process.
+mkdir -p .cache
+exec 9>>.cache/environment.lock
+if ! flock --nonblock 9; then
+    echo "Environment: waiting for another process that makes $PWD/.venv" >&2
+    flock 9
+    made && exit 0
 fi
 
 install() { # Debian packages, if possible
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
         fail "$* is missing: install it and run this again (as root on Debian, this happens automatically)"
     mkdir -p build
-    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@"; } \
+    # A new machine may be installing its security updates.
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qy -o DPkg::Lock::Timeout=600 --no-install-recommends "$@"; } \
         >>build/lab.log 2>&1 || fail "apt-get install $* failed: see build/lab.log"
 }
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 LAB = CACHE / "lab"
 BUILD = ROOT / "build"
 LOG = BUILD / "lab.log"
+OPEN_FOLDERS = ("/run/lock", "/tmp")  # noqa: S108 - a lock holds no secret
+"""Folders in which every user can make files."""
 
 
 class ProblemError(Exception):
@@ -96,23 +100,81 @@ def wait_until(ready: Callable[[], bool], what: str, timeout: float, every: floa
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Let one process at a time do this; the others wait."""
+    """Let one process of this clone at a time do this; the others wait."""
     CACHE.mkdir(exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as handle:
+    with (CACHE / f"{name}.lock").open("a+") as handle:
+        yield from held(handle, name)
+
+
+@contextmanager
+def machine_lock(name: str) -> Iterator[None]:
+    """Let one process on this machine at a time do this: clones share the engine, its hosts' names and addresses.
+
+    Take the clone's locks first, then the machine's, each in one order: otherwise two processes wait for each other.
+    """
+    with open_for_all(shared_folder(OPEN_FOLDERS) / f"metalworks-{name}.lock") as handle:
+        yield from held(handle, name)
+
+
+def held(handle: IO[str], name: str) -> Iterator[None]:
+    """Hold the lock of a file, which says who does; say once whom this waits for."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = "".join(letter for letter in handle.read(1000) if letter.isprintable())  # others can write there too
+        print(f"Waiting for the lock `{name}`, held by {holder or 'another process'}", file=sys.stderr, flush=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
+    command = shlex.join(sys.orig_argv[1:])
+    rewrite(handle, f"process {os.getpid()} in {ROOT}: {command}")
+    try:
         yield
+    finally:
+        rewrite(handle, "")
 
 
-def apt_install(*packages: str, why: str) -> None:
+def rewrite(handle: IO[str], text: str) -> None:
+    """Replace a file's content and keep the file."""
+    handle.seek(0)
+    handle.truncate()
+    handle.write(text)
+    handle.flush()
+
+
+def shared_folder(candidates: Sequence[str]) -> Path:
+    """Return the first folder in which every user can make files: the same one for all, whoever asks."""
+    for folder in map(Path, candidates):
+        if folder.is_dir() and folder.stat().st_mode & 0o1777 == 0o1777:
+            return folder
+    raise ProblemError(f"no folder for locks: {' or '.join(candidates)} must let every user make files (mode 1777)")
+
+
+def open_for_all(path: Path) -> IO[str]:
+    """Open a file that every user can write to, whatever their umask; create it if it is missing.
+
+    Linux refuses O_CREAT for another user's file in a folder like /tmp, even to root. So the file is made under another
+    name and then linked.
+    """
+    if not path.exists():
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.") as new:
+            os.fchmod(new.fileno(), 0o666)
+            with suppress(FileExistsError):
+                os.link(new.name, path)
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+")
+
+
+def apt_install(*packages: str, reason: str) -> None:
     """Install Debian packages, or say which to install by hand."""
     names = " ".join(packages)
     if os.geteuid() != 0:
-        raise ProblemError(f"{why} needs the packages {names}: `sudo apt-get install {names}`, or run this as root")
+        raise ProblemError(f"{reason} needs the packages {names}: `sudo apt-get install {names}`, or run this as root")
     if not shutil.which("apt-get"):
-        raise ProblemError(f"{why} needs {names}; this machine has no apt-get, so install them by hand")
+        raise ProblemError(f"{reason} needs {names}; this machine has no apt-get, so install them by hand")
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-    logged(["apt-get", "update", "-q"], extra_env=quiet)
-    logged(["apt-get", "install", "-qy", "--no-install-recommends", *packages], extra_env=quiet)
+    waits = ["-o", "DPkg::Lock::Timeout=600"]  # a new machine may be installing its security updates
+    with machine_lock("apt"):
+        logged(["apt-get", "update", "-q"], extra_env=quiet)
+        logged(["apt-get", "install", "-qy", *waits, "--no-install-recommends", *packages], extra_env=quiet)
 
 
 def end(error: ProblemError) -> NoReturn:

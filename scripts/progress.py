@@ -121,9 +121,9 @@ def reason(result: Mapping[str, Any]) -> str:
         return "its result is hidden because it holds secrets (no_log)"
     parts = [str(result[key]).strip() for key in ("msg",) if result.get(key)]
     for key in ("stderr", "stdout", "module_stderr", "module_stdout"):
-        said = str(result.get(key) or "").strip()
-        if said and said not in "\n".join(parts):
-            parts.append(f"{key}:\n" + "\n".join(said.splitlines()[-20:]))
+        output = str(result.get(key) or "").strip()
+        if output and output not in "\n".join(parts):
+            parts.append(f"{key}:\n" + "\n".join(output.splitlines()[-20:]))
     for item in result.get("results") or []:
         if isinstance(item, Mapping) and (item.get("failed") or item.get("unreachable")):
             parts.append(f"item {item.get('_ansible_item_label', item.get('item', ''))}: {reason(item)}")

@@ -174,7 +174,7 @@ def report(console: Console, result: Result, inventories: Sequence[Path], expect
             "  Run it again: it continues from the present state.",
         ]
     elif not lines:
-        said = LOG.read_text(errors="replace").splitlines()[-15:]
-        lines = ["", "FAILED before the first task:", *(f"  {line}" for line in said)]
+        output = LOG.read_text(errors="replace").splitlines()[-15:]
+        lines = ["", "FAILED before the first task:", *(f"  {line}" for line in output)]
     for line in [*lines, f"  The whole output is in {LOG.relative_to(ROOT)}"]:
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

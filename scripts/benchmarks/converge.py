@@ -22,7 +22,7 @@ from rich.console import Console
 
 from scripts.benchmarks.converge_report import Seen, Size, Times, plot, tables, verdict
 from scripts.benchmarks.measured import machine, told
-from scripts.common import BUILD, ROOT, ProblemError, listed_inventory, lock, write_json
+from scripts.common import BUILD, ROOT, ProblemError, listed_inventory, machine_lock, write_json
 from scripts.lab import hosts as lab_hosts
 from scripts.lab.hosts import INVENTORY, Host
 from scripts.run_playbook import INTERRUPTED, Result, play
@@ -171,7 +171,7 @@ def main() -> int:
     VERDICT.unlink(missing_ok=True)
     measured_on = {**machine(), "ansible": metadata.version("ansible-core"), "runs": options.runs}
     try:
-        with lock("lab"), ExitStack() as afterwards:
+        with machine_lock("lab"), ExitStack() as afterwards:
             there = platform_hosts()
             afterwards.callback(tell_what_stays, console)
             if not options.keep:

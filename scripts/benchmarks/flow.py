@@ -5,22 +5,16 @@ Prints a table and writes build/bench-flow.json. Exits with 0, 1 (too slow) or 2
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from scripts.common import BUILD, ROOT, environment, failure, write_json
+from scripts.benchmarks import on_host
+from scripts.common import BUILD, write_json
 
 VERDICT = BUILD / "bench-flow.json"
 ALLOWED_SECONDS = 2.0
 """From due to the flow's first line, besides the import of Prefect. A run at once is due when a worker next looks."""
-OK, SLOW, UNKNOWN = 0, 1, 2
 ROWS = {
     "pending_after_due": "a worker takes it",
     "process_after_pending": "the worker starts a process",
@@ -63,39 +57,20 @@ def table(found: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def measure(inventory: str, times: int) -> dict[str, Any]:
-    """Return the measurements of the site's first worker host."""
-    with tempfile.TemporaryDirectory() as folder:
-        seen = Path(folder) / "seen.json"
-        command = ["ansible-playbook", "-i", inventory, "playbooks/bench_flow.yml"]
-        command += ["-e", f"bench_flow_times={times}", "-e", f"bench_flow_file={seen}"]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-        if done.returncode or not seen.exists():
-            raise RuntimeError(failure(command, done.returncode, done.stderr + done.stdout, lines=20))
-        found: dict[str, Any] = json.loads(seen.read_text())
-        return found
-
-
-def main() -> int:
-    """Measure, print the results, and save them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inventory", "-i", default="inventory/lab", help="inventory of the site (default: the lab's)")
-    parser.add_argument("--times", type=int, default=5, help="runs of each kind (default: 5)")
-    options = parser.parse_args()
-    VERDICT.unlink(missing_ok=True)
-    try:
-        found = measure(options.inventory, options.times)
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return UNKNOWN
-    numbers = figures(found["seen"])
+def report(seen: Seen, measured_on: dict[str, Any]) -> bool:
+    """Print and save the results; tell whether runs start soon enough."""
+    numbers = figures(seen)
     ok = fast_enough(numbers)
-    measured_on = {"inventory": options.inventory, "host": found["host"], "runs_of_each": options.times}
-    measured_on["controller"] = platform.platform()
+    measured_on = {**measured_on, "controller": platform.platform()}
     write_json(VERDICT, {"ok": ok, "figures": numbers, "measured_on": measured_on})
     print(table(numbers))
     print(f"start_vs_bare_prefect {numbers['start_vs_bare_prefect']}: {'ok' if ok else 'TOO SLOW'}")
-    return OK if ok else SLOW
+    return ok
+
+
+def main() -> int:
+    """Measure, and return the exit code."""
+    return on_host.run("bench_flow", __doc__, VERDICT, report)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from metalworks.flow_run.api import Api, ApiError
-from metalworks.flow_run.environment import identity
+from metalworks.flow_run.environment import identity, unprotect
 
 PATIENCE_SECONDS = 300.0
 # Longer than a worker looks ahead, so that it finds the run like any scheduled run.
@@ -113,12 +113,14 @@ def bench(api: Api, like: str, name: str) -> Iterator[dict[str, str]]:
         stack.callback(code.unlink)
         environment = cache / "environments" / identity(folder)
         stack.callback(shutil.rmtree, environment, ignore_errors=True)
+        stack.callback(unprotect, environment)
         stack.callback(environment.with_suffix(".lock").unlink, missing_ok=True)
 
         flow = api.ask("POST", "/flows/", {"name": name})["id"]
         stack.callback(api.ask, "DELETE", f"/flows/{flow}")
         template = api.ask("GET", f"/work_pools/{like}")["base_job_template"]
         bare = json.loads(json.dumps(template))
+        bare["job_configuration"]["command"] = "{{ command }}"
         bare["variables"]["properties"]["command"] = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
         ours = {"METALWORKS_FLOW_CODE": "s3://bench/flow.tar.gz", "METALWORKS_FLOW_CODE_SHA256": digest}
         deployments = {}

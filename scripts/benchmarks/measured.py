@@ -26,7 +26,7 @@ class Target:
             return False
         return (self.at_least is None or found >= self.at_least) and (self.at_most is None or found <= self.at_most)
 
-    def wanted(self) -> str:
+    def describe(self) -> str:
         """Return the target as text."""
         return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
 
@@ -36,7 +36,7 @@ def judged(targets: Iterable[Target], figures: Mapping[str, float]) -> list[dict
     return [
         {
             "figure": target.figure,
-            "wanted": target.wanted(),
+            "target": target.describe(),
             "found": figures.get(target.figure),
             "ok": target.met(figures),
         }
@@ -49,7 +49,7 @@ def told(judgements: Iterable[Mapping[str, Any]]) -> str:
     shown = []
     for each in judgements:
         found = "not measured" if each["found"] is None else str(each["found"])
-        shown.append(f"{'ok    ' if each['ok'] else 'MISSED'} {each['figure']:<30} {found:>12}  {each['wanted']}")
+        shown.append(f"{'ok    ' if each['ok'] else 'MISSED'} {each['figure']:<30} {found:>12}  {each['target']}")
     return "\n".join(shown)
 
 

@@ -31,7 +31,7 @@ def prepare() -> None:
     """Provide a browser and the tool that imports CAs; require a lab."""
     wanted = {"chromium": "chromium", "certutil": "libnss3-tools"}
     if missing := [package for command, package in wanted.items() if not shutil.which(command)]:
-        apt_install(*missing, why="Looking at web pages")
+        apt_install(*missing, reason="Looking at web pages")
     if "services-1" not in lab_hosts.containers():
         raise ProblemError("no lab is up: `make lab` first")
 

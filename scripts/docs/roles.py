@@ -52,11 +52,12 @@ def row(name: str, option: dict[str, Any]) -> str:
 
 
 def code(value: Any) -> str:
-    """Return a value as YAML would have it, in one line."""
+    """Return a value as YAML has it, in one line, for a cell of a table."""
     if value in ("", None):
         return "empty"
     flow = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
-    return f"`{flow.removesuffix('...' + chr(10)).strip()}`"
+    one_line = flow.removesuffix("...\n").strip().replace("|", "\\|")
+    return f"`{one_line}`"
 
 
 def text(words: str | list[str]) -> str:

@@ -22,6 +22,8 @@ from scripts.common import BUILD, CACHE, ROOT, ProblemError, end, environment
 from scripts.site.build_once import build_once
 
 CONFIG = ROOT / "mkdocs.yml"
+THEME = ROOT / "scripts/docs/theme"
+"""Files that replace the theme's own."""
 SITE = BUILD / "docs"
 ARCHIVES = CACHE / "docs"
 SOURCES = (
@@ -34,6 +36,14 @@ SOURCES = (
     "examples/flights/README.md",
 )
 LINK = re.compile(r"\]\(([^)#:\s]+)")
+
+
+def slug(title: str, separator: str) -> str:
+    """Return a heading's id, which never begins with a digit: the theme's table of contents would fail."""
+    from markdown.extensions.toc import slugify  # comes with MkDocs
+
+    plain = slugify(title, separator)
+    return f"section{separator}{plain}" if plain[:1].isdigit() else plain
 
 
 def sources(root: Path) -> list[Path]:
@@ -58,11 +68,20 @@ def build(root: Path, pages: Path, site: Path) -> subprocess.CompletedProcess[st
     """Build the site of the repository at `root`; MkDocs exits with 1 for a dead link or a page missing in the menu."""
     stage(root, pages)
     config = pages.with_suffix(".yml")
-    config.write_text(f"INHERIT: {CONFIG}\ndocs_dir: {pages}\nsite_dir: {site}\n")
+    lines = [
+        f"INHERIT: {CONFIG}",
+        f"docs_dir: {pages}",
+        f"site_dir: {site}",
+        f"theme: {{custom_dir: {THEME}}}",
+        "markdown_extensions:",
+        "  - toc:",
+        "      slugify: !!python/name:scripts.docs.site.slug",
+    ]
+    config.write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
     # A fixed date makes the build reproducible.
     variables = environment({"SOURCE_DATE_EPOCH": "0"})
-    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 def digest() -> str:
@@ -74,7 +93,7 @@ def digest() -> str:
             f"{sys.executable} has no MkDocs, which builds the docs site: run Ansible from the environment that "
             "`make environment` makes, or install the mkdocs that pyproject.toml names"
         ) from None
-    for path in [CONFIG, Path(__file__), *(ROOT / source for source in sources(ROOT))]:
+    for path in [CONFIG, Path(__file__), *sorted(THEME.rglob("*.*")), *(ROOT / source for source in sources(ROOT))]:
         total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return total.hexdigest()[:16]
 

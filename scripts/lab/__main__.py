@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from scripts.common import BUILD, LAB, LOG, ROOT, ProblemError, end, listed_inventory, lock, write_json
+from scripts.common import BUILD, LAB, LOG, ROOT, ProblemError, end, listed_inventory, machine_lock, write_json
 from scripts.lab import docker_engine, host_image
 from scripts.lab import hosts as lab_hosts
 from scripts.progress import Expectation, duration
@@ -33,6 +33,7 @@ EXAMPLE = ROOT / "examples" / "flights"
 LOOP = EXAMPLE / "lab.yml"
 CUSTOMER = EXAMPLE / "customer_db.yml"
 GIT_HOST = ROOT / "molecule" / "cluster" / "git_host.yml"
+OFFSITE = GIT_HOST.with_name("offsite.yml")
 VERDICT = BUILD / "lab.json"
 FLIGHTS = BUILD / "flights.json"
 # Group → its display name and address.
@@ -62,6 +63,7 @@ class Lab:
             ("Secrets", self.secrets),
             ("The customer's database", self.customer),
             ("The team's Git hosting", self.git),
+            ("An S3 elsewhere, for the backups", self.offsite),
             ("The platform: site.yml", self.platform),
             ("The example project: data to predictions", self.example),
         ]
@@ -141,6 +143,10 @@ class Lab:
     def git(self, heading: str) -> str:
         """Set up the Git host."""
         return self.outside(heading, GIT_HOST, "git", 443)
+
+    def offsite(self, heading: str) -> str:
+        """Set up the S3 for the backups."""
+        return self.outside(heading, OFFSITE, "offsite", 443)
 
     def outside(self, heading: str, recipe: Path, name: str, port: int) -> str:
         """Set up a host outside the platform; leave it alone while it answers and its playbook is the same."""
@@ -262,7 +268,7 @@ def main() -> None:
     parser.add_argument("verb", choices=["up", "down"])
     verb = parser.parse_args().verb
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with lock("lab"):
+    with machine_lock("lab"):
         if verb == "up":
             Lab(Console()).up()
         else:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from scripts.common import LAB, ProblemError, apt_install, end, environment, lock, logged, succeeds, wait_until
+from scripts.common import LAB, ProblemError, apt_install, end, environment, logged, machine_lock, succeeds, wait_until
 
 PID_FILE = LAB / "dockerd.pid"
 DAEMON_LOG = LAB / "dockerd.log"
@@ -26,7 +26,7 @@ def answers() -> bool:
 
 def ensure() -> str:
     """Make an engine answer; return what was done for it."""
-    with lock("docker-engine"):
+    with machine_lock("docker-engine"):
         if answers():
             return "runs already"
         if os.environ.get("DOCKER_HOST"):
@@ -47,9 +47,9 @@ def install() -> bool:
     missing = [] if shutil.which("dockerd") else ["docker.io"]
     missing += [] if shutil.which("iptables") else ["iptables"]
     if missing:
-        apt_install(*missing, why="the Docker engine")
+        apt_install(*missing, reason="the Docker engine")
     if not shutil.which("docker"):  # a separate package from Debian 13 on
-        apt_install("docker-cli", why="the Docker client")
+        apt_install("docker-cli", reason="the Docker client")
     return bool(missing)
 
 

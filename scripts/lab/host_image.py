@@ -2,19 +2,22 @@
 
 No image registry is involved: mmdebstrap makes the root filesystem and `docker import` takes it in.
 The tag carries a hash of the recipe, so an image is built once and again only when the recipe changes.
+Debian 12 is the default. METALWORKS_LAB_SUITE=trixie makes all hosts Debian 13; a scenario's platform can
+name the image of either: `image: metalworks-lab-host:trixie`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable
 
-from scripts.common import LAB, ProblemError, apt_install, capture, end, lock, logged, succeeds
+from scripts.common import LAB, ProblemError, apt_install, capture, end, logged, machine_lock, succeeds
 
 NAME = "metalworks-lab-host"
-SUITE = "bookworm"
 PACKAGES = (
     # the system
     *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "kmod", "tzdata"),
@@ -44,6 +47,12 @@ systemctl mask systemd-udevd.service systemd-udev-trigger.service console-getty.
   getty.target systemd-remount-fs.service dev-hugepages.mount sys-kernel-debug.mount sys-kernel-tracing.mount
 systemctl set-default multi-user.target
 """
+MODERNIZE = """\
+apt --quiet --quiet --assume-yes modernize-sources
+rm /etc/apt/*.bak
+"""
+SUITES = {"bookworm": SETUP, "trixie": SETUP + MODERNIZE}
+"""What runs for each suite, the default's first. Hosts of Debian 13 have their package sources in the newer format."""
 # This machine's download settings that the hosts need too (a proxy, an old mirror).
 APT_OPTIONS = re.compile(
     r'^(Acquire::(?:Check-Valid-Until|Check-Date|Retries|https?::[\w.:-]*)) "(.+)";$', re.MULTILINE
@@ -61,9 +70,17 @@ def recipe_hash(*parts: str | Iterable[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def tag(options: list[str]) -> str:
-    """Return the full name of the image that is built with these apt options."""
-    return f"{NAME}:{SUITE}-{recipe_hash(SUITE, PACKAGES, OPTIONS, SETUP, options)}"
+def default_suite() -> str:
+    """Return the suite of hosts for which none is named; molecule/shared/create.yml reads the same variable."""
+    suite = os.environ.get("METALWORKS_LAB_SUITE") or next(iter(SUITES))
+    if suite not in SUITES:
+        raise ProblemError(f"METALWORKS_LAB_SUITE is {suite}, which is none of {', '.join(SUITES)}")
+    return suite
+
+
+def tag(suite: str, options: list[str]) -> str:
+    """Return the full name of a suite's image that is built with these apt options."""
+    return f"{NAME}:{suite}-{recipe_hash(suite, PACKAGES, OPTIONS, SUITES[suite], options)}"
 
 
 def machine_apt_options() -> list[str]:
@@ -72,8 +89,8 @@ def machine_apt_options() -> list[str]:
 
 
 def current() -> str:
-    """Return the name of the current image."""
-    return tag(machine_apt_options())
+    """Return the name of the lab's current image."""
+    return tag(default_suite(), machine_apt_options())
 
 
 def exists(image: str) -> bool:
@@ -81,24 +98,23 @@ def exists(image: str) -> bool:
     return succeeds(["docker", "image", "inspect", image])
 
 
-def ensure() -> str:
-    """Build the image if it is missing; return its name."""
+def ensure(suite: str = "") -> str:
+    """Build a suite's image if it is missing, without one the default's; return its name."""
+    suite = suite or default_suite()
     options = machine_apt_options()
-    image = tag(options)
-    with lock("host-image"):
+    image = tag(suite, options)
+    with machine_lock("host-image"):
         if not exists(image):
-            build(image, options)
-        capture(["docker", "tag", image, f"{NAME}:{SUITE}"])  # the name the scenarios use
+            build(suite, image, options)
+        capture(["docker", "tag", image, f"{NAME}:{suite}"])  # the name the scenarios use
     return image
 
 
-def build(image: str, options: list[str]) -> None:
+def build(suite: str, image: str, options: list[str]) -> None:
     """Build the root filesystem and import it; overwrite what an interrupted build left."""
     if not shutil.which("mmdebstrap"):
-        apt_install("mmdebstrap", "debian-archive-keyring", why="the lab's host image")
+        apt_install("mmdebstrap", "debian-archive-keyring", reason="the lab's host image")
     LAB.mkdir(parents=True, exist_ok=True)
-    setup = LAB / "image-setup.sh"
-    setup.write_text(SETUP)
     archive = LAB / "image.tar"
     logged(
         [
@@ -106,10 +122,9 @@ def build(image: str, options: list[str]) -> None:
             *OPTIONS,
             f"--include={','.join(PACKAGES)}",
             *(f"--aptopt={option}" for option in options),
-            f"--customize-hook=copy-in {setup} /tmp",
-            f'--customize-hook=chroot "$1" sh /tmp/{setup.name}',
-            f'--customize-hook=rm "$1/tmp/{setup.name}"',
-            SUITE,
+            # Not from a file by `copy-in`: mmdebstrap splits its paths at blanks, and a clone's path may have some.
+            f'--customize-hook=chroot "$1" sh -c {shlex.quote(SUITES[suite])}',
+            suite,
             archive,
         ]
     )

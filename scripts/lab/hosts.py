@@ -104,17 +104,23 @@ def up() -> str:
     return "; ".join(done) or "all run already"
 
 
-def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to use the lab of another checkout: names and addresses are the same, but its secrets are not here."""
+def foreign(there: Mapping[str, Mapping[str, Any]]) -> Path | None:
+    """Return the other checkout that made one of these containers, if any: names and addresses are the same."""
     for each in there.values():
         for bind in each["HostConfig"]["Binds"]:
             source, target, *_ = bind.split(":")
             if target == "/var/cache/metalworks/uv" and Path(source).resolve() != (CACHE / "uv").resolve():
-                checkout = Path(source).parent.parent
-                raise ProblemError(
-                    f"the lab of {checkout} is up: `make lab-down` there first "
-                    "(here it removes that one too, but leaves the keys and secrets in its folder)"
-                )
+                return Path(source).parent.parent
+    return None
+
+
+def refuse_foreign(there: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to use the lab of another checkout: its keys and secrets are not here."""
+    if checkout := foreign(there):
+        raise ProblemError(
+            f"the lab of {checkout} is up: `make lab-down` there first "
+            "(here it removes that one too, but leaves the keys and secrets in its folder)"
+        )
 
 
 def prepare_machine() -> None:
@@ -132,7 +138,8 @@ WATCHERS = 12
 
 
 def let_watch(number: int) -> None:
-    """Raise the kernel's limit for this many hosts: a host whose systemd cannot watch files does not boot."""
+    """Raise the kernel's limit for this many hosts more: a host whose systemd cannot watch files does not boot."""
+    number += len(capture(["docker", "ps", "-q", "--filter", "label=metalworks.scenario"]).split())
     needed = number * WATCHERS
     if int(INOTIFY.read_text()) >= needed:
         return
@@ -174,11 +181,11 @@ def outer_mtu() -> int:
 def add(*these: Host) -> None:
     """Start more hosts like the scenario's; the caller adds them to an inventory."""
     there = containers()
+    refuse_foreign(there)
     for host in these:
         if host.name in there:
             raise ProblemError(f"{host.name} exists already: to remove it, run `docker rm -f -v {host.name}`")
-    everywhere = capture(["docker", "ps", "-q", "--filter", "label=metalworks.scenario"]).split()
-    let_watch(len(everywhere) + len(these))
+    let_watch(len(these))
     labels = dict([LABEL.split("=")])
     platforms = [
         {"name": host.name, "labels": labels, "networks": [{"name": NETWORK, "ipv4_address": host.address}]}
@@ -190,6 +197,20 @@ def add(*these: Host) -> None:
     authorize(these)
 
 
+def power_off(host: Host, *, gently: bool = False) -> str:
+    """End a host like a machine that loses its power, or in good order; return its /etc/hosts for `power_on`."""
+    names = capture(["docker", "exec", host.name, "cat", "/etc/hosts"])
+    capture(["docker", "stop", "--time", "90", host.name] if gently else ["docker", "kill", host.name])
+    return names
+
+
+def power_on(host: Host, names: str) -> None:
+    """Start a host again. Docker writes /etc/hosts at every start; on a machine it stays."""
+    capture(["docker", "start", host.name])
+    forget_connections([host.address])
+    capture(["docker", "exec", "--interactive", host.name, "tee", "/etc/hosts"], stdin=names)
+
+
 def discard(*these: Host) -> None:
     """Remove these hosts with their volumes, and what SSH knows about them, even if they are gone already."""
     there = sorted({host.name for host in these} & containers().keys())
@@ -198,7 +219,7 @@ def discard(*these: Host) -> None:
     forget_connections(host.address for host in these)
     gone = {host.address for host in these}
     lines = KNOWN_HOSTS.read_text().splitlines() if KNOWN_HOSTS.exists() else []
-    KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in lines if line.split()[0] not in gone))
+    replace(KNOWN_HOSTS, (f"{line}\n" for line in lines if line.split()[0] not in gone))
     write_ssh_config(hosts(containers()))
 
 
@@ -240,7 +261,7 @@ def authorize(these: Iterable[Host]) -> None:
         capture(["docker", "exec", "-i", host.name, "sh", "-c", put], stdin=public)
         key = capture(["docker", "exec", host.name, "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).split()
         known[host.address] = f"{host.address} {key[0]} {key[1]}"
-    KNOWN_HOSTS.write_text("".join(f"{line}\n" for line in known.values()))
+    replace(KNOWN_HOSTS, (f"{line}\n" for line in known.values()))
     write_ssh_config(hosts(containers()))
     for host in these:
         wait_for(host, lets_in, f"does not let the lab's key in: `docker exec {host.name} journalctl -u ssh`")
@@ -270,7 +291,14 @@ def write_ssh_config(these: Iterable[Host]) -> None:
     common += f'  StrictHostKeyChecking yes\n  UserKnownHostsFile "{known}"\n'
     # Share the connections that Ansible keeps open for the inventory: one login serves many commands.
     common += f'  ControlMaster auto\n  ControlPath "{sockets}/%h"\n  ControlPersist 10m\n'
-    SSH_CONFIG.write_text("".join(f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
+    replace(SSH_CONFIG, (f"Host {host.name}\n  HostName {host.address}\n{common}" for host in these))
+
+
+def replace(path: Path, parts: Iterable[str]) -> None:
+    """Write a file that others may be reading."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("".join(parts))
+    new.replace(path)
 
 
 def forget_connections(addresses: Iterable[str]) -> None:
@@ -312,7 +340,8 @@ def main() -> None:
     if arguments.verb == "add":
         host = Host(arguments.name, arguments.address)
         add(host)
-        print(f"{host.name} is up: add `{host.name}: {{ansible_host: {host.address}}}` to its group in the inventory")
+        options = f"NAME={host.name} ADDRESS={host.address} GROUP=cpu"
+        print(f"{host.name} is up: `make add-host {options}`, with the group that you want, adds it to the inventory")
     elif arguments.verb == "up":
         print(f"hosts: {up()}")
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from scripts.common import ROOT
 
 GROUPS = {
+    "backup": "backup/files/requirements.txt",
     "base": "base/files/requirements.txt",
     "mlflow-server": "mlflow/files/requirements.txt",
     "prefect-server": "prefect_server/files/requirements.txt",

@@ -77,9 +77,9 @@ def pinned(name: str, pins: Path = PINS) -> Module:
         raise ProblemError(f"cannot build {name}: {pins.relative_to(ROOT)} has no {missing.args[0]}") from None
 
 
-def go_version(said: str) -> tuple[int, ...]:
+def go_version(output: str) -> tuple[int, ...]:
     """Return the version in the output of `go version`."""
-    found = re.search(r"\bgo(\d+)\.(\d+)", said)
+    found = re.search(r"\bgo(\d+)\.(\d+)", output)
     return tuple(map(int, found.groups())) if found else (0,)
 
 

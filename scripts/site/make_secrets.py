@@ -54,7 +54,17 @@ KEYED = {
 CA_KEY, CA_CERTIFICATE = "vault_ca_private_key", "vault_ca_certificate"
 CA_YEARS = 10
 # Secrets that somebody else issues. Only a lab generates them, because it includes the other side.
-GIVEN = frozenset({"vault_raw_database_password", "vault_git_token"})
+GIVEN = frozenset(
+    {
+        "vault_raw_database_password",
+        "vault_git_token",
+        "vault_package_index_password",
+        "vault_backup_target_secret_key",
+    }
+)
+BACKUP_PASSPHRASE = "vault_backup_passphrase"  # noqa: S105 - the name of a secret
+NAMED_ONLY = (*GIVEN, CA_KEY, CA_CERTIFICATE, BACKUP_PASSPHRASE)
+"""Secrets that `--rotate all` keeps."""
 HEADER = (
     "---\n# Secrets of this site. `make secrets` adds missing ones and keeps the existing ones.\n"
     "# Encrypt it (`ansible-vault encrypt`) or keep it out of Git.\n"
@@ -130,14 +140,23 @@ def complete(present: Mapping[str, Any], wanted: Iterable[str], people: Iterable
 
 
 def without(present: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """Return the secrets without those to rotate: `all`, one by its name, or one value by `name.holder`.
+    """Return the secrets without those to rotate: `all`, or names with commas, also of a value (`name.holder`).
 
-    `all` leaves out secrets that others issued, and the CA, which you have to name: with a new one every certificate is
-    replaced, and browsers distrust the platform until they have it.
+    `all` leaves out secrets that others issued, and those that you have to name: the CA, because with a new one every
+    certificate is replaced, and browsers distrust the platform until they have it; the passphrase of the backups,
+    because with a new one nobody can read the older sets.
     """
-    ours = [name for name in present if name not in GIVEN]
     if which == "all":
-        return {name: value for name, value in present.items() if name in (*GIVEN, CA_KEY, CA_CERTIFICATE)}
+        return {name: value for name, value in present.items() if name in NAMED_ONLY}
+    left = dict(present)
+    for one in which.split(","):
+        left = without_one(left, one)
+    return left
+
+
+def without_one(present: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """Return the secrets without one, or without one value of a mapping."""
+    ours = [name for name in present if name not in GIVEN]
     name, _, holder = which.partition(".")
     if name not in ours or (holder and holder not in (present[name] if isinstance(present[name], dict) else {})):
         raise ProblemError(f"the vault has no generated secret `{which}`, only {', '.join(ours)}")
@@ -218,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inventory", type=Path, help="the inventory's directory, for example inventory/lab")
     parser.add_argument("--also-given", action="store_true", help="also generate secrets that others issue (for a lab)")
-    parser.add_argument("--rotate", default="", help="replace all, vault_x or vault_x.HOLDER; then run site.yml")
+    parser.add_argument("--rotate", default="", help="replace all, or vault_x,vault_y.HOLDER; then run site.yml")
     arguments = parser.parse_args()
     added = ensure(arguments.inventory.resolve(), also_given=arguments.also_given, rotate=arguments.rotate)
     print(f"added: {', '.join(added)}" if added else "complete already")

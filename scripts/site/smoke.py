@@ -44,7 +44,7 @@ def table(verdict: dict[str, Any]) -> str:
     for ok, check in sorted(rank, key=lambda pair: not pair[0]):
         state = ("none" if check["skipped"] else "ok") if ok else "FAILED"
         lines.append(f"{state:<7}{check['host']:<14}{check['seconds']:>6.1f} s  {check['name']}: {check['detail']}")
-    lines += [f"{'?':<7}{host:<24}could not be checked: {why}" for host, why in verdict["unchecked"].items()]
+    lines += [f"{'?':<7}{host:<24}could not be checked: {reason}" for host, reason in verdict["unchecked"].items()]
     return "\n".join(lines)
 
 

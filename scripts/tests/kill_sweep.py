@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from scripts import processes
-from scripts.common import BUILD, ROOT, ProblemError, end, environment, lock, write_json
+from scripts.common import BUILD, ROOT, ProblemError, end, environment, machine_lock, write_json
 from scripts.lab import hosts as lab_hosts
 from scripts.run_playbook import CHANGES
 from scripts.site import build_minio
@@ -150,7 +150,7 @@ def main() -> None:
     console.print(f"seed {seed}; the log is {LOG.relative_to(ROOT)}", highlight=False)
     BUILD.mkdir(exist_ok=True)
     LOG.write_text("")
-    with lock("lab"):
+    with machine_lock("lab"):
         scenarios.prepare()
         try:
             with build_minio.in_background():

@@ -8,7 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from scripts.common import BUILD, ROOT, environment, write_json
+from scripts.common import BUILD, ROOT, environment, lock, write_json
 
 TIMES = BUILD / "lint.json"
 # Longest first. Some rules of ansible-lint look up variables in an inventory, so give it the example's.
@@ -33,12 +33,13 @@ def run(command: list[str]) -> tuple[bool, str, float]:
 
 def main() -> int:
     """Run all linters, even after one has failed; return 1 if any did."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    # Two at once: mypy waits 5 s for the other at each write to its cache, and then keeps nothing.
+    with lock("lint"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         ended = dict(zip(STEPS, pool.map(run, STEPS.values()), strict=True))
-    for name, (content, said, seconds) in ended.items():
+    for name, (content, output, seconds) in ended.items():
         print(f"{name}: {'ok' if content else 'FAILED'} ({seconds:.0f} s)")
         if not content:
-            print(said.rstrip())
+            print(output.rstrip())
     write_json(TIMES, {name: seconds for name, (_, _, seconds) in ended.items()})
     return 0 if all(content for content, _, _ in ended.values()) else 1
 

@@ -69,15 +69,18 @@ class Times:
         return sum(self.steps.values())
 
     @property
-    def junit(self) -> Path:
-        """The file to which pytest writes the duration of each test."""
-        return BUILD / f"test-{self.name}.xml"
+    def junit(self) -> list[Path]:
+        """The files to which pytest writes the duration of each test; a scenario may run pytest several times."""
+        return [*BUILD.glob(f"test-{self.name}.xml"), *BUILD.glob(f"test-{self.name}-*.xml")]
+
+    def forget(self) -> None:
+        """Remove what an earlier run left."""
+        for path in self.junit:
+            path.unlink()
 
 
 def tests(path: Path, where: str) -> list[Span]:
-    """Return the tests in a file that pytest wrote, fixtures included; an empty list if there is no such file."""
-    if not path.exists():
-        return []
+    """Return the tests in a file that pytest wrote, fixtures included."""
     cases = ElementTree.parse(path).getroot().iter("testcase")  # noqa: S314 - our own file
     return [Span(float(case.get("time", 0)), where, str(case.get("name"))) for case in cases]
 
@@ -96,7 +99,7 @@ def report(console: Console, scenarios: Iterable[Times], began: float, *, ok: bo
     """Show what took the time since `began` (seconds since the epoch), and write it to build/test.json."""
     scenarios = list(scenarios)
     parts: dict[str, Mapping[str, float]] = {times.name: times.steps for times in scenarios}
-    done = [test for times in scenarios for test in tests(times.junit, times.name)]
+    done = [test for times in scenarios for path in times.junit for test in tests(path, times.name)]
     if written_since(LINT, began):
         parts = {"lint": json.loads(LINT.read_text()), **parts}
     if written_since(UNIT, began):

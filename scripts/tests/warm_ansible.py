@@ -20,15 +20,18 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ansible.cli.playbook", "pytest"])
 
 
-def _play(argv: list[str], outputs: tuple[Path, Path]) -> None:
-    """Run ansible-playbook in this process, with its output and errors in these files."""
+def _play(argv: list[str], outputs: tuple[Path, Path], status: Path) -> None:
+    """Run ansible-playbook in this process, with its output, errors and exit code in these files."""
     from ansible.cli.playbook import PlaybookCLI
 
     os.chdir(ROOT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    PlaybookCLI.cli_executor(argv)
+    try:
+        PlaybookCLI.cli_executor(argv)
+    except SystemExit as ended:
+        status.write_text(str(ended.code or 0))
 
 
 def ansible_playbook(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
@@ -37,8 +40,11 @@ def ansible_playbook(*arguments: str | int | Path) -> subprocess.CompletedProces
     argv = ["ansible-playbook", *map(str, arguments)]
     with tempfile.TemporaryDirectory(prefix="metalworks-play-") as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")
-        child = CONTEXT.Process(target=_play, args=(argv, outputs))
+        status = Path(folder, "status")
+        child = CONTEXT.Process(target=_play, args=(argv, outputs, status))
         child.start()
         child.join()
+        # multiprocessing's own exit code is 255 if a thread that starts a process meanwhile has looked for ended ones.
+        code = int(status.read_text()) if status.exists() else child.exitcode or 1
         printed, complained = (path.read_text(errors="replace") if path.exists() else "" for path in outputs)
-    return subprocess.CompletedProcess(argv, child.exitcode or 0, printed, complained)
+    return subprocess.CompletedProcess(argv, code, printed, complained)

@@ -66,6 +66,8 @@ def test_differences_list_gone_and_new_things() -> None:
         ("/var/lib/postgresql/15/main/base/1", True),
         ("/var/lib/minio/.minio.sys/tmp/x", True),
         ("/var/log/nginx/access.log.1", True),
+        ("/var/lib/models-delay/evidence/3-1a2b", True),
+        ("/var/lib/models-delay/x", False),
         ("/var/lib/minio/training-data/metalworks-smoke/x/xl.meta", False),
         ("/tmp/metalworks-smoke-x1", False),
         ("/home/ml1/.cache/x", False),

@@ -74,3 +74,19 @@ def test_the_environment_is_built_once_and_rebuilt_in_a_moved_folder(tmp_path: P
     assert bootstrap(second).returncode == 0
     assert len((second / "asked").read_text().splitlines()) == 2
     assert not (second / ".venv/old").exists()
+
+
+def test_of_several_at_once_one_builds_and_the_others_wait(tmp_path: Path) -> None:
+    folder = clone(tmp_path / "metalworks")
+    uv = folder / ".cache/tools/uv-1.0/bin/uv"
+    uv.write_text(UV + "until test -e proceed; do sleep 0.05; done\n")
+    command = [folder / "scripts/bootstrap.sh"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stdout
+        first.stdout.readline()  # it builds
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr
+            assert "waiting for another process" in second.stderr.readline()
+            (folder / "proceed").touch()
+            assert (first.wait(), second.wait()) == (0, 0)
+    assert len((folder / "asked").read_text().splitlines()) == 1

@@ -45,7 +45,7 @@ def test_only_what_is_missing_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.undo()
     installed: list[str] = []
     monkeypatch.setattr(docker_engine.shutil, "which", lambda name: None if name == "iptables" else f"/usr/bin/{name}")
-    monkeypatch.setattr(docker_engine, "apt_install", lambda *names, why: installed.extend(names))
+    monkeypatch.setattr(docker_engine, "apt_install", lambda *names, reason: installed.extend(names))
     assert docker_engine.install() is True
     assert installed == ["iptables"]
 

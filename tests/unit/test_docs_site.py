@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import zipfile
 from importlib.metadata import PackageNotFoundError
@@ -24,6 +25,14 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
     docs_site.stage(ROOT, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the site, built once."""
+    folder = tmp_path_factory.mktemp("docs")
+    assert docs_site.build(ROOT, folder / "pages", folder / "site").returncode == 0
+    return folder / "site"
 
 
 def digests(site: Path) -> dict[str, str]:
@@ -49,14 +58,27 @@ def test_the_site_is_built_without_a_warning_and_the_same_twice(tmp_path: Path) 
     }
 
 
-def test_pages_load_nothing_from_another_server(tmp_path: Path) -> None:
-    assert docs_site.build(ROOT, tmp_path / "pages", tmp_path / "site").returncode == 0
+def test_pages_load_nothing_from_another_server(site: Path) -> None:
     loads = re.compile(r"""<(?:script|link|img)\b[^>]*\b(?:src|href)=["']?((?:https?:)?//[^"' >]+)""")
     styles = re.compile(r"""(?:url\(|@import )\s*["']?((?:https?:)?//[^"')]+)""")
-    pages = [*(tmp_path / "site").rglob("*.html")]
+    pages = [*site.rglob("*.html")]
     assert len(pages) > 20
     assert [found for page in pages for found in loads.findall(page.read_text())] == []
-    assert [found for file in (tmp_path / "site").rglob("*.css") for found in styles.findall(file.read_text())] == []
+    styled = [file for kind in ("*.css", "*.svg") for file in site.rglob(kind)]
+    assert [found for file in styled for found in styles.findall(file.read_text())] == []
+
+
+def test_the_scripts_of_the_theme_work_on_every_page(site: Path) -> None:
+    """Its table of contents looks headings up by selectors, in which an id that begins with a digit is an error."""
+    assert "hljs" not in (site / "js/darkmode.js").read_text()
+    pages = {page: page.read_text() for page in site.rglob("*.html")}
+    assert [(page, found) for page, text in pages.items() for found in re.findall(r'href="#(\d[^"]*)', text)] == []
+
+
+def test_search_shows_titles_as_they_are(site: Path) -> None:
+    """MkDocs escapes titles in the index, and the search page escapes them again."""
+    index = json.loads((site / "search/search_index.json").read_text())
+    assert [each["title"] for each in index["docs"] if re.search(r"&\w+;", each["title"])] == []
 
 
 @pytest.mark.parametrize(
@@ -121,6 +143,7 @@ def test_a_page_that_changes_makes_another_release(
         (repository / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.setattr(docs_site, "ROOT", repository)
     monkeypatch.setattr(docs_site, "CONFIG", repository / "mkdocs.yml")
+    monkeypatch.setattr(docs_site, "THEME", repository / "scripts/docs/theme")
     monkeypatch.setattr(docs_site, "__file__", str(repository / "scripts/docs/site.py"))
     before = docs_site.digest()
     assert docs_site.digest() == before

@@ -89,7 +89,7 @@ def contender(month: str, rmse: float) -> object:
 
 
 @pytest.mark.parametrize(
-    ("champion", "takes_over", "why"),
+    ("champion", "takes_over", "part"),
     [
         (None, True, "first"),
         (contender("2013-03", 19.0), True, "18.000 against the champion's 19.000 on 2013-04"),
@@ -99,10 +99,10 @@ def contender(month: str, rmse: float) -> object:
         (contender("2013-03", float("inf")), True, "columns"),
     ],
 )
-def test_only_a_better_model_becomes_champion(champion: object, takes_over: bool, why: str) -> None:
+def test_only_a_better_model_becomes_champion(champion: object, takes_over: bool, part: str) -> None:
     verdict, reason = rules.verdict(contender("2013-04", 18.0), champion)
     assert verdict is takes_over
-    assert why in reason
+    assert part in reason
 
 
 def test_a_month_is_new_until_a_version_is_trained_with_it() -> None:
@@ -437,7 +437,7 @@ def test_the_lab_copies_the_whole_project() -> None:
     packer = next(play["vars"]["flights_pack"] for play in plays if "flights_pack" in play.get("vars", {}))
     packed = packer.split("--exclude=__pycache__")[1].split("|")[0].split()
     assert all((PROJECT / path).exists() for path in packed)
-    of_the_lab = {"lab.yml", "replay.yml", "replay_month.yml", "customer_db.yml", "customer_db.sql"}
+    of_the_lab = {"lab.yml", "developers.yml", "replay.yml", "replay_month.yml", "customer_db.yml", "customer_db.sql"}
     made_here = {".venv", ".ruff_cache", ".mypy_cache", ".pytest_cache", "__pycache__", "data", "dvc.lock"}
     there = {path.name for path in PROJECT.iterdir()} - of_the_lab - made_here
     assert there == {path.split("/")[0] for path in packed}

@@ -59,7 +59,7 @@ def all_hosts(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**made, **{name.replace("_", "-"): value for name, value in changes.items()}}
 
 
-NAMES = "cpu-1 customer-db dev-1 dev-2 git gpu-1 services-1"
+NAMES = "cpu-1 customer-db dev-1 dev-2 git gpu-1 offsite services-1"
 
 
 def test_missing_hosts_are_created_and_accept_the_key(engine: dict[str, Any]) -> None:
@@ -92,8 +92,9 @@ def test_the_lab_of_another_checkout_is_not_taken_over(engine: dict[str, Any]) -
     foreign = container("gpu-1", "198.51.100.21")
     foreign["HostConfig"]["Binds"][0] = "/elsewhere/clone/.cache/uv:/var/cache/metalworks/uv:rw"
     engine["containers"] = all_hosts(gpu_1=foreign)
-    with pytest.raises(ProblemError, match="the lab of /elsewhere/clone is up"):
-        lab_hosts.up()
+    for work in (lab_hosts.up, lambda: lab_hosts.add(lab_hosts.Host("cpu-2", "198.51.100.32"))):
+        with pytest.raises(ProblemError, match="the lab of /elsewhere/clone is up"):
+            work()
     assert engine["done"] == []
 
 
@@ -133,17 +134,19 @@ def test_an_existing_host_is_not_replaced(engine: dict[str, Any]) -> None:
 
 
 def test_the_kernels_limit_is_raised_for_many_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts that run already count too, whichever scenario or clone started them."""
     limit = tmp_path / "max_user_instances"
     limit.write_text("128\n")
     monkeypatch.setattr(lab_hosts, "INOTIFY", limit)
+    monkeypatch.setattr(lab_hosts, "capture", lambda argv: "one\ntwo\nthree\n" if "ps" in argv else "")
     lab_hosts.let_watch(7)
     assert limit.read_text() == "128\n"
-    lab_hosts.let_watch(25)
+    lab_hosts.let_watch(22)
     assert limit.read_text() == "300"
     monkeypatch.setattr(lab_hosts, "INOTIFY", Path("/proc/version"))  # not writable, even by root
     monkeypatch.setattr(Path, "read_text", lambda _: "128")
     with pytest.raises(ProblemError, match="max_user_instances=300"):
-        lab_hosts.let_watch(25)
+        lab_hosts.let_watch(22)
 
 
 def test_the_scenario_has_the_inventorys_hosts() -> None:
@@ -158,11 +161,14 @@ def test_the_scenario_has_the_inventorys_hosts() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "molecule").glob("*/molecule.yml")), ids=lambda path: path.parent.name)
 def test_hosts_of_all_scenarios_are_created_alike(path: Path) -> None:
-    """molecule/shared/create.yml creates them all; a scenario only gives names and networks."""
+    """molecule/shared/create.yml creates them all; a scenario only gives names, releases, networks and shares."""
     said = yaml.safe_load(path.read_text()) or {}
     assert "create" not in said.get("ansible", {}).get("playbooks", {})
     for platform in said.get("platforms", []):
-        assert platform.keys() <= {"name", "labels", "docker_networks", "networks"}, platform["name"]
+        assert platform.keys() <= {"name", "image", "labels", "docker_networks", "networks", "volumes"}, platform[
+            "name"
+        ]
+        assert platform.get("image") in {None, *(f"{host_image.NAME}:{suite}" for suite in host_image.SUITES)}
 
 
 def test_an_added_host_is_created_like_the_labs(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,15 +183,12 @@ def test_an_added_host_is_created_like_the_labs(engine: dict[str, Any], monkeypa
     assert authorized == "authorize cpu-2"
 
 
-def test_an_added_host_counts_on_top_of_those_of_scenarios(
-    engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_added_host_needs_room(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     room = []
     monkeypatch.setattr(lab_hosts, "molecule_environment", dict)
-    monkeypatch.setattr(lab_hosts, "capture", lambda argv: "one\ntwo\nthree\n" if "ps" in argv else "")
     monkeypatch.setattr(lab_hosts, "let_watch", room.append)
     lab_hosts.add(lab_hosts.Host("cpu-2", "198.51.100.32"))
-    assert room == [4]
+    assert room == [1]
 
 
 def test_only_missing_certificates_are_passed_on() -> None:

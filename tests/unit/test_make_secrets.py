@@ -192,7 +192,7 @@ def test_rotating_all_keeps_the_ca_and_secrets_issued_by_others() -> None:
     wanted = make_secrets.names(make_secrets.EXAMPLE.read_text())
     before = make_secrets.complete({}, wanted, people)
     after = make_secrets.complete(make_secrets.without(before, "all"), wanted, people)
-    same = {"vault_ca_private_key", "vault_ca_certificate", *make_secrets.GIVEN}
+    same = {"vault_ca_private_key", "vault_ca_certificate", "vault_backup_passphrase", *make_secrets.GIVEN}
     assert {name for name in before if before[name] == after[name]} == same
 
 
@@ -204,6 +204,24 @@ def test_one_secret_can_be_rotated() -> None:
     assert {name for name in before if before[name] != after[name]} == {"vault_user_passwords"}
     ca = make_secrets.complete(make_secrets.without(before, "vault_ca_certificate"), wanted, people)
     assert ca["vault_ca_private_key"] != before["vault_ca_private_key"]
+
+
+def test_several_secrets_can_be_rotated_at_once() -> None:
+    wanted = make_secrets.names(make_secrets.EXAMPLE.read_text())
+    before = make_secrets.complete({}, wanted, [])
+    which = "vault_machine_passwords.worker-cpu,vault_object_store_secret_keys.worker-cpu"
+    after = make_secrets.complete(make_secrets.without(before, which), wanted, [])
+    changed = {
+        (name, holder)
+        for name in before
+        if isinstance(before[name], dict)
+        for holder in before[name]
+        if before[name][holder] != after[name][holder]
+    }
+    both = {("vault_machine_passwords", "worker-cpu"), ("vault_object_store_secret_keys", "worker-cpu")}
+    assert changed == both
+    with pytest.raises(ProblemError, match=r"no generated secret `vault_x\.y`"):
+        make_secrets.without(before, f"{which},vault_x.y")
 
 
 @pytest.mark.parametrize("which", ["vault_x", "vault_user_passwords.eve", "vault_raw_database_password"])

@@ -22,7 +22,8 @@ from tests.unit.repository import ROOT, read_yaml
 PINS = ROOT / "group_vars/all/versions.yml"
 # A digest or key belongs to the version above it.
 COMPANION = re.compile(r"_(sum|sha256|fingerprint)$")
-FLOATING = re.compile(r":latest\b|\bversion: ['\"]?latest|\bstate: latest")
+# upgrade.yml brings a package of the distribution, named with its major version, to the newest minor one.
+FLOATING = re.compile(r":latest\b|\bversion: ['\"]?latest|\bstate: latest(?!.*\n +only_upgrade: true)")
 ROLE_COLLECTION = re.compile(r"^\s*(?:- )?((?:community|ansible|amazon|containers)\.[a-z]+)\.[a-z_0-9]+:", re.M)
 
 

@@ -294,17 +294,17 @@ def test_missing_model_is_skipped_with_a_reason(
     ("following", "serving", "words"),
     [
         (
-            {"is": "refused", "reason": "no wheel of sauce"},
+            {"state": "refused", "reason": "no wheel of sauce"},
             {},
             "champion version 5: no wheel of sauce (journalctl -u model-",
         ),
         (
-            {"is": "here"},
+            {"state": "installed"},
             {"5": {"reason": "it answers other"}},
             "champion version 5: it answers other (journalctl -u inf",
         ),
-        ({"is": "here"}, {"4": {"reason": "long ago"}}, ""),
-        ({"is": "waiting"}, {}, ""),
+        ({"state": "installed"}, {"4": {"reason": "long ago"}}, ""),
+        ({"state": "waiting"}, {}, ""),
     ],
 )
 def test_refused_version_is_reported_with_its_reason(
@@ -321,10 +321,18 @@ def test_refused_version_is_reported_with_its_reason(
         assert client.versions("delay", str(state), str(status)) == "champion version 4 as onnx"
 
 
+def test_follower_of_an_earlier_release_is_reported(tmp_path: Path) -> None:
+    state, status = tmp_path / "state", tmp_path / "status"
+    state.write_text(json.dumps({"champion": {"version": "4", "executor": "onnx"}, "refused": {}}))
+    status.write_text(json.dumps({"mlflow": "answers", "roles": {"champion": {"version": "5", "is": "refused"}}}))
+    with pytest.raises(AssertionError, match="systemctl restart model-follower"):
+        client.versions("delay", str(state), str(status))
+
+
 def test_follower_without_a_registry_is_reported(tmp_path: Path) -> None:
     state, status = tmp_path / "state", tmp_path / "status"
     state.write_text(json.dumps({"champion": None, "refused": {}}))
-    roles = {"champion": {"version": None, "is": "missing"}}
+    roles = {"champion": {"version": None, "state": "missing"}}
     status.write_text(json.dumps({"mlflow": "no route to host", "roles": roles}))
     with pytest.raises(AssertionError, match="cannot ask MLflow for new versions: no route to host"):
         client.versions("delay", str(state), str(status))
@@ -460,6 +468,18 @@ def test_a_session_removes_folders_of_killed_ones(monkeypatch: pytest.MonkeyPatc
     client.main([])
     signal.signal(signal.SIGTERM, before)
     assert {path.name for path in tmp_path.iterdir()} == {new.name, theirs.name}
+
+
+def test_a_session_passes_over_folders_that_others_remove_just_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone, old = (tmp_path / f"{client.PLACE}-{tail}" for tail in ("0gone_yz", "1left_yz"))
+    old.mkdir()
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(client.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(client.Path, "glob", lambda *_: iter([gone, old]))  # `gone` was still there when it was listed
+    client.sweep()
+    assert not old.exists()
 
 
 def test_objects_of_a_failed_check_are_reported(

@@ -29,13 +29,24 @@ from tests.unit.repository import ROOT, read_yaml
 TEMPLATES = sorted(ROOT.glob("roles/*/templates/**/*.j2"))
 NAMES = [f"{path.relative_to(ROOT / 'roles').parts[0]}/{path.name}" for path in TEMPLATES]
 GROUPS = read_yaml(ROOT / "roles/validate/vars/main.yml")["__validate_role_groups"]
-# Roles that others include: a group that does so, and the variables that it passes.
+# Roles that others include, or that the lab does not use: a group, and the variables that are passed.
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "python_app": ("mlflow", {"python_app_name": "mlflow", "python_app_requirements": "/requirements.txt"}),
+    "backup": ("postgresql", {"backup_target": {"path": "/mnt/backup"}, "__backup_version": "15"}),
 }
 # Facts that tasks gather on a host before they render.
 LOOKED_UP: dict[str, Any] = {
-    "nvidia": {"packages": {}, "sources": [], "devices": [], "gpus": [], "keyrings": [], "cdi": [], "docker": {}}
+    "nvidia": {
+        "packages": {},
+        "sources": [],
+        "devices": [],
+        "gpus": [],
+        "keyrings": [],
+        "cdi": [],
+        "docker": {},
+        "others": {},
+        "run_file": "",
+    }
 }
 FACTS = {
     "distribution": "Debian",
@@ -57,12 +68,23 @@ FACTS = {
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, InventoryManager, VariableManager]:
     """Return the lab's inventory with fake secrets."""
+    return read_site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def ipv6_site(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLoader, InventoryManager, VariableManager]:
+    """Return the same with IPv6 addresses in place of IPv4."""
+    return read_site(tmp_path_factory.mktemp("ipv6_site"), ("198.51.100.", "fd00:1ab::"))
+
+
+def read_site(root: Path, replaced: tuple[str, str] = ("", "")) -> tuple[DataLoader, InventoryManager, VariableManager]:
+    """Return the lab's inventory with fake secrets, with one text of hosts.yml replaced by another."""
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader([])
-    root = tmp_path_factory.mktemp("site")
     place = root / "inventory/lab"
     ignore = shutil.ignore_patterns("vault.yml")
     shutil.copytree(ROOT / "inventory/lab", place, symlinks=True, ignore=ignore)
+    (place / "hosts.yml").write_text((place / "hosts.yml").read_text().replace(*replaced))
     (root / "inventory/example").symlink_to(ROOT / "inventory/example")
     (root / "group_vars").symlink_to(ROOT / "group_vars")
     wanted = make_secrets.names((ROOT / "group_vars/all/vault.example.yml").read_text())
@@ -135,6 +157,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "yaml": yaml.safe_load,
     "json": json.loads,
     "pip.conf": is_ini,
+    "pgbackrest.conf": is_ini,
     "pg_hba.conf": is_hba,
     "postgresql/metalworks.conf": is_settings,
 }
@@ -153,6 +176,47 @@ def test_template_renders(path: Path, site: tuple[DataLoader, InventoryManager, 
     reader = READERS.get(name) or READERS.get(f"{role}/{name}") or READERS.get(name.rpartition(".")[2])
     if reader:
         reader(text)
+
+
+def variable(site: tuple[DataLoader, InventoryManager, VariableManager], host: str, name: str) -> Any:
+    """Return a variable of a host."""
+    loader, inventory, manager = site
+    found = inventory.get_host(host)
+    assert found
+    return Templar(loader=loader, variables=manager.get_vars(host=found) | {"hostvars": manager._hostvars}).template(
+        trust_as_template("{{ " + name + " }}")
+    )
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=NAMES)
+def test_template_has_no_ipv4_address_of_the_platform_over_ipv6(
+    path: Path, ipv6_site: tuple[DataLoader, InventoryManager, VariableManager]
+) -> None:
+    assert "198.51.100." not in render(ipv6_site, path)
+
+
+def test_hosts_with_ipv6_addresses_reach_each_other(
+    ipv6_site: tuple[DataLoader, InventoryManager, VariableManager],
+) -> None:
+    files = {path.name: path for path in TEMPLATES}
+    nginx = render(ipv6_site, files["nginx.conf.j2"])
+    assert nginx.count("listen [::]:443") == nginx.count("listen 0.0.0.0:443") > 0
+    clients = {line.split()[3] for line in render(ipv6_site, files["pg_hba.conf.j2"]).splitlines() if "hostssl" in line}
+    assert clients == {"127.0.0.1/32", "::1/128", "fd00:1ab::11/128"}
+    assert "fd00:1ab::21" in variable(ipv6_site, "services-1", "firewall_platform_addresses")
+    assert "fd00:1ab::11" in variable(ipv6_site, "services-1", "certificates_names")
+    assert variable(ipv6_site, "gpu-1", "inference_address") == "::"
+    assert variable(ipv6_site, "services-1", "gateway_addresses")["gpu-1"] == "fd00:1ab::21"
+    lines = [line for line in variable(ipv6_site, "gpu-1", "base_hosts") if line["name"] == "services-1"]
+    assert lines == [{"name": "services-1", "address": "fd00:1ab::11"}]
+
+
+def test_hosts_without_ipv6_are_not_asked_to_listen_there(
+    site: tuple[DataLoader, InventoryManager, VariableManager],
+) -> None:
+    """A kernel without IPv6 has no such address, and nginx would not start."""
+    assert variable(site, "services-1", "gateway_listen_addresses") == ["0.0.0.0"]
+    assert variable(site, "gpu-1", "inference_address") == "0.0.0.0"
 
 
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if ".json" not in path.name])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.docs import choices as choice_docs
 from scripts.docs import roles as role_docs
 from tests.unit.repository import ROLE_NAMES, ROLES, ROOT, read_yaml
 
@@ -73,6 +74,11 @@ def test_roles_are_documented() -> None:
     assert (ROOT / "docs/roles.md").read_text() == role_docs.document()
 
 
+def test_choices_are_documented() -> None:
+    """docs/choices.md says what the schema says; `python -m scripts.docs.choices` writes it."""
+    assert (ROOT / "docs/choices.md").read_text() == choice_docs.document()
+
+
 def test_links_in_documents_are_valid() -> None:
     broken = []
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
@@ -88,6 +94,21 @@ def test_documents_name_only_existing_targets() -> None:
         assert set(re.findall(r"`make ([a-z-]+)", path.read_text())) <= targets, path.name
 
 
+def missing_paths(text: str) -> list[str]:
+    """Return the paths of code that a document names and that do not exist."""
+    named = re.findall(
+        r"`((?:molecule|playbooks|plugins|roles|scripts|src|tests|serving|model_sync)/[^`\s<*…]+)`", text
+    )
+    return [name for name in named if not (ROOT / name).exists() and not (ROOT / "src/metalworks" / name).exists()]
+
+
+def test_documents_name_only_existing_paths() -> None:
+    """A file that moves takes what the documents say of it along."""
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert {path.name: missing for path in documents if (missing := missing_paths(path.read_text()))} == {}
+    assert missing_paths("`serving/http/app.py`, `src/metalworks/cli.py`, `serving/gone.py`") == ["serving/gone.py"]
+
+
 def test_every_file_is_text_that_ends_with_a_newline() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -95,3 +116,9 @@ def test_every_file_is_text_that_ends_with_a_newline() -> None:
     texts = [ROOT / name for name in listed if Path(name).suffix in (".py", ".yml", ".md", ".j2", ".sh", ".toml")]
     existing = [path for path in texts if path.is_file() and path.stat().st_size]
     assert [str(path) for path in existing if not path.read_text().endswith("\n")] == []
+
+
+def test_only_templates_use_ansible_managed() -> None:
+    """Ansible defines it while it renders a template's file, and not for a variable's text."""
+    files = [path for folder in ("roles", "group_vars", "playbooks") for path in (ROOT / folder).rglob("*.yml")]
+    assert [path for path in files if "ansible_managed" in path.read_text()] == []

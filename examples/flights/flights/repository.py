@@ -114,8 +114,8 @@ def _run(*command: str) -> None:
     if done.stdout.strip():
         print(done.stdout.strip())
     if done.returncode:
-        said = done.stdout.strip().splitlines()[-1:] or ["no output"]
-        raise FlightsError(f"`{' '.join(command[:2])}` failed with exit code {done.returncode}: {said[0]}")
+        output = done.stdout.strip().splitlines()[-1:] or ["no output"]
+        raise FlightsError(f"`{' '.join(command[:2])}` failed with exit code {done.returncode}: {output[0]}")
 
 
 def _succeeds(*arguments: str) -> bool:

@@ -22,7 +22,7 @@ from scripts.benchmarks.measured import judged, machine, told
 from scripts.benchmarks.serving import models, report
 from scripts.benchmarks.serving.measure import CONNECTIONS, Cell, cells
 from scripts.benchmarks.serving.systems import SYSTEMS, install, versions
-from scripts.common import BUILD, ROOT, ProblemError, apt_install, lock, write_json
+from scripts.common import BUILD, ROOT, ProblemError, apt_install, machine_lock, write_json
 
 VERDICT = BUILD / "bench-serving.json"
 PAGE = ROOT / "docs/serving-benchmark.md"
@@ -101,9 +101,9 @@ def main() -> int:
     try:
         pairs = chosen(options.only)
         if not shutil.which("wrk"):
-            apt_install("wrk", why="Making the load")
+            apt_install("wrk", reason="Making the load")
         on = measured_on(options.rounds, options.seconds)
-        with lock("bench-serving"):
+        with machine_lock("bench-serving"):
             seen = measure(options.rounds, options.seconds, pairs, console)
     except ProblemError as error:
         print(error, file=sys.stderr)

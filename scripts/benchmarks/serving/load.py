@@ -40,12 +40,12 @@ class Load:
         return self.requests / self.seconds
 
 
-def parse(said: str) -> Load:
+def parse(output: str) -> Load:
     """Parse the last line, which the script for wrk prints."""
     try:
-        line = json.loads(said.strip().splitlines()[-1])
+        line = json.loads(output.strip().splitlines()[-1])
     except (IndexError, ValueError):
-        raise ProblemError(f"wrk measured nothing: {said.strip()[-300:]}") from None
+        raise ProblemError(f"wrk measured nothing: {output.strip()[-300:]}") from None
     broken = sum(line[kind] for kind in ("connect", "read", "write", "timeout"))
     return Load(line["requests"], line["seconds"], line["p50_ms"], line["p99_ms"], line["not_2xx"], broken)
 
@@ -68,24 +68,24 @@ def ask(port: int, path: str, body: bytes) -> float:
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        said = answer.read()
+        response = answer.read()
     except http.client.HTTPException as error:
         raise ProblemError(f"did not respond with HTTP: {error!r}") from None
     finally:
         connection.close()
     if not 200 <= answer.status < 300:
-        raise ProblemError(f"answered {answer.status}: {said[:300].decode(errors='replace')}")
-    return prediction(said)
+        raise ProblemError(f"answered {answer.status}: {response[:300].decode(errors='replace')}")
+    return prediction(response)
 
 
-def prediction(said: bytes) -> float:
+def prediction(response: bytes) -> float:
     """Return the only number in a response, which is a list or an object with `predictions`."""
     try:
-        found: Any = json.loads(said)
+        found: Any = json.loads(response)
         (only,) = found["predictions"] if isinstance(found, dict) else found
         return float(only[0] if isinstance(only, list) else only)
     except (ValueError, TypeError, KeyError):
-        raise ProblemError(f"answered {said[:300].decode(errors='replace')}") from None
+        raise ProblemError(f"answered {response[:300].decode(errors='replace')}") from None
 
 
 def timed(probe: Callable[[], object]) -> float:

@@ -58,8 +58,8 @@ def first_answer(server: subprocess.Popen[bytes], probe: Callable[[], None], log
         except (OSError, ProblemError) as error:
             last = str(error)
         if server.poll() is not None or time.monotonic() > deadline:
-            said = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise ProblemError(f"gave no correct response after its start: {last}\n{said}")
+            output = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+            raise ProblemError(f"gave no correct response after its start: {last}\n{output}")
         time.sleep(0.02)
 
 

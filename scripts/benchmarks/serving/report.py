@@ -116,7 +116,7 @@ def page(found: Mapping[Key, Cell], numbers: Mapping[str, float], measured_on: M
     text += ["", "## Targets", "", "| figure | target | measured |", "|---|---|--:|"]
     for target in judged(TARGETS, numbers):
         value = "" if target["found"] is None else number(target["found"])
-        text.append(f"| `{target['figure']}` | {target['wanted']} | {value}{'' if target['ok'] else ' **missed**'} |")
+        text.append(f"| `{target['figure']}` | {target['target']} | {value}{'' if target['ok'] else ' **missed**'} |")
     peers = ", ".join(f"{name} {version}" for name, version in measured_on["peers"].items())
     machine = f"{measured_on['processors']} processors ({measured_on['processor']}), {measured_on['python']}"
     return "\n".join([*text, "", f"Measured on {measured_on['date']} on {machine}; {peers}.", ""])

@@ -38,6 +38,7 @@ PASSING_FILES = re.compile(
     r"/var/lib/(postgresql|systemd|private|chrony|apt|dpkg|sudo)/|/var/lib/minio/\.minio\.sys/|/var/(log|cache/apt)/"
     r"|/run/(systemd|user|sudo|log|lock|udev|dbus|utmp|motd|sshd|prefect-server|postgresql|nginx)|/run/[^/]+\.(pid|lock)"
     r"|/opt/metalworks/[^/]+/releases/[^/]+/lib/|/var/lib/minio/predictions/|/var/lib/inference-[^/]+/spool/"
+    r"|/var/lib/(inference|models)-[^/]+/evidence/|/var/lib/metalworks-(disk-space|backup(-watch)?)/"
     r"|\.sock(et)?$|/var/lib/model-follower/|/tmp/systemd-private-|/var/tmp/systemd-private-[^/]+$"
 )
 """Files that the distribution and the services write and remove by themselves."""
