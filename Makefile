@@ -39,6 +39,9 @@ lab-down: environment ## Remove the lab; caches are kept
 lab-host: environment ## Add a machine to the lab (NAME=cpu-2 ADDRESS=198.51.100.32)
 	@$(PYTHON) -m scripts.lab.hosts add $(NAME) $(ADDRESS)
 
+add-host: environment ## Add a host to a site (NAME=cpu-2 ADDRESS=192.0.2.32 GROUP=cpu INVENTORY=inventory/<site>)
+	@$(PYTHON) -m scripts.site.inventory add -- $(INVENTORY) '$(NAME)' '$(ADDRESS)' '$(GROUP)'
+
 secrets: environment ## Generate the secrets that a site lacks (INVENTORY=inventory/<site>)
 	@$(PYTHON) -m scripts.site.make_secrets $(INVENTORY)
 
@@ -57,10 +60,8 @@ smoke-run: environment
 test-fast: environment ## Lint, then check specs and templates and run the unit tests; needs no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
-test: ## Run everything CI runs: test-fast, then the molecule scenarios
-	@rm -f build/test.json
-	+@$(MAKE) --no-print-directory test-fast
-	@$(PYTHON) -m scripts.tests.scenarios --began $(BEGAN)
+test: environment ## Run everything CI runs: lint, unit tests and the molecule scenarios
+	+@$(PYTHON) -m scripts.tests.scenarios --checks --began $(BEGAN)
 
 scenarios: environment ## Run CI's molecule scenarios, or some (NAMES="gateway hardening")
 	@$(PYTHON) -m scripts.tests.scenarios $(NAMES)
@@ -78,16 +79,34 @@ unit: environment ## Check the locks and run the unit tests
 	  $(PYTHON) -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder --junitxml=build/unit.xml
 
 #-- Slow tests
+test-field: environment ## slow: Install on hosts with other ports, umasks, proxies and services
+	@$(PYTHON) -m scripts.tests.scenarios field
+
+test-mixed: environment ## slow: Install on hosts of Debian 13 beside Debian 12
+	@$(PYTHON) -m scripts.tests.scenarios mixed
+
 test-nvidia: environment ## slow: Build Debian's NVIDIA driver on a lab host without a device
 	@$(PYTHON) -m scripts.tests.scenarios nvidia
+
+test-upgrade: environment ## slow: Upgrade over real migrations, go back, and try releases that fail
+	@$(PYTHON) -m scripts.tests.scenarios upgrade
+
+test-move: environment ## slow: Move the object store and PostgreSQL to another host under load, also when it fails
+	@$(PYTHON) -m scripts.tests.scenarios move
 
 test-kills: environment ## slow: Kill site.yml in every task that changes something, and run it again
 	@$(PYTHON) -m scripts.tests.kill_sweep
 
+test-faults: environment ## slow: Break the lab's parts under load and look for lost writes (OPTIONS="--only kill-minio")
+	@$(PYTHON) -m scripts.tests.faults $(OPTIONS)
+
+test-restore: environment ## slow: Destroy the lab's hosts and restore them from a backup set
+	@$(PYTHON) -m scripts.tests.restore
+
 test-age: environment ## slow: Run site.yml and smoke 30 times on the lab and compare what is left (OPTIONS="--rounds 3")
 	@$(PYTHON) -m scripts.tests.age $(OPTIONS)
 
-test-inference: environment ## slow: Test canaries, full queues, and versions that hang or die
+test-inference: environment ## slow: Test canaries, full queues, versions that hang or die, and each minor version of MLflow
 	@$(PYTHON) -m pytest -m slow tests/unit
 
 test-flavours: environment ## slow: Serve models that need gigabytes of libraries (PyTorch)
@@ -100,6 +119,9 @@ soak: environment ## slow: Load an inference service for 15 minutes and watch it
 #-- Benchmarks
 bench-flow: environment ## Time a flow run's start, from due to first line (INVENTORY=inventory/lab)
 	@$(PYTHON) -m scripts.benchmarks.flow --inventory $(INVENTORY)
+
+bench-artifacts: environment ## Compare MLflow's artifacts with direct S3, on a dev host (INVENTORY=inventory/lab)
+	@$(PYTHON) -m scripts.benchmarks.artifacts --inventory $(INVENTORY) $(OPTIONS)
 
 bench-plugin: environment ## Time how much longer an MLflow run takes to start with the plugin
 	@$(PYTHON) -m scripts.benchmarks.plugin
@@ -117,8 +139,8 @@ bench-converge: environment ## slow: Time a converged site.yml with 5, 10 and 25
 pictures: environment ## Update docs/pictures from the lab's pages, in headless Chromium with TLS verified
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.docs.pictures
 
-locks: environment ## Export the hosts' requirements from uv.lock and docs/roles.md from the specs
-	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles
+locks: environment ## Export the hosts' requirements from uv.lock, docs/roles.md and docs/choices.md from the specs
+	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles && $(PYTHON) -m scripts.docs.choices
 
 release: environment ## Check the commit and build its release in build/release (OPTIONS=--tag or --sign also tags it)
 	@$(PYTHON) -m scripts.maintenance.release $(OPTIONS)
