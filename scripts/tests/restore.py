@@ -2,15 +2,16 @@
 
 Called by `make test-restore` while a lab is up. A developer works on it for a while, and a ledger on this machine has
 every write that was acknowledged. Then a flow run begins that does not end, a set is taken, and the hosts are removed.
-New ones get the platform and the set. After that every write in the ledger must be there, every row and object as
-before, the flow run must end, a flow must run, the service must answer a request as it did before, and another
-developer must reproduce a run on a new dev host. build/test-restore.json has the result; the exit code is 0 if all is
-well.
+New ones get the platform and the set; the restore is killed in each of its own tasks and run again. After that every
+write in the ledger must be there, every row and object as before, the flow run must end, a flow must run, the service
+must answer a request as it did before, and another developer must reproduce a run on a new dev host.
+build/test-restore.json has the result; the exit code is 0 if all is well.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
 import statistics
 import sys
@@ -28,6 +29,7 @@ from scripts.tests.age import site as age_site
 from scripts.tests.faults import client, project, site
 from scripts.tests.faults.ledger import Ledger, lost
 from scripts.tests.faults.load import BUCKET, PREDICTIONS, Attempt, Load, as_developer
+from scripts.tests.kills import Play, end_orphans, sweep
 
 VERDICT, LEDGER = BUILD / "test-restore.json", BUILD / "test-restore.ledger.jsonl"
 WORK_SECONDS = 60
@@ -35,6 +37,9 @@ WORK_SECONDS = 60
 FLOW_SECONDS = 300
 """How long after the restore a flow run may go on: a lost one is ended after two minutes of silence."""
 MODEL = "models:/flight-delay/1"
+LOG = BUILD / "test-restore.log"
+KILLED_IN = ("Stop everything that writes > ", "Restore the database, then the objects > ")
+"""The plays of restore.yml that are its own: in each of their tasks, it is killed once."""
 VERSION_ID = re.compile(r" \S+ (Versions|DeleteMarkers)$")
 
 
@@ -62,6 +67,18 @@ def newest_set() -> str:
     """Return the name of the newest set."""
     listed = age_site.over_ssh(age_site.SERVER, "cd / && sudo -u postgres metalworks-backup list --json")
     return str(json.loads(listed)[-1]["name"])
+
+
+def restore(name: str) -> dict[str, float]:
+    """Restore a set, killed once in each task on the way; return how often, and the seconds of the run that ended."""
+    LOG.write_text("")
+    restoring = Play(ROOT / "playbooks/restore.yml", lab_hosts.INVENTORY, LOG, ["-e", f"restore_set={name}"])
+    kills, began = 0, time.monotonic()
+    for task in sweep(restoring, lambda task: task.startswith(KILLED_IN), random.Random(name)):  # noqa: S311 - moments
+        print(f"killed in: {task}")
+        kills, began = kills + 1, time.monotonic()
+    end_orphans()
+    return {"kills": kills, "restore_seconds": round(time.monotonic() - began, 1)}
 
 
 def durations(attempts: Iterable[Attempt]) -> dict[str, float]:
@@ -118,7 +135,7 @@ def run(result: dict[str, Any]) -> list[str]:
         logged(["docker", "rm", "--force", "--volumes", *site.PLATFORM])
         lab_hosts.up()
         timed("install", playbook, ROOT / "site.yml", "--skip-tags", "smoke")
-        timed("restore", playbook, ROOT / "playbooks/restore.yml", "-e", f"restore_set={name}")
+        figures |= restore(name)
         wrong = [f"lost: {line}" for line in lost(writes, as_developer(f"verify({writes!r}, {BUCKET!r})"))]
         after_rows, after_objects = rows(), objects()
         wrong += [f"gone: {line}" for line in sorted((before_rows - after_rows) | (before_objects - after_objects))]

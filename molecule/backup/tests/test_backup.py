@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from scripts.tests.kills import Play, end_orphans, sweep
 from scripts.tests.warm_ansible import ansible_playbook
 
 SCENARIO = Path(__file__).resolve().parent.parent
@@ -353,13 +355,42 @@ def test_a_set_comes_back_and_then_a_moment(host, two, store):
     assert sql(host, "select count(*) from runs") == "5100"
     assert len(store.list_objects_v2(Bucket="data")["Contents"]) == 42
     assert store.get_object(Bucket="plain", Key=f"a/{LONG}")["Body"].read() == b"long"
-    # Not over what is written now.
+    # Not over what is written now: the same command again has nothing left to bring back.
+    sql(host, "insert into runs select g, 'now' from generate_series(1, 3) g")
+    before = server(host)
     result = restore(backup_restore_set=newest)
+    assert result.returncode == 0, result.stdout
+    assert server(host) == before
+    assert sql(host, "select count(*) from runs") == "5103"
+    result = restore(backup_restore_set=sets(host)[0]["name"])
     assert result.returncode != 0
-    assert f"{newest} is restored already" in " ".join(result.stdout.split())
+    assert "the hosts are not empty" in " ".join(result.stdout.split())
+    sql(host, "delete from runs where md5 = 'now'")
     # The next set is of the restored database.
     good(host, "take")
     good(host, "rehearse")
+    good(host, "status")
+
+
+def test_a_restore_killed_in_any_task_is_completed_by_the_next_run(host, two, store, tmp_path):
+    newest = sets(host)[-1]["name"]
+    empty(host, store)
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"])
+    options = ["--extra-vars", json.dumps({"backup_restore_set": newest})]
+    log = tmp_path / "restore.log"
+    killed = []
+    for task in sweep(Play(SCENARIO / "restore.yml", inventory, log, options), lambda _: True, random.Random(1)):
+        killed.append(task.rpartition(" : ")[2])
+        if killed[-1] == "Copy the objects into the store":
+            code, said = backup(host, "take")
+            assert (code, f"the restore of {newest} has not ended" in said) == (1, True), said
+    end_orphans()
+    assert {"Stop PostgreSQL", "Restore the database", "Copy the objects into the store"} <= set(killed), (
+        log.read_text()
+    )
+    assert sql(host, "select count(*) from runs") == "5100"
+    assert len(store.list_objects_v2(Bucket="data")["Contents"]) == 42
+    good(host, "take")
     good(host, "status")
 
 

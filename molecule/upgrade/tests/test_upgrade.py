@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sabotage
 import yaml
+
+from scripts.common import BUILD
+from scripts.tests.kills import Play, end_orphans, sweep
 
 SCENARIO = Path(__file__).resolve().parent.parent
 ROOT = SCENARIO.parent.parent
@@ -24,10 +29,25 @@ WHEEL = "/opt/sabotage-1.0-py3-none-any.whl"
 APPS = ("mlflow", "prefect-server")
 
 
+def options(variables: dict[str, Any]) -> list[str]:
+    return ["--skip-tags", "rest", "--extra-vars", json.dumps(variables)]
+
+
 def run(playbook: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "--inventory", str(SCENARIO / "inventory")]
-    command += ["--skip-tags", "rest", "--extra-vars", json.dumps(variables), str(ROOT / "playbooks" / playbook)]
+    command += [*options(variables), str(ROOT / "playbooks" / playbook)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def kill(playbook: str, wanted: Callable[[str], bool], **variables: Any) -> list[str]:
+    """Run a playbook until it ends, killed once in each wanted task on the way; return these."""
+    play = Play(
+        ROOT / "playbooks" / playbook, SCENARIO / "inventory", BUILD / "test-upgrade-kills.log", options(variables)
+    )
+    try:
+        return [*sweep(play, wanted, random.Random(1))]
+    finally:
+        end_orphans()
 
 
 def ledger(host, write: int = 0, tag: str = "") -> dict[str, Any]:
@@ -166,3 +186,38 @@ def test_going_back_by_hand_names_what_is_lost_and_asks_first(host, written):
     assert done.returncode == 0, done.stdout
     assert ledger(host) == written
     assert len([name for name in kept(host) if name.endswith(f"_after_{number}")]) == 3
+
+
+def test_an_upgrade_that_is_killed_again_and_again_ends_well(host, written):
+    before, chance, chosen = runs(host), random.Random(1), {}
+
+    def wanted(task: str) -> bool:
+        """Choose some twenty of the tasks between the doctor and the end."""
+        first = task.startswith(("Validate", "Check", "Find out"))
+        return chosen.setdefault(task, not first and chance.random() < 0.2)
+
+    killed = kill("upgrade.yml", wanted, **NEW)
+    assert len(killed) >= 10, killed
+    after = runs(host)
+    assert all(after[name] != before[name] for name in before)
+    assert ledger(host) == written
+    assert gateway(host)[0] == 200
+    assert len([name for name in kept(host) if "_before_" in name]) == 3
+
+
+def test_a_rollback_that_is_killed_in_each_task_ends_well(host, written):
+    before = runs(host)
+    number = json.loads(host.check_output("cat /var/lib/metalworks/upgrade/note.json"))["id"]
+    # Once its end is noted, the upgrade is undone, and another run says so.
+    last = ("Note the end, and remove what was kept for earlier upgrades", "Say what to do next")
+    killed = kill(
+        "rollback.yml",
+        lambda task: task.startswith("Go back > ") and not task.endswith(last),
+        rollback_confirm=number,
+        **OLD,
+    )
+    assert "Go back > Put the databases' copies back" in killed
+    after = runs(host)
+    assert all(after[name] != before[name] for name in before)
+    assert ledger(host) == written
+    assert gateway(host)[0] == 200

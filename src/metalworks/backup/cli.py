@@ -15,6 +15,7 @@ from metalworks.errors import CommandError
 
 STEPS = {
     "check": "refuse what cannot be restored, before anything is changed",
+    "begin": "remember that this restore is under way",
     "database": "restore the database's folder; PostgreSQL must be stopped",
     "compare": "wait for PostgreSQL to recover, and compare it with the set",
     "objects": "copy the objects into the store, with a key that may write",
@@ -81,9 +82,14 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 def restored(settings: BackupSettings, arguments: argparse.Namespace, step: str) -> str:
     """Do a step of a restore."""
-    planned = restore.examine(settings, arguments.set, arguments.to, replace=arguments.replace or step != "check")
+    with take.alone(settings, restore.PATIENCE_SECONDS):
+        planned = restore.examine(settings, arguments.set, arguments.to, replace=arguments.replace or step != "check")
+    if planned.restored:
+        return f"{planned.word} is restored already ({planned.restored})"
     what = f"{planned.word}: {planned.wanted.objects} objects, database {planned.wanted.label}"
     match step:
+        case "begin":
+            restore.begin(settings, planned)
         case "database":
             restore.bring_database(settings, planned)
         case "compare":

@@ -6,15 +6,16 @@ import dataclasses
 import shutil
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from metalworks.backup import check, database, objects, sets
 from metalworks.backup.settings import BackupSettings
-from metalworks.backup.take import RESTORED, alone, note, noted
+from metalworks.backup.take import RESTORED, RESTORING, alone, note, noted
 from metalworks.errors import CommandError
 
-RESTORING = "restoring"
-"""What is remembered from the first change to the last, so that a killed restore can be run again."""
+PATIENCE_SECONDS = 600.0
+"""How long a restore waits for the command of a killed run, which goes on to its end on this host."""
 
 
 class Plan(NamedTuple):
@@ -24,6 +25,7 @@ class Plan(NamedTuple):
     to: list[str]  # pgBackRest's options
     word: str  # what was asked for
     exact: bool  # whether the rows are known
+    restored: str = ""  # when it was brought back already, and nothing else since
 
 
 def parsed(to: str) -> datetime:
@@ -100,16 +102,29 @@ def examine(settings: BackupSettings, name: str, to: str, *, replace: bool = Fal
             )
         check.told(planned.wanted.name, objects.missing(remote, planned.wanted))
         if not replace and noted(settings, RESTORING).get("what") != planned.word and (there := held(settings, remote)):
-            if noted(settings, RESTORED).get("what") == planned.word:
-                raise CommandError(
-                    f"{planned.word} is restored already ({noted(settings, RESTORED)['at']}): run site.yml, which "
-                    "starts the platform, and playbooks/backup.yml"
-                )
+            before = noted(settings, RESTORED)
+            if before.get("what") == planned.word:
+                return planned._replace(restored=before["at"])
             raise CommandError(
                 f"the hosts are not empty ({'; '.join(there)}), and a restore replaces what they hold. "
                 "If that is meant, say -e restore_replace=true"
             )
     return planned
+
+
+def aside(settings: BackupSettings) -> Path:
+    """Return where the database's folder goes that was there before."""
+    return settings.postgresql_data.with_name(f"{settings.postgresql_data.name}.before-restore")
+
+
+def begin(settings: BackupSettings, planned: Plan) -> None:
+    """Remember what comes back, so that a killed restore can be run again; drop what an earlier one put aside."""
+    with alone(settings):
+        if noted(settings, RESTORING).get("what") == planned.word:
+            return
+        if aside(settings).exists():
+            shutil.rmtree(aside(settings))
+        note(settings, RESTORING, what=planned.word)
 
 
 def bring_database(settings: BackupSettings, planned: Plan) -> None:
@@ -118,13 +133,8 @@ def bring_database(settings: BackupSettings, planned: Plan) -> None:
     if (data / "postmaster.pid").exists():
         raise CommandError("PostgreSQL runs: stop it first")
     with alone(settings):
-        if noted(settings, RESTORING).get("what") != planned.word:
-            aside = data.with_name(f"{data.name}.before-restore")
-            if aside.exists():
-                shutil.rmtree(aside)
-            if data.exists():
-                data.rename(aside)
-            note(settings, RESTORING, what=planned.word)
+        if data.exists() and not aside(settings).exists():
+            data.rename(aside(settings))
         data.mkdir(mode=0o700, exist_ok=True)
         delta = ["--delta"] if any(data.iterdir()) else []
         database.restore(settings, planned.wanted.label, planned.to, data, *delta)

@@ -20,16 +20,23 @@ from metalworks.errors import CommandError
 REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "glusterfs", "lustre", "beegfs", "afs", "gpfs", "gfs2", "ocfs2")
 """How types of file systems begin that are, or may be, of another machine."""
 TAKEN, REHEARSED, PREPARED, RESTORED = "taken", "rehearsed", "prepared", "restored"
+RESTORING = "restoring"
+"""What is remembered from a restore's first change to its last, so that a killed one can be run again."""
 
 
 @contextlib.contextmanager
-def alone(settings: BackupSettings) -> Iterator[None]:
-    """Let only one command work at a time; refuse a second."""
+def alone(settings: BackupSettings, patience: float = 0) -> Iterator[None]:
+    """Let only one command work at a time; refuse a second if the first has not ended after `patience` seconds."""
+    deadline = time.monotonic() + patience
     with (settings.state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError("another backup, rehearsal or restore is running: wait for its end") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise CommandError("another backup, rehearsal or restore is running: wait for its end") from None
+            time.sleep(database.POLL_SECONDS)
         yield
 
 
@@ -131,6 +138,11 @@ def take(settings: BackupSettings) -> sets.BackupSet:
             "of the vault elsewhere, and say where in backup_vault_copy"
         )
     with alone(settings), noting(settings, TAKEN) as facts:
+        if under_way := noted(settings, RESTORING).get("what"):
+            raise CommandError(
+                f"the restore of {under_way} has not ended, and a set of half a platform helps nobody: run "
+                f"playbooks/restore.yml again. If you gave it up, remove {settings.state / RESTORING}.json"
+            )
         prepare(settings)
         made = make(settings)
         with objects.rclone(settings) as remote:
