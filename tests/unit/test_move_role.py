@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.site import make_secrets
 from scripts.tests.warm_ansible import ansible_playbook
+from tests.unit import unreachable_site
 from tests.unit.repository import ROOT
 
 HOSTS = """\
@@ -24,42 +23,29 @@ store:
 cpu:
   hosts:
     cpu-1: {ansible_host: 127.0.0.5}
-all:
-  vars:
-    # Nothing may connect: the refusals come first.
-    ansible_connection: ssh
-    ansible_port: 9
 """
 STORE = {"role": "object_store", "to": "store-1"}
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    place = tmp_path / "inventory/ours"
-    shutil.copytree(ROOT / "inventory/example", place, symlinks=True)
-    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
-    (place / "hosts.yml").write_text(HOSTS)
+    place = unreachable_site.make(tmp_path, HOSTS)
     groups = place / "groups.yml"
     for group in ("platform", "gateway"):  # as docs/move-a-role.md says
         head, tail = groups.read_text().split(f"{group}: #", 1)
         before, after = tail.split("    services:", 1)
         line, rest = after.split("\n", 1)
         groups.write_text(f"{head}{group}: #{before}    services:{line}\n    store:\n{rest}")
-    make_secrets.ensure(place)
     return place
 
 
-def files(site: Path) -> dict[str, str]:
-    return {str(path): path.read_text() for path in site.rglob("*.yml")}
-
-
 def refusal(site: Path, variables: dict[str, Any], *options: str) -> str:
-    before = files(site)
+    before = unreachable_site.files(site)
     playbook = ROOT / "playbooks/move_role.yml"
     done = ansible_playbook("--inventory", str(site), playbook, "--extra-vars", json.dumps(variables), *options)
     assert done.returncode != 0
     assert "unreachable=0" in done.stdout
-    assert files(site) == before
+    assert unreachable_site.files(site) == before
     return " ".join(done.stdout.split())  # Ansible folds long lines
 
 

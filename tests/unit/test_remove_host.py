@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-from scripts.site import make_secrets
 from scripts.tests.warm_ansible import ansible_playbook
-from tests.unit.repository import ROOT, load
+from tests.unit import unreachable_site
+from tests.unit.repository import load
 
 HOSTS = """\
 ---
@@ -26,28 +25,15 @@ cpu:
     cpu-1: {ansible_host: 127.0.0.5}
 dev:
   hosts: {dev-1: {ansible_host: 127.0.0.6}}
-all:
-  vars:
-    # Nothing may connect: the refusals come first.
-    ansible_connection: ssh
-    ansible_port: 9
 """
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    place = tmp_path / "inventory/ours"
-    shutil.copytree(ROOT / "inventory/example", place, symlinks=True)
-    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
-    (place / "hosts.yml").write_text(HOSTS)
+    place = unreachable_site.make(tmp_path, HOSTS)
     services = "inference_services:\n  - {name: delay, model: flight-delay, alias: champion, port: 8000}\n"
     (place / "group_vars/all/site.yml").write_text(services)
-    make_secrets.ensure(place)
     return place
-
-
-def files(site: Path) -> dict[str, str]:
-    return {str(path): path.read_text() for path in site.rglob("*.yml")}
 
 
 @pytest.mark.parametrize(
@@ -68,11 +54,11 @@ def test_a_host_that_cannot_go_is_refused(site: Path, host: str, said: str) -> N
         end = text.index("children:\n    services:", start)
         text = text[:end] + "hosts:\n    services-1:" + text[end + len("children:\n    services:") :]
     groups.write_text(text)
-    before = files(site)
+    before = unreachable_site.files(site)
     done = ansible_playbook("-i", site, "playbooks/remove_host.yml", "-e", json.dumps({"host": host} if host else {}))
     assert done.returncode != 0
     assert said in " ".join((done.stdout + done.stderr).split())
-    assert files(site) == before
+    assert unreachable_site.files(site) == before
     assert "unreachable=1" not in done.stdout, "a host was asked first"
 
 
