@@ -312,8 +312,14 @@ def unresolved(found: Mapping[tuple[str, str], Sequence[str]], reported: Iterabl
         if missing and missing[1] in known:
             continue
         cure = f"Set `{missing[1]}`" if missing else "Correct it, or a variable that it uses,"
+        cure += " in the inventory's group_vars"
+        if missing and missing[1].startswith("vault_"):  # as after an upgrade to a release with another secret
+            cure = (
+                "Run `make secrets INVENTORY=inventory/<site>`. If that does not add it, somebody else issues it: "
+                f"put `{missing[1]}` into the vault"
+            )
         where = f"variable `{variable}`" + (f" of {', '.join(hosts)}" if hosts else "")
-        problems.append(Problem(where, f"cannot be computed ({reason})", f"{cure} in the inventory's group_vars"))
+        problems.append(Problem(where, f"cannot be computed ({reason})", cure))
     return problems
 
 

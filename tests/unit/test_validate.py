@@ -297,9 +297,16 @@ def test_relative_ca_file() -> None:
 
 
 def test_variable_that_cannot_be_computed() -> None:
-    problem = the_only(rules.unresolved({("mlflow_url", "'vault_x' is undefined"): ["s1", "g1"]}, []))
+    problem = the_only(rules.unresolved({("mlflow_url", "'my_host' is undefined"): ["s1", "g1"]}, []))
     assert problem.where == "variable `mlflow_url` of s1, g1"
-    assert problem.cure.startswith("Set `vault_x`")
+    assert problem.cure == "Set `my_host` in the inventory's group_vars"
+
+
+def test_a_secret_that_a_vault_lacks_comes_from_make_secrets() -> None:
+    """As after an upgrade to a release that has another secret."""
+    problem = the_only(rules.unresolved({("mlflow_url", "'vault_x' is undefined"): ["s1"]}, []))
+    assert problem.cure.startswith("Run `make secrets INVENTORY=inventory/<site>`")
+    assert "put `vault_x` into the vault" in problem.cure
 
 
 def test_consequences_of_a_missing_secret_are_not_reported() -> None:
