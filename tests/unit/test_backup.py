@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metalworks.backup import check, cli, objects, programs, sets, settings, status, take
+from metalworks.backup import check, cli, database, objects, programs, sets, settings, status, take
 from metalworks.errors import CommandError
 
 NOW = datetime(2026, 11, 27, 9, 0, tzinfo=UTC)
@@ -191,6 +191,29 @@ def test_a_failed_program_is_quoted() -> None:
         programs.run(["sh", "-c", "echo no room >&2; exit 3"], "copying")
     with pytest.raises(CommandError, match="not-there is not installed"):
         programs.run(["not-there"], "copying")
+
+
+@pytest.mark.parametrize(
+    ("upgraded", "called"), [(False, ["stanza-create"]), (True, ["stanza-create", "stanza-upgrade"])]
+)
+def test_the_repository_takes_another_database_only_after_an_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upgraded: bool, called: list[str]
+) -> None:
+    commands = []
+
+    def pgbackrest(_: settings.BackupSettings, doing: str, command: str) -> bytes:
+        commands.append(command)
+        if command == "stanza-create":
+            raise CommandError(f"{doing}: backup and archive info files exist but do not match the database")
+        return b""
+
+    monkeypatch.setattr(database, "pgbackrest", pgbackrest)
+    if upgraded:
+        database.prepare(configured(tmp_path), upgraded=True)
+    else:
+        with pytest.raises(database.ForeignError, match="the sets of another database"):
+            database.prepare(configured(tmp_path))
+    assert commands == called
 
 
 # -- The target

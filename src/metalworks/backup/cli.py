@@ -61,7 +61,8 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="metalworks-backup", description=__doc__)
     parser.add_argument("--settings", type=Path, default=SETTINGS, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("prepare", help="make the target ready, so that WAL can be archived")
+    one = commands.add_parser("prepare", help="make the target ready, so that WAL can be archived")
+    one.add_argument("--upgraded", action="store_true", help="the database has another major version than before")
     commands.add_parser("take", help="take a set now")
     commands.add_parser("list", help="list the sets").add_argument("--json", action="store_true")
     one = commands.add_parser("check", help="find out whether a set is whole")
@@ -108,7 +109,7 @@ def act(arguments: argparse.Namespace) -> str:
     match arguments.command:
         case "prepare":
             try:
-                return "made ready" if take.prepare(settings) else "ready"
+                return "made ready" if take.prepare(settings, upgraded=arguments.upgraded) else "ready"
             except database.ForeignError as error:  # as on new hosts, before the restore
                 return str(error)
         case "take":

@@ -84,11 +84,17 @@ class ForeignError(CommandError):
     """The target holds the sets of another database."""
 
 
-def prepare(settings: BackupSettings) -> None:
-    """Make the repository ready. Does nothing if it is; refuses one of another database or passphrase."""
+def prepare(settings: BackupSettings, *, upgraded: bool = False) -> None:
+    """Make the repository ready. Does nothing if it is; refuses one of another database or passphrase.
+
+    A database that was `upgraded` is another one to pgBackRest; with that, the repository takes it as well.
+    """
     try:
         pgbackrest(settings, "preparing the database's repository", "stanza-create")
     except CommandError as error:
+        if "do not match the database" in str(error) and upgraded:
+            pgbackrest(settings, "taking the upgraded database into the repository", "stanza-upgrade")
+            return
         if "do not match the database" in str(error):
             raise ForeignError(
                 "the target holds the sets of another database. Restore one with playbooks/restore.yml, or set "

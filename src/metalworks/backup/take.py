@@ -106,11 +106,14 @@ def check_space(settings: BackupSettings, needed: int) -> None:
         )
 
 
-def prepare(settings: BackupSettings) -> bool:
-    """Make target and repository ready, so that WAL is archived; return False if they were."""
+def prepare(settings: BackupSettings, *, upgraded: bool = False) -> bool:
+    """Make target and repository ready, so that WAL is archived; return False if they were.
+
+    With `upgraded`, the database is another one than before, by an upgrade of its major version or back.
+    """
     check_target(settings)
-    database.prepare(settings)
-    if noted(settings, PREPARED):
+    database.prepare(settings, upgraded=upgraded)
+    if noted(settings, PREPARED) and not upgraded:
         return False
     database.archived(settings)
     note(settings, PREPARED)
