@@ -94,6 +94,9 @@ test-upgrade: environment ## slow: Upgrade over real migrations, go back, and tr
 test-move: environment ## slow: Move the object store and PostgreSQL to another host under load, also when it fails
 	@$(PYTHON) -m scripts.tests.scenarios move
 
+test-postgresql-major: environment ## slow: Upgrade PostgreSQL's major version on a host of Debian 13, also when it fails
+	@$(PYTHON) -m scripts.tests.scenarios postgresql_major
+
 test-kills: environment ## slow: Kill site.yml in every task that changes something, and run it again
 	@$(PYTHON) -m scripts.tests.kill_sweep
 

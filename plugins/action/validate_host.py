@@ -18,6 +18,7 @@ from ..plugin_utils import site_rules as rules
 
 PEOPLE, TAKE_OVER = "platform_users", "take_over"
 DRIVERS, SOURCE, VERSION = "nvidia_driver_versions", "nvidia_source", "postgresql_version"
+UPGRADES = "__upgrade_postgresql"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -133,7 +134,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         groups = self.variables["group_names"]
         found = list(rules.earlier_software(self.host, earlier, groups, accepted, drivers or []))
         role = Path(self._task.args["roles"], "postgresql/vars/main.yml")
-        if "postgresql" in groups and role.exists():
+        # upgrade_postgresql.yml comes because of another version, and looks at the clusters itself.
+        if "postgresql" in groups and role.exists() and not self.variables.get(UPGRADES):
             defaults = yaml_load(role.read_text())["__postgresql_distribution_versions"]
             system = f"{facts['distribution']} {facts['distribution_major_version']}"
             if version := str(known.get(VERSION) or defaults.get(system, "")):

@@ -431,16 +431,22 @@ def earlier_software(
     return found
 
 
+KEPT_CLUSTER = re.compile(r"before_\d+|undone|main\.before-restore")
+"""Clusters that upgrade_postgresql.yml and restore.yml keep, stopped, for a way back."""
+
+
 def earlier_clusters(
-    host: str, clusters: Sequence[Mapping[str, Any]], version: str, accepted: Iterable[str]
+    host: str, clusters: Iterable[Mapping[str, Any]], version: str, accepted: Iterable[str]
 ) -> list[Problem]:
     """Report clusters of PostgreSQL that the platform, which runs one named main, would take over or stumble over."""
     where, line = f"host {host}", "to its line in hosts.yml"
+    clusters = [cluster for cluster in clusters if not KEPT_CLUSTER.fullmatch(cluster["name"])]
     others = [f"{cluster['version']}/{cluster['name']}" for cluster in clusters if cluster["version"] != version]
     if others:
         what = f"has PostgreSQL data of another version ({', '.join(others)}); the platform would install {version}"
-        cure = f'Add `postgresql_version: "{others[0].partition("/")[0]}"` {line} if its packages are available'
-        return [Problem(where, what, f"{cure}, or upgrade the data (pg_upgradecluster, then pg_dropcluster)")]
+        stay = f'add `postgresql_version: "{others[0].partition("/")[0]}"` {line} to stay with it'
+        cure = f"Run playbooks/upgrade_postgresql.yml, which upgrades the data of a cluster main, or {stay}"
+        return [Problem(where, what, cure)]
     main = next((cluster for cluster in clusters if cluster["name"] == "main"), None)
     if clusters and not main:
         what = f"has PostgreSQL {version} without a cluster named main, which the platform would use"

@@ -98,9 +98,18 @@ def test_data_of_another_version_and_a_missing_main_are_found(tmp_path: Path) ->
     cluster(tmp_path, HBA)
     (problem,) = judged_clusters(tmp_path, version="17", accepted=["postgresql"])
     assert "another version (15/main); the platform would install 17" in problem.what
+    assert "Run playbooks/upgrade_postgresql.yml" in problem.cure
     assert '`postgresql_version: "15"`' in problem.cure
     (tmp_path / "var/lib/postgresql/15/main").rename(tmp_path / "var/lib/postgresql/15/wiki")
     assert "`sudo pg_createcluster 15 main`" in judged_clusters(tmp_path)[0].cure
+
+
+@pytest.mark.parametrize("name", ["before_17", "undone", "main.before-restore"])
+def test_a_cluster_that_is_kept_for_a_way_back_is_nobodys(tmp_path: Path, name: str) -> None:
+    cluster(tmp_path, HBA, "16385")
+    (tmp_path / "var/lib/postgresql/15/main").rename(tmp_path / "var/lib/postgresql/15" / name)
+    assert judged_clusters(tmp_path, version="17") == []
+    assert judged_clusters(tmp_path, version="15") == []
 
 
 @pytest.mark.parametrize("folder", ["etc/systemd/system", "usr/lib/systemd/system"])
