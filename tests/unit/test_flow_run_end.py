@@ -183,6 +183,35 @@ def test_only_a_run_without_heartbeats_is_lost(api: Api, make: Make, monkeypatch
     assert [state_of(api, run) for run in (heard, unheard, over)] == ["AwaitingRetry", "Running", "Completed"]
 
 
+@pytest.mark.parametrize(
+    ("in_pool", "command", "expected"),
+    [
+        ("metalworks-flow-run", None, "AwaitingRetry"),
+        ("metalworks-flow-run", "python -m prefect.flow_engine", "Pending"),
+        ("python -m prefect.flow_engine", None, "Pending"),
+        ("python -m prefect.flow_engine", "nice metalworks-flow-run", "AwaitingRetry"),
+        (None, None, "Pending"),
+    ],
+)
+def test_a_run_whose_worker_ended_before_the_first_heartbeat_is_lost(
+    in_pool: str | None, command: str | None, expected: str, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = api.ask("POST", "/flows/", {"name": "demo"})
+    wanted = {"name": uuid.uuid4().hex, "flow_id": flow["id"], "job_variables": {"command": command} if command else {}}
+    if in_pool:
+        properties = {"command": {"type": "string", "default": in_pool}}
+        template = {"variables": {"properties": properties}, "job_configuration": {"command": "{{ command }}"}}
+        pool = {"name": uuid.uuid4().hex, "type": "process", "base_job_template": template}
+        wanted["work_pool_name"] = api.ask("POST", "/work_pools/", pool)["name"]
+    deployment = api.ask("POST", "/deployments/", wanted)
+    run = api.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"]
+    go(api, run, "PENDING")
+    assert [line for line in lost.look(api) if run in line] == [], "its worker may be about to start it"
+    monkeypatch.setattr(lost, "SILENT_SECONDS", -1.0)
+    lost.look(api)
+    assert state_of(api, run) == expected
+
+
 def test_a_retry_starts_with_a_new_heartbeat_deadline(api: Api, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("PENDING")
     beat(api, run)
