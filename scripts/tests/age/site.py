@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.common import ROOT
+from scripts.common import ROOT, ProblemError
 from scripts.lab import hosts as lab_hosts
 
 HERE = Path(__file__).parent
@@ -49,7 +49,7 @@ def over_ssh(host: str, command: str, text: str = "") -> str:
     argv = ["ssh", "-F", str(lab_hosts.SSH_CONFIG), host, command]
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
-        raise RuntimeError(f"{host}: {command[:80]}: {(done.stderr or done.stdout)[-2000:]}")
+        raise ProblemError(f"{host}: {command[:80]}: {(done.stderr or done.stdout)[-2000:]}")
     return done.stdout
 
 
