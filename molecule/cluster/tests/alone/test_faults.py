@@ -13,6 +13,8 @@ from flows import PATIENCE, end_of, history, record, run_of, toolbox, wait_for
 
 from scripts.common import wait_until
 from scripts.lab import hosts as lab_hosts
+from scripts.tests.faults import __main__ as faults_suite
+from scripts.tests.faults.faults import all_faults
 
 pytestmark = pytest.mark.usefixtures("authority")
 
@@ -69,3 +71,8 @@ def test_runs_survive_the_death_of_the_services_host(reach: Reach) -> None:
     assert history(holder).count("Running") == 1
     assert record(waiting)["start_time"] > record(holder)["end_time"]
     assert reach("cpu-1").run("systemctl show --property MainPID prefect-worker-cpu.service").stdout == worker
+
+
+def test_no_acknowledged_write_is_lost() -> None:
+    """The short form of `make test-faults`: both places where data lies, killed under load."""
+    assert faults_suite.run(faults_suite.chosen(["kill-postgresql", "kill-minio"], all_faults()), break_ledger=False)

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from clients import ADDRESSES, PLATFORM
+import yaml
+from clients import ADDRESSES, PLATFORM, as_person, over_ssh
 from conftest import Reach
 from testinfra.host import Host
 
@@ -120,6 +121,26 @@ def test_an_added_host_takes_flow_runs(reach: Reach, inventory: Path) -> None:
     assert judged.returncode == 0, judged.stdout
     checks = json.loads((BUILD / "smoke.json").read_text())["checks"]
     assert [check["ok"] for check in checks if check["name"] == "flow on pool cpu"] == [True]
+
+
+@pytest.mark.usefixtures("authority")
+def test_a_removed_host_is_forgotten_and_its_secrets_are_worthless(reach: Reach, inventory: Path) -> None:
+    vault = Path("group_vars/all/vault.yml")
+    before = yaml.safe_load((inventory / vault).read_text())
+    others = {path: path.read_text() for path in inventory.rglob("*.yml") if path.name not in ("hosts.yml", vault.name)}
+    removed = run("ansible-playbook", "-i", str(inventory), "playbooks/remove_host.yml", "-e", f"host={FIFTH.name}")
+    shutil.copyfile(inventory / vault, lab_hosts.INVENTORY / vault)  # the lab has the new secrets now
+    assert removed.returncode == 0, removed.stdout
+    assert FIFTH.name not in (inventory / "hosts.yml").read_text()
+    assert others == {path: path.read_text() for path in others}
+    assert FIFTH.name not in reach("services-1").file("/etc/hosts").content_string
+    after = yaml.safe_load((inventory / vault).read_text())
+    for kind in ("vault_machine_passwords", "vault_object_store_secret_keys"):
+        assert {name for name in before[kind] if before[kind][name] != after[kind][name]} == {"worker-cpu"}
+    status, workers = as_person("ml1", "prefect", "/api/work_pools/cpu/workers/filter", {})
+    assert (status, [worker["name"] for worker in workers]) == (200, ["cpu-1-cpu"])
+    left = over_ssh(FIFTH.name, "ls -d /etc/metalworks /opt/metalworks /etc/systemd/system/prefect-* 2>&1; :", "")
+    assert left.count("No such file or directory") == 3, left
 
 
 def test_the_site_is_healthy_at_the_end() -> None:
