@@ -10,22 +10,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import yaml
+from conftest import said
 
 SCENARIO = Path(__file__).resolve().parent.parent
 ROOT = SCENARIO.parent.parent
 PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
-LEDGER = (ROOT / "molecule/upgrade/files/ledger.py").read_text()
 CLIENT = (SCENARIO / "files/client.py").read_text()
 MLFLOW = "/opt/metalworks/mlflow/current/bin/python"
 OLD, NEW = "move-old", "move-new"
 STOP = "/run/stop-watching"
 NEW_LINES = f"store:\n  hosts:\n    {NEW}: {{platform_address: 198.18.12.12}}\nall:"
 GROUPS = ("platform", "gateway")
+ledger = partial(conftest.ledger, OLD)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +60,6 @@ def run(
     return done
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
-    """Return a playbook's output without the breaks of long lines."""
-    return " ".join(done.stdout.split())
-
-
 def shell(host: str, command: str) -> str:
     done = subprocess.run(["docker", "exec", host, "sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -86,17 +84,6 @@ def client(**orders: Any) -> Any:
     out, _ = process.communicate()
     assert process.returncode == 0
     return json.loads(out)
-
-
-def ledger(write: int = 0, tag: str = "") -> dict[str, Any]:
-    """Write to MLflow and Prefect, and return all that is there."""
-    vault = yaml.safe_load((SCENARIO / "inventory/group_vars/all/vault.yml").read_text())
-    orders = json.dumps({"password": vault["vault_mlflow_admin_password"], "write": write, "tag": tag})
-    argv = ["docker", "exec", "--interactive", OLD, "python3", "-c", LEDGER]
-    done = subprocess.run(argv, input=orders, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 @contextmanager

@@ -8,21 +8,24 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
-import yaml
+from conftest import said
+
+from scripts.common import wait_until
 
 SCENARIO = Path(__file__).resolve().parent.parent
 ROOT = SCENARIO.parent.parent
 PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
-LEDGER = (ROOT / "molecule/upgrade/files/ledger.py").read_text()
 HOST = "postgresql-major"
 VERB = "upgrade_postgresql.yml"
 NEW: dict[str, Any] = {"postgresql_version": "17"}
 PATIENCE = 300
+ledger = partial(conftest.ledger, HOST)
 
 # What an upgrade has to bring, besides rows: owners, grants, logins with their verifiers, extensions, what the planner
 # knows; and an index that sorts by the rules of a language.
@@ -67,22 +70,6 @@ def run(playbook: str = VERB, **variables: Any) -> subprocess.CompletedProcess[s
     return done
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
-    """Return a playbook's output without the breaks of long lines."""
-    return " ".join(done.stdout.split())
-
-
-def ledger(write: int = 0, tag: str = "") -> dict[str, Any]:
-    """Write to MLflow and Prefect, and return all that is there."""
-    vault = yaml.safe_load((SCENARIO / "inventory/group_vars/all/vault.yml").read_text())
-    orders = json.dumps({"password": vault["vault_mlflow_admin_password"], "write": write, "tag": tag})
-    argv = ["docker", "exec", "--interactive", HOST, "python3", "-c", LEDGER]
-    done = subprocess.run(argv, input=orders, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def psql(host, text: str, database: str = "mlflow") -> str:
     return str(
         host.check_output("cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 %s -c %s", database, text)
@@ -110,13 +97,6 @@ def serves(host) -> bool:
     url = "https://prefect.metalworks.internal/api/ready"
     ask = "curl --silent --output /dev/null --write-out '%{http_code}' --cacert /etc/metalworks/tls/ca.crt"
     return str(host.check_output(f"{ask} {url}")) == "200"
-
-
-def wait(until, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not until():
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s until {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +167,7 @@ def test_a_killed_upgrade_is_completed_by_the_next_run(host, written):
         command(VERB, **NEW), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait(lambda: host.run("pgrep -x pg_upgrade").rc == 0, "pg_upgrade runs")
+        wait_until(lambda: host.run("pgrep -x pg_upgrade").rc == 0, "pg_upgrade does not run", PATIENCE, 0.1)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import sabotage
-import yaml
 
 from scripts.common import BUILD
 from scripts.tests.kills import Play, end_orphans, sweep
@@ -52,13 +52,7 @@ def kill(playbook: str, wanted: Callable[[str], bool], **variables: Any) -> list
 
 def ledger(host, write: int = 0, tag: str = "") -> dict[str, Any]:
     """Write, and return all that is there."""
-    vault = yaml.safe_load((SCENARIO / "inventory/group_vars/all/vault.yml").read_text())
-    orders = json.dumps({"password": vault["vault_mlflow_admin_password"], "write": write, "tag": tag})
-    argv = ["docker", "exec", "--interactive", "upgrade", "python3", "-c", (FILES / "ledger.py").read_text()]
-    done = subprocess.run(argv, input=orders, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return conftest.ledger("upgrade", write, tag)
 
 
 def runs(host) -> dict[str, str]:
