@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -165,20 +166,26 @@ def test_a_kept_cluster_is_no_data_in_use(clusters: tuple[str, ...], refused: bo
 # -- The script that looks at the clusters, on a host that does not exist
 
 
-LOOK = ROOT / "playbooks/tasks/upgrade_postgresql/look.yml"
+TASKS = ROOT / "playbooks/tasks/upgrade_postgresql"
+
+
+def bash(loader: DataLoader, root: Path, text: str, known: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run a task's script below a folder, with the programs of its bin."""
+    script = str(Templar(loader=loader, variables=known).template(trust_as_template(text)))
+    for place in ("/var/lib/postgresql", "/etc/postgresql", "/usr/lib/postgresql"):
+        script = script.replace(place, f"{root}{place}")
+    path = f"{root}/bin:{os.environ['PATH']}"
+    found = shutil.which("bash")
+    assert found
+    return subprocess.run([found, "-c", script], capture_output=True, text=True, check=False, env={"PATH": path})
 
 
 def looked(loader: DataLoader, root: Path, others: list[str]) -> dict[str, Any]:
     """Run the script of look.yml below a folder; return what it prints."""
-    tasks = read_yaml(LOOK)[1]["block"]
+    tasks = read_yaml(TASKS / "look.yml")[1]["block"]
     text = tasks[0]["ansible.builtin.shell"]["cmd"]
     known = {"__postgresql_version": "17", "others": others, "__upgrade_note_file": f"{root}/note.json"}
-    script = str(Templar(loader=loader, variables=known).template(trust_as_template(text)))
-    for place in ("/var/lib/postgresql", "/etc/postgresql", "/usr/lib/postgresql"):
-        script = script.replace(place, f"{root}{place}")
-    program = shutil.which("bash")
-    assert program
-    done = subprocess.run([program, "-c", script], capture_output=True, text=True, check=False)
+    done = bash(loader, root, text, known)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -224,3 +231,106 @@ def test_a_cluster_without_checksums_is_seen_as_one(loader: DataLoader, tmp_path
 
 def test_a_host_without_postgresql_is_looked_at(loader: DataLoader, tmp_path: Path) -> None:
     assert looked(loader, tmp_path, [])["bytes"] == 0
+
+
+# -- The script that lets the old cluster serve, after a kill within pg_renamecluster. Stand-ins act as Debian's programs.
+
+
+RENAME = """
+cd @root@
+[ -e "etc/postgresql/$1/$2/postgresql.conf" ] && [ ! -e "etc/postgresql/$1/$3/postgresql.conf" ] || exit 1
+[ -d "$(sed -n "s/^data_directory = '\\(.*\\)'/\\1/p" "etc/postgresql/$1/$2/postgresql.conf")" ] || exit 1
+left=-1
+! grep -qsx "$1 $2 $3" kill-in || left=$(cat kill-after)
+step() { [ "$left" != 0 ] || exit 137; left=$((left - 1)); }
+set_value() { step; sed -i "/^$1 = /s/\\b$2\\b/$3/" "$4"; }
+conf=etc/postgresql/$1/$3/postgresql.conf
+step; mv "etc/postgresql/$1/$2" "etc/postgresql/$1/$3"
+for key in hba_file ident_file external_pid_file cluster_name; do set_value $key "$2" "$3" "$conf"; done
+data=$(sed -n "s/^data_directory = '\\(.*\\)'/\\1/p" "$conf")
+if [ "${data##*/}" = "$2" ]; then
+  step; mv "$data" "${data%/*}/$3"
+  set_value data_directory "$2" "$3" "$conf"
+fi
+step
+"""
+CONFTOOL = """
+if [ "$1" = --short ]; then
+  sed -n "s/^$5 = '\\(.*\\)'/\\1/p" "@root@/etc/postgresql/$2/$3/postgresql.conf"
+elif [ "$3" = show ]; then
+  cat "@root@/etc/postgresql/$1/$2/postgresql.conf"
+fi
+"""
+DROP = """
+[ "$1" != --stop ] || shift
+cd @root@ && rm -r "etc/postgresql/$1/$2" "var/lib/postgresql/$1/$2"
+"""
+CONF = """\
+data_directory = '{root}/var/lib/postgresql/{version}/{name}'
+hba_file = '/etc/postgresql/{version}/{name}/pg_hba.conf'
+ident_file = '/etc/postgresql/{version}/{name}/pg_ident.conf'
+external_pid_file = '/var/run/postgresql/{version}-{name}.pid'
+cluster_name = '{version}/{name}'
+archive_command = 'archive --of /var/lib/postgresql/15/main'
+"""
+STEPS = 8
+"""Of a rename, with the one before all and the one after."""
+
+
+def make_cluster(root: Path, version: str, name: str) -> None:
+    etc, data = (root / place / "postgresql" / version / name for place in ("etc", "var/lib"))
+    etc.mkdir(parents=True)
+    data.mkdir(parents=True)
+    (etc / "postgresql.conf").write_text(CONF.format(root=root, version=version, name=name))
+    (etc / "start.conf").write_text("auto\n")
+    (data / "rows").write_text(f"{version} {name}")
+
+
+def all_clusters(root: Path) -> dict[str, str]:
+    """Return the clusters by name, each with what it holds; fail if their settings and data do not fit."""
+    found = {}
+    for conf in root.glob("etc/postgresql/*/*/postgresql.conf"):
+        version, name = conf.parts[-3:-1]
+        assert conf.read_text() == CONF.format(root=root, version=version, name=name)
+        found[f"{version}/{name}"] = (root / "var/lib/postgresql" / version / name / "rows").read_text()
+    assert len(found) == len([*root.glob("var/lib/postgresql/*/*")])
+    return found
+
+
+@pytest.mark.parametrize("steps", range(STEPS))
+@pytest.mark.parametrize(
+    ("aside", "killed"),
+    [(False, "15 main before_17"), (False, "15 before_17 main"), (True, "17 main undone"), (True, "15 before_17 main")],
+)
+def test_a_rename_that_was_killed_is_completed(
+    loader: DataLoader, tmp_path: Path, aside: bool, killed: str, steps: int
+) -> None:
+    for name, text in {"pg_renamecluster": RENAME, "pg_conftool": CONFTOOL, "pg_dropcluster": DROP}.items():
+        program(tmp_path / "bin" / name, text.replace("@root@", str(tmp_path)))
+    program(tmp_path / "bin/systemctl", "true")
+    before = "main" if killed == "15 main before_17" else "before_17"
+    for version, name in (("15", before), ("17", "main"), *([("17", "undone")] if aside else [])):
+        make_cluster(tmp_path, version, name)
+    (tmp_path / "kill-in").write_text(f"{killed}\n")
+    (tmp_path / "kill-after").write_text(f"{steps}\n")
+    known = {
+        "aside": aside,
+        "postgresql_port": 5432,
+        "__upgrade_old": "15",
+        "__upgrade_new": "17",
+        "__upgrade_kept_name": "before_17",
+        "__upgrade_aside_name": "undone",
+    }
+    (script,) = (task["ansible.builtin.shell"]["cmd"] for task in read_yaml(TASKS / "old.yml") if "changed_when" in task)
+    if killed == "15 main before_17":  # of new.yml, after which the next run begins with this script
+        died = bash(loader, tmp_path, f"pg_renamecluster {killed}", {})
+    else:
+        died = bash(loader, tmp_path, script, known)
+    assert died.returncode == 137
+    (tmp_path / "kill-in").unlink()
+    done = bash(loader, tmp_path, script, known)
+    assert done.returncode == 0, done.stderr
+    assert all_clusters(tmp_path) == {"15/main": f"15 {before}"} | ({"17/undone": "17 main"} if aside else {})
+    assert (tmp_path / "etc/postgresql/15/main/start.conf").read_text() == "auto\n"
+    if aside:
+        assert (tmp_path / "etc/postgresql/17/undone/start.conf").read_text() == "manual\n"
