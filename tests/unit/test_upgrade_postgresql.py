@@ -49,13 +49,14 @@ def loader() -> DataLoader:
 @pytest.fixture
 def ask(loader: DataLoader) -> Callable[..., Any]:
     """Return a function that computes one of the playbook's variables for what was seen on the host."""
-    known: dict[str, Any] = {"upgrade_reserve_mb": 1024, "upgrade_undo_days": 7}
+    known: dict[str, Any] = {"upgrade_reserve_mb": 1024, "upgrade_undo_days": 7, "backup_target": {"path": "/mnt"}}
     for name in VARIABLES:
         known |= loader.load_from_file(str(ROOT / "playbooks/vars" / name), trusted_as_template=True)
     known |= {"__upgrade_database_host": "services-1"}
 
-    def asked(name: str, go_back: str = "", *, wanted: bool = True, **seen: Any) -> Any:
+    def asked(name: str, go_back: str = "", *, wanted: bool = True, backups: bool = True, **seen: Any) -> Any:
         there = {"__upgrade_look": SEEN | seen, "__upgrade_wanted": wanted}
+        there["__backups_unit"] = {"stat": {"exists": backups}}
         more = {"__upgrade_there": there} | ({"go_back": go_back} if go_back else {})
         return Templar(loader=loader, variables=known | more).template(trust_as_template(f"{{{{ {name} }}}}"))
 
@@ -80,6 +81,7 @@ def test_an_upgrade_that_can_be_done_has_no_problems(ask: Callable[..., Any]) ->
         ({"runs": False}, "postgresql@15-main does not run on services-1"),
         ({"checksums": False}, "/usr/lib/postgresql/15/bin/pg_checksums --enable"),
         ({"free": 2 * GIB - 1}, "has 2047 MB free for PostgreSQL, and the copy needs 2048 MB"),
+        ({"backups": False}, 'no set can be taken now. Set postgresql_version to "15", run site.yml'),
         ({"note": DONE | {"phase": "going back"}}, "run this with -e go_back=20261129 first"),
     ],
 )
@@ -96,7 +98,8 @@ def test_what_is_just_enough_is_accepted(ask: Callable[..., Any], seen: dict[str
 @pytest.mark.parametrize("mains", [["15"], ["15", "17"], ["17"]])
 def test_an_interrupted_run_is_completed_wherever_it_was_killed(ask: Callable[..., Any], mains: list[str]) -> None:
     # The new cluster is that run's, and the old one may have its other name already.
-    seen = {"mains": mains, "taken": "17" in mains, "runs": False, "note": DONE | {"phase": "under way"}}
+    seen = {"mains": mains, "taken": "17" in mains, "runs": False, "backups": False}
+    seen |= {"note": DONE | {"phase": "under way"}}
     assert ask("__upgrade_problems", **seen) == []
     assert ask("__upgrade_begun", **seen) is True
     assert ask("__upgrade_old", **seen) == "15"
@@ -233,7 +236,7 @@ def test_a_host_without_postgresql_is_looked_at(loader: DataLoader, tmp_path: Pa
     assert looked(loader, tmp_path, [])["bytes"] == 0
 
 
-# -- The script that lets the old cluster serve, after a kill within pg_renamecluster. Stand-ins act as Debian's programs.
+# -- The script that lets the old cluster serve, after a kill within pg_renamecluster. Stand-ins act as Debian's do.
 
 
 RENAME = """
@@ -321,7 +324,7 @@ def test_a_rename_that_was_killed_is_completed(
         "__upgrade_kept_name": "before_17",
         "__upgrade_aside_name": "undone",
     }
-    (script,) = (task["ansible.builtin.shell"]["cmd"] for task in read_yaml(TASKS / "old.yml") if "changed_when" in task)
+    script = read_yaml(TASKS / "old.yml")[1]["ansible.builtin.shell"]["cmd"]
     if killed == "15 main before_17":  # of new.yml, after which the next run begins with this script
         died = bash(loader, tmp_path, f"pg_renamecluster {killed}", {})
     else:
