@@ -73,7 +73,12 @@ def read() -> dict[str, Any]:
     return {
         "experiments": sorted(one["name"] for one in experiments),
         "runs": sorted(
-            [one["info"]["run_id"], one["info"]["run_name"], one["data"]["params"], one["data"]["metrics"][0]["value"]]
+            [
+                one["info"]["run_id"],
+                one["info"]["run_name"],
+                one["data"].get("params", []),
+                [metric["value"] for metric in one["data"].get("metrics", [])],
+            ]
             for one in runs.get("runs", [])
         ),
         "models": models,

@@ -19,6 +19,8 @@ import pytest
 import yaml
 from conftest import said
 
+from scripts.tests.kills import Play, end_orphans
+
 SCENARIO = Path(__file__).resolve().parent.parent
 ROOT = SCENARIO.parent.parent
 PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
@@ -58,6 +60,16 @@ def run(
     with (PLACE / "runs.log").open("a") as log:
         log.write(f"{' '.join(command)}\n{done.stdout}{done.stderr}\n")
     return done
+
+
+def kill(site: Path, task: str, **variables: Any) -> None:
+    """Move, and kill the run in the first task whose name has this beginning, a second after its start."""
+    options = ["--skip-tags", "rest", "--extra-vars", json.dumps(variables)]
+    play = Play(ROOT / "playbooks/move_role.yml", site, PLACE / "kills.log", options)
+    try:
+        assert play.kill_in(lambda name: name.startswith(task), lambda _: 1)
+    finally:
+        end_orphans()
 
 
 def shell(host: str, command: str) -> str:
@@ -191,9 +203,24 @@ def test_a_move_of_objects_that_fails_at_its_last_step_goes_back(site):
     assert client(do="state") == objects
 
 
+def test_a_killed_move_of_objects_is_given_up(site):
+    before, objects = texts(site), client(do="state")
+    kill(site, "Move the data > Copy the last objects", role="object_store", to=NEW)
+    assert not nothing_waits()
+    done = run(site, "move_role.yml", "--skip-tags", "rest", role="object_store", to=NEW, give_up=True)
+    assert done.returncode == 0, done.stdout
+    assert texts(site) == before
+    assert nothing_waits()
+    assert active(OLD, "minio")
+    assert not active(NEW, "minio")
+    assert client(do="state") == objects
+
+
 def test_no_object_is_lost(site, written):
+    """The first run is killed while writers wait, and the second one completes the move."""
     before = client(do="state")
     with load("objects") as watched:
+        kill(site, "Move the data > End the transfers", role="object_store", to=NEW)
         done = run(site, "move_role.yml", "--skip-tags", "rest", role="object_store", to=NEW)
     assert done.returncode == 0, done.stdout
     assert (
@@ -248,9 +275,28 @@ def test_a_move_of_the_database_that_fails_at_its_last_step_goes_back(site):
     shell(OLD, "cd / && runuser -u postgres -- metalworks-backup take")
 
 
+def test_a_killed_move_of_the_database_is_given_up(site):
+    before, rows = texts(site), ledger()
+    kill(site, "Move the data > backup : Restore the database", role="postgresql", to=NEW)
+    assert not nothing_waits()
+    assert not active(OLD, "postgresql@15-main")
+    done = run(site, "move_role.yml", "--skip-tags", "rest", role="postgresql", to=NEW, give_up=True)
+    assert done.returncode == 0, done.stdout
+    assert texts(site) == before
+    assert nothing_waits()
+    assert ledger() == rows
+    assert database(OLD, "select pg_is_in_recovery()") == "f"
+    assert not active(NEW, "postgresql@15-main")
+    shell(OLD, "cd / && runuser -u postgres -- metalworks-backup take")
+
+
 def test_no_row_is_lost(site, written):
+    """Runs are killed before and after the inventory names the new host, and the last one completes the move."""
     before = ledger()
     with load("rows") as watched:
+        kill(site, "Move the data > backup : Start PostgreSQL, which recovers", role="postgresql", to=NEW)
+        kill(site, "Set up experiment tracking", role="postgresql", to=NEW)
+        assert "postgresql: # facts of MLflow and Prefect\n  hosts:\n    move-new:" in texts(site)["groups.yml"]
         done = run(site, role="postgresql", to=NEW)
     assert done.returncode == 0, done.stdout
     after = ledger()

@@ -24,6 +24,7 @@ PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 HOST = "postgresql-major"
 VERB = "upgrade_postgresql.yml"
 NEW: dict[str, Any] = {"postgresql_version": "17"}
+NOTE = "/var/lib/metalworks/upgrade/postgresql.json"
 PATIENCE = 300
 ledger = partial(conftest.ledger, HOST)
 
@@ -230,7 +231,7 @@ def test_going_back_by_hand_names_what_is_lost_and_asks_first(host, written):
     assert "3 flow runs" in said(done)
     assert "No service was changed" in said(done)
     assert ledger() == later
-    number = json.loads(host.check_output("cat /var/lib/metalworks/upgrade/postgresql.json"))["id"]
+    number = json.loads(host.check_output(f"cat {NOTE}"))["id"]
     done = run(**NEW, go_back=number)
     assert done.returncode == 0, done.stdout
     assert clusters(host) == [["15", "main", "online"], ["17", "undone", "down"]]
@@ -240,11 +241,24 @@ def test_going_back_by_hand_names_what_is_lost_and_asks_first(host, written):
     host.check_output("cd / && runuser -u postgres -- metalworks-backup check")
 
 
-def test_what_was_kept_goes_after_its_days(host, written):
+def test_a_kill_while_a_cluster_gets_its_other_name_is_mended(host, written):
+    """As a power cut leaves it: settings and data have the new name, and the settings still name the data's old one."""
+    host.check_output("systemctl stop postgresql@15-main")
+    host.check_output(f"sed -i 's/went back/under way/' {NOTE}")
+    for place in ("/etc/postgresql/15", "/var/lib/postgresql/15"):
+        host.check_output(f"mv {place}/main {place}/before_17")
+    assert host.run("pg_ctlcluster 15 before_17 start").rc != 0
     done = run(**NEW)
     assert done.returncode == 0, done.stdout
+    assert "as an interrupted run began" in said(done)
+    assert clusters(host) == [["15", "before_17", "down"], ["17", "main", "online"], ["17", "undone", "down"]]
     assert ledger() == written["ledger"]
-    host.check_output('sed -i \'s/"since": "20../"since": "2001/\' /var/lib/metalworks/upgrade/postgresql.json')
+    assert known(host) == written["known"]
+    assert serves(host)
+
+
+def test_what_was_kept_goes_after_its_days(host, written):
+    host.check_output(f"sed -i 's/\"since\": \"20../\"since\": \"2001/' {NOTE}")
     done = run(**NEW)
     assert done.returncode == 0, done.stdout
     assert clusters(host) == [["17", "main", "online"]]
