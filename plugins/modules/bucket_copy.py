@@ -11,7 +11,7 @@ description:
   - Copies all versions of all objects, and the marks of deleted ones. A copy has the version's id, time, ETag, type and
     metadata, as MinIO's own replication keeps them. Tags and retention of an object are not copied.
   - Reads each version on both sides and compares SHA-256. What was compared is noted in O(journal), so that a second
-    run reads only what is new, also after a run that was killed.
+    run reads only what is new, also after a run that was killed. While another run has the journal, this one waits.
   - Removes what the source does not have any more. The buckets must exist on both sides.
   - In check mode, only lists the source's buckets.
 options:
@@ -57,6 +57,7 @@ objects: {type: int, returned: success, description: Current objects among them.
 bytes: {type: int, returned: success, description: Bytes of all versions.}
 """
 
+import fcntl
 import hashlib
 import json
 import threading
@@ -180,16 +181,18 @@ def headers(answer: HTTPResponse) -> dict[str, str]:
 
 
 class Journal:
-    """What was compared, in a file that a killed run leaves whole lines of."""
+    """What was compared, in a file that a killed run leaves whole lines of. One copy at a time has it."""
 
     def __init__(self, path: Path) -> None:
-        """Read it."""
-        self.path, self.lock = path, threading.Lock()
+        """Read it, once another copy has ended: that of a killed play goes on until its target stops."""
+        self.lock = threading.Lock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else ""
+        self.file = path.open("a+")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.file.seek(0)
+        text = self.file.read()
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole)
+        self.file.truncate(len(whole.encode()))
         self.lines = set(whole.splitlines())
 
     @staticmethod
@@ -203,8 +206,9 @@ class Journal:
 
     def add(self, bucket: str, one: Version) -> None:
         """Note that a version was compared."""
-        with self.lock, self.path.open("a") as file:
-            file.write(f"{self.line(bucket, one)}\n")
+        with self.lock:
+            self.file.write(f"{self.line(bucket, one)}\n")
+            self.file.flush()
             self.lines.add(self.line(bucket, one))
 
 

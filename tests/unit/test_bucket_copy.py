@@ -105,6 +105,7 @@ def copy(source: Fake, to: Fake, journal: Path, live: bool = False) -> Any:
 
     made.__class__ = Stores
     made.bucket("data")
+    made.journal.file.close()  # as the end of the module does
     return made
 
 
