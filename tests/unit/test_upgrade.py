@@ -69,5 +69,5 @@ def test_a_set_is_not_asked_of_a_unit_that_is_not_there(tmp_path: Path) -> None:
     play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     done = ansible_playbook("--inventory", "localhost,", "--connection", "local", play)
     assert done.returncode != 0
-    assert "run site.yml first" in " ".join(done.stdout.split())
+    assert "run site.yml first" in " ".join((done.stdout + done.stderr).split())
     assert "Start it and wait for its end" not in done.stdout

@@ -185,7 +185,7 @@ def bash(loader: DataLoader, root: Path, text: str, known: dict[str, Any]) -> su
 
 def looked(loader: DataLoader, root: Path, others: list[str]) -> dict[str, Any]:
     """Run the script of look.yml below a folder; return what it prints."""
-    tasks = read_yaml(TASKS / "look.yml")[1]["block"]
+    tasks = next(task["block"] for task in read_yaml(TASKS / "look.yml") if "block" in task)
     text = tasks[0]["ansible.builtin.shell"]["cmd"]
     known = {"__postgresql_version": "17", "others": others, "__upgrade_note_file": f"{root}/note.json"}
     done = bash(loader, root, text, known)
