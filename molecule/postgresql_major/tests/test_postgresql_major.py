@@ -258,7 +258,7 @@ def test_a_kill_while_a_cluster_gets_its_other_name_is_mended(host, written):
 
 
 def test_what_was_kept_goes_after_its_days(host, written):
-    host.check_output(f"sed -i 's/\"since\": \"20../\"since\": \"2001/' {NOTE}")
+    host.check_output(f'sed -i \'s/"since": "20../"since": "2001/\' {NOTE}')
     done = run(**NEW)
     assert done.returncode == 0, done.stdout
     assert clusters(host) == [["17", "main", "online"]]
