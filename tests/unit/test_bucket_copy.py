@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -193,3 +194,15 @@ def test_stores_that_never_agree_are_an_error(tmp_path: Path) -> None:
     to.begin = lambda *_: Answer(200, b"", {})  # type: ignore[method-assign]
     with pytest.raises(module.StoreError, match="bucket data differs after 5 rounds"):
         copy(source, to, tmp_path / "journal")
+
+
+def test_a_copy_waits_for_that_of_a_killed_play(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    first = module.Journal(journal)
+    first.add("data", version("a", "v1v"))
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(module.Journal, journal)
+        assert not wait([second], timeout=0.5).done
+        first.add("data", version("b", "v2v"))
+        first.file.close()
+        assert second.result(60).has("data", version("b", "v2v"))
