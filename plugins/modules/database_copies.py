@@ -10,7 +10,8 @@ short_description: Copy databases within their cluster, and put the copies back
 description:
   - A copy of database C(x) for upgrade C(1) is C(x_before_1), with the same owner and grants. The database that a copy
     has replaced stays as C(x_after_1).
-  - Can be killed at any time; another call with the same options completes what was begun.
+  - Can be killed at any time; another call with the same options completes what was begun. It waits for what a killed
+    run has left running on the host.
   - Ends other connections to a database when it copies or renames it, so stop those that write first.
 options:
   version: {type: str, required: true, description: Major version of the cluster.}
@@ -31,7 +32,10 @@ options:
     type: dict
     default: {}
   record:
-    description: What to note about the upgrade, added to what was noted before. A new C(id) there begins a new note.
+    description:
+      - What to note about the upgrade, added to what was noted before. A new C(id) there begins a new note.
+      - With V(put_back) and V(removed), it is noted first, so that a killed call is known to have begun. With V(made),
+        it is noted last, so that the note says that all copies are there.
     type: dict
     default: {}
 author: Metalworks (!UNKNOWN)
@@ -54,6 +58,7 @@ record: {type: dict, returned: always, description: What was noted about the las
 counts: {type: dict, returned: always, description: Numbers that the queries returned, by name.}
 """
 
+import fcntl
 import json
 import re
 import shutil
@@ -75,6 +80,8 @@ from pg_database where not datistemplate;
 """
 NOTE = Path("/var/lib/metalworks/upgrade/note.json")
 """What is known about the last upgrade, so that an interrupted one can be completed or undone."""
+LOCK = Path("/run/metalworks/database_copies.lock")
+"""Held by one call at a time: Ansible's modules go on when the play that called them is killed."""
 KEPT = re.compile(r"(?P<database>.+)_(?:before|after)_(?P<id>\d+)(?:_draft)?")
 
 Databases = dict[str, dict[str, Any]]
@@ -228,6 +235,9 @@ class Copies:
 
     def converge(self) -> None:
         """Bring the copies to the wanted state and report them."""
+        if self.wants["state"] in ("put_back", "removed"):
+            self.todo(self.standing())  # ends the task if there is nothing to put back
+            self.note()
         for _ in range(ATTEMPTS):
             if not (reason := self.act()):
                 break
@@ -267,7 +277,10 @@ def main() -> None:
     )
     if module.params["state"] in ("made", "put_back") and not re.fullmatch(r"\d+", module.params["id"]):
         module.fail_json(msg="id must be digits")
-    Copies(module).converge()
+    LOCK.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        Copies(module).converge()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Play:
         return subprocess.Popen(
             ["ansible-playbook", "-i", str(self.inventory), str(self.playbook), *self.options],
             cwd=ROOT,
-            env=environment({"ANSIBLE_NOCOLOR": "1"}),
+            env=environment({"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}),  # molecule sets the latter
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.unit.repository import load
 
@@ -60,3 +64,50 @@ def test_only_what_was_kept_for_other_upgrades_is_removed() -> None:
     theirs = ("wiki", "wiki_before_1", "mlflow_before_now", "mlflow_notes")
     kept = standing(*BOTH, "mlflow_before_2", "mlflow_after_2", "mlflow_before_1", "prefect_after_1", *theirs)
     assert actions(copies.removing(kept, BOTH, "2")) == ["remove mlflow_before_1", "remove prefect_after_1"]
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+class Module:
+    """A module whose statements on databases kill it."""
+
+    check_mode = False
+
+    def __init__(self, state: str) -> None:
+        """Take the options of a call about upgrade 1."""
+        record = {"id": "1", "phase": "noted"}
+        self.params = {"version": "15", "cluster": "main", "databases": ["mlflow"], "id": "1", "counts": {}}
+        self.params |= {"state": state, "record": record}
+
+
+@pytest.mark.parametrize(("state", "first"), [("made", False), ("put_back", True), ("removed", True)])
+def test_the_note_tells_what_a_killed_call_has_begun(
+    state: str, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ["mlflow", "mlflow_before_0"] + (["mlflow_before_1"] if state == "put_back" else [])
+
+    def psql(_module: Module, _data: Path, text: str) -> tuple[int, str, str]:
+        if text != copies.STATE:
+            raise KilledError
+        return 0, json.dumps(standing(*there)), ""
+
+    monkeypatch.setattr(copies, "psql", psql)
+    monkeypatch.setattr(copies, "NOTE", tmp_path / "note.json")
+    monkeypatch.setattr(copies, "replace", lambda path, text, *_: path.write_text(text))
+    with pytest.raises(KilledError):
+        copies.Copies(Module(state)).converge()
+    assert (tmp_path / "note.json").exists() == first
+
+
+def test_nothing_is_noted_if_there_is_no_copy_to_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Module):
+        def fail_json(self, **_said: Any) -> None:
+            raise KilledError
+
+    monkeypatch.setattr(copies, "psql", lambda *_: (0, json.dumps(standing("mlflow")), ""))
+    monkeypatch.setattr(copies, "NOTE", tmp_path / "note.json")
+    with pytest.raises(KilledError):
+        copies.Copies(Refusing("put_back")).converge()
+    assert not (tmp_path / "note.json").exists()
