@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ..plugin_utils import site_rules as rules
 
 PEOPLE, TAKE_OVER = "platform_users", "take_over"
 DRIVERS, SOURCE, VERSION = "nvidia_driver_versions", "nvidia_source", "postgresql_version"
+ANYWHERE = "nvidia_driver_install_without_device"
 UPGRADES = "__upgrade_postgresql"
 
 
@@ -116,6 +119,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         port = self._value("firewall_ssh_port") if "firewall_ssh_port" in self.variables else None
         return list(rules.closed_ssh_port(self.host, port, listeners)) if over_ssh and port else []
 
+    def _other_addresses(self) -> Iterator[str]:
+        """Yield the addresses by which the platform's other hosts are reached, except those that nobody can compute."""
+        for host in self.variables["groups"][self._task.args["home"]]:
+            if host != self.host:
+                with suppress(AnsibleError):
+                    yield platform_address(self.variables["hostvars"], host)
+
     def _people(self) -> dict[str, int | None]:
         """Return the UID, if the site sets one, of each person who gets an account here."""
         entries = self._value(PEOPLE) if PEOPLE in self.variables else []
@@ -151,7 +161,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             written = args.get("written_units", {})
             units = [unit for group, unit in written.items() if group in self.variables["group_names"]]
             people = self._people() if args["accounts"] in self.variables["group_names"] else {}
-            options = {"people": people, "paths": args["paths"], "address": reached_at, "units": units}
+            driver = ANYWHERE in self.variables and bool(self._value(ANYWHERE))
+            options = {
+                "people": people,
+                "paths": args["paths"],
+                "address": reached_at,
+                "units": units,
+                "driver": driver,
+            }
             seen = self._execute_module(module_args=options, task_vars=self.variables)
         except AnsibleConnectionFailure as error:
             self.problems.append(rules.unreachable(self.host, address, " ".join(str(error.message).split())))
@@ -170,7 +187,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.too_small(self.host, facts, seen["disks"], rules.strictest(self.variables["group_names"], minimums)),
             *rules.missing_device(self.host, seen["nvidia_devices"], self._wants_device()),
             *rules.taken_ports(self.host, seen["listeners"], wanted),
-            *rules.bad_address(self.host, reached_at, seen["address"]),
+            *rules.bad_address(self.host, reached_at, seen["address"], self._other_addresses()),
             *self._judge_ssh_port(seen["listeners"]),
             *self._judge_earlier(seen["earlier"], facts),
             *(rules.Problem(f"host {self.host}", what, cure) for what, cure in seen["uids"]),

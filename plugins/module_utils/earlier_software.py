@@ -84,9 +84,9 @@ def foreign_units(root: Path, units: list[str]) -> list[str]:
     return [f"/{path.relative_to(root)}" for path in theirs]
 
 
-def run_file(root: Path) -> str:
-    """Return a path that NVIDIA's own installer left; empty if the driver, if any, comes from packages."""
-    return next((f"/{path}" for path in RUN_FILE if (root / path).exists()), "")
+def run_files(root: Path) -> list[str]:
+    """Return the paths that NVIDIA's own installer left; none if the driver, if any, comes from packages."""
+    return [f"/{path}" for path in RUN_FILE if (root / path).exists()]
 
 
 def driver_packages(root: Path, listing: str) -> dict[str, str]:

@@ -25,9 +25,9 @@ ansible_facts:
   type: dict
   returned: always
   description: A mapping C(nvidia) with devices, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
-    smi_error, packages, others, run_file, interrupted, sources, keyrings, cdi and docker. C(others) has the
-    packages of a driver that was installed before the role came, and C(run_file) a path that NVIDIA's own installer
-    left.
+    smi_error, packages, others, run_files, interrupted, sources, keyrings, cdi and docker. C(others) has the
+    packages of a driver that was installed before the role came, and C(run_files) the paths that NVIDIA's own
+    installer left.
 """
 
 import csv
@@ -39,7 +39,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.earlier_software import driver_packages, run_file
+from ..module_utils.earlier_software import driver_packages, run_files
 
 VENDOR = "0x10de"
 DISPLAY = "0x03"
@@ -200,7 +200,7 @@ def main() -> None:
         "smi_error": smi_error,
         "packages": parse_packages(listing),
         "others": driver_packages(root, listing),
-        "run_file": run_file(root),
+        "run_files": run_files(root),
         "interrupted": any(line[1:2] in ("H", "U", "F", "W", "t") for line in listing.splitlines()),
         "sources": find_sources(root),
         "keyrings": sorted(path.name for path in (root / "etc/apt/keyrings").glob("*")),

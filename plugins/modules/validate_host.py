@@ -33,6 +33,10 @@ options:
   written_units: {type: dict, default: {}, description: 'Units that roles write, by group.'}
   people: {type: dict, default: {}, description: UID of each person with an account here. Set by the action.}
   units: {type: list, elements: str, default: [], description: Those of this host. Set by the action.}
+  driver:
+    description: Whether NVIDIA's driver is installed here even without a device. Set by the action.
+    type: bool
+    default: false
   address:
     description: Address by which the other hosts should reach this one.
     type: str
@@ -108,7 +112,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.facts.system.distribution import DistributionFactCollector
 
-from ..module_utils.earlier_software import driver_packages, foreign_units, nginx_files, postgresql_clusters, run_file
+from ..module_utils.earlier_software import driver_packages, foreign_units, nginx_files, postgresql_clusters, run_files
 from ..module_utils.system_user import login_account, system_names, wrong_uid
 
 LISTEN = "0A"
@@ -184,16 +188,17 @@ def has_address(address: str) -> bool:
     return True
 
 
-def routed_address() -> str:
-    """Return the address that the host's default route uses, or an empty string. No packet is sent."""
+def routed_addresses() -> list[str]:
+    """Return the addresses that the host's default routes use, at most one for each IP version. No packet is sent."""
+    found = []
     for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
             probe.connect((anywhere, 9))
-            return str(probe.getsockname()[0])
-    return ""
+            found.append(str(probe.getsockname()[0]))
+    return found
 
 
-def earlier_software(module: AnsibleModule, devices: int) -> dict[str, Any]:
+def earlier_software(module: AnsibleModule, driver: bool) -> dict[str, Any]:
     """Return what others set up on the host that the platform would replace."""
     root = Path("/")
 
@@ -208,8 +213,8 @@ def earlier_software(module: AnsibleModule, devices: int) -> dict[str, Any]:
         "nginx": nginx_files(root, packages("${Conffiles}\n", "nginx", "nginx-common")) if nginx else [],
         "postgresql": postgresql_clusters(root),
         "units": foreign_units(root, module.params["units"]),
-        "run_file": run_file(root) if devices else "",
-        "driver": driver_packages(root, packages("${db:Status-Abbrev}|${Package}|${Version}\n")) if devices else {},
+        "run_files": run_files(root) if driver else [],
+        "driver": driver_packages(root, packages("${db:Status-Abbrev}|${Package}|${Version}\n")) if driver else {},
     }
 
 
@@ -221,6 +226,7 @@ def main() -> None:
             "address": {"type": "str", "default": ""},
             "people": {"type": "dict", "default": {}},
             "units": {"type": "list", "elements": "str", "default": []},
+            "driver": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -250,8 +256,8 @@ def main() -> None:
         python=list(sys.version_info[:2]),
         disks={path: disk(path) for path in module.params["paths"]},
         nvidia_devices=devices,
-        earlier=earlier_software(module, devices),
-        address={"has": has_address(module.params["address"]), "routed": routed_address()},
+        earlier=earlier_software(module, driver=bool(devices) or module.params["driver"]),
+        address={"has": has_address(module.params["address"]), "routed": routed_addresses()},
         listeners=holders(inodes, Path("/proc")),
         login=login_account(),
         uids=[fault for name, uid in module.params["people"].items() if (fault := wrong_uid(name, uid))],

@@ -88,13 +88,18 @@ def is_address(text: str) -> bool:
     return True
 
 
+def in_yaml(address: str) -> str:
+    """Return an address as it is written in hosts.yml: YAML would take some with colons for a mapping."""
+    return f'"{address}"' if ":" in address else address
+
+
 def bad_host_names(hosts: Iterable[str]) -> list[Problem]:
     """Report host names that cannot be used in a URL, in /etc/hosts, or as the name in a certificate."""
     found = []
     for host in hosts:
         if is_address(host):
             what = "is named by its address, and nginx verifies other hosts' certificates by names only"
-            cure = f"Give the host a name in hosts.yml, such as `cpu-1: {{ansible_host: {host}}}`"
+            cure = f"Give the host a name in hosts.yml, such as `cpu-1: {{ansible_host: {in_yaml(host)}}}`"
             found.append(Problem(f"host {host}", what, cure))
         elif not HOST_NAME.fullmatch(host):
             what = "is not a valid host name; use only lower-case letters, digits, dots, and hyphens inside a word"
@@ -103,26 +108,27 @@ def bad_host_names(hosts: Iterable[str]) -> list[Problem]:
     return found
 
 
-def bad_address(host: str, address: str, seen: Mapping[str, Any]) -> list[Problem]:
+def bad_address(host: str, address: str, seen: Mapping[str, Any], others: Iterable[str] = ()) -> list[Problem]:
     """Report an address by which the other hosts cannot reach this one.
 
-    `seen` is the host's own answer: whether it `has` the address, and the address of its default route, if any, as
-    `routed`.
+    `seen` is the host's own answer: whether it `has` the address, and the addresses of its default routes as `routed`,
+    one for each IP version. The advice names the one whose version the platform's `others` have.
     """
-    example = seen["routed"] or "10.0.0.11"
-    cure = f"Add the address by which the other hosts reach it to its line in hosts.yml: `platform_address: {example}`"
     if not is_address(address):
         what = (
             f"has no IP address in the inventory, only the name `{address}`; firewalls and /etc/hosts need an address"
         )
-        return [Problem(f"host {host}", what, cure)]
-    if ipaddress.ip_address(address).is_link_local:
+    elif ipaddress.ip_address(address).is_link_local:
         what = f"has the link-local address {address}, which means another host on each network"
-        return [Problem(f"host {host}", what, cure)]
-    if not seen["has"]:
+    elif not seen["has"]:
         what = f"does not have the address {address} itself, so the other hosts would refuse its connections"
-        return [Problem(f"host {host}", what, cure)]
-    return []
+    else:
+        return []
+    theirs = next((ipaddress.ip_address(one).version for one in others if is_address(one)), 4)
+    routed = sorted(seen["routed"], key=lambda one: ipaddress.ip_address(one).version != theirs)
+    example = in_yaml(next(iter(routed), "10.0.0.11"))
+    cure = f"Add the address by which the other hosts reach it to its line in hosts.yml: `platform_address: {example}`"
+    return [Problem(f"host {host}", what, cure)]
 
 
 def shared_addresses(addresses: Mapping[str, str]) -> list[Problem]:
@@ -415,9 +421,10 @@ def earlier_software(
         found.append(
             Problem(where, what, f"Rename it there, after `systemctl disable --now {unit}`, or use another host")
         )
-    if "nvidia" in groups and seen["run_file"]:
-        what = f"has a driver from NVIDIA's .run file ({seen['run_file']}), which packages cannot replace"
-        found.append(Problem(where, what, "Run `sudo nvidia-uninstall` there, remove what is left of it, and reboot"))
+    if "nvidia" in groups and seen["run_files"]:
+        what = f"has a driver from NVIDIA's .run file ({', '.join(seen['run_files'])}), which packages cannot replace"
+        cure = "Run `sudo nvidia-uninstall` there if it is one of these files, remove what is left of them, and reboot"
+        found.append(Problem(where, what, cure))
     other = [
         f"{name} {version}"
         for name, version in seen["driver"].items()

@@ -186,7 +186,7 @@ def refuse(listed: Mapping[str, Any], name: str, address: str, group: str) -> No
         cure = f"Give its IP address; to reach it by a name, add `{line}` to the hosts of `{group}` by hand"
         problems.append(site_rules.Problem(f"address {address}", "is not an IP address", cure))
     else:
-        problems += site_rules.bad_address(name, address, {"has": True, "routed": ""})
+        problems += site_rules.bad_address(name, address, {"has": True, "routed": []})
         if others := sorted({host for host in known if address in (addresses[host], reached[host])}):
             cure = "Correct the address; a machine has one name in all groups"
             what = f"is that of {', '.join(others)} already"

@@ -12,7 +12,7 @@ from tests.unit.repository import load
 
 earlier = load("plugins/module_utils/earlier_software.py")
 rules = load("plugins/plugin_utils/site_rules.py")
-NOTHING: dict[str, Any] = {"nginx": [], "units": [], "run_file": "", "driver": {}}
+NOTHING: dict[str, Any] = {"nginx": [], "units": [], "run_files": [], "driver": {}}
 VERSIONS = ["595.3.4", "580.1.2"]
 
 
@@ -122,12 +122,13 @@ def test_a_unit_of_somebodys_is_found(tmp_path: Path, folder: str) -> None:
     assert "`systemctl disable --now minio.service`" in judged({"units": found})[0].cure
 
 
-@pytest.mark.parametrize("path", ["usr/bin/nvidia-uninstall", "usr/bin/nvidia-installer", "var/lib/nvidia/log"])
-def test_a_driver_from_a_run_file_is_found(tmp_path: Path, path: str) -> None:
+def test_all_that_is_left_of_a_run_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "var/lib/nvidia").mkdir(parents=True)
-    assert earlier.run_file(tmp_path) == ""
-    write(tmp_path / path, "")
-    assert earlier.run_file(tmp_path) == f"/{path}"
+    left = [f"/{path}" for path in ("usr/bin/nvidia-uninstall", "usr/bin/nvidia-installer", "var/lib/nvidia/log")]
+    for count in range(4):
+        assert earlier.run_files(tmp_path) == left[:count]
+        if count < 3:
+            write(tmp_path / left[count][1:], "")
 
 
 def test_packages_of_a_driver_are_those_with_its_version(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ ii |nvidia-container-toolkit|1.18.0-1
 GROUPS = ["platform", "gateway", "nvidia"]
 FOUND = {
     "nginx": ["/etc/nginx/sites-enabled/wiki"],
-    "run_file": "/usr/bin/nvidia-uninstall",
+    "run_files": ["/usr/bin/nvidia-uninstall", "/var/lib/nvidia/log"],
     "driver": {"nvidia-driver-535": "535.183.01-0ubuntu1"},
 }
 
@@ -174,6 +175,7 @@ def test_what_would_be_replaced_is_named_with_the_choice_that_allows_it() -> Non
     nginx, run_file, driver = judged(FOUND)
     assert "/etc/nginx/sites-enabled/wiki" in nginx.what
     assert "`take_over: [nginx]`" in nginx.cure
+    assert "(/usr/bin/nvidia-uninstall, /var/lib/nvidia/log)" in run_file.what
     assert "nvidia-uninstall" in run_file.cure
     assert "nvidia-driver-535 535.183.01-0ubuntu1" in driver.what
     assert "purge --autoremove nvidia-driver-535`" in driver.cure

@@ -42,7 +42,7 @@ def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
         "loaded": "",
     }
     state |= {"nouveau": False, "gpus": [], "smi_error": "", "packages": {}, "interrupted": False, "sources": []}
-    state |= {"dkms": [], "keyrings": [], "cdi": [], "docker": {}, "others": {}, "run_file": ""}
+    state |= {"dkms": [], "keyrings": [], "cdi": [], "docker": {}, "others": {}, "run_files": []}
     return {
         "distribution": name,
         "distribution_release": release,
@@ -502,5 +502,6 @@ def test_packages_of_another_driver_are_refused(
 
 
 def test_a_driver_from_a_run_file_is_refused() -> None:
-    (message,) = value(driver("debian_13", nvidia={"run_file": "/usr/bin/nvidia-uninstall"}), "__nvidia_driver_refused")
-    assert "gpu-1 has a driver from NVIDIA's .run file (/usr/bin/nvidia-uninstall)" in message
+    left = ["/usr/bin/nvidia-uninstall", "/var/lib/nvidia/log"]
+    (message,) = value(driver("debian_13", nvidia={"run_files": left}), "__nvidia_driver_refused")
+    assert "gpu-1 has a driver from NVIDIA's .run file (/usr/bin/nvidia-uninstall, /var/lib/nvidia/log)" in message

@@ -45,7 +45,7 @@ LOOKED_UP: dict[str, Any] = {
         "cdi": [],
         "docker": {},
         "others": {},
-        "run_file": "",
+        "run_files": [],
     }
 }
 FACTS = {

@@ -99,11 +99,12 @@ def test_host_names_that_do_not_work(name: str) -> None:
 
 def test_an_address_as_a_name_gets_a_line_to_copy() -> None:
     assert "`cpu-1: {ansible_host: 10.0.0.1}`" in the_only(rules.bad_host_names(["10.0.0.1"])).cure
+    assert '`cpu-1: {ansible_host: "fd00::"}`' in the_only(rules.bad_host_names(["fd00::"])).cure
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])
 def test_address_that_works(address: str) -> None:
-    assert rules.bad_address("a", address, {"has": True, "routed": "10.0.0.1"}) == []
+    assert rules.bad_address("a", address, {"has": True, "routed": ["10.0.0.1"]}) == []
 
 
 @pytest.mark.parametrize(
@@ -111,13 +112,22 @@ def test_address_that_works(address: str) -> None:
     [
         ("gpu-1.corp.example", False, "only the name `gpu-1.corp.example`"),
         ("lab-gpu", True, "only the name `lab-gpu`"),
-        ("203.0.113.9", False, "does not have the address 203.0.113.9 itself"),
+        ("192.0.2.9", False, "does not have the address 192.0.2.9 itself"),
     ],
 )
 def test_address_that_others_cannot_use(address: str, has: bool, what: str) -> None:
-    problem = the_only(rules.bad_address("gpu-1", address, {"has": has, "routed": "10.0.0.21"}))
+    problem = the_only(rules.bad_address("gpu-1", address, {"has": has, "routed": ["10.0.0.21", "fd00::21"]}))
     assert what in problem.what
     assert "`platform_address: 10.0.0.21`" in problem.cure
+
+
+@pytest.mark.parametrize(
+    ("others", "advised"),
+    [([], "10.0.0.1"), (["a-name"], "10.0.0.1"), (["a-name", "fd00::2"], '"fd00::1"'), (["10.0.0.2"], "10.0.0.1")],
+)
+def test_the_advised_address_has_the_ip_version_of_the_other_hosts(others: list[str], advised: str) -> None:
+    problem = the_only(rules.bad_address("a", "an-alias", {"has": False, "routed": ["10.0.0.1", "fd00::1"]}, others))
+    assert f"`platform_address: {advised}`" in problem.cure
 
 
 def test_ssh_port_that_the_firewall_would_close() -> None:
@@ -136,9 +146,9 @@ def test_two_hosts_with_one_address() -> None:
 
 
 def test_link_local_address() -> None:
-    problem = the_only(rules.bad_address("a", "fe80::1", {"has": True, "routed": "fd00::1"}))
+    problem = the_only(rules.bad_address("a", "fe80::1", {"has": True, "routed": ["fd00::1"]}))
     assert "link-local address fe80::1" in problem.what
-    assert "`platform_address: fd00::1`" in problem.cure
+    assert '`platform_address: "fd00::1"`' in problem.cure
 
 
 def test_hosts_of_both_ip_versions() -> None:
