@@ -23,4 +23,4 @@ def services() -> Host:
 
 @pytest.fixture(scope="session")
 def dev() -> Host:
-    return reach("field-dev")
+    return reach("dev.field.example")

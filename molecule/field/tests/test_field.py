@@ -4,31 +4,61 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import pytest
 import testinfra
 import yaml
 from conftest import SSH_CONFIG
 from testinfra.host import Host
 
-from scripts.common import ROOT, environment
+from scripts.common import ROOT, environment, wait_until
 
 SCENARIO = Path(__file__).resolve().parent.parent
 DOMAIN = "metalworks.internal"
-SERVICES, PROXY = "fd00:f1e1:d::11", "198.18.7.99"
+SERVICES, DEV, PROXY = "2001:db8:f1e1:d::11", "2001:db8:f1e1:d::41", "2001:db8:f1e1:d::98"
 WORKER, MODEL = "prefect-worker-cpu.service", "inference-probe.service"
-UNITS = (
-    "postgresql@*-main", "minio", "mlflow", "prefect-server", "nginx", "platform-status", WORKER,
-    "models-probe", MODEL, "model-follower",
-)  # fmt: skip
+FOLLOWED = 600.0
+"""Seconds until a version is in service or refused: its packages have to be fetched first."""
 CONNECT = "timeout 1 bash -c '</dev/tcp/%s/%s'"
+PYTHON = "/opt/metalworks/workstation/current/bin/python"
+ENVIRONMENTS = "/var/lib/model-follower/probe/environments"
+REGISTER = f"""
+cd ~/probe
+cat >register.py <<'END'
+import sys, mlflow, pandas
+from mlflow.models import infer_signature
+
+
+class Scaled(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        import acmescale
+        return (model_input["a"] * float(acmescale.FACTOR)).tolist()
+
+
+example = pandas.DataFrame({{"a": [1.0, 2.0]}})
+logged = mlflow.pyfunc.log_model(
+    name="model", python_model=Scaled(), signature=infer_signature(example, [1.0]),
+    pip_requirements=[
+        "--extra-index-url http://packages.field.example:8992/simple",
+        f"mlflow=={{mlflow.__version__}}", "pandas", "cloudpickle", *sys.argv[1:],
+    ],
+    registered_model_name="probe",
+)
+mlflow.MlflowClient().set_registered_model_alias("probe", "champion", logged.registered_model_version)
+print(logged.registered_model_version)
+END
+MLFLOW_EXPERIMENT_NAME=probe {PYTHON} register.py %s 2>register.log || {{ cat register.log >&2; exit 1; }}
+"""
+"""Registers a model of a private package, with its requirements as people record them, and prints the version."""
 CLIENTS = f"""
 mlflow experiments search >/dev/null
 prefect work-pool ls | grep --quiet cpu
 curl --silent --show-error --fail https://mlflow.{DOMAIN}/health
-python=/opt/metalworks/workstation/current/bin/python
-$python -c 'import botocore.session as b; b.get_session().create_client("s3").list_objects_v2(Bucket="training-data")'
+{PYTHON} -c 'import botocore.session as b; b.get_session().create_client("s3").list_objects_v2(Bucket="training-data")'
 """
 
 
@@ -42,6 +72,32 @@ def sent_to_the_proxy(host: Host) -> int:
     found = re.search(r"counter packets (\d+)", host.check_output("nft list table inet field"))
     assert found
     return int(found[1])
+
+
+def asked(dev: Host, path: str, body: str = "") -> Any:
+    """Return the answer of the model in service to ada, through the gateway."""
+    options = f"--header 'Content-Type: application/json' --data '{body}'" if body else ""
+    token = '"Authorization: Bearer $(cat ~/.config/metalworks/inference_token)"'
+    return json.loads(
+        as_person(dev, "ada", f"curl --silent --header {token} {options} https://inference.{DOMAIN}/probe/{path}")
+    )
+
+
+def in_service(dev: Host) -> set[str]:
+    """Return the versions that the hosts serve: the gateway asks them in turn."""
+    return {asked(dev, "version").get("version", "") for _ in range(4)}
+
+
+def registered(dev: Host, *requirements: str) -> str:
+    """Register a model with these requirements for the service, and return its version."""
+    dev.check_output("install -d -o ada -g ada /home/ada/probe")
+    return as_person(dev, "ada", REGISTER % " ".join(requirements)).splitlines()[-1]
+
+
+def tags(dev: Host, version: str) -> str:
+    """Return the tags of a version in MLflow, where the followers say what became of it."""
+    client = f"import mlflow; print(mlflow.MlflowClient().get_model_version('probe', '{version}').tags)"
+    return as_person(dev, "ada", f'{PYTHON} -c "{client}"')
 
 
 def query(name: str, database: str) -> str:
@@ -69,7 +125,7 @@ def test_people_reach_the_platform_by_ipv6_and_without_the_proxy(services: Host,
     assert services.socket("tcp://:::443").is_listening
     assert sent_to_the_proxy(services) == sent_to_the_proxy(dev) == 0
     settings = dict(line.partition("=")[::2] for line in as_person(dev, "ada", "env").splitlines())
-    assert settings["http_proxy"] == settings["https_proxy"] == settings["HTTPS_PROXY"] == f"http://{PROXY}:3128"
+    assert settings["http_proxy"] == settings["https_proxy"] == settings["HTTPS_PROXY"] == f"http://[{PROXY}]:3128"
     assert settings["no_proxy"] == settings["NO_PROXY"]
     assert settings["no_proxy"].split(",")[0] == "intranet.example"
     assert as_person(dev, "ada", CLIENTS) == "OK"
@@ -80,11 +136,46 @@ def test_people_reach_the_platform_by_ipv6_and_without_the_proxy(services: Host,
     dev.check_output("nft delete table inet field && nft -f /run/count.nft")
 
 
-def test_the_gateway_reaches_models_in_service_by_ipv6(dev: Host) -> None:
-    """The host's own name has an IPv4 address as well. No version is registered, so the answer is the service's own."""
-    token = '"Authorization: Bearer $(cat ~/.config/metalworks/inference_token)"'
-    asked = as_person(dev, "ada", f"curl --silent --header {token} https://inference.{DOMAIN}/probe/version")
-    assert "The model is not loaded yet" in asked
+def test_a_host_never_had_an_ipv4_address(services: Host) -> None:
+    assert services.check_output("ip -4 -brief address show scope global") == ""
+    assert services.check_output("apt-get --quiet --quiet update") == ""
+
+
+def test_a_model_has_its_packages_from_where_the_site_says(services: Host, dev: Host) -> None:
+    """The site's index has an old release of a public package too, and the one that the model names a stranger's."""
+    version = registered(dev, "acmescale", "six==1.17.0")
+    wait_until(lambda: in_service(dev) == {version}, f"version {version} is not in service", FOLLOWED, 2)
+    for host in (services, dev):
+        (folder,) = host.check_output(f"find {ENVIRONMENTS} -name 'acmescale-*.dist-info'").splitlines()
+        assert folder.endswith("acmescale-2.5.dist-info")
+        assert host.file(f"{Path(folder).parent}/six-1.17.0.dist-info").is_directory
+    assert asked(dev, "invocations", '{"dataframe_split": {"columns": ["a"], "data": [[2.0]]}}') == {
+        "predictions": [5.0]
+    }
+
+
+def test_a_strangers_package_of_a_private_name_is_refused(services: Host, dev: Host) -> None:
+    (before,) = in_service(dev)
+    version = registered(dev, "acmescale==99.0")
+    wait_until(lambda: "refused" in tags(dev, version), f"version {version} is not refused", FOLLOWED, 2)
+    assert "the site takes acmescale from http://packages.field.example:8991/simple alone" in tags(dev, version)
+    assert in_service(dev) == {before}
+    client = f"import mlflow; mlflow.MlflowClient().set_registered_model_alias('probe', 'champion', '{before}')"
+    as_person(dev, "ada", f'{PYTHON} -c "{client}"')
+    for host in (services, dev):
+        host.check_output("/opt/metalworks/model-follower/current/bin/metalworks-model wait --service probe")
+
+
+@pytest.mark.parametrize("name", ["field-services", "dev.field.example"])
+def test_the_gateway_reaches_a_model_on_each_host_by_its_name(services: Host, dev: Host, name: str) -> None:
+    """Over IPv6, with the certificate verified: one host has an IPv4 address as well, and a domain's name."""
+    other = {"field-services": dev, "dev.field.example": services}[name]
+    other.check_output(f"systemctl stop {MODEL}")
+    try:
+        answer = asked(dev, "invocations", '{"dataframe_split": {"columns": ["a"], "data": [[4.0]]}}')
+    finally:
+        other.check_output(f"systemctl start {MODEL}")
+    assert answer == {"predictions": [10.0]}
 
 
 def test_flows_have_the_platform_without_the_proxy(services: Host) -> None:
@@ -146,21 +237,20 @@ def test_an_upgrade_ends_no_flow_run(services: Host) -> None:
     assert same == [WORKER, MODEL]
 
 
-def test_the_platform_needs_no_ipv4() -> None:
-    """Last, because it takes the address by which the tests and the operator reach the hosts."""
-    addresses = {"field-services": "198.18.7.11", "field-dev": "198.18.7.41"}
-    through_docker = {"ansible_connection": "community.docker.docker", "ansible_host": "{{ inventory_hostname }}"}
+def test_no_host_needs_an_ipv4_address() -> None:
+    """Last, because it takes the address by which the tests and the operator reach a host."""
+    over_ipv6 = SSH_CONFIG.with_name("ssh_config_ipv6")
+    over_ipv6.write_text(SSH_CONFIG.read_text().replace("HostName 198.18.7.41", f"HostName {DEV}"))
+    new_connections = {"ansible_ssh_args": "-o ControlPath=none"}
+    reached = {"ansible_ssh_common_args": f"-F {shlex.quote(str(over_ipv6))}"} | new_connections
     smoke = ["ansible-playbook", "--inventory", str(SCENARIO / "inventory"), "playbooks/smoke.yml"]
-    smoke += ["--extra-vars", json.dumps(through_docker | {"ansible_user": "root"})]
+    host = testinfra.get_host("docker://dev.field.example")
     try:
-        for name in addresses:
-            host = testinfra.get_host(f"docker://{name}")
-            host.check_output("ip -4 address flush dev eth0")
-            assert host.check_output("ip -4 -brief address show scope global") == ""
-        testinfra.get_host("docker://field-services").check_output(f"systemctl restart {' '.join(UNITS)}")
+        host.check_output("ip -4 address flush dev eth0")
+        assert host.check_output("ip -4 -brief address show scope global") == ""
+        host.check_output(f"systemctl restart models-probe {MODEL} model-follower")
+        smoke += ["--extra-vars", json.dumps(reached)]
         done = subprocess.run(smoke, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
     finally:
-        for name, address in addresses.items():
-            back = f"ip address add {address}/24 dev eth0 && ip route add default via 198.18.7.1"
-            testinfra.get_host(f"docker://{name}").check_output(back)
+        host.check_output("ip address add 198.18.7.41/24 dev eth0 && ip route add default via 198.18.7.1")
