@@ -24,7 +24,7 @@ RETURN = r"""
 ansible_facts:
   type: dict
   returned: always
-  description: A mapping C(nvidia) with devices, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
+  description: A mapping C(nvidia) with devices, ids, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
     smi_error, packages, others, run_files, interrupted, sources, keyrings, cdi and docker. C(others) has the
     packages of a driver that was installed before the role came, and C(run_files) the paths that NVIDIA's own
     installer left.
@@ -61,6 +61,11 @@ def find_devices(root: Path) -> list[str]:
     """Return the PCI addresses of NVIDIA's display and compute devices."""
     folders = sorted((root / "sys/bus/pci/devices").glob("*"))
     return [d.name for d in folders if read(d / "vendor") == VENDOR and read(d / "class").startswith(DISPLAY)]
+
+
+def device_ids(root: Path) -> list[str]:
+    """Return the PCI device ids of these devices, as four hexadecimal digits."""
+    return [read(root / "sys/bus/pci/devices" / name / "device").removeprefix("0x") for name in find_devices(root)]
 
 
 def in_container(root: Path) -> bool:
@@ -189,6 +194,7 @@ def main() -> None:
     listing = run("dpkg-query", "--show", "--showformat", "${db:Status-Abbrev}|${Package}|${Version}\n")[0]
     facts = {
         "devices": [] if container else find_devices(root),
+        "ids": [] if container else device_ids(root),
         "container": container,
         "kernel": kernel,
         "headers": (root / "lib/modules" / kernel / "build").exists(),

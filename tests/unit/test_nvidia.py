@@ -42,7 +42,7 @@ def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
         "loaded": "",
     }
     state |= {"nouveau": False, "gpus": [], "smi_error": "", "packages": {}, "interrupted": False, "sources": []}
-    state |= {"dkms": [], "keyrings": [], "cdi": [], "docker": {}, "others": {}, "run_files": []}
+    state |= {"ids": ["2335"], "dkms": [], "keyrings": [], "cdi": [], "docker": {}, "others": {}, "run_files": []}
     return {
         "distribution": name,
         "distribution_release": release,
@@ -61,6 +61,7 @@ def role(name: str, distribution: str, ansible_facts: dict[str, Any], **variable
         ROLES / name / f"vars/{distribution}.yml",
     ]
     merged: dict[str, Any] = {"ansible_facts": ansible_facts, "inventory_hostname": "gpu-1"}
+    merged["role_path"] = str(ROLES / name)
     for path in files:
         if path.exists():
             merged |= loader.load_from_file(str(path), trusted_as_template=True)
@@ -101,6 +102,13 @@ def test_devices_are_found_by_pci_id(tmp_path: Path) -> None:
     pci(tmp_path, "0000:41:00.0", "0x10de", "0x030000")  # card with a display
     pci(tmp_path, "0000:c1:00.0", "0x10de", "0x068000")  # NVSwitch
     assert facts.find_devices(tmp_path) == ["0000:01:00.0", "0000:41:00.0"]
+
+
+def test_ids_of_devices(tmp_path: Path) -> None:
+    pci(tmp_path, "0000:01:00.0", "0x10de", "0x030200")
+    pci(tmp_path, "0000:01:00.1", "0x10de", "0x040300")
+    (tmp_path / "sys/bus/pci/devices/0000:01:00.0/device").write_text("0x2335\n")
+    assert facts.device_ids(tmp_path) == ["2335"]
 
 
 def test_a_host_without_pci_has_no_device(tmp_path: Path) -> None:
@@ -237,7 +245,7 @@ def test_tables_are_complete(distribution: str) -> None:
     assert repository["fingerprint"].endswith(repository["key"].removesuffix(".pub").upper())
     assert set(table["__nvidia_driver_sources"]) == {"nvidia", "distribution"}
     for source, names in table["__nvidia_driver_sources"].items():
-        expected = {"packages", "modules", "module"} | ({"components"} if source == "distribution" else set())
+        expected = {"packages", "modules", "module"} | ({"components", "branch"} if source == "distribution" else set())
         assert set(names) == expected
         assert set(names["modules"]) == {"open", "proprietary"}
 
@@ -302,6 +310,62 @@ def test_modules_of_older_gpus() -> None:
     assert value(driver("ubuntu_24", nvidia_driver_kernel_module="proprietary"), "__nvidia_driver_module") == (
         "nvidia-dkms-580"
     )
+
+
+# 1df6 is a V100S, 1eb8 a T4, 2335 an H200, 2342 a GH200, 2901 a B200, 102d a K80, 3000 newer than the table.
+@pytest.mark.parametrize(
+    ("ids", "source", "flavour"),
+    [
+        ([], "nvidia", "open"),
+        ([], "distribution", "proprietary"),
+        (["2335"], "nvidia", "open"),
+        (["2335"], "distribution", "proprietary"),
+        (["1df6"], "nvidia", "proprietary"),
+        (["1df6", "1eb8"], "nvidia", "proprietary"),
+        (["2901", "2335"], "nvidia", "open"),
+        (["2342"], "distribution", "open"),
+        (["3000"], "nvidia", "open"),
+    ],
+)
+def test_the_module_follows_the_devices(ids: list[str], source: str, flavour: str) -> None:
+    variables = driver("debian_12", nvidia={"ids": ids}, nvidia_driver_source=source)
+    assert value(variables, "__nvidia_driver_flavour") == flavour
+    assert value(variables, "__nvidia_driver_unfit") == []
+
+
+@pytest.mark.parametrize(
+    ("distribution", "ids", "given", "words"),
+    [
+        (
+            "debian_12",
+            ["1df6"],
+            {"kernel_module": "open"},
+            "Volta (10de:1df6), which needs the proprietary kernel module",
+        ),
+        ("debian_12", ["2901"], {"kernel_module": "proprietary"}, "nvidia_driver_kernel_module is proprietary. Set it"),
+        ("debian_12", ["2342"], {"kernel_module": "proprietary"}, "Grace Hopper (10de:2342), which needs the open"),
+        ("debian_12", ["102d"], {}, "which no driver that is still maintained supports"),
+        ("debian_12", ["1df6", "2901"], {}, "A host has one module: move one of the devices"),
+        ("debian_13", ["1df6"], {}, "branch 595 of the driver no longer supports. Put a version of branch 580 first"),
+        ("debian_12", ["2901"], {"source": "distribution"}, "branch 535 of the driver does not know yet"),
+        ("debian_13", ["2b85"], {"source": "distribution"}, "Set nvidia_source to nvidia."),
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused(
+    distribution: str, ids: list[str], given: dict[str, str], words: str
+) -> None:
+    variables = driver(distribution, nvidia={"ids": ids}, **{f"nvidia_driver_{k}": v for k, v in given.items()})
+    (refused,) = value(variables, "__nvidia_driver_refused")
+    assert refused.startswith("gpu-1 has a device of ")
+    assert words in refused
+
+
+def test_devices_that_the_module_fits_are_not_refused() -> None:
+    for module in ("open", "proprietary"):
+        variables = driver("debian_12", nvidia={"ids": ["2335"]}, nvidia_driver_kernel_module=module)
+        assert value(variables, "__nvidia_driver_refused") == []
+    variables = driver("debian_12", nvidia={"ids": ["1df6"]}, nvidia_driver_source="distribution")
+    assert value(variables, "__nvidia_driver_refused") == []
 
 
 @pytest.mark.parametrize(
