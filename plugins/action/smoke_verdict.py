@@ -65,7 +65,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         answers = [(name, known[name].get("__smoke", {})) for name in names]
         # Only one host delegated this task; the others' results say that they skipped it.
         removals = [known[name].get("__smoke_removed", {}) for name in names]
-        answers += [(self._task.args["server"], each) for each in removals if each.keys() & {"checks", "unchecked"}]
+        answers += [
+            (self._task.args.get("server", ""), each) for each in removals if each.keys() & {"checks", "unchecked"}
+        ]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         machine = f"{len(names)} hosts, from {platform.node()}: {os.cpu_count()} cores, {platform.system()}, {now}"
         found = verdict(answers, machine)

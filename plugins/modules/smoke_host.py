@@ -20,9 +20,9 @@ options:
   sessions:
     description: >-
       Sessions, each with C(name), C(user), C(python) (the interpreter) and C(checks), and optionally C(login) (run in
-      the user's login shell), C(environment), C(env_files) (systemd's; not with C(login)) and C(after) (the session to
-      wait for). A check has C(name), C(kind), C(arguments), and optionally C(secret), the name of the O(secrets) entry
-      that becomes its argument C(password).
+      the user's login shell), C(environment), C(env_files) (systemd's; not with C(login)), C(after) (the session to
+      wait for) and C(program) (instead of O(program)). A check has C(name), C(kind), C(arguments), and optionally
+      C(secret), the name of the O(secrets) entry that becomes its argument C(password).
     type: list
     elements: dict
     default: []
@@ -33,7 +33,7 @@ options:
   program:
     description: Text of the Python program that defines C(main(checks)).
     type: str
-    required: true
+    default: ''
   timeout:
     description: Seconds that one session may take.
     type: int
@@ -208,7 +208,8 @@ def run_all(params: dict[str, Any]) -> list[dict[str, Any]]:
     def in_turn(session: dict[str, Any]) -> list[dict[str, Any]]:
         if "after" in session:
             concurrent.futures.wait([running[session["after"]]])
-        return work(session, params["program"], params["secrets"], params["timeout"])
+        program = session.get("program", params["program"])
+        return work(session, program, params["secrets"], params["timeout"])
 
     with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1) + 4) as pool:
         looks = [pool.submit(look_at, want) for want in params["units"]]
@@ -224,7 +225,7 @@ def main() -> None:
             "units": {"type": "list", "elements": "dict", "default": []},
             "sessions": {"type": "list", "elements": "dict", "default": []},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
-            "program": {"type": "str", "required": True, "no_log": True},  # not secret, but too long for the journal
+            "program": {"type": "str", "default": "", "no_log": True},  # not secret, but too long for the journal
             "timeout": {"type": "int", "default": 150},
         },
         supports_check_mode=False,

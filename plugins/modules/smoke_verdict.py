@@ -10,7 +10,7 @@ description:
   - Runs on the controller. Run it once per play.
 options:
   path: {type: path, required: true, description: File to write the verdict to as JSON.}
-  server: {type: str, required: true, description: Host that removed for good what clients can only hide.}
+  server: {type: str, default: '', description: Host that removed for good what clients can only hide.}
 author: Metalworks (!UNKNOWN)
 """
 

@@ -111,6 +111,26 @@ def test_a_playbook_that_wrote_no_verdict_could_not_check(
     assert "what Ansible said" in capsys.readouterr().err
 
 
+def test_the_gpus_alone_have_a_verdict_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played: list[str] = []
+
+    def play(inventory: str, limit: str | None, playbook: str) -> str:
+        played.append(playbook)
+        (tmp_path / "gpu-validate.json").write_text(json.dumps(verdict({"g1": {"checks": [check(name="GPU clocks")]}})))
+        return ""
+
+    (tmp_path / "smoke.json").write_text("{}")
+    monkeypatch.setattr(smoke, "VERDICT", tmp_path / "smoke.json")
+    monkeypatch.setattr(smoke, "play", play)
+    monkeypatch.setattr(sys, "argv", ["smoke", "--gpu", "--inventory", "inventory/example"])
+    assert smoke.main() == smoke.OK
+    assert played == ["gpu_validate"]
+    assert (tmp_path / "smoke.json").read_text() == "{}"
+    assert "gpu-validate: ok" in capsys.readouterr().out
+
+
 # -- A client's session on a host
 
 
@@ -132,6 +152,13 @@ def test_session_answers_for_every_check(session: dict[str, Any], monkeypatch: p
     verdicts = module.work(session | {"checks": [right, wrong]}, PROGRAM, {}, 30)
     assert [(each["name"], each["ok"]) for each in verdicts] == [("right", True), ("wrong", False)]
     assert "COLOUR is 'red', not 'blue'" in verdicts[1]["detail"]
+
+
+def test_a_session_may_bring_a_program_of_its_own(session: dict[str, Any]) -> None:
+    own = doing(f"print('{client.MARK}' + json.dumps({check(name='GPU clocks')}))")
+    sessions = [session | {"name": "own", "checks": [{"name": "GPU"}], "program": own}]
+    params = {"units": [], "sessions": sessions, "secrets": {}, "program": doing("sys.exit(1)"), "timeout": 30}
+    assert [(each["name"], each["ok"]) for each in module.run_all(params)] == [("GPU clocks", True)]
 
 
 def test_session_that_dies_fails_what_it_did_not_do(session: dict[str, Any]) -> None:
