@@ -49,7 +49,7 @@ secrets: environment ## Generate the secrets that a site lacks (INVENTORY=invent
 # only: under -q, when a target is out of date. So this runs under -q, which skips every recipe line without a `+`, and
 # has two targets, because make expands all lines of a recipe before it runs the first: `smoke-run` notes the exit code,
 # then `smoke` has a line with `+` that exits with 0 or 2, or a line without, which is out of date and means 1.
-ifeq ($(MAKECMDGOALS),smoke)
+ifneq ($(filter 1-smoke 1-gpu-validate,$(words $(MAKECMDGOALS))-$(MAKECMDGOALS)),)
 MAKEFLAGS += -q
 endif
 smoke: smoke-run ## Check a platform by using it; exits with 0, 1 (a check failed) or 2 (could not check)
@@ -77,6 +77,12 @@ lint: environment ## Run ruff, mypy, yamllint and ansible-lint
 unit: environment ## Check the locks and run the unit tests
 	@mkdir -p build && $(PYTHON) -m scripts.maintenance.locks --check && \
 	  $(PYTHON) -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder --junitxml=build/unit.xml
+
+#-- GPU hosts
+gpu-validate: gpu-validate-run ## Check the GPUs of a site (INVENTORY=inventory/<site>); exits like smoke
+	$(if $(filter 1,$(file < build/gpu-validate.status)),@false,+@exit $(file < build/gpu-validate.status))
+gpu-validate-run: environment
+	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --gpu --inventory $(INVENTORY); echo $$? >build/gpu-validate.status
 
 #-- Slow tests
 test-field: environment ## slow: Install on hosts with other ports, umasks, proxies and services

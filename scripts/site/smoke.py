@@ -1,6 +1,6 @@
 """Check a site's platform by using it; exit with 0, 1 (a check failed) or 2 (could not check).
 
-Prints a line for each check. build/smoke.json has the same and more, as JSON.
+Prints a line for each check. build/smoke.json has the same and more, as JSON; with --gpu, build/gpu-validate.json.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from scripts.common import BUILD, ROOT, environment, failure, write_json
 
 VERDICT = BUILD / "smoke.json"
 OK, FAILED, UNKNOWN = 0, 1, 2
-STATES = {OK: "smoke: ok", FAILED: "smoke: FAILED", UNKNOWN: "smoke: COULD NOT CHECK"}
+STATES = {OK: "ok", FAILED: "FAILED", UNKNOWN: "COULD NOT CHECK"}
 
 
-def play(inventory: str, limit: str | None) -> str:
+def play(inventory: str, limit: str | None, playbook: str) -> str:
     """Run the playbook and return its output. Its exit status does not matter: the verdict file says more."""
-    command = ["ansible-playbook", "-i", inventory, "playbooks/smoke.yml"]
+    command = ["ansible-playbook", "-i", inventory, f"playbooks/{playbook}.yml"]
     command += ["--limit", limit] if limit else []
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     return failure(command, done.returncode, done.stderr + done.stdout, lines=20)
@@ -53,22 +53,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inventory", "-i", default="inventory/lab", help="inventory of the site (default: the lab's)")
     parser.add_argument("--limit", help="hosts or groups to check, as Ansible's --limit")
+    parser.add_argument("--gpu", action="store_true", help="check only the GPUs")
     options = parser.parse_args()
+    name, playbook = ("gpu-validate", "gpu_validate") if options.gpu else ("smoke", "smoke")
+    place = VERDICT.with_stem(name) if options.gpu else VERDICT
     if not (ROOT / options.inventory).exists():
-        print(f"no inventory {options.inventory}: name another with -i\n{STATES[UNKNOWN]}", file=sys.stderr)
+        print(f"no inventory {options.inventory}: name another with -i\n{name}: {STATES[UNKNOWN]}", file=sys.stderr)
         return UNKNOWN
-    VERDICT.unlink(missing_ok=True)
+    place.unlink(missing_ok=True)
     start = time.monotonic()
-    words = play(options.inventory, options.limit)
-    verdict = read(VERDICT)
+    words = play(options.inventory, options.limit, playbook)
+    verdict = read(place)
     status = exit_status(verdict)
     if verdict is None:
         print(words, file=sys.stderr)
     else:
         verdict["figures"]["seconds"] = round(time.monotonic() - start, 1)
-        write_json(VERDICT, verdict)
+        write_json(place, verdict)
         print(table(verdict))
-    print(f"{STATES[status]} ({time.monotonic() - start:.0f} s)")
+    print(f"{name}: {STATES[status]} ({time.monotonic() - start:.0f} s)")
     return status
 
 

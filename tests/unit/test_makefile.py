@@ -57,7 +57,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_make_smoke_exits_as_smoke_did(checkout: Path, code: int) -> None:
+@pytest.mark.parametrize(("target", "options"), [("smoke", ""), ("gpu-validate", "--gpu ")])
+def test_make_smoke_exits_as_smoke_did(checkout: Path, target: str, options: str, code: int) -> None:
     (checkout / "code").write_text(str(code))
-    ended = make(checkout, "smoke", "INVENTORY=inventory/ours")
-    assert (ended.returncode, ended.stdout) == (code, "-m scripts.site.smoke --inventory inventory/ours\n")
+    ended = make(checkout, target, "INVENTORY=inventory/ours")
+    assert (ended.returncode, ended.stdout) == (code, f"-m scripts.site.smoke {options}--inventory inventory/ours\n")
