@@ -112,6 +112,7 @@ class Recorded(gpu.Host):  # type: ignore[name-defined,misc]
 
 def wanted(host: Recorded, **other: Any) -> dict[str, Any]:
     want = {"require_device": True, "gpus": 0, "pcie_lanes": 0, "inference": ["delay"], "worker_home": "/x"}
+    want["gpu_pools"] = ["gpu"]
     return want | {"driver_versions": [host.version], "generations": GENERATIONS} | other
 
 
@@ -219,7 +220,10 @@ SPOILT: list[tuple[str, str, Callable[[Recorded], None], str, str]] = [
     ("GPU devices", "h200", reading("reset_required>No<", "reset_required>Yes<"), "asks for a reset", "--gpu-reset"),
     ("GPU driver", "h200", put(files={"/proc/driver/nvidia/version": ""}), "no driver of NVIDIA", "playbooks/gpu.yml"),
     ("GPU driver", "h200", put(held={"libcuda1": "550.163.01-2"}), "of several versions", "playbooks/gpu.yml"),
-    ("GPU driver", "h200", put(states={"libcuda1": "ii "}), "may replace libcuda1", "playbooks/gpu.yml"),
+    ("GPU driver", "h200", put(states={"nvidia-kernel-open-dkms": "ii "}), "may replace nvidia-kernel-open-dkms",
+     "playbooks/gpu.yml"),
+    ("GPU driver", "h200", put(states={"libcuda1": "ii ", "nvidia-smi": "ii "}), "may replace libcuda1, nvidia-smi",
+     "playbooks/gpu.yml"),
     ("GPU driver", "h200", put(idle=LIBRARY), "library and module are of two versions", "Reboot"),
     ("GPU driver", "h200", put(idle="No devices were found\n"), "nvidia-smi says: No devices", "reboot"),
     ("GPU kernel module", "v100s", put(files={"/proc/driver/nvidia/version": OPEN.format("460.73.01")}),
@@ -244,6 +248,8 @@ SPOILT: list[tuple[str, str, Callable[[Recorded], None], str, str]] = [
      "3 elements in floats wrong", "replaced"),
     ("GPU computation", "h200", put(computed={"error": "cuInit: CUDA_ERROR_NO_DEVICE", "code": 100}),
      "CUDA_ERROR_NO_DEVICE", "reboot"),
+    ("GPU computation", "h200", put(computed={"error": "cuInit: CUDA_ERROR_SYSTEM_NOT_READY", "code": 802}),
+     "NVSwitch, which is not ready", "nvidia-fabricmanager"),
     ("GPU computation", "h200", put(computed={"devices": []}), "programs see 0 of 1 devices", "reboot"),
     ("GPU computation", "h200", put(computed={"devices": [DEVICE | {"rounds": 0}]}), "computed nothing", "again"),
     ("GPU PCIe link", "h200", reading("current_link_width>16x", "current_link_width>8x"), "8 of 16", "Seat the card"),
@@ -260,6 +266,8 @@ SPOILT: list[tuple[str, str, Callable[[Recorded], None], str, str]] = [
     ("GPU in containers", "h200", put(answers={"docker run": (125, "unresolvable CDI devices nvidia.com/gpu=all")}),
      "starts no container with a GPU: unresolvable CDI devices", "nvidia-cdi-refresh"),
     ("GPU in workers", "h200", put(seen_in_worker="error 100\n"), "prefect-worker-gpu.service sees no GPU: error 100",
+     "playbooks/workers.yml"),
+    ("GPU in workers", "h200", put(files={"/proc/4242/environ": "A=1\0"}), "set up without a GPU",
      "playbooks/workers.yml"),
     ("GPU in workers", "h200", put(torch=(1, "PyTorch 2.9.0+cpu, built for CUDA None, finds no GPU\n")),
      "built for CUDA None, finds no GPU", "Lock a build of PyTorch"),
@@ -303,6 +311,14 @@ def test_what_the_site_asks_for_is_checked(want: dict[str, Any], name: str, word
     found = judged(Recorded("h200").with_process(), **want)
     assert failed(found) == [name]
     assert words in found[name]["detail"]
+
+
+def test_what_depends_on_a_held_package_need_not_be_held() -> None:
+    """In NVIDIA's repository for Debian, libcuda1 and nvidia-smi come with nvidia-driver-cuda, which the role holds."""
+    host = Recorded("h200").with_process()
+    host.held["nvidia-driver-cuda"] = f"{host.version}-1"
+    host.states |= {"nvidia-driver-cuda": "hi ", "libcuda1": "ii ", "nvidia-smi": "ii "}
+    assert failed(judged(host)) == []
 
 
 def test_a_driver_of_nobody_is_named() -> None:

@@ -533,8 +533,11 @@ def check_driver(seen: Seen) -> str:
     pinned = seen.want.get("driver_versions") or []
     if pinned and running not in pinned:
         raise Fault(f"driver {running} runs, and {' or '.join(pinned)} is pinned", PLAYBOOK.capitalize())
-    if loose := sorted(name for name, (_, held) in packages.items() if not held):
-        raise Fault(f"an update may replace {', '.join(loose)}, which apt does not hold", PLAYBOOK.capitalize())
+    # Whatever depends on exactly the version of a held package stays with it.
+    modules = {name for name in packages if "dkms" in name}
+    for part in (modules, {*packages} - modules):
+        if part and not any(packages[name][1] for name in part):
+            raise Fault(f"an update may replace {', '.join(sorted(part))}: apt holds none", PLAYBOOK.capitalize())
     library = value(seen.idle, "driver_version")
     if library != running:
         raise Fault(f"driver {running} is in the kernel, and nvidia-smi uses {library}", "Reboot the host")
@@ -729,6 +732,7 @@ def check_persistence(seen: Seen) -> str:
 
 
 IN_USE = 46  # CUDA_ERROR_DEVICE_UNAVAILABLE
+NOT_READY = 802  # CUDA_ERROR_SYSTEM_NOT_READY
 
 
 def check_computation(seen: Seen) -> str:
@@ -737,6 +741,11 @@ def check_computation(seen: Seen) -> str:
     computed, alone = seen.computed, modes & {"Exclusive_Process", "Prohibited"}
     if computed["code"] == IN_USE and alone:
         raise NotApplicable(f"a device is in use, in compute mode {', '.join(alone)}: check again when it is free")
+    if computed["code"] == NOT_READY:
+        raise Fault(
+            "the devices are connected by NVSwitch, which is not ready",
+            "Install nvidia-fabricmanager in exactly the driver's version, and start it",
+        )
     if computed["error"]:
         raise Fault(
             f"the driver's library says {computed['error']}",
@@ -880,6 +889,9 @@ def check_workers(seen: Seen) -> str:
         process = host.run("systemctl", "show", "--value", "--property=MainPID", name)[1].strip()
         variables = dict(pair.partition("=")[::2] for pair in host.read(f"/proc/{process}/environ").split("\0"))
         if process in ("", "0") or "CUDA_VISIBLE_DEVICES" not in variables:
+            wanted = "|".join(map(re.escape, seen.want.get("gpu_pools") or ["-"]))
+            if process not in ("", "0") and re.match(rf"prefect-worker-({wanted})(-\d+)?\.service", name):
+                raise Fault(f"{name} was set up without a GPU, so its flows compute on the CPU", mend)
             continue
         enter = ["nsenter", f"--target={process}", "--mount", "--", "runuser", "--user", "prefect-worker", "--", "env",
                  f"CUDA_VISIBLE_DEVICES={variables['CUDA_VISIBLE_DEVICES']}", "CUDA_DEVICE_ORDER=PCI_BUS_ID",
