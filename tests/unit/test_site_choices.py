@@ -276,6 +276,22 @@ def test_domains_that_fit(domain: str) -> None:
         ),
         ("nvidia_source", "nvida", 'nvidia_source: "nvida" is not a source. Did you mean `nvidia`?'),
         (
+            "nvidia_gpus_expected",
+            -1,
+            "nvidia_gpus_expected: -1 is not a number of devices. Use a whole number from 0 to 64",
+        ),
+        (
+            "nvidia_pcie_lanes_expected",
+            12,
+            "nvidia_pcie_lanes_expected: 12 is a number, not a width of PCIe slots. Use 0, 1, 2, 4, 8 or 16",
+        ),
+        (
+            "nvidia_inference_services",
+            ["Delay"],
+            'nvidia_inference_services, entry 1: "Delay" is not a service\'s name. '
+            "Use lower-case letters, digits and hyphens",
+        ),
+        (
             "prediction_log_days",
             "90 days",
             'prediction_log_days: "90 days" is text, not a number of days. '
