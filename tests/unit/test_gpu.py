@@ -340,6 +340,9 @@ def test_no_reading_is_no_pass(name: str) -> None:
     assert failed(judged(host)) != []
 
 
+ALL_OF_LOAD = ["GPU computation", "GPU PCIe link", "GPU clocks"]
+
+
 def test_a_device_in_use_by_one_program_alone_is_not_judged() -> None:
     host = Recorded("h200").with_process()
     reading("<compute_mode>Default<", "<compute_mode>Exclusive_Process<")(host)
@@ -347,7 +350,18 @@ def test_a_device_in_use_by_one_program_alone_is_not_judged() -> None:
     found = judged(host)
     assert failed(found) == []
     skipped = [name for name, each in found.items() if each["skipped"]]
-    assert skipped == ["GPU computation", "GPU PCIe link", "GPU clocks"]
+    assert skipped == ALL_OF_LOAD
+
+
+def test_a_device_whose_memory_others_have_taken_is_not_judged() -> None:
+    host = Recorded("h200").with_process()
+    host.busy, host.computed = "", {"error": "CUDA_ERROR_OUT_OF_MEMORY", "code": gpu.FULL, "devices": []}
+    found = judged(host)
+    assert failed(found) == []
+    assert [name for name, each in found.items() if each["skipped"]][:3] == ALL_OF_LOAD
+    # Nobody has taken it: then the device, or its driver, is at fault.
+    host.idle = READINGS["h200"]
+    assert failed(judged(host, inference=[])) == ["GPU computation"]
 
 
 def test_what_is_not_there_is_skipped_with_a_reason() -> None:

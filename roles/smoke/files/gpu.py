@@ -731,6 +731,7 @@ def check_persistence(seen: Seen) -> str:
     return "on"
 
 
+FULL = 2  # CUDA_ERROR_OUT_OF_MEMORY
 IN_USE = 46  # CUDA_ERROR_DEVICE_UNAVAILABLE
 NOT_READY = 802  # CUDA_ERROR_SYSTEM_NOT_READY
 
@@ -741,6 +742,8 @@ def check_computation(seen: Seen) -> str:
     computed, alone = seen.computed, modes & {"Exclusive_Process", "Prohibited"}
     if computed["code"] == IN_USE and alone:
         raise NotApplicable(f"a device is in use, in compute mode {', '.join(alone)}: check again when it is free")
+    if computed["code"] == FULL and any([*gpu.element.iter("process_info")] for gpu in seen.gpus):
+        raise NotApplicable("programs have taken all memory of a device: check again when it is free")
     if computed["code"] == NOT_READY:
         raise Fault(
             "the devices are connected by NVSwitch, which is not ready",
