@@ -176,6 +176,12 @@ def test_programs_errors_do_not_count_against_the_device() -> None:
     assert found["GPU errors (XID)"]["detail"] == "none of a device; 1 of programs (XID 31)"
 
 
+def test_warnings_around_the_readings_are_left_out() -> None:
+    host = Recorded("h200").with_process()
+    host.idle = f"warning\n{host.idle}WARNING: infoROM is corrupted at gpu 0000:03:00.0\n"
+    assert failed(judged(host)) == []
+
+
 # -- Spoilt one by one
 
 
@@ -225,6 +231,7 @@ SPOILT: list[tuple[str, str, Callable[[Recorded], None], str, str]] = [
     ("GPU driver", "h200", put(states={"libcuda1": "ii ", "nvidia-smi": "ii "}), "may replace libcuda1, nvidia-smi",
      "playbooks/gpu.yml"),
     ("GPU driver", "h200", put(idle=LIBRARY), "library and module are of two versions", "Reboot"),
+    ("GPU driver", "h200", put(idle="<nvidia_smi_log>\nUnknown Error\n"), "Unknown Error", "reboot"),
     ("GPU driver", "h200", put(idle="No devices were found\n"), "nvidia-smi says: No devices", "reboot"),
     ("GPU kernel module", "v100s", put(files={"/proc/driver/nvidia/version": OPEN.format("460.73.01")}),
      "the open module runs, and Tesla V100S", "nvidia_driver_kernel_module to auto"),

@@ -366,10 +366,10 @@ def number(element: ElementTree.Element | None, path: str) -> int | None:
 
 def parsed(text: str) -> ElementTree.Element:
     """Return the readings of `nvidia-smi -q -x`; raise NotApplicable if there are none."""
-    start = text.find("<nvidia_smi_log")
-    if start < 0:
+    start, last = text.find("<nvidia_smi_log"), "</nvidia_smi_log>"
+    if start < 0 or last not in text:
         raise NotApplicable("nvidia-smi gives no readings: see the check of the driver")
-    return ElementTree.fromstring(text[start:])  # noqa: S314 - of the driver's own program, without its DTD
+    return ElementTree.fromstring(text[start : text.index(last) + len(last)])  # noqa: S314 - of the driver's own program, without its DTD
 
 
 class Gpu:
@@ -512,7 +512,7 @@ def check_driver(seen: Seen) -> str:
             f"library and module are of two versions: {running} is in the kernel, {', '.join(installed)} is installed",
             "Reboot, so that the kernel loads the module of the installed version",
         )
-    if "<nvidia_smi_log" not in text:
+    if "</nvidia_smi_log>" not in text:
         raise Fault(
             f"nvidia-smi says: {' '.join(text.split())[:300] or 'nothing'}",
             "Run `journalctl -k -b | grep NVRM` on the host, which says why, and reboot",
