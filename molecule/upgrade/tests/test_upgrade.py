@@ -67,9 +67,9 @@ def ledger(host, write: int = 0, tag: str = "") -> dict[str, Any]:
 def runs(host) -> dict[str, str]:
     """Return what is installed and running, and the databases' revisions."""
     found = {app: host.check_output(f"readlink /opt/metalworks/{app}/current") for app in APPS}
-    for database, table in (("mlflow", "alembic_version"), ("prefect", "alembic_version")):
-        query = f"runuser -u postgres -- psql -Atc 'select version_num from {table}' {database}"
-        found[database] = host.check_output(query)
+    for database in ("mlflow", "prefect"):
+        query = f"runuser -u postgres -- psql -Atc 'select version_num from alembic_version' {database}"
+        found[f"schema of {database}"] = host.check_output(query)
     return found
 
 
