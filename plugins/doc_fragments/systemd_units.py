@@ -66,6 +66,10 @@ options:
             type: bool
             default: true
             description: Whether to make up for a start that the host missed while it was off.
+          then:
+            type: str
+            default: ""
+            description: Name of a unit, without C(.service), to start after each run, also after one that failed.
   family:
     type: str
     default: ""

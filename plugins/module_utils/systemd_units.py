@@ -51,6 +51,7 @@ SPEC: dict[str, Any] = {
                     "calendar": REQUIRED,
                     "random_delay": {"type": "str", "default": "0"},
                     "persistent": {"type": "bool", "default": True},
+                    "then": OPTIONAL,
                 },
             },
         },
@@ -104,6 +105,7 @@ def unit_text(wants: dict[str, Any]) -> str:
         for key, value in sorted(wants["service"].items())
         for line in (value if isinstance(value, list) else [value])
     ]
+    then: list[str] = []
     if wants["schedule"] is None:
         kind: list[str] = []
         revision = [
@@ -114,6 +116,8 @@ def unit_text(wants: dict[str, Any]) -> str:
         install = ["", "[Install]", "WantedBy=multi-user.target"]
     else:
         kind, revision, restart, install = ["Type=oneshot"], [], [], []
+        if wants["schedule"]["then"]:
+            then = [f"{result}={wants['schedule']['then']}.service" for result in ("OnSuccess", "OnFailure")]
     lines = [
         MANAGED,
         "[Unit]",
@@ -122,6 +126,7 @@ def unit_text(wants: dict[str, Any]) -> str:
         f"Wants={after}",
         "# A dependency that is down for long must not end the retries.",
         "StartLimitIntervalSec=0",
+        *then,
         "",
         "[Service]",
         *kind,

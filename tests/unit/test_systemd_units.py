@@ -25,7 +25,7 @@ WANTS: dict[str, Any] = {
     "health_timeout": 30,
     "schedule": None,
 }
-SCHEDULE = {"calendar": "Mon 04:00", "random_delay": "2h", "persistent": True}
+SCHEDULE = {"calendar": "Mon 04:00", "random_delay": "2h", "persistent": True, "then": ""}
 RUNNABLE = {**WANTS, "name": "demo", "user": "root", "command": "/bin/true", "service": {}, "schedule": SCHEDULE}
 
 
@@ -88,6 +88,12 @@ def test_a_unit_with_a_schedule_runs_to_its_end_when_its_timer_starts_it() -> No
     unit.verify({"demo.service": units.unit_text(RUNNABLE), "demo.timer": units.timer_text(RUNNABLE)})
 
 
+def test_a_unit_can_follow_each_run_of_another() -> None:
+    followed = parsed(units.unit_text({**RUNNABLE, "schedule": {**SCHEDULE, "then": "watch"}}))["Unit"]
+    assert (followed["OnSuccess"], followed["OnFailure"]) == ("watch.service", "watch.service")
+    assert not {"OnSuccess", "OnFailure"} & set(parsed(units.unit_text(RUNNABLE))["Unit"])
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -126,7 +132,7 @@ def test_scheduled_units_of_roles_are_valid_and_confined(
     wants = {**WANTS, "prestart": [], **given, "group": "root"}
     wants["command"] = "/usr/bin/true " + wants["command"].partition(" ")[2]  # the program is not on this machine
     wants["user"] = "root"
-    wants["schedule"] = {"random_delay": "0", "persistent": True} | wants["schedule"]
+    wants["schedule"] = {"random_delay": "0", "persistent": True, "then": ""} | wants["schedule"]
     assert wants["name"].startswith("metalworks-")
     assert "hidden" not in str(given["environment"])
     service, timer = units.unit_text(wants), units.timer_text(wants)

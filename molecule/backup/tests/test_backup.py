@@ -114,6 +114,10 @@ def test_a_set_names_everything_and_stores_only_what_is_new(host, two):
     assert {str(one) for one in held} == {"data/over.txt.bin", "plain/new.bin"}
 
 
+def test_the_start_page_knows_of_a_set_at_once(host, two):
+    assert host.run(f"timeout 30 sh -c 'until grep --quiet {two[1]} {VERDICT}; do sleep 0.2; done'").rc == 0
+
+
 def test_both_sets_are_whole(host, two):
     for name in two:
         assert f"set {name} is whole" in good(host, "check", name, "--everything")
