@@ -64,7 +64,9 @@ NAME = "metalworks"
 TREES = (Path("/opt/metalworks"), Path("/run/metalworks"), Path("/var/cache/metalworks"), Path("/etc/metalworks"))
 STATES = Path("/var/lib")
 CLUSTERS = Path("/etc/postgresql")
-BLOCK = re.compile(r"^# BEGIN (Metalworks[^\n]*)\n.*?^# END \1\n", re.MULTILINE | re.DOTALL)
+ASIDE = "postgresql/*/*.before-restore"
+"""Data that a restore replaced, which no cluster knows any more."""
+BLOCK = re.compile(r"^# BEGIN ((?i:metalworks)[^\n]*)\n.*?^# END \1\n", re.MULTILINE | re.DOTALL)
 OWN_TEXT = re.compile(r"/(?:etc|opt)/metalworks/")
 PEOPLE = "metalworks-people"
 ORDER = (".timer", ".path", ".socket", ".service")
@@ -189,6 +191,7 @@ class Host:
             plan = self.module.from_json((FOLDER / PLAN).read_text())
         accounts = accounts_of(units) | {*plan["accounts"], *self.noted("account")}
         found = folders_of(units) | {STATES / name for name in accounts}
+        found |= {path for path in STATES.glob(ASIDE) if not self.had(path.parent.name)}
         folders = {*plan["folders"], *self.wants["data"], *map(str, found)}
         self.reload = readers(self.paths()) | {*plan["reload"]}
         if not self.dry:
@@ -199,12 +202,19 @@ class Host:
             )
         return sorted(accounts), [Path(one) for one in sorted(folders)]
 
+    def had(self, version: str) -> bool:
+        """Tell whether PostgreSQL of this version may have been there before, with others' databases."""
+        return not self.complete or f"postgresql-{version}" in self.record["packages"]
+
     def clusters(self) -> None:
         """Say what becomes of databases. A cluster that may have been there before can hold others' databases."""
+        for path in STATES.glob(ASIDE):
+            if self.had(path.parent.name):
+                self.kept.append(f"{path}, which a restore replaced, with databases of others: delete it by hand")
         for path in CLUSTERS.glob(f"*/*/conf.d/{NAME}.conf"):
             version, name = path.parts[3:5]
             data = STATES / "postgresql" / version / name
-            if not self.complete or f"postgresql-{version}" in self.record["packages"]:
+            if self.had(version):
                 self.kept.append(f"databases in {data}, with those of others: drop the platform's by hand")
             elif not self.wants["delete_data"]:
                 self.kept.append(f"data in {data}")

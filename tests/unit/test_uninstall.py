@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.repository import load
+from tests.unit.repository import ROOT, load, read_yaml
 
 before = load("plugins/module_utils/before.py")
 uninstall = load("plugins/modules/uninstall_host.py")
@@ -95,6 +95,29 @@ def test_a_package_is_there_under_the_name_that_it_had() -> None:
 def test_only_the_platforms_blocks_go() -> None:
     text = "127.0.0.1 localhost\n# BEGIN Metalworks: a\n1 b\n# END Metalworks: a\n# BEGIN theirs\n2 c\n# END theirs\n"
     assert uninstall.without_blocks(text) == "127.0.0.1 localhost\n# BEGIN theirs\n2 c\n# END theirs\n"
+
+
+def test_the_block_of_developers_hosts_goes() -> None:
+    """Its name begins with a small letter."""
+    name = read_yaml(ROOT / "roles/workstation/vars/main.yml")["__workstation_block"]
+    assert uninstall.without_blocks(f"A=1\n# BEGIN {name}\nB=2\n# END {name}\n") == "A=1\n"
+
+
+@pytest.mark.parametrize(("packages", "before"), [([], False), (["postgresql-15"], True)])
+def test_data_that_a_restore_replaced_goes_unless_it_may_be_others(
+    packages: list[str], before: bool, tmp_path: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = tmp_path / "postgresql/15/main.before-restore"
+    aside.mkdir(parents=True)
+    monkeypatch.setattr(uninstall, "STATES", tmp_path)
+    monkeypatch.setattr(uninstall, "CLUSTERS", tmp_path / "none")
+    host = object.__new__(uninstall.Host)
+    host.dry, host.complete, host.record, host.written, host.kept = True, True, {"packages": packages}, {}, []
+    host.wants = {"data": [], "delete_data": True}
+    _, folders = host.plan([])
+    host.clusters()
+    assert (folders == [aside]) is not before
+    assert [str(aside) in line for line in host.kept] == ([True] if before else [])
 
 
 def test_units_are_found_by_name_record_or_what_they_use_and_stop_in_order(tmp_path: Path) -> None:
