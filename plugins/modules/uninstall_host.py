@@ -79,7 +79,14 @@ UNNEEDED = ("autoremove", *(f"-oAPT::AutoRemove::{kind}Important=false" for kind
 NEEDS = tuple(f"--no-{kind}" for kind in ("recommends", "suggests", "enhances", "conflicts", "breaks", "replaces"))
 CLOCKS = {"chrony": ("systemd-timesyncd", "ntpsec", "openntpd")}
 """Packages that the distribution removes when it installs another."""
-HOLDERS = [Path("/etc/hosts"), Path("/etc/environment"), Path("/etc/cloud/templates/hosts.debian.tmpl")]
+HOLDERS = [
+    Path("/etc/hosts"),
+    Path("/etc/environment"),
+    Path("/etc/gitconfig"),
+    Path("/etc/cloud/templates/hosts.debian.tmpl"),
+    Path("/etc/security/pam_env.conf"),
+    Path("/etc/ssh/ssh_known_hosts"),
+]
 """Files with blocks of the platform, where the record does not say so."""
 STAMPS = Path("/var/lib/systemd/timers")
 READERS = {"/etc/ssh": "ssh.service", "/etc/nginx": "nginx.service", "/etc/chrony": "chrony.service"}

@@ -58,7 +58,7 @@ def of_archive(archiver: dict[str, Any]) -> list[Problem]:
         return [Problem("PostgreSQL archives no WAL", "run site.yml")]
     if archiver["failing"] or archiver["waiting"] > WAITING:
         waits = f"{archiver['waiting']} segments wait since {archiver['since']}"
-        return [Problem("WAL is not archived", f"{waits}; see `journalctl -u 'postgresql@*'` and PostgreSQL's log")]
+        return [Problem("WAL is not archived", f"{waits}; `metalworks-backup prepare` says why, or PostgreSQL's log")]
     return []
 
 
