@@ -65,7 +65,7 @@ def test_backups_that_are_there_or_not_needed_are_no_problem(state: dict[str, An
 
 def test_a_set_is_not_asked_of_a_unit_that_is_not_there(tmp_path: Path) -> None:
     """On this machine, which has no backups."""
-    tasks = [{"ansible.builtin.include_tasks": str(ROOT / "playbooks/tasks/take_set.yml")}]
+    tasks = [{"ansible.builtin.include_tasks": {"file": str(ROOT / "playbooks/tasks/take_set.yml")}}]
     play = tmp_path / "play.yml"
     play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     python = f"ansible_python_interpreter={sys.executable}"
