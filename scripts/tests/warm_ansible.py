@@ -11,13 +11,16 @@ import multiprocessing
 import os
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
+from unittest.mock import patch
 
 from scripts.common import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The processes are started from pytest, and each would import it again.
 CONTEXT.set_forkserver_preload(["ansible.cli.playbook", "pytest"])
+STARTS = threading.Lock()
 
 
 def _play(argv: list[str], outputs: tuple[Path, Path], status: Path) -> None:
@@ -36,13 +39,14 @@ def _play(argv: list[str], outputs: tuple[Path, Path], status: Path) -> None:
 
 def ansible_playbook(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
     """Run playbooks in the repository's root; the caller decides what a failure means."""
-    os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
     argv = ["ansible-playbook", *map(str, arguments)]
     with tempfile.TemporaryDirectory(prefix="metalworks-play-") as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")
         status = Path(folder, "status")
         child = CONTEXT.Process(target=_play, args=(argv, outputs, status))
-        child.start()
+        # For the fork server alone: later programs of this process may have to run without this repository's settings.
+        with STARTS, patch.dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg")):
+            child.start()
         child.join()
         # multiprocessing's own exit code is 255 if a thread that starts a process meanwhile has looked for ended ones.
         code = int(status.read_text()) if status.exists() else child.exitcode or 1

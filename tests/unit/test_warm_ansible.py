@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,12 @@ def test_plays_of_several_threads_return_their_own_exit_codes(play: Path) -> Non
     with ThreadPoolExecutor(8) as pool:
         ended = list(pool.map(lambda _: ansible_playbook("--syntax-check", play), range(48)))
     assert {done.returncode for done in ended} == {0}
+
+
+def test_programs_that_run_afterwards_have_the_settings_of_before(play: Path) -> None:
+    before = dict(os.environ)
+    assert ansible_playbook("--syntax-check", play).returncode == 0
+    assert dict(os.environ) == before
 
 
 def test_errors_before_the_first_task_are_on_standard_error(tmp_path: Path) -> None:
