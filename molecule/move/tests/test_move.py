@@ -260,6 +260,16 @@ def test_a_role_that_has_moved_is_refused(site):
     assert "holds data of its own or of an earlier time" in said(done)
 
 
+def the_database_stayed(site, before, rows) -> None:
+    """Check that the inventory and the rows are as before, and that the old host serves and is backed up."""
+    assert texts(site) == before
+    assert nothing_waits()
+    assert ledger() == rows
+    assert database(OLD, "select pg_is_in_recovery()") == "f"
+    assert not active(NEW, "postgresql@15-main")
+    shell(OLD, "cd / && runuser -u postgres -- metalworks-backup take")
+
+
 def test_a_move_of_the_database_that_fails_at_its_last_step_goes_back(site):
     before, rows = texts(site), ledger()
     with cannot_be_written(site):
@@ -267,12 +277,7 @@ def test_a_move_of_the_database_that_fails_at_its_last_step_goes_back(site):
     assert done.returncode != 0
     assert f"{OLD} serves as before" in said(done)
     assert "Name the new host in the inventory" in said(done)
-    assert texts(site) == before
-    assert nothing_waits()
-    assert ledger() == rows
-    assert database(OLD, "select pg_is_in_recovery()") == "f"
-    assert not active(NEW, "postgresql@15-main")
-    shell(OLD, "cd / && runuser -u postgres -- metalworks-backup take")
+    the_database_stayed(site, before, rows)
 
 
 def test_a_killed_move_of_the_database_is_given_up(site):
@@ -282,12 +287,7 @@ def test_a_killed_move_of_the_database_is_given_up(site):
     assert not active(OLD, "postgresql@15-main")
     done = run(site, "move_role.yml", "--skip-tags", "rest", role="postgresql", to=NEW, give_up=True)
     assert done.returncode == 0, done.stdout
-    assert texts(site) == before
-    assert nothing_waits()
-    assert ledger() == rows
-    assert database(OLD, "select pg_is_in_recovery()") == "f"
-    assert not active(NEW, "postgresql@15-main")
-    shell(OLD, "cd / && runuser -u postgres -- metalworks-backup take")
+    the_database_stayed(site, before, rows)
 
 
 def test_no_row_is_lost(site, written):
