@@ -68,7 +68,7 @@ def test_a_set_is_not_asked_of_a_unit_that_is_not_there(tmp_path: Path) -> None:
     tasks = [{"ansible.builtin.include_tasks": {"file": str(ROOT / "playbooks/tasks/take_set.yml")}}]
     play = tmp_path / "play.yml"
     play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
-    python = f"ansible_python_interpreter={sys.executable}"
+    python = json.dumps({"ansible_python_interpreter": sys.executable})  # whose path may have blanks
     done = ansible_playbook("--inventory", "localhost,", "--connection", "local", "--extra-vars", python, play)
     assert done.returncode != 0
     assert "run site.yml first" in " ".join(done.stdout.split())
