@@ -24,8 +24,10 @@ RETURN = r"""
 ansible_facts:
   type: dict
   returned: always
-  description: A mapping C(nvidia) with devices, ids, container, kernel, headers, built, dkms, loaded, nouveau, gpus,
-    smi_error, packages, others, run_files, interrupted, sources, keyrings, cdi and docker. C(others) has the
+  description: A mapping C(nvidia) with devices, ids, container, kernel, kernels, dkms, build_failure, untrusted_key,
+    loaded, nouveau, gpus, smi_error, packages, others, run_files, interrupted, sources, keyrings, cdi and docker.
+    C(kernels) has the kernel and, if the next boot takes a newer one, that one, too. C(untrusted_key) is the
+    certificate that modules are signed with here, if Secure Boot is on and does not trust it. C(others) has the
     packages of a driver that was installed before the role came, and C(run_files) the paths that NVIDIA's own
     installer left.
 """
@@ -40,6 +42,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.earlier_software import driver_packages, run_files
+from ..module_utils.kernel_modules import build_failure, next_kernel, secure_boot, signing_certificate, trusts
 
 VENDOR = "0x10de"
 DISPLAY = "0x03"
@@ -191,15 +194,28 @@ def main() -> None:
     loaded = loaded_version(root)
     query = "--query-gpu=name,driver_version,persistence_mode"
     smi, smi_error = run("nvidia-smi", query, "--format=csv,noheader") if loaded else ("", "the driver is not loaded")
+    status = run("dkms", "status")[0]
+    kernels = [kernel] if container else [kernel, *filter(None, [next_kernel(root, kernel)])]
+    certificate = signing_certificate(root) if secure_boot(root) and not container else ""
+    if certificate and trusts("\n".join(run("mokutil", "--test-key", certificate))):
+        certificate = ""
     listing = run("dpkg-query", "--show", "--showformat", "${db:Status-Abbrev}|${Package}|${Version}\n")[0]
     facts = {
         "devices": [] if container else find_devices(root),
         "ids": [] if container else device_ids(root),
         "container": container,
         "kernel": kernel,
-        "headers": (root / "lib/modules" / kernel / "build").exists(),
-        "built": built_versions(run("dkms", "status")[0], kernel),
+        "kernels": [
+            {
+                "name": name,
+                "headers": (root / "lib/modules" / name / "build").exists(),
+                "built": built_versions(status, name),
+            }
+            for name in kernels
+        ],
         "dkms": dkms_sources(root),
+        "build_failure": build_failure(root),
+        "untrusted_key": certificate,
         "loaded": loaded,
         "nouveau": (root / "sys/module/nouveau").exists(),
         "gpus": parse_gpus(smi),

@@ -28,6 +28,7 @@ VERSIONS = ["580.1.2", "595.3.4"]
 if AnsibleCollectionConfig.collection_finder is None:
     init_plugin_loader([])
 facts = load("plugins/modules/nvidia_facts.py")
+modules = load("plugins/module_utils/kernel_modules.py")
 
 
 def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
@@ -37,9 +38,10 @@ def host(distribution: str, **nvidia: Any) -> dict[str, Any]:
         "devices": ["0000:3b:00.0"],
         "container": False,
         "kernel": kernel,
-        "headers": True,
-        "built": [],
+        "kernels": [{"name": kernel, "headers": True, "built": []}],
         "loaded": "",
+        "build_failure": {},
+        "untrusted_key": "",
     }
     state |= {"nouveau": False, "gpus": [], "smi_error": "", "packages": {}, "interrupted": False, "sources": []}
     state |= {"ids": ["2335"], "dkms": [], "keyrings": [], "cdi": [], "docker": {}, "others": {}, "run_files": []}
@@ -420,21 +422,142 @@ def test_another_version_is_replaced_and_holds_are_renewed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "built", "running", "reboot"),
+    ("state", "running", "reboot"),
     [
-        ({}, False, False, False),
-        ({"built": ["580.1.2"]}, True, False, False),
-        ({"built": ["580.1.2"], "nouveau": True}, True, False, True),
-        ({"built": ["580.1.2"], "loaded": "580.1.1"}, True, False, True),
-        ({"built": ["580.1.2"], "loaded": "580.1.2"}, True, True, False),
+        ({}, False, False),
+        ({"nouveau": True}, False, True),
+        ({"nouveau": True, "devices": []}, False, False),
+        ({"loaded": "580.1.1"}, False, True),
+        ({"loaded": "580.1.2"}, True, False),
     ],
 )
-def test_state_of_the_driver(state: dict[str, Any], built: bool, running: bool, reboot: bool) -> None:
+def test_state_of_the_driver(state: dict[str, Any], running: bool, reboot: bool) -> None:
     variables = driver("debian_12", nvidia={"packages": installed("580.1.2"), **state})
     assert value(variables, "__nvidia_driver_installed") == "580.1.2"
-    assert value(variables, "__nvidia_driver_built") is built
     assert value(variables, "__nvidia_driver_running") is running
     assert value(variables, "__nvidia_driver_needs_reboot") is reboot
+
+
+NEWER = "6.1.0-43-amd64"
+
+
+def kernels(**built: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "headers": True, "built": built[key]}
+        for key, name in (("now", DISTRIBUTIONS["debian_12"][2]), ("next", NEWER))
+        if key in built
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "unbuilt"),
+    [
+        (kernels(now=[]), ["6.1.0-42-amd64"]),
+        (kernels(now=["580.1.2"]), []),
+        (kernels(now=["580.1.2"], next=["580.1.2"]), []),
+        (kernels(now=["580.1.2"], next=["580.1.1"]), [NEWER]),
+        (kernels(now=[], next=[]), ["6.1.0-42-amd64", NEWER]),
+    ],
+)
+def test_kernels_without_the_module(found: list[dict[str, Any]], unbuilt: list[str]) -> None:
+    variables = driver("debian_12", nvidia={"packages": installed("580.1.2"), "kernels": found})
+    assert value(variables, "__nvidia_driver_unbuilt | map(attribute='name') | list") == unbuilt
+
+
+def test_headers_of_the_next_kernel_are_installed() -> None:
+    variables = driver("debian_12", nvidia={"kernels": kernels(now=[], next=[])})
+    headers = ["linux-headers-amd64", "linux-headers-6.1.0-42-amd64", f"linux-headers-{NEWER}"]
+    assert value(variables, "__nvidia_driver_missing_headers") == headers
+
+
+@pytest.mark.parametrize(
+    ("installed_kernels", "expected"),
+    [
+        ([], ""),
+        (["6.1.0-9-amd64"], ""),
+        (["6.1.0-9-amd64", "6.1.0-8-amd64"], ""),
+        (["6.1.0-9-amd64", "6.1.0-10-amd64"], "6.1.0-10-amd64"),
+        (["6.12.57+deb13-amd64", "6.1.0-10-amd64"], "6.12.57+deb13-amd64"),
+    ],
+)
+def test_the_kernel_of_the_next_boot(tmp_path: Path, installed_kernels: list[str], expected: str) -> None:
+    (tmp_path / "boot").mkdir()
+    for kernel in installed_kernels:
+        (tmp_path / f"boot/vmlinuz-{kernel}").touch()
+    assert modules.next_kernel(tmp_path, "6.1.0-9-amd64") == expected
+
+
+@pytest.mark.parametrize(
+    ("firmware", "shim", "on"),
+    [(None, None, False), (0, None, False), (1, None, True), (1, 0, True), (1, 1, False)],
+)
+def test_secure_boot_is_found(tmp_path: Path, firmware: int | None, shim: int | None, on: bool) -> None:
+    folder = tmp_path / modules.EFI_VARIABLES
+    folder.mkdir(parents=True)
+    for name, state in ((modules.SECURE_BOOT, firmware), (modules.SHIM_DOES_NOT_CHECK, shim)):
+        if state is not None:
+            (folder / name).write_bytes(bytes([6, 0, 0, 0, state]))
+    assert modules.secure_boot(tmp_path) is on
+
+
+def test_the_certificate_of_modules(tmp_path: Path) -> None:
+    assert modules.signing_certificate(tmp_path) == "/var/lib/dkms/mok.pub"
+    (tmp_path / "etc/dkms").mkdir(parents=True)
+    (tmp_path / "etc/os-release").write_text('NAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\n')
+    assert modules.signing_certificate(tmp_path) == "/var/lib/shim-signed/mok/MOK.der"
+    (tmp_path / "etc/dkms/framework.conf").write_text("# mok_certificate=/no\nmok_certificate=/root/ours.der\n")
+    assert modules.signing_certificate(tmp_path) == "/root/ours.der"
+
+
+@pytest.mark.parametrize(
+    ("answer", "trusted"),
+    [
+        ("/var/lib/dkms/mok.pub is already enrolled\n", True),
+        ("/var/lib/dkms/mok.pub is already in db\n", True),
+        ("/var/lib/dkms/mok.pub is not enrolled\n", False),
+        ("/var/lib/dkms/mok.pub is already in the enrollment request\n", False),
+        ("\nmokutil is not installed", False),
+    ],
+)
+def test_whether_the_firmware_trusts_a_certificate(answer: str, trusted: bool) -> None:
+    assert modules.trusts(answer) is trusted
+
+
+def test_secure_boot_without_the_key_is_refused() -> None:
+    key = "/var/lib/dkms/mok.pub"
+    (message,) = value(driver("debian_12", nvidia={"untrusted_key": key}), "__nvidia_driver_refused")
+    assert message.startswith(f"Secure Boot is on at gpu-1, and its firmware does not trust {key}")
+    running = driver("debian_12", nvidia={"untrusted_key": key, "loaded": "580.1.2"})
+    assert value(running, "__nvidia_driver_refused") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("nv-mm.c:12:3: error: implicit declaration of function 'pte_offset_map'", "does not know this kernel"),
+        ("nv.c:1:1: error: 'struct vm_area_struct' has no member named 'vm_flags_set'", "does not know this kernel"),
+        ("fatal error: error writing to /tmp/ccX.s: No space left on device", "Free space on the host's disk."),
+        ("/bin/sh: 1: gcc-12: not found", "Install the compiler"),
+        ("*** Unable to find the kernel source for the currently running kernel.", "Install the headers of exactly"),
+        ("gcc: fatal error: Killed signal terminated program cc1", "memory"),
+        ("make[1]: *** [Makefile:1] Error 2", ""),
+    ],
+)
+def test_a_failed_build_is_told_with_its_cause(tmp_path: Path, line: str, cure: str) -> None:
+    folder = tmp_path / "var/lib/dkms/nvidia/580.1.2/build"
+    folder.mkdir(parents=True)
+    (folder / "make.log").write_text(f"DKMS make.log\n  CC [M] nv.o\n{line}\n")
+    failure = modules.build_failure(tmp_path)
+    assert failure["lines"] == [line]
+    assert failure["cure"] == cure if cure == "" else cure in failure["cure"]
+    variables = driver("debian_12", nvidia={"build_failure": failure})
+    text = value(variables, "__nvidia_driver_build_failure")
+    assert text.startswith(f"The last build failed: {line} (/var/lib/dkms/nvidia/580.1.2/build/make.log).")
+
+
+def test_without_a_failed_build_nothing_is_told(tmp_path: Path) -> None:
+    assert modules.build_failure(tmp_path) == {}
+    assert not value(driver("debian_12"), "__nvidia_driver_build_failure")
 
 
 def test_every_gpu_must_be_in_persistence_mode() -> None:
