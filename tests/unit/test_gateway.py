@@ -124,6 +124,15 @@ def test_braces_are_balanced_and_statements_end() -> None:
     assert depth == 0
 
 
+@pytest.mark.parametrize("sites", [[], [DOCS], [STORE], [PREFECT], [MLFLOW, PREFECT, STORE, DELAY], [ELSEWHERE]])
+def test_every_variable_that_is_used_is_set(sites: list[dict[str, Any]]) -> None:
+    """nginx refuses a configuration with one that is not, and which sites a host has depends on the inventory."""
+    text = render("nginx.conf.j2", gateway_sites=sites)
+    used = set(re.findall(r"[$](gateway_\w+)", text))
+    named = re.findall(r"(?:^ *set [$]|^ *map .* [$]|[?]<)(gateway_\w+)", text, re.MULTILINE)
+    assert used - set(named) == set()
+
+
 def test_every_passed_on_request_has_its_origin_replaced() -> None:
     text = render("nginx.conf.j2")
     for name in ("@mlflow-plain", "@mlflow-stream", "@prefect-plain", "@s3-stream", "@arrival-delay-plain"):
