@@ -252,6 +252,15 @@ def test_the_block_of_results_is_made_once_and_follows_its_address(api: Api) -> 
     assert there()["basepath"] == "s3://elsewhere/results"
 
 
+def test_the_block_waits_for_a_server_that_starts(api: Api, tmp_path, monkeypatch, capsys) -> None:
+    """The server's socket appears after the first look."""
+    socket = tmp_path / "api.sock"
+    monkeypatch.setattr(block.time, "sleep", lambda _: socket.symlink_to(api.socket))
+    block.wait_for_server(Api({"PREFECT_API_URL": "http://localhost/api", "METALWORKS_PREFECT_SOCKET": str(socket)}))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.startswith("Prefect does not respond to GET /health") for line in said] == [True]
+
+
 @pytest.mark.parametrize(
     ("variables", "packages", "expected"),
     [

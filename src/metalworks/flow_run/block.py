@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.results import NAME, TYPE, URL
+
+LOOK_SECONDS = 1.0
 
 
 def make_block(api: Api, url: str) -> bool:
@@ -27,10 +30,27 @@ def make_block(api: Api, url: str) -> bool:
     return True
 
 
+def wait_for_server(api: Api) -> None:
+    """Wait until the server answers: it may have been started at the same time. systemd limits how long."""
+    told = False
+    while True:
+        try:
+            api.ask("GET", "/health")
+        except ApiError as error:
+            if not told:
+                print(f"{error} Waiting for it.", flush=True)
+            told = True
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+
+
 def main() -> None:
     """Make the block, or end with the reason why not: systemd tries again."""
+    api = Api(os.environ)
+    wait_for_server(api)
     try:
-        changed = make_block(Api(os.environ), os.environ[URL])
+        changed = make_block(api, os.environ[URL])
     except ApiError as error:
         raise SystemExit(str(error)) from error
     print(f"Results of flows: {os.environ[URL]} ({'set' if changed else 'as before'}).")
