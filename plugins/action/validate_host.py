@@ -21,6 +21,7 @@ from ..plugin_utils import site_rules as rules
 PEOPLE, TAKE_OVER = "platform_users", "take_over"
 DRIVERS, SOURCE, VERSION = "nvidia_driver_versions", "nvidia_source", "postgresql_version"
 ANYWHERE = "nvidia_driver_install_without_device"
+DOCKER = "docker_engine"
 UPGRADES = "__upgrade_postgresql"
 
 
@@ -135,6 +136,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 found[str(entry.get("name", ""))] = entry["uid"] if isinstance(entry.get("uid"), int) else None
         return found
 
+    def _docker(self) -> dict[str, Any]:
+        """Return what is wanted of this host's Docker engine; empty if none is, or if a value cannot be computed."""
+        if DOCKER not in self.variables["group_names"]:
+            return {}
+        role = Path(self._task.args["roles"], DOCKER, "defaults/main.yml")
+        defaults = yaml_load(role.read_text())
+        names = [name.removeprefix(f"{DOCKER}_") for name in defaults]
+        wants = {
+            name: self._value(key) if key in self.variables else defaults[key]
+            for name, key in zip(names, defaults, strict=True)
+        }
+        return {} if None in wants.values() else wants
+
     def _judge_earlier(self, earlier: dict[str, Any], facts: dict[str, Any]) -> list[Any]:
         """Check for software of others that the platform would replace."""
         names = (TAKE_OVER, DRIVERS, SOURCE, VERSION)
@@ -167,6 +181,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "paths": args["paths"],
                 "address": reached_at,
                 "units": units,
+                "docker": self._docker(),
                 "driver": driver,
             }
             seen = self._execute_module(module_args=options, task_vars=self.variables)
@@ -190,7 +205,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.bad_address(self.host, reached_at, seen["address"], self._other_addresses()),
             *self._judge_ssh_port(seen["listeners"]),
             *self._judge_earlier(seen["earlier"], facts),
-            *(rules.Problem(f"host {self.host}", what, cure) for what, cure in seen["uids"]),
+            *(rules.Problem(f"host {self.host}", what, cure) for what, cure in [*seen["uids"], *seen["docker"]]),
         ]
         # The last fact tells `gathering = smart` not to gather again.
         found = {"ansible_facts": facts | {"_ansible_facts_gathered": True}, "login": seen["login"]}

@@ -61,6 +61,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         problems += rules.queue_order(self._templated("work_queues"), "work_queues")
         problems += rules.pools_without_a_limit(self._templated("worker_limits"), groups, "worker_limits")
         problems += rules.contradicting_services(self._value("inference_services"), "inference_services")
+        problems += rules.strangers(self._value("docker_users"), self.raw_users, "docker_users", PEOPLE)
         problems += rules.uneven_own_certificates(self._templated("own_certificates"), ours)
         unchecked = {*args["given"], *(fault.variable for fault in judged.faults if len(fault.path) == 1)}
         problems += rules.weak_secrets(self._all_secrets(groups["all"]), unchecked, self._cure())

@@ -41,6 +41,7 @@ done: {type: list, elements: str, returned: success, description: What was (or i
 kept: {type: list, elements: str, returned: success, description: What stays, and why.}
 """
 
+import contextlib
 import fnmatch
 import grp
 import os
@@ -72,6 +73,11 @@ PEOPLE = "metalworks-people"
 ORDER = (".timer", ".path", ".socket", ".service")
 SERVERS_LAST = re.compile(r"^(?:models-|minio|nginx|postgresql)")
 PLAN = "leaving.json"
+GENTLY = ("ssh.service", "nftables.service", "docker.service")
+"""Units to reload: a restart of nftables flushes other programs' tables, one of Docker may end containers, and one of
+SSH needs no drop-in that is gone."""
+NUKE = STATES / "docker/nuke-graph-directory.sh"
+"""What Debian's docker.io leaves there when it is removed, to delete the folder when its settings are purged."""
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 LOCK = ["-o", "DPkg::Lock::Timeout=300"]
 UNNEEDED = ("autoremove", *(f"-oAPT::AutoRemove::{kind}Important=false" for kind in ("Recommends", "Suggests")))
@@ -89,7 +95,12 @@ HOLDERS = [
 ]
 """Files with blocks of the platform, where the record does not say so."""
 STAMPS = Path("/var/lib/systemd/timers")
-READERS = {"/etc/ssh": "ssh.service", "/etc/nginx": "nginx.service", "/etc/chrony": "chrony.service"}
+READERS = {
+    "/etc/ssh": "ssh.service",
+    "/etc/nginx": "nginx.service",
+    "/etc/chrony": "chrony.service",
+    "/etc/docker": "docker.service",
+}
 """Units of the distribution whose files the platform writes."""
 
 
@@ -199,7 +210,8 @@ class Host:
         accounts = accounts_of(units) | {*plan["accounts"], *self.noted("account")}
         found = folders_of(units) | {STATES / name for name in accounts}
         found |= {path for path in STATES.glob(ASIDE) if not self.had(path.parent.name)}
-        folders = {*plan["folders"], *self.wants["data"], *map(str, found)}
+        engines = self.noted("data") if self.complete else []  # whose packages stay without a complete record
+        folders = {*plan["folders"], *self.wants["data"], *engines, *map(str, found)}
         self.reload = readers(self.paths()) | {*plan["reload"]}
         if not self.dry:
             FOLDER.mkdir(parents=True, exist_ok=True)
@@ -227,7 +239,7 @@ class Host:
                 self.kept.append(f"data in {data}")
 
     def noted(self, kind: str) -> list[str]:
-        """Return the accounts or groups that the platform made."""
+        """Return the accounts, groups or other things of a kind that the platform made."""
         return [key.partition(" ")[2] for key in self.written if key.startswith(f"{kind} ")]
 
     def stop(self, units: list[Path]) -> None:
@@ -240,6 +252,14 @@ class Host:
                 self.run("systemctl", "reset-failed", path.name.replace("@.", "@*."), check=False)
                 (STAMPS / f"stamp-{path.name}").unlink(missing_ok=True)
                 path.unlink()
+
+    def containers(self) -> None:
+        """End the containers of an engine that goes: with live-restore, they would outlive it."""
+        docker = self.module.get_bin_path("docker") if self.complete and "docker" in self.noted("engine") else None
+        if docker and show(self.module, "docker.service", "ActiveState")["ActiveState"] == "active":
+            running = self.run(docker, "ps", "--quiet").split()
+            if running and self.act(f"{len(running)} running containers"):
+                self.run(docker, "stop", *running)
 
     def open(self) -> None:
         """Delete the firewall's table, while the unit that loads it at boot stops without flushing other tables."""
@@ -329,9 +349,7 @@ class Host:
                 if self.act(f"{unit} at boot"):
                     self.run("systemctl", "--quiet", "disable", "--now", unit)
             elif state["ActiveState"] == "active" and not self.dry:
-                # A restart of nftables flushes other programs' tables, and one of SSH needs no drop-in that is gone.
-                gently = unit in ("ssh.service", "nftables.service")
-                self.run("systemctl", "reload" if gently else "restart", unit)
+                self.run("systemctl", "reload" if unit in GENTLY else "restart", unit)
 
     def kernel(self) -> None:
         """Set the kernel's parameters to what they were."""
@@ -388,6 +406,9 @@ class Host:
 
     def purge(self, names: set[str]) -> None:
         """Remove packages with their settings; those of a database that stays, without."""
+        if "docker.io" in names and self.act("package docker.io without its data"):
+            self.run("apt-get", *LOCK, "--yes", "remove", "docker.io")
+            NUKE.unlink(missing_ok=True)
         keep = set() if self.wants["delete_data"] else {name for name in names if name.startswith("postgresql")}
         for verb, some in (("remove", keep), ("purge", names - keep)):
             if some and self.act(f"packages {', '.join(sorted(some))}"):
@@ -443,6 +464,14 @@ class Host:
             elif self.act(f"group {one.gr_name}"):
                 self.run("groupdel", one.gr_name)
 
+    def members(self) -> None:
+        """Take people out of groups that others made."""
+        for name in self.noted("member"):
+            group, _, person = name.partition(" ")
+            with contextlib.suppress(KeyError):  # no such group any more
+                if person in grp.getgrnam(group).gr_mem and self.act(f"{person} in group {group}"):
+                    self.run("gpasswd", "--delete", person, group)
+
     def trees(self) -> None:
         """Delete the platform's own folders."""
         for path in TREES:
@@ -457,6 +486,7 @@ class Host:
         accounts, folders = self.plan(units)
         self.clusters()
         self.stop(units)
+        self.containers()
         self.open()
         self.files()
         self.authorities()
@@ -464,6 +494,7 @@ class Host:
         self.others()
         self.kernel()
         self.data(folders)
+        self.members()
         self.people()
         if self.complete:
             self.accounts(accounts)

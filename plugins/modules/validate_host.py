@@ -33,6 +33,10 @@ options:
   written_units: {type: dict, default: {}, description: 'Units that roles write, by group.'}
   people: {type: dict, default: {}, description: UID of each person with an account here. Set by the action.}
   units: {type: list, elements: str, default: [], description: Those of this host. Set by the action.}
+  docker:
+    description: Options of M(metalworks.platform.docker_engine) where an engine is wanted. Set by the action.
+    type: dict
+    default: {}
   driver:
     description: Whether NVIDIA's driver is installed here even without a device. Set by the action.
     type: bool
@@ -112,6 +116,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.facts.system.distribution import DistributionFactCollector
 
+from ..module_utils import docker_settings
 from ..module_utils.earlier_software import driver_packages, foreign_units, nginx_files, postgresql_clusters, run_files
 from ..module_utils.system_user import login_account, system_names, wrong_uid
 
@@ -218,6 +223,12 @@ def earlier_software(module: AnsibleModule, driver: bool) -> dict[str, Any]:
     }
 
 
+def docker_faults(module: AnsibleModule) -> list[tuple[str, str]]:
+    """Return what is wrong with the host's Docker engine, or with what is wanted of it."""
+    wants = module.params["docker"]
+    return docker_settings.faults(wants, docker_settings.look(module)) if wants and shutil.which("systemctl") else []
+
+
 def main() -> None:
     """Return facts, listeners, disks and the host's address."""
     module = AnsibleModule(
@@ -226,6 +237,7 @@ def main() -> None:
             "address": {"type": "str", "default": ""},
             "people": {"type": "dict", "default": {}},
             "units": {"type": "list", "elements": "str", "default": []},
+            "docker": {"type": "dict", "default": {}},
             "driver": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -256,6 +268,7 @@ def main() -> None:
         python=list(sys.version_info[:2]),
         disks={path: disk(path) for path in module.params["paths"]},
         nvidia_devices=devices,
+        docker=docker_faults(module),
         earlier=earlier_software(module, driver=bool(devices) or module.params["driver"]),
         address={"has": has_address(module.params["address"]), "routed": routed_addresses()},
         listeners=holders(inodes, Path("/proc")),

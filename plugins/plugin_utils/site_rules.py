@@ -267,6 +267,17 @@ def domain_of_a_host(domain: str, below: Iterable[str], hosts: Iterable[str]) ->
     ]
 
 
+def strangers(names: Iterable[Any], people: Iterable[Any], variable: str, where: str) -> list[Problem]:
+    """Report names that are not those of people."""
+    known = {one["name"] for one in people if isinstance(one, Mapping) and "name" in one}
+    found = []
+    for name in sorted({str(one) for one in names} - {str(one) for one in known}):
+        meant = did_you_mean(name, {str(one) for one in known})
+        cure = f"Did you mean `{meant}`?" if meant else f"Add the person to {where}, or remove the name"
+        found.append(Problem(f"variable `{variable}`", f"names {name}, who is not in {where}", cure))
+    return found
+
+
 def contradicting_services(services: Iterable[Mapping[str, Any]], variable: str) -> list[Problem]:
     """Report aliases of services that MLflow or the service would refuse."""
     return [

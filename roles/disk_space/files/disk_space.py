@@ -43,6 +43,7 @@ MENDS = {
     "/var/lib/postgresql": "flow runs go after flow_run_days, events after flow_event_days",
     "/var/lib/prefect-worker": "caches of flows go after prefect_worker_cache_days",
     "/var/cache/metalworks": "`uv cache prune --cache-dir /var/cache/metalworks/uv` frees what no release uses",
+    "/var/lib/docker": "`docker system df` says what is old, `docker system prune` removes it",
     "/var/log": "journals stay below journal_max_size",
     "/home": "ask its owner",
 }
