@@ -138,3 +138,18 @@ def test_an_unknown_field_of_a_port_is_refused_with_the_fields_that_exist() -> N
     port = {"port": 80, "from": "anyone", "why": "a dashboard"}
     found = ArgumentSpecValidator(options["options"]).validate({"firewall_open": [port]}).error_messages
     assert "firewall_open.why. Supported parameters include: from, port, protocol, reason." in found
+
+
+def test_only_containers_begin_connections_that_a_host_forwards() -> None:
+    text = rules(firewall_forward=True)
+    forward = text[text.index("chain forward") :]
+    lines = [line.strip() for line in forward.splitlines()[1:] if line.strip() and not line.strip().startswith("#")]
+    assert lines[:7] == [
+        "type filter hook forward priority filter; policy drop;",
+        "ct state established,related accept",
+        "ct original ip daddr 127.0.0.0/8 jump dropped",
+        "ct status dnat jump opened",
+        "ct status dnat jump dropped",
+        'meta iifkind "bridge" accept',
+        "jump dropped",
+    ]

@@ -172,3 +172,59 @@ def test_units_that_read_a_file_are_known() -> None:
         "chrony.service",
         "ssh.service",
     }
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return a host with an engine of the platform's, and the commands that its removal runs."""
+    monkeypatch.setattr(uninstall, "NUKE", tmp_path / "nuke-graph-directory.sh")
+    monkeypatch.setattr(uninstall, "show", lambda *_: {"ActiveState": "active"})
+    host = object.__new__(uninstall.Host)
+    host.dry, host.complete, host.done, host.kept = False, True, [], []
+    host.record, host.wants = {"packages": []}, {"data": [], "delete_data": False}
+    host.written = dict.fromkeys(["engine docker", f"data {tmp_path}/docker", "member docker ada"])
+    host.module = SimpleNamespace(get_bin_path=lambda name: f"/usr/bin/{name}")
+    commands: list[str] = []
+
+    def run(*command: str, check: bool = True) -> str:
+        commands.append(" ".join(one for one in command if not one.startswith(("-o", "DPkg"))))
+        if command[:1] == ("apt-get",) and "remove" in command:
+            uninstall.NUKE.touch()  # as Debian's package does
+        assert not ("purge" in command and uninstall.NUKE.exists()), "a purge would delete images and volumes"
+        return "ab cd" if "ps" in command else ""
+
+    host.run = run
+    return SimpleNamespace(host=host, commands=commands)
+
+
+@pytest.mark.parametrize("delete_data", [True, False])
+def test_docker_goes_without_its_data(bare: SimpleNamespace, delete_data: bool) -> None:
+    bare.host.wants["delete_data"] = delete_data
+    bare.host.purge({"docker.io", "containerd"})
+    assert bare.commands == ["apt-get --yes remove docker.io", "apt-get --yes purge containerd docker.io"]
+
+
+def test_containers_end_with_an_engine_of_the_platforms_only(bare: SimpleNamespace) -> None:
+    bare.host.containers()
+    assert bare.commands == ["/usr/bin/docker ps --quiet", "/usr/bin/docker stop ab cd"]
+    bare.commands.clear()
+    del bare.host.written["engine docker"]
+    bare.host.containers()
+    assert bare.commands == []
+
+
+def test_data_of_an_engine_is_the_platforms_where_its_packages_go(
+    bare: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uninstall, "FOLDER", tmp_path / "before")
+    monkeypatch.setattr(uninstall, "STATES", tmp_path / "states")
+    assert bare.host.plan([])[1] == [tmp_path / "docker"]
+    (tmp_path / "before/leaving.json").unlink()
+    bare.host.complete = False
+    assert bare.host.plan([])[1] == []
+
+
+def test_people_leave_a_group_that_stays(bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uninstall.grp, "getgrnam", lambda _: SimpleNamespace(gr_mem=["theirs", "ada"]))
+    bare.host.members()
+    assert bare.commands == ["gpasswd --delete ada docker"]
