@@ -21,7 +21,7 @@ from ..plugin_utils import site_rules as rules
 PEOPLE, TAKE_OVER = "platform_users", "take_over"
 DRIVERS, SOURCE, VERSION = "nvidia_driver_versions", "nvidia_source", "postgresql_version"
 ANYWHERE = "nvidia_driver_install_without_device"
-DOCKER = "docker_engine"
+DOCKER, POOLS = "docker_engine", "default-address-pools"
 UPGRADES = "__upgrade_postgresql"
 
 
@@ -140,14 +140,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Return what is wanted of this host's Docker engine; empty if none is, or if a value cannot be computed."""
         if DOCKER not in self.variables["group_names"]:
             return {}
-        role = Path(self._task.args["roles"], DOCKER, "defaults/main.yml")
-        defaults = yaml_load(role.read_text())
-        names = [name.removeprefix(f"{DOCKER}_") for name in defaults]
+        defaults = yaml_load(Path(self._task.args["roles"], DOCKER, "defaults/main.yml").read_text())
         wants = {
-            name: self._value(key) if key in self.variables else defaults[key]
-            for name, key in zip(names, defaults, strict=True)
+            key.removeprefix(f"{DOCKER}_"): self._value(key) if key in self.variables else default
+            for key, default in defaults.items()
         }
-        return {} if None in wants.values() else wants
+        if None in wants.values():
+            return {}
+        # The module logs its options, and other settings may hold passwords.
+        wants["settings"] = {key: wants["settings"][key] for key in ("hosts", POOLS) if key in wants["settings"]}
+        return wants
 
     def _judge_earlier(self, earlier: dict[str, Any], facts: dict[str, Any]) -> list[Any]:
         """Check for software of others that the platform would replace."""

@@ -58,7 +58,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..module_utils.before import load, made
+from ..module_utils.before import keep, load, made
 from ..module_utils.docker_settings import (
     CONFIGURATION,
     OURS,
@@ -83,8 +83,12 @@ from ..module_utils.systemctl import show
 GROUP = "docker"
 OWED = Path("/run/metalworks/docker-engine-owes")
 """The keys that a daemon, named by the time of its start, does not know yet: from before its settings change."""
+PRIVATE = 0o600
+"""Settings may hold passwords, such as a proxy's."""
+KEY = CONFIGURATION.with_name("key.json")
+"""Written by the daemon itself, up to version 24."""
 CONTAINERD = "/var/lib/containerd"
-ENGINE = "engine docker"
+ENGINE = ("engine", "docker")
 
 
 def text_of(settings: dict[str, Any]) -> str:
@@ -111,13 +115,14 @@ class Engine:
 
     def own(self) -> bool:
         """Tell whether the platform installed the engine."""
-        return ENGINE in load()[1]
+        return " ".join(ENGINE) in load()[1]
 
     def install(self, root: str) -> None:
         """Note that the engine is the platform's, and what it brings along."""
         if self.module.check_mode:
             return
-        made(*ENGINE.split())
+        made(*ENGINE)
+        keep(KEY)
         if not has_data(Path(root)):
             made("data", root)
         if not Path(CONTAINERD).exists():
@@ -130,7 +135,6 @@ class Engine:
     def store(self, now: dict[str, Any], new: dict[str, Any], mine: dict[str, Any], started: str) -> None:
         """Write the settings, and note which are the platform's."""
         if changed := changes(now, new):
-            # Others' settings may hold passwords.
             shown = [text_of({key: one[key] for key in sorted(changed) if key in one}) for one in (now, new)]
             self.diff.append(diff(CONFIGURATION, *shown))
             if self.act(f"set {', '.join(sorted(changed))} in {CONFIGURATION}"):
@@ -138,10 +142,10 @@ class Engine:
                 self.owe(started, changed | self.owed(started))
                 path = CONFIGURATION.resolve()  # a link of others stays one
                 status = path.stat() if path.exists() else None
-                mode, group, owner = (status.st_mode & 0o777, status.st_gid, status.st_uid) if status else (0o644, 0, 0)
-                replace(path, text_of(new), mode, group, owner)
+                kept = (status.st_mode & 0o777, status.st_gid, status.st_uid) if status else (PRIVATE, 0, 0)
+                replace(path, text_of(new), *kept)
         if text_of(mine) != read(OURS) and not self.module.check_mode:
-            replace(OURS, text_of(mine))
+            replace(OURS, text_of(mine), PRIVATE)
 
     def owed(self, started: str) -> set[str]:
         """Return the keys that the daemon that was started then does not know yet; one started later knows all."""
@@ -246,7 +250,7 @@ def main() -> None:
             "addresses": {"type": "list", "elements": "str", "default": []},
             "log_max_size": {"type": "str", "default": "10m"},
             "log_max_files": {"type": "int", "default": 3},
-            "settings": {"type": "dict", "default": {}},
+            "settings": {"type": "dict", "default": {}, "no_log": True},
             "users": {"type": "list", "elements": "str", "default": []},
             "only_users": {"type": "bool", "default": False},
         },

@@ -226,7 +226,9 @@ def earlier_software(module: AnsibleModule, driver: bool) -> dict[str, Any]:
 def docker_faults(module: AnsibleModule) -> list[tuple[str, str]]:
     """Return what is wrong with the host's Docker engine, or with what is wanted of it."""
     wants = module.params["docker"]
-    return docker_settings.faults(wants, docker_settings.look(module)) if wants and shutil.which("systemctl") else []
+    if not wants or not Path("/run/systemd/system").is_dir():
+        return []
+    return docker_settings.faults(wants, docker_settings.look(module))
 
 
 def main() -> None:

@@ -301,6 +301,17 @@ def test_domains_that_fit(domain: str) -> None:
          "Use a whole number of days; 0 means for ever"),
         ("journal_max_size", "1 GB", 'journal_max_size: "1 GB" is not a size. '
          "Use a whole number with K, M, G or T, such as 500M or 1G"),
+        ("docker_published_ports", [{"port": 8080, "from": "world", "reason": "a tool"}],
+         'docker_published_ports, entry 1, from: "world" is not who may connect. '
+         "Use anyone, platform or a list of networks"),
+        ("docker_published_ports", [{"port": 8080, "from": ["10.0.0.0/33"], "reason": "a tool"}],
+         'docker_published_ports, entry 1, from, entry 1: "10.0.0.0/33" is not a network or an address. '
+         "Use a network such as 10.0.0.0/8, or an address"),
+        ("docker_address_pools", [{"base": "172.29.0.0/16"}],
+         "docker_address_pools, entry 1: has no size. "
+         "Set `size`: the length of the prefix of each container network, such as 24"),
+        ("docker_data_root", "srv/docker", 'docker_data_root: "srv/docker" is not an absolute path. '
+         'Use an absolute path, or "" for none'),
         ("disk_full_warning_days", 0, "disk_full_warning_days: 0 is not a number of days. "
          "Use a whole number from 1 to 60"),
         ("worker_limits", {"gpu": 0}, "worker_limits, gpu: 0 is not a number of flow runs. "

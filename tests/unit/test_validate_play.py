@@ -50,6 +50,7 @@ MISTAKES = {
         "services-1": {"certificate": "/nowhere/c.pem", "key": "/nowhere/key.pem", "ca": "/nowhere/ca.pem"}
     },
     "mlflow_sokcet": "/run/x",
+    "docker_users": ["evee"],
     "work_queues": {"urgent": 1, "default": 1},
     "ansible_user": "ops",
     "aptmirror": "https://mirror.example.org",
@@ -81,6 +82,7 @@ TOLD = [
     'entry 4 (bob), role: "boss" is not a role',
     'entry 6 (Ada Lovelace), name: "Ada Lovelace" is not a login name',
     'entry 6 (Ada Lovelace), ssh_public_keys: "~/.ssh/id_ed25519.pub" is text, not a list',
+    "variable `docker_users`: names evee, who is not in platform_users. Did you mean `eve`?",
     "variable `platform_users`: backup is the name of an account of the system or the platform",
     "variable `platform_users`: ops is the account that Ansible logs in with",
     '"ML.Example.org" is not a domain',
