@@ -15,6 +15,8 @@ from .systemd_units import hide_environments
 WHEELS = "/opt/metalworks/wheels"
 INQUIRY = "pending_migrations.py"
 """The program that a new release answers, in role python_app's files."""
+RELAY = "relay.py"
+"""The program that hands keep-alives of Docker's containers on, there too."""
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -30,6 +32,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         args["settings"] = json.dumps(args.pop("environment", {}), sort_keys=True, default=str)
         if args.get("databases"):
             args["inquiry"] = Path(self._find_needle("files", INQUIRY)).read_text()
+        if args.get("runtime") == "docker":
+            args["relay"] = Path(self._find_needle("files", RELAY)).read_text()
         args["lock"] = f"{args['root']}/lock/{lock.name}"
         args["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
         sources = {args["lock"]: lock}

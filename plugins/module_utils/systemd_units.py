@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import container
 from .replace_file import differs, read, replace
 from .system_user import ensure_system_user
 from .systemctl import MANAGED, show
@@ -97,14 +98,20 @@ SystemCallFilter=~@privileged
 SystemCallErrorNumber=EPERM"""
 
 
+def native_lines(wants: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the lines of a unit file that differ from those of a container: start, confinement, own."""
+    own = wants["service"].items()
+    return {
+        "start": [*(f"ExecStartPre={command}" for command in wants["prestart"]), f"ExecStart={wants['command']}"],
+        "confinement": [SANDBOX],
+        "own": [f"{key}={line}" for key, value in sorted(own) for line in (value if isinstance(value, list) else [value])],
+    }
+
+
 def unit_text(wants: dict[str, Any]) -> str:
     """Return the unit file of a service."""
     name, after = wants["name"], " ".join(wants["after"])
-    own = [
-        f"{key}={line}"
-        for key, value in sorted(wants["service"].items())
-        for line in (value if isinstance(value, list) else [value])
-    ]
+    form = container.lines(wants, json.loads(wants["environment"])) if wants.get("container") else native_lines(wants)
     then: list[str] = []
     if wants["schedule"] is None:
         kind: list[str] = []
@@ -134,14 +141,13 @@ def unit_text(wants: dict[str, Any]) -> str:
         f"Group={wants['group'] or wants['user']}",
         f"EnvironmentFile={SETTINGS}/{name}.env",
         *revision,
-        *(f"ExecStartPre={command}" for command in wants["prestart"]),
-        f"ExecStart={wants['command']}",
+        *form["start"],
         *restart,
-        SANDBOX,
+        *form["confinement"],
         f"StateDirectory={name}",
         "StateDirectoryMode=0750",
         f"WorkingDirectory=/var/lib/{name}",
-        *own,
+        *form["own"],
         *install,
     ]
     return "\n".join(lines) + "\n"
@@ -281,6 +287,7 @@ class Unit:
         if group is None:
             return "scheduled" if self.scheduled else "started"
         units = {self.service: unit_text(self.wants)}
+        engine = self.wants.get("container", {}).get("engine", "")
         if self.scheduled:
             units[self.timer] = timer_text(self.wants)
         environment = environment_text(json.loads(self.wants["environment"]))
@@ -289,7 +296,11 @@ class Unit:
         unwanted = not self.scheduled and self.timer_file.exists()
         state = self.show()
         if not self.module.check_mode and (stale or unwanted):
+            if engine:  # in a container, systemd cannot look for the command
+                self.verify({self.service: unit_text({**self.wants, "container": None})})
             self.verify(units)
+            if container.engine_of(read(self.unit_file)) not in (engine, ""):
+                self.systemctl("stop", self.service)  # by the old unit, which removes the container
             if unwanted:
                 remove_timer(self.module, self.name)
             if self.scheduled and state["UnitFileState"] == "enabled":  # it ran all the time, without a schedule
@@ -382,6 +393,10 @@ def remove(module: AnsibleModule, name: str) -> None:
 
 def converge(module: AnsibleModule, wants: list[dict[str, Any]], family: str) -> dict[str, str]:
     """Bring all services to the wanted state and wait until they are healthy; return what was done to each."""
+    for each in wants:
+        why = container.refusal(each, json.loads(each["environment"])) if each.get("container") else ""
+        if why:
+            module.fail_json(msg=why)
     units = [Unit(module, each) for each in wants]
     actions = {unit.name: unit.converge() for unit in units}
     for name in unlisted(family, set(actions)) if family else []:

@@ -38,6 +38,15 @@ options:
   environment: {type: dict, default: {}, description: Environment in which the release asks its databases.}
   migrate: {type: bool, default: false, description: Whether the release may migrate the databases.}
   stage: {type: bool, default: false, description: Only build the release and ask the databases; run nothing.}
+  runtime:
+    description: What the units' commands run in. The same release, user, files, network and sockets in each.
+    type: str
+    choices: [native, podman, docker]
+    default: native
+  image:
+    description: Image of the containers, pulled if the host lacks it. Empty for a base of the host's own packages.
+    type: str
+    default: ""
 extends_documentation_fragment:
   - metalworks.platform.managed_files
   - metalworks.platform.managed_files.blocks
@@ -76,7 +85,7 @@ paths: {type: list, elements: str, returned: success, description: Files that we
 """
 
 
-from ..module_utils import python_release, systemd_units
+from ..module_utils import container, python_release, systemd_units
 from ..module_utils.host_module import HostModule
 from ..module_utils.managed_files import SPEC as FILES
 from ..module_utils.managed_files import Files
@@ -87,19 +96,25 @@ def main() -> None:
     module = HostModule(
         argument_spec={
             **python_release.SPEC,
+            **container.SPEC,
             **FILES,
             **systemd_units.SPEC,
         },
         supports_check_mode=True,
     )
     wants = module.params
+    engines = {wants["runtime"], *container.engines(wants["units"])} - {container.NATIVE}
+    made = container.prepare(module, wants)
     result = python_release.converge(module, wants)
     if wants["stage"] or (result["missing"] and not module.check_mode):
         module.exit_json(**result)
     files = Files(module)
     files.converge(wants)
     actions = systemd_units.converge(module, wants["units"], wants["family"])
-    changed = result["changed"] or files.paths or any(action != "none" for action in actions.values())
+    if not module.check_mode and any(action != "none" for action in actions.values()):
+        for engine in engines:
+            container.prune(module, engine)
+    changed = made or result["changed"] or files.paths or any(action != "none" for action in actions.values())
     module.exit_json(**{**result, "changed": bool(changed)}, actions=actions, paths=files.paths, diff=files.diff)
 
 
