@@ -120,6 +120,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         port = self._value("firewall_ssh_port") if "firewall_ssh_port" in self.variables else None
         return list(rules.closed_ssh_port(self.host, port, listeners)) if over_ssh and port else []
 
+    def _wanted_runtimes(self) -> dict[str, str]:
+        """Return what this host's programs run in, by the variable that says so."""
+        groups = self.variables["group_names"]
+        names = [name for group, name in self._task.args.get("runtimes", {}).items() if group in groups]
+        return {name: str(self._value(name)) for name in names if name in self.variables}
+
     def _other_addresses(self) -> Iterator[str]:
         """Yield the addresses by which the platform's other hosts are reached, except those that nobody can compute."""
         for host in self.variables["groups"][self._task.args["home"]]:
@@ -203,6 +209,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.old_python(self.host, seen["python"], args["python"]),
             *rules.too_small(self.host, facts, seen["disks"], rules.strictest(self.variables["group_names"], minimums)),
             *rules.missing_device(self.host, seen["nvidia_devices"], self._wants_device()),
+            *rules.missing_engine(self.host, seen["docker_listens"], self._wanted_runtimes()),
             *rules.taken_ports(self.host, seen["listeners"], wanted),
             *rules.bad_address(self.host, reached_at, seen["address"], self._other_addresses()),
             *self._judge_ssh_port(seen["listeners"]),

@@ -133,8 +133,11 @@ def mounts(wants: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     others = [*SEEN, *(path for path in wants["restart_on"] if not Path(path).is_relative_to(root))]
     unseen = {*COPIED, str(RELAY)}
     yield from ((path, path, False) for path in dict.fromkeys(others) if path not in unseen and Path(path).exists())
-    yield f"{LARGE}/{wants['name']}", "/var/tmp", True
-    for path in (f"/var/lib/{wants['name']}", *(f"/run/{name}" for name in str(wants["service"].get("RuntimeDirectory", "")).split())):
+    yield f"{LARGE}/{wants['name']}", "/var/tmp", True  # noqa: S108 - the container has one of its own
+    for path in (
+        f"/var/lib/{wants['name']}",
+        *(f"/run/{name}" for name in str(wants["service"].get("RuntimeDirectory", "")).split()),
+    ):
         yield path, path, True
 
 

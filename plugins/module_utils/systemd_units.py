@@ -104,7 +104,9 @@ def native_lines(wants: dict[str, Any]) -> dict[str, list[str]]:
     return {
         "start": [*(f"ExecStartPre={command}" for command in wants["prestart"]), f"ExecStart={wants['command']}"],
         "confinement": [SANDBOX],
-        "own": [f"{key}={line}" for key, value in sorted(own) for line in (value if isinstance(value, list) else [value])],
+        "own": [
+            f"{key}={line}" for key, value in sorted(own) for line in (value if isinstance(value, list) else [value])
+        ],
     }
 
 

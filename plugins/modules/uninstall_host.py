@@ -51,6 +51,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..module_utils import container
 from ..module_utils.before import COPIES, FOLDER, OURS, PARAMETERS, WRITTEN, load, packages, put
 from ..module_utils.earlier_software import BACKUPS
 from ..module_utils.host_module import HostModule
@@ -472,6 +473,16 @@ class Host:
                 if person in grp.getgrnam(group).gr_mem and self.act(f"{person} in group {group}"):
                     self.run("gpasswd", "--delete", person, group)
 
+    def images(self) -> None:
+        """Remove the bases of containers."""
+        for engine in (container.PODMAN, container.DOCKER):
+            program = container.program(engine)
+            if not Path(program).exists() or self.module.run_command([program, "info"])[0]:  # nothing runs in it now
+                continue
+            found = self.module.run_command([program, "images", "--quiet", container.BASE], check_rc=True)[1].split()
+            if found and self.act(f"images {container.BASE} of {engine}"):
+                self.run(program, "rmi", "--force", *sorted(set(found)))
+
     def trees(self) -> None:
         """Delete the platform's own folders."""
         for path in TREES:
@@ -490,6 +501,7 @@ class Host:
         self.open()
         self.files()
         self.authorities()
+        self.images()
         self.software()
         self.others()
         self.kernel()

@@ -52,6 +52,7 @@ options:
     required: true
     description: 'Memory and disk by group: C(memory_mb), C(disk_mb) and C(free_mb).'
   device: {type: dict, required: true, description: C(group) of hosts with a GPU and the C(variable) that demands one.}
+  runtimes: {type: dict, default: {}, description: 'Variable that says what programs run in, by group.'}
 author: Metalworks (!UNKNOWN)
 """
 
@@ -271,6 +272,7 @@ def main() -> None:
         disks={path: disk(path) for path in module.params["paths"]},
         nvidia_devices=devices,
         docker=docker_faults(module),
+        docker_listens=all(Path(path).exists() for path in ("/usr/bin/docker", "/run/docker.sock")),
         earlier=earlier_software(module, driver=bool(devices) or module.params["driver"]),
         address={"has": has_address(module.params["address"]), "routed": routed_addresses()},
         listeners=holders(inodes, Path("/proc")),

@@ -411,6 +411,16 @@ def missing_device(host: str, devices: int, wanted: bool) -> list[Problem]:
     return [Problem(f"host {host}", "is in group `nvidia` but has no NVIDIA device", cure)]
 
 
+def missing_engine(host: str, docker: bool, runtimes: Mapping[str, str]) -> list[Problem]:
+    """Report a host without a Docker engine whose programs should run in it."""
+    wanting = [name for name, runtime in runtimes.items() if runtime == "docker"]
+    if docker or not wanting:
+        return []
+    what = f"has no Docker engine that runs, and {' and '.join(wanting)} is docker"
+    cure = "Install and start one (`apt install docker.io`), or set server_runtime to podman or native"
+    return [Problem(f"host {host}", what, cure)]
+
+
 def earlier_software(
     host: str, seen: Mapping[str, Any], groups: Iterable[str], accepted: Iterable[str], drivers: Iterable[str]
 ) -> list[Problem]:
