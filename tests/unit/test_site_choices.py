@@ -275,6 +275,19 @@ def test_domains_that_fit(domain: str) -> None:
             'nvidia_require_device: "no" is text, not true or false. Write it without quotes: false',
         ),
         ("nvidia_source", "nvida", 'nvidia_source: "nvida" is not a source. Did you mean `nvidia`?'),
+        ("server_runtime", "dockr", 'server_runtime: "dockr" is not a runtime. Did you mean `docker`?'),
+        (
+            "server_image",
+            "base:1",
+            'server_image: "base:1" is not an image. '
+            'Use registry/name with a tag or digest, such as registry.example.org/base:1, or "" for none',
+        ),
+        (
+            "server_image",
+            "registry.example.org/base",
+            'server_image: "registry.example.org/base" is not an image. '
+            'Use registry/name with a tag or digest, such as registry.example.org/base:1, or "" for none',
+        ),
         (
             "nvidia_gpus_expected",
             -1,

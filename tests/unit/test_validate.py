@@ -387,6 +387,20 @@ def test_gpu_host_without_a_device() -> None:
     assert "nvidia_require_device" in problem.cure
 
 
+@pytest.mark.parametrize(
+    ("docker", "runtimes"), [(True, {"mlflow_runtime": "docker"}), (False, {"mlflow_runtime": "podman"}), (False, {})]
+)
+def test_a_host_with_the_engine_that_it_needs_passes(docker: bool, runtimes: dict[str, str]) -> None:
+    assert rules.missing_engine("s1", docker, runtimes) == []
+
+
+def test_a_host_without_the_engine_that_it_needs() -> None:
+    runtimes = {"mlflow_runtime": "docker", "prefect_server_runtime": "native"}
+    problem = the_only(rules.missing_engine("s1", False, runtimes))
+    assert problem.what == "has no Docker engine that runs, and mlflow_runtime is docker"
+    assert "apt install docker.io" in problem.cure
+
+
 def test_devices_are_counted_by_pci_id(tmp_path: Path) -> None:
     for name, vendor, kind in (("a", "0x10de", "0x030200"), ("b", "0x10de", "0x040300"), ("c", "0x8086", "0x030000")):
         (tmp_path / name).mkdir()
