@@ -31,8 +31,18 @@ SPEC: dict[str, Any] = {
 """Argument spec of a runtime; the action plugin sets `relay`."""
 
 BASE = "localhost/metalworks-base"
-PACKAGES = ("python3", "dash", "coreutils", "base-files", "netbase", "tzdata", "openssl", "ca-certificates")
-"""What the base is made of, with everything that these need."""
+PACKAGES = (
+    *("python3", "dash", "coreutils", "base-files", "netbase", "tzdata", "openssl", "ca-certificates"),
+    *("libstdc++6", "libgomp1"),  # what wheels take for granted
+)
+"""What the base is made of, as far as the host has it, with everything that these need."""
+ASK = """\
+import ctypes, platform
+for name in ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1"):
+    ctypes.CDLL(name)
+print("Python", platform.python_version())
+"""
+"""What an image has to answer: it has the libraries that wheels take for granted, and this Python."""
 LEFT_OUT = ("/usr/share/doc/", "/usr/share/info/", "/usr/share/lintian/", "/usr/share/locale/", "/usr/share/man/")
 KEEP = 2
 """Bases that stay besides those that units run in: a rollback may bring back a unit that names one."""
@@ -293,11 +303,11 @@ class Image:
     def try_out(self, image: str) -> None:
         """Fail unless the image runs as units will, with the Python that the release is built with."""
         podmans = PODMANS if self.engine == PODMAN else ()
-        ask = ("/bin/sh", "-c", 'exec "$@"', "sh", self.python, "--version")
+        ask = ("/bin/sh", "-c", 'exec "$@"', "sh", self.python, "-c", ASK)
         code, out, err = self.call("run", *ISOLATION, *podmans, "--user=65534:65534", image, *ask)
         wanted = self.module.run_command([self.python, "--version"], check_rc=True)[1]
         if code:
-            self.fail(f"A container of {image} does not start {self.python}: {err.strip()}")
+            self.fail(f"A container of {image} cannot run Python programs: {err.strip()}")
         if out.split(".")[:2] != wanted.split(".")[:2]:
             self.fail(
                 f"{image} has {out.strip()}, and the release is built with {wanted.strip()} of this host. Name an "

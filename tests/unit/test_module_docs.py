@@ -21,12 +21,12 @@ TAKEN = {
     "host_certificate": {"ca_certificate", "ca_private_key", "names", "own", "valid_days", "renew_days", "warn_days"},
     "python_app": {"requirements", "project", "environment"},
     "validate_host": {"home", "roles", "schema", "accounts", "role_groups", "ports", "distributions", "written_units"}
-    | {"python", "minimums", "device"},
+    | {"python", "minimums", "device", "runtimes"},
 }
 TOLD = {
     "docs_site": {"release", "archive"},
     "host_certificate": {"look", "ca", "certificate", "key"},
-    "python_app": {"lock", "lock_sha256", "wheel", "inquiry", "settings"},
+    "python_app": {"lock", "lock_sha256", "wheel", "inquiry", "settings", "relay"},
 }
 each_module = pytest.mark.parametrize("path", MODULES, ids=[path.stem for path in MODULES])
 
