@@ -194,6 +194,16 @@ def has_address(address: str) -> bool:
     return True
 
 
+def listens(path: str) -> bool:
+    """Tell whether somebody listens at a Unix socket; a socket's file outlives its program."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
 def routed_addresses() -> list[str]:
     """Return the addresses that the host's default routes use, at most one for each IP version. No packet is sent."""
     found = []
@@ -272,7 +282,7 @@ def main() -> None:
         disks={path: disk(path) for path in module.params["paths"]},
         nvidia_devices=devices,
         docker=docker_faults(module),
-        docker_listens=all(Path(path).exists() for path in ("/usr/bin/docker", "/run/docker.sock")),
+        docker_listens=Path("/usr/bin/docker").exists() and listens("/run/docker.sock"),
         earlier=earlier_software(module, driver=bool(devices) or module.params["driver"]),
         address={"has": has_address(module.params["address"]), "routed": routed_addresses()},
         listeners=holders(inodes, Path("/proc")),

@@ -416,7 +416,7 @@ def missing_engine(host: str, docker: bool, runtimes: Mapping[str, str]) -> list
     wanting = [name for name, runtime in runtimes.items() if runtime == "docker"]
     if docker or not wanting:
         return []
-    what = f"has no Docker engine that runs, and {' and '.join(wanting)} is docker"
+    what = f"has no Docker engine that runs, as wanted by {' and '.join(wanting)}"
     cure = "Install and start one (`apt install docker.io`), or set server_runtime to podman or native"
     return [Problem(f"host {host}", what, cure)]
 

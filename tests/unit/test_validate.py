@@ -397,8 +397,18 @@ def test_a_host_with_the_engine_that_it_needs_passes(docker: bool, runtimes: dic
 def test_a_host_without_the_engine_that_it_needs() -> None:
     runtimes = {"mlflow_runtime": "docker", "prefect_server_runtime": "native"}
     problem = the_only(rules.missing_engine("s1", False, runtimes))
-    assert problem.what == "has no Docker engine that runs, and mlflow_runtime is docker"
+    assert problem.what == "has no Docker engine that runs, as wanted by mlflow_runtime"
     assert "apt install docker.io" in problem.cure
+
+
+def test_a_sockets_file_alone_is_no_engine(tmp_path: Path) -> None:
+    path = str(tmp_path / "docker.sock")
+    assert not probe.listens(path)
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(path)
+        assert not probe.listens(path)
+        engine.listen()
+        assert probe.listens(path)
 
 
 def test_devices_are_counted_by_pci_id(tmp_path: Path) -> None:
