@@ -209,7 +209,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             *rules.old_python(self.host, seen["python"], args["python"]),
             *rules.too_small(self.host, facts, seen["disks"], rules.strictest(self.variables["group_names"], minimums)),
             *rules.missing_device(self.host, seen["nvidia_devices"], self._wants_device()),
-            *rules.missing_engine(self.host, seen["docker_listens"], self._wanted_runtimes()),
+            *rules.missing_engine(
+                self.host, seen["docker_listens"] or DOCKER in self.variables["group_names"], self._wanted_runtimes()
+            ),
             *rules.taken_ports(self.host, seen["listeners"], wanted),
             *rules.bad_address(self.host, reached_at, seen["address"], self._other_addresses()),
             *self._judge_ssh_port(seen["listeners"]),

@@ -417,7 +417,7 @@ def missing_engine(host: str, docker: bool, runtimes: Mapping[str, str]) -> list
     if docker or not wanting:
         return []
     what = f"has no Docker engine that runs, as wanted by {' and '.join(wanting)}"
-    cure = "Install and start one (`apt install docker.io`), or set server_runtime to podman or native"
+    cure = "Put the host into the group `docker_engine`, or set server_runtime to podman or native"
     return [Problem(f"host {host}", what, cure)]
 
 
