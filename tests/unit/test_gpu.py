@@ -18,9 +18,21 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.repository import ROOT, load, read_yaml
+from roles.gpu_checks.files.gpu_checks import (
+    containers,
+    cuda,
+    driver,
+    products,
+    programs,
+    readings,
+    validate,
+    verdict,
+)
+from roles.gpu_checks.files.gpu_checks import (
+    host as hosts,
+)
+from tests.unit.repository import ROOT, read_yaml
 
-gpu = load("roles/smoke/files/gpu.py")
 READINGS = {path.stem: path.read_text() for path in (ROOT / "tests/unit/gpu_readings").glob("*.xml")}
 GENERATIONS = read_yaml(ROOT / "roles/nvidia_driver/files/generations.yml")
 
@@ -42,13 +54,13 @@ XIDS = {
 FULL = "/system.slice/models-delay.service\n"
 
 
-class Recorded(gpu.Host):  # type: ignore[name-defined,misc]
+class Recorded(hosts.Host):
     """A host with these readings, which are the same idle and under load."""
 
     def __init__(self, reading: str, *, form: str = OPEN) -> None:
         self.idle = self.busy = READINGS[reading]
-        self.version = gpu.value(gpu.parsed(self.idle), "driver_version")
-        self.pci = [gpu.Gpu(each).address.lower()[-12:] for each in gpu.parsed(self.idle).findall("gpu")]
+        self.version = readings.value(readings.parsed(self.idle), "driver_version")
+        self.pci = [readings.Gpu(each).address.lower()[-12:] for each in readings.parsed(self.idle).findall("gpu")]
         self.log = LOADED
         self.files = {"/proc/driver/nvidia/version": form.format(self.version), "/proc/777/cgroup": f"0::{FULL}"}
         self.files["/proc/4242/environ"] = "A=1\0CUDA_VISIBLE_DEVICES=0\0"
@@ -87,7 +99,7 @@ class Recorded(gpu.Host):  # type: ignore[name-defined,misc]
         if command[0] == "journalctl":
             return 0, self.log
         if command[0] == "nsenter":
-            return self.torch if text == gpu.TORCH else (0, self.seen_in_worker)
+            return self.torch if text == programs.TORCH else (0, self.seen_in_worker)
         if command[1:2] == ("exec",):
             reloaded = "systemctl daemon-reload" in self.calls
             return 0, "\n".join(self.after_reload if reloaded else self.in_container)
@@ -117,7 +129,7 @@ def wanted(host: Recorded, **other: Any) -> dict[str, Any]:
 
 
 def judged(host: Recorded, **other: Any) -> dict[str, dict[str, Any]]:
-    found = {each["name"]: each for each in gpu.verdicts(host, wanted(host, **other))}
+    found = {each["name"]: each for each in validate.verdicts(host, wanted(host, **other))}
     assert json.dumps(found)
     return found
 
@@ -131,7 +143,7 @@ def failed(found: dict[str, dict[str, Any]]) -> list[str]:
 
 def test_a_good_host_passes_every_check() -> None:
     found = judged(Recorded("h200").with_process())
-    assert list(found) == list(gpu.CHECKS)
+    assert list(found) == list(validate.CHECKS)
     assert failed(found) == []
     assert [each["name"] for each in found.values() if each["skipped"]] == []
     assert found["GPU devices"]["detail"] == "1: NVIDIA H200"
@@ -303,7 +315,7 @@ def test_one_spoilt_reading_fails_one_check(
 
 
 def test_every_check_is_spoilt() -> None:
-    assert {spoilt[0] for spoilt in SPOILT} == {*gpu.CHECKS}
+    assert {spoilt[0] for spoilt in SPOILT} == {*validate.CHECKS}
 
 
 @pytest.mark.parametrize(
@@ -353,7 +365,7 @@ ALL_OF_LOAD = ["GPU computation", "GPU PCIe link", "GPU clocks"]
 def test_a_device_in_use_by_one_program_alone_is_not_judged() -> None:
     host = Recorded("h200").with_process()
     reading("<compute_mode>Default<", "<compute_mode>Exclusive_Process<")(host)
-    host.busy, host.computed = "", {"error": "CUDA_ERROR_DEVICE_UNAVAILABLE", "code": gpu.IN_USE, "devices": []}
+    host.busy, host.computed = "", {"error": "CUDA_ERROR_DEVICE_UNAVAILABLE", "code": cuda.IN_USE, "devices": []}
     found = judged(host)
     assert failed(found) == []
     skipped = [name for name, each in found.items() if each["skipped"]]
@@ -362,7 +374,7 @@ def test_a_device_in_use_by_one_program_alone_is_not_judged() -> None:
 
 def test_a_device_whose_memory_others_have_taken_is_not_judged() -> None:
     host = Recorded("h200").with_process()
-    host.busy, host.computed = "", {"error": "CUDA_ERROR_OUT_OF_MEMORY", "code": gpu.FULL, "devices": []}
+    host.busy, host.computed = "", {"error": "CUDA_ERROR_OUT_OF_MEMORY", "code": cuda.FULL, "devices": []}
     found = judged(host)
     assert failed(found) == []
     assert [name for name, each in found.items() if each["skipped"]][:3] == ALL_OF_LOAD
@@ -394,7 +406,7 @@ def test_a_host_without_a_device_is_skipped_only_where_it_may_lack_one(container
     host = Recorded("h200")
     host.pci = []
     host.container = lambda: container  # type: ignore[method-assign]
-    assert [*gpu.verdicts(host, wanted(host, require_device=False))] == [
+    assert [*validate.verdicts(host, wanted(host, require_device=False))] == [
         {
             "name": "GPU",
             "ok": True,
@@ -416,7 +428,7 @@ def test_the_container_is_removed_whatever_happens() -> None:
         spoil(host)
         judged(host)
         made = [call for call in host.calls if call.startswith(("docker import", "docker r"))]
-        removed = [f"docker rm --force {gpu.PLACE}", f"docker rmi {gpu.PLACE}"]
+        removed = [f"docker rm --force {containers.PLACE}", f"docker rmi {containers.PLACE}"]
         assert made[:2] == made[-2:] == removed  # also what a killed check left
         assert [call.split()[1] for call in made[2:-2]] == ["import", "run"]
 
@@ -435,7 +447,7 @@ def test_other_peoples_containers_do_not_lose_their_gpu() -> None:
 
 
 def test_the_image_holds_what_a_program_of_the_host_needs() -> None:
-    with tarfile.open(fileobj=io.BytesIO(gpu.image(gpu.Host()))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(containers.image(hosts.Host()))) as tar:
         names = tar.getnames()
     assert "usr/bin/sleep" in names
     assert [name for name in names if "/libc.so" in name]
@@ -451,7 +463,9 @@ class Library:
     def __init__(self, count: int = 1, *, spoil: bool = False, fail: str = "", die: str = "") -> None:
         self.count, self.spoil, self.fail, self.die = count, spoil, fail, die
         self.memory: dict[int, bytes] = {}
-        self.right = {kind: [gpu.whole(part, code) for part in gpu.factors()] for kind, code in gpu.CODES.items()}
+        self.right = {
+            kind: [products.whole(part, code) for part in products.factors()] for kind, code in products.CODES.items()
+        }
         self.names: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -459,7 +473,7 @@ class Library:
             if name == self.die:
                 os.kill(os.getpid(), signal.SIGKILL)
             if name == self.fail:
-                return gpu.IN_USE
+                return cuda.IN_USE
             if do := getattr(type(self), f"do_{name}", None):
                 do(self, *arguments)
             return 0
@@ -477,7 +491,7 @@ class Library:
         function._obj.value = len(self.names)
 
     def do_cuMemAlloc_v2(self, pointer: Any, size: Any) -> None:
-        assert size.value == 4 * gpu.SIDE**2
+        assert size.value == 4 * products.SIDE**2
         pointer._obj.value = 4096 * (len(self.memory) + 1)
         self.memory[pointer._obj.value] = b""
 
@@ -490,7 +504,7 @@ class Library:
     def do_cuLaunchKernel(self, function: Any, *rest: Any) -> None:
         kind = self.names[function.value - 1]
         left, right, product = (ctypes.c_uint64.from_address(address).value for address in rest[8])
-        assert (rest[0] * rest[3], rest[1] * rest[4]) == (gpu.SIDE, gpu.SIDE)
+        assert (rest[0] * rest[3], rest[1] * rest[4]) == (products.SIDE, products.SIDE)
         assert [self.memory[left], self.memory[right]] == self.right[kind][:2]
         result = bytearray(self.right[kind][2])
         if self.spoil and kind == "floats":
@@ -500,7 +514,7 @@ class Library:
 
 def worked(library: Any) -> dict[str, Any]:
     rounds = iter([False, False, True])
-    found: dict[str, Any] = gpu.load(library, lambda: None, lambda: next(rounds))
+    found: dict[str, Any] = products.load(library, lambda: None, lambda: next(rounds))
     return found
 
 
@@ -511,15 +525,16 @@ def test_right_products_of_all_devices() -> None:
 
 
 def test_the_product_is_that_of_the_matrices() -> None:
-    left, right, product = gpu.factors()
+    left, right, product = products.factors()
     for row, column in ((0, 0), (5, 9), (1023, 1022)):
         expected = sum(
-            left[row % gpu.PERIOD][k % gpu.PERIOD] * right[k % gpu.PERIOD][column % gpu.PERIOD] for k in range(gpu.SIDE)
+            left[row % products.PERIOD][k % products.PERIOD] * right[k % products.PERIOD][column % products.PERIOD]
+            for k in range(products.SIDE)
         )
-        assert product[row % gpu.PERIOD][column % gpu.PERIOD] == expected
+        assert product[row % products.PERIOD][column % products.PERIOD] == expected
         for code in ("i", "f"):
-            whole = memoryview(gpu.whole(product, code)).cast(code)
-            assert whole[row * gpu.SIDE + column] == expected
+            whole = memoryview(products.whole(product, code)).cast(code)
+            assert whole[row * products.SIDE + column] == expected
     assert max(abs(number) for line in product for number in line) < 2**24  # exact in 32-bit floats
 
 
@@ -531,12 +546,12 @@ def test_an_error_of_the_library_is_named() -> None:
     found = worked(Library(fail="cuDevicePrimaryCtxRetain"))
     assert found == {
         "error": "cuDevicePrimaryCtxRetain: CUDA_ERROR_DEVICE_UNAVAILABLE",
-        "code": gpu.IN_USE,
+        "code": cuda.IN_USE,
         "devices": [],
     }
 
 
-class Loaded(gpu.Host):  # type: ignore[name-defined,misc]
+class Loaded(hosts.Host):
     def run(self, *command: str, seconds: float = 30, text: str | None = None) -> tuple[int, str]:
         assert command == ("nvidia-smi", "-q", "-x")
         return 0, READINGS["h200"]
@@ -544,7 +559,7 @@ class Loaded(gpu.Host):  # type: ignore[name-defined,misc]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(gpu, "WARM_SECONDS", 0)
+    monkeypatch.setattr(products, "WARM_SECONDS", 0)
     return monkeypatch
 
 
@@ -581,8 +596,8 @@ def test_a_missing_library_is_named() -> None:
 
 
 def test_a_program_that_hangs_or_lacks_is_an_answer() -> None:
-    assert gpu.Host().run("metalworks-none") == (127, "metalworks-none: No such file or directory")
-    assert gpu.Host().run("sleep", "60", seconds=0.1) == (124, "sleep 60 does not answer within 0 s")
+    assert hosts.Host().run("metalworks-none") == (127, "metalworks-none: No such file or directory")
+    assert hosts.Host().run("sleep", "60", seconds=0.1) == (124, "sleep 60 does not answer within 0 s")
 
 
 def test_environments_with_pytorch_are_found(tmp_path: Path) -> None:
@@ -591,7 +606,7 @@ def test_environments_with_pytorch_are_found(tmp_path: Path) -> None:
         place.mkdir(parents=True)
         (place / "version.py").touch()
         os.utime(place / "version.py", (number, number))
-    found = gpu.Host().environments(str(tmp_path))
+    found = hosts.Host().environments(str(tmp_path))
     assert found == [str(tmp_path / f".cache/environments/{name}/bin/python") for name in ("new", "old")]
 
 
@@ -599,23 +614,23 @@ def test_the_output_is_a_line_for_each_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host = Recorded("h200").with_process()
-    monkeypatch.setattr(gpu, "Host", lambda: host)
+    monkeypatch.setattr(validate, "Host", lambda: host)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    gpu.main([{"name": "GPU", "arguments": wanted(host)}])
-    lines = [json.loads(line.removeprefix(gpu.MARK)) for line in capsys.readouterr().out.splitlines()]
-    assert [line["name"] for line in lines] == [*gpu.CHECKS]
+    validate.main([{"name": "GPU", "arguments": wanted(host)}])
+    lines = [json.loads(line.removeprefix(verdict.MARK)) for line in capsys.readouterr().out.splitlines()]
+    assert [line["name"] for line in lines] == [*validate.CHECKS]
 
 
 def test_checks_without_time_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     host = Recorded("h200").with_process()
-    monkeypatch.setattr(gpu, "Host", lambda: host)
+    monkeypatch.setattr(validate, "Host", lambda: host)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(host, "loaded", lambda: exec("raise SystemExit('out of time')"))
-    gpu.main([{"name": "GPU", "arguments": wanted(host)}])
-    lines = [json.loads(line.removeprefix(gpu.MARK)) for line in capsys.readouterr().out.splitlines()]
-    assert [line["name"] for line in lines] == [*gpu.CHECKS]
+    validate.main([{"name": "GPU", "arguments": wanted(host)}])
+    lines = [json.loads(line.removeprefix(verdict.MARK)) for line in capsys.readouterr().out.splitlines()]
+    assert [line["name"] for line in lines] == [*validate.CHECKS]
     late = [line["name"] for line in lines if not line["ok"]]
-    assert late == [*gpu.CHECKS][list(gpu.CHECKS).index("GPU computation") :]
+    assert late == [*validate.CHECKS][list(validate.CHECKS).index("GPU computation") :]
     assert "out of time. Raise smoke_timeout." in lines[-1]["detail"]
 
 
@@ -653,15 +668,17 @@ def test_rows_of_the_table_are_complete() -> None:
     ],
 )
 def test_devices_are_found_in_the_table(device: str, name: str, module: str) -> None:
-    element = gpu.ElementTree.fromstring(f"<gpu><pci><pci_device_id>{device.upper()}10DE</pci_device_id></pci></gpu>")
-    row = gpu.generation_of(gpu.Gpu(element), GENERATIONS)
-    assert (row["name"], gpu.needs(row)) == (name, module)
+    element = readings.ElementTree.fromstring(
+        f"<gpu><pci><pci_device_id>{device.upper()}10DE</pci_device_id></pci></gpu>"
+    )
+    row = driver.generation_of(readings.Gpu(element), GENERATIONS)
+    assert (row["name"], driver.needs(row)) == (name, module)
 
 
 def test_a_device_newer_than_the_table_needs_open_modules() -> None:
-    element = gpu.ElementTree.fromstring("<gpu><pci><pci_device_id>300010DE</pci_device_id></pci></gpu>")
-    assert gpu.generation_of(gpu.Gpu(element), GENERATIONS) is None
-    assert gpu.needs(None) == "open"
+    element = readings.ElementTree.fromstring("<gpu><pci><pci_device_id>300010DE</pci_device_id></pci></gpu>")
+    assert driver.generation_of(readings.Gpu(element), GENERATIONS) is None
+    assert driver.needs(None) == "open"
 
 
 def test_the_session_gives_what_the_program_reads() -> None:
