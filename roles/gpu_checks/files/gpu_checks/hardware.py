@@ -4,40 +4,46 @@ from __future__ import annotations
 
 from .cuda import FULL, IN_USE, NOT_READY
 from .products import LAUNCHES
-from .readings import Seen, number, reasons, uncorrected, value
+from .readings import Gpu, Seen, number, reasons, uncorrected, value
 from .verdict import Fault, NotApplicable
 
 
 def check_memory(seen: Seen) -> str:
     """No uncorrected errors since the driver was loaded, and no repair that waits or failed."""
-    replace = "Have the device replaced"
-    reset = "Reset the device or reboot, so that the driver takes spare memory for the bad one"
     modes, notes = set(), []
     for gpu in seen.gpus:
-        element = gpu.element
-        modes.add(value(element, "ecc_mode/current_ecc") or "none")
-        for path, name in (
-            ("remapped_rows/remapped_row_failure", "could not remap a bad row"),
-            ("ecc_errors/aggregate/sram_threshold_exceeded", "has had too many errors in its SRAM"),
-        ):
-            if value(element, path) == "Yes":
-                raise Fault(f"{gpu.name} {name}", replace)
-        for path in (
-            "remapped_rows/remapped_row_pending",
-            "retired_pages/pending_retirement",
-            "retired_pages/pending_blacklist",
-        ):
-            if value(element, path) == "Yes":
-                raise Fault(f"{gpu.name} has a bad part of its memory that waits to be replaced by a spare one", reset)
-        if count := uncorrected(element.find("ecc_errors/volatile")):
-            raise Fault(
-                f"{gpu.name} has had {count} uncorrected memory errors since the driver was loaded",
-                "Reset the device or reboot; have it replaced if they come again",
-            )
-        if count := uncorrected(element.find("ecc_errors/aggregate")):
+        modes.add(value(gpu.element, "ecc_mode/current_ecc") or "none")
+        refuse_bad_memory(gpu)
+        if count := uncorrected(gpu.element.find("ecc_errors/aggregate")):
             notes.append(f"{gpu.name} has had {count} uncorrected errors in its life")
     words = {"Enabled": "ECC on", "Disabled": "ECC off", "none": "no ECC"}
     return "; ".join([", ".join(sorted(words.get(mode, mode) for mode in modes)) + ", nothing to repair", *notes])
+
+
+def refuse_bad_memory(gpu: Gpu) -> None:
+    """Raise Fault if the device's counters tell of bad memory."""
+    element = gpu.element
+    for path, name in (
+        ("remapped_rows/remapped_row_failure", "could not remap a bad row"),
+        ("ecc_errors/aggregate/sram_threshold_exceeded", "has had too many errors in its SRAM"),
+    ):
+        if value(element, path) == "Yes":
+            raise Fault(f"{gpu.name} {name}", "Have the device replaced")
+    for path in (
+        "remapped_rows/remapped_row_pending",
+        "retired_pages/pending_retirement",
+        "retired_pages/pending_blacklist",
+    ):
+        if value(element, path) == "Yes":
+            raise Fault(
+                f"{gpu.name} has a bad part of its memory that waits to be replaced by a spare one",
+                "Reset the device or reboot, so that the driver takes spare memory for the bad one",
+            )
+    if count := uncorrected(element.find("ecc_errors/volatile")):
+        raise Fault(
+            f"{gpu.name} has had {count} uncorrected memory errors since the driver was loaded",
+            "Reset the device or reboot; have it replaced if they come again",
+        )
 
 
 def check_pcie(seen: Seen) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +16,7 @@ from .host import Host
 from .kernel_log import check_xids
 from .programs import check_inference, check_workers
 from .readings import Seen
-from .verdict import MARK, Fault, NotApplicable
+from .verdict import MARK, judged
 
 CHECKS: dict[str, Callable[[Seen], str]] = {
     "GPU devices": check_devices,
@@ -34,31 +34,26 @@ CHECKS: dict[str, Callable[[Seen], str]] = {
 }
 
 
+def without_device(host: Host, required: bool) -> dict[str, Any] | None:
+    """Return the verdict on a host that has no device; None if it has one."""
+    if not host.container() and host.devices():
+        return None
+    why = "it is a container" if host.container() else "none is on the PCI bus"
+    if required:
+        text = f"no device: {why}. Check slot, power and passthrough, or set nvidia_require_device to false."
+        return {"name": "GPU devices", "ok": False, "skipped": False, "seconds": 0.0, "detail": text}
+    text = f"skipped: no device ({why}), and nvidia_require_device is false"
+    return {"name": "GPU", "ok": True, "skipped": True, "seconds": 0.0, "detail": text}
+
+
 def verdicts(host: Host, want: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the verdict of each check, or one only for a host without a device."""
-    if host.container() or not host.devices():
-        why = "it is a container" if host.container() else "none is on the PCI bus"
-        if want["require_device"]:
-            text = f"no device: {why}. Check slot, power and passthrough, or set nvidia_require_device to false."
-            yield {"name": "GPU devices", "ok": False, "skipped": False, "seconds": 0.0, "detail": text}
-            return
-        text = f"skipped: no device ({why}), and nvidia_require_device is false"
-        yield {"name": "GPU", "ok": True, "skipped": True, "seconds": 0.0, "detail": text}
+    if found := without_device(host, want["require_device"]):
+        yield found
         return
     seen = Seen(host, want)
     for name, check in CHECKS.items():
-        start = time.monotonic()
-        verdict: dict[str, Any] = {"name": name, "ok": True, "skipped": False}
-        try:
-            verdict["detail"] = check(seen)
-        except NotApplicable as reason:
-            verdict |= {"skipped": True, "detail": str(reason)}
-        except Fault as fault:
-            verdict |= {"ok": False, "detail": str(fault)}
-        except Exception as error:
-            words = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-            verdict |= {"ok": False, "detail": f"the check itself failed: {words}. Report it with this text."}
-        yield verdict | {"seconds": round(time.monotonic() - start, 3)}
+        yield judged(name, functools.partial(check, seen))
 
 
 def main(checks: list[dict[str, Any]]) -> None:
