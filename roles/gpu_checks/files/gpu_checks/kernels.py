@@ -8,9 +8,9 @@ compares every element with the right one, and counts those that differ.
 from __future__ import annotations
 
 import array
+import itertools
 import struct
 from dataclasses import dataclass
-from itertools import product
 
 HEAD = ".version {version}\n.target sm_{target}\n.address_size 64\n"
 MASK = 0xFFFFFFFF
@@ -103,17 +103,19 @@ def matrices(kind: Kind) -> tuple[bytes, bytes, bytes]:
     b = [[right(inner, column) * kind.right for inner in range(depth)] for column in range(columns)]
     # Rows repeat: the small numbers go by remainders of 13 and 11.
     known: dict[tuple[int, int], int] = {}
-    for row, column in product(range(min(rows, 13)), range(min(columns, 11))):
+    for row, column in itertools.product(range(min(rows, 13)), range(min(columns, 11))):
         known[row, column] = sum(x * y for x, y in zip(a[row], b[column], strict=True)) * kind.rounds
     right_one = encoded(kind, [known[row % 13, column % 11] for row in range(rows) for column in range(columns)])
     if kind.tensor:
         form = "e" if kind.load == "f16" else "b"
-        return *(struct.pack(f"<{len(m) * depth}{form}", *(x for line in m for x in line)) for m in (a, b)), right_one
+        one, other = (struct.pack(f"<{len(m) * depth}{form}", *itertools.chain(*m)) for m in (a, b))
+        return one, other, right_one
     if kind.packed == 4:
         a, b = ([[int.from_bytes(struct.pack("<4b", *line[at : at + 4]), "little") for at in range(0, depth, 4)]
                  for line in matrix] for matrix in (a, b))  # fmt: skip
     # Line after line of the depth.
-    return *(encoded(kind, [line[inner] for inner in range(DEPTH) for line in matrix]) for matrix in (a, b)), right_one
+    one, other = (encoded(kind, [line[inner] for inner in range(DEPTH) for line in matrix]) for matrix in (a, b))
+    return one, other, right_one
 
 
 def ptx(kind: Kind) -> str:
@@ -156,10 +158,10 @@ def scalar(kind: Kind) -> str:
     work = []
     for inner in range(DEPTH):
         work += load("x", "own_row", inner) + load("y", "own_column", inner)
-        for i, j in product(range(tile), range(tile)):
+        for i, j in itertools.product(range(tile), range(tile)):
             work.append(f"{kind.multiply_add} %s{i * tile + j}, %x{i}, %y{j}, %s{i * tile + j};")
     compare = []
-    for (i, (row, row_step)), (j, (column, column_step)) in product(enumerate(places), enumerate(places)):
+    for (i, (row, row_step)), (j, (column, column_step)) in itertools.product(enumerate(places), enumerate(places)):
         at = ((row + row_step) * SIDE * tile + column + column_step) * size
         compare += [
             f"ld.global.{kind.type} %x0, [%expected+{at}];",
@@ -240,7 +242,7 @@ def tensor(kind: Kind) -> str:
     ]
     begin += [f"mov.{kind.type} %s{i}, {kind.zero};" for i in range(8 * down * across)]
     work, compare = [], []
-    for i, j in product(range(down), range(across)):
+    for i, j in itertools.product(range(down), range(across)):
         sums = names("s", i * across + j, 8)
         work.append(
             f"wmma.mma.sync.aligned.row.col.{shape}.{kind.multiply_add} "
