@@ -49,7 +49,7 @@ secrets: environment ## Generate the secrets that a site lacks (INVENTORY=invent
 # only: under -q, when a target is out of date. So this runs under -q, which skips every recipe line without a `+`, and
 # has two targets, because make expands all lines of a recipe before it runs the first: `smoke-run` notes the exit code,
 # then `smoke` has a line with `+` that exits with 0 or 2, or a line without, which is out of date and means 1.
-ifneq ($(filter 1-smoke 1-gpu-validate,$(words $(MAKECMDGOALS))-$(MAKECMDGOALS)),)
+ifneq ($(filter 1-smoke 1-gpu-validate 1-gpu-burnin,$(words $(MAKECMDGOALS))-$(MAKECMDGOALS)),)
 MAKEFLAGS += -q
 endif
 smoke: smoke-run ## Check a platform by using it; exits with 0, 1 (a check failed) or 2 (could not check)
@@ -83,6 +83,12 @@ gpu-validate: gpu-validate-run ## Check the GPUs of a site (INVENTORY=inventory/
 	$(if $(filter 1,$(file < build/gpu-validate.status)),@false,+@exit $(file < build/gpu-validate.status))
 gpu-validate-run: environment
 	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --gpu --inventory $(INVENTORY); echo $$? >build/gpu-validate.status
+
+gpu-burnin: gpu-burnin-run ## slow: Work the GPUs of a site (INVENTORY=inventory/<site> MINUTES=60 HOSTS=gpu-2 FORCE=yes)
+	$(if $(filter 1,$(file < build/gpu-burnin.status)),@false,+@exit $(file < build/gpu-burnin.status))
+gpu-burnin-run: environment
+	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --burnin '$(or $(MINUTES),60)' --inventory $(INVENTORY) \
+	  $(if $(HOSTS),--limit '$(HOSTS)') $(if $(FORCE),--force); echo $$? >build/gpu-burnin.status
 
 #-- Slow tests
 test-field: environment ## slow: Install on hosts with other ports, umasks, proxies and services

@@ -62,7 +62,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         names, known = variables["ansible_play_hosts_all"], variables["hostvars"]
-        answers = [(name, known[name].get("__smoke", {})) for name in names]
+        answer = self._task.args.get("answer", "__smoke")
+        answers = [(name, known[name].get(answer, {})) for name in names]
         # Only one host delegated this task; the others' results say that they skipped it.
         removals = [known[name].get("__smoke_removed", {}) for name in names]
         answers += [

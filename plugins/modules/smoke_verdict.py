@@ -10,6 +10,7 @@ description:
   - Runs on the controller. Run it once per play.
 options:
   path: {type: path, required: true, description: File to write the verdict to as JSON.}
+  answer: {type: str, default: __smoke, description: Variable with the result of each host.}
   server: {type: str, default: '', description: Host that removed for good what clients can only hide.}
 author: Metalworks (!UNKNOWN)
 """

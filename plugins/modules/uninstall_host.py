@@ -63,7 +63,10 @@ UNITS = Path("/etc/systemd/system")
 NAMED = (Path("/etc"), Path("/usr/local"))
 """Where a name with `metalworks` in it is the platform's."""
 NAME = "metalworks"
-TREES = (Path("/opt/metalworks"), Path("/run/metalworks"), Path("/var/cache/metalworks"), Path("/etc/metalworks"))
+TREES = (
+    *map(Path, ("/opt/metalworks", "/run/metalworks", "/var/cache/metalworks", "/etc/metalworks")),
+    Path("/var/lib/metalworks/gpu-burnin"),
+)
 STATES = Path("/var/lib")
 CLUSTERS = Path("/etc/postgresql")
 ASIDE = "postgresql/*/*.before-restore"

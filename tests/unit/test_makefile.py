@@ -57,7 +57,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-@pytest.mark.parametrize(("target", "options"), [("smoke", ""), ("gpu-validate", "--gpu ")])
+@pytest.mark.parametrize(
+    ("target", "options"), [("smoke", ""), ("gpu-validate", "--gpu "), ("gpu-burnin", "--burnin 60 ")]
+)
 def test_make_smoke_exits_as_smoke_did(checkout: Path, target: str, options: str, code: int) -> None:
     (checkout / "code").write_text(str(code))
     ended = make(checkout, target, "INVENTORY=inventory/ours")

@@ -116,7 +116,7 @@ def test_the_gpus_alone_have_a_verdict_of_their_own(
 ) -> None:
     played: list[str] = []
 
-    def play(inventory: str, limit: str | None, playbook: str) -> str:
+    def play(inventory: str, limit: str | None, playbook: str, given: dict[str, Any]) -> str:
         played.append(playbook)
         (tmp_path / "gpu-validate.json").write_text(json.dumps(verdict({"g1": {"checks": [check(name="GPU clocks")]}})))
         return ""

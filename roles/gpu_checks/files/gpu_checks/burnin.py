@@ -33,6 +33,7 @@ STATE = Path("/var/lib/metalworks/gpu-burnin")
 LAST = "last.json"
 DRAINING = Path("/run/metalworks/draining")
 """While this says so, the host's workers take no runs; module drain_workers writes it."""
+UNIT = "metalworks-gpu-burnin.service"
 WORKERS = "prefect-worker-*.service"
 GRACE_SECONDS = 300.0
 """What the work may take beyond its time, for compiling and for all patterns of the memory."""
@@ -141,7 +142,7 @@ def refuse_others(host: Host, gpus: list[Gpu], ours: list[str]) -> None:
 def look(host: Host, want: dict[str, Any]) -> dict[str, Any]:
     """Return the verdict where nothing is to be done, and the workers that have to stop where something is."""
     if absent := without_device(host, want["require_device"]):
-        return {"checks": [absent], "workers": [], "serials": []}
+        return {"checks": [absent], "running": False, "workers": [], "serials": []}
     try:
         gpus, on = readings(host), versions(host)
     except NotApplicable:
@@ -150,6 +151,8 @@ def look(host: Host, want: dict[str, Any]) -> dict[str, Any]:
     if not gpus:
         raise Fault("the driver shows no device", "Run `make gpu-validate`, which says why")
     serials = [serial(gpu) for gpu in gpus]
+    if host.run("systemctl", "is-active", UNIT)[1].strip() in ("active", "activating", "deactivating"):
+        return {"checks": [], "running": True, "workers": [], "serials": serials}
     results = [None if want["force"] else passed(gpu, on, want) for gpu in gpus]
     if all(results):
         checks = [
@@ -157,10 +160,10 @@ def look(host: Host, want: dict[str, Any]) -> dict[str, Any]:
              "detail": f"skipped: passed {result['minutes']} minutes on {result['ended'][:10]}, with this driver and "
              "kernel"} for result in results if result
         ]  # fmt: skip
-        return {"checks": checks, "workers": [], "serials": serials}
+        return {"checks": checks, "running": False, "workers": [], "serials": serials}
     ours = workers(host)
     refuse_others(host, gpus, ours)
-    return {"checks": [], "workers": ours, "serials": serials}
+    return {"checks": [], "running": False, "workers": ours, "serials": serials}
 
 
 # -- The work
@@ -456,7 +459,6 @@ def main(want: dict[str, Any]) -> None:
             print(json.dumps(look(host, want)))
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before it was done"))  # raises: children are killed
-        (STATE / LAST).unlink(missing_ok=True)
         keep(LAST, burn(host, want))
     except Fault as fault:
         if want["do"] != "look":
