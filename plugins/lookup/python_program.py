@@ -3,6 +3,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
 DOCUMENTATION = r"""
 name: python_program
 short_description: Pack a Python package into the text of one program
@@ -26,15 +35,6 @@ EXAMPLES = r"""
 RETURN = r"""
 _raw: {description: Text of the program for each folder., type: list, elements: str}
 """
-
-import base64
-import io
-import zipfile
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
 
 # Python imports from a zip file by its path, which a file in memory has, too.
 PROGRAM = """\

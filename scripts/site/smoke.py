@@ -1,6 +1,7 @@
 """Check a site's platform by using it; exit with 0, 1 (a check failed) or 2 (could not check).
 
-Prints a line for each check. build/smoke.json has the same and more, as JSON; with --gpu, build/gpu-validate.json, and with --burnin, build/gpu-burnin.json.
+Prints a line for each check. build/smoke.json has the same and more, as JSON; with --gpu, build/gpu-validate.json, and
+with --burnin, build/gpu-burnin.json.
 """
 
 from __future__ import annotations

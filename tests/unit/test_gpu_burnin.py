@@ -182,7 +182,7 @@ class Simulated:
     def check(self, _: str, blocks: int, begin: int, units: int, mode: int, seed: int, shift: int, record: int) -> None:
         found = struct.unpack(f"<{4 * units}I", self.get(begin, 16 * units))
         for (address, right), word in zip(self.words(begin, units, mode, seed, shift), found, strict=True):
-            if word != right and not self.spoilt.get("blind") == "memory":
+            if word != right and self.spoilt.get("blind") != "memory":
                 self.record(record, 1, word ^ right, address)
 
 
@@ -511,3 +511,251 @@ def test_rows_of_the_table_are_complete() -> None:
 def test_models_of_recorded_devices_are_in_the_table(name: str) -> None:
     text = (ROOT / f"tests/unit/gpu_readings/{name}.xml").read_text()
     assert burnin.Run(gpu(text), None, [{"part": "end"}], [], [], (0, ""), WANT).model
+
+
+# -- What there is to do, and the whole of it
+
+
+class Recorded(Host):
+    """A host with the recorded device, and programs that answer as they would."""
+
+    def __init__(self) -> None:
+        self.text, self.log, self.active = BUSY, (0, ""), "inactive"
+        self.stops: tuple[int, str] = (0, "")
+        self.calls: list[str] = []
+        self.pci = ["0000:03:00.0"]
+        self.files = {
+            "/proc/sys/kernel/osrelease": f"{KERNEL}\n",
+            "/proc/41/environ": "A=1\0CUDA_VISIBLE_DEVICES=0\0",
+            "/proc/42/environ": "A=1\0",
+            "/proc/777/cgroup": "0::/system.slice/models-delay.service\n",
+            "/proc/778/cgroup": "0::/system.slice/prefect-worker-gpu.service\n",
+        }
+
+    def using(self, process: int, kind: str = "C") -> None:
+        """Let a process use the device."""
+        listed = f"<processes><process_info><pid>{process}</pid><type>{kind}</type></process_info></processes></gpu>"
+        self.text = self.text.replace("</gpu>", listed)
+
+    def run(self, *command: str, seconds: float = 30, text: str | None = None) -> tuple[int, str]:
+        words = " ".join(command)
+        self.calls.append(words)
+        if command[0] == "nvidia-smi":
+            return 0, self.text
+        if command[0] == "journalctl":
+            return self.log
+        if command[1] == "list-units":
+            return 0, "prefect-worker-gpu.service loaded\nprefect-worker-cpu.service loaded\n"
+        if command[1] == "show":
+            return 0, "41\n" if command[-1] == "prefect-worker-gpu.service" else "42\n"
+        if command[1] == "is-active":
+            return 3, f"{self.active}\n"
+        assert command[:2] == ("systemctl", "stop"), words
+        return self.stops
+
+    def read(self, path: str) -> str:
+        return self.files.get(path, "")
+
+    def container(self) -> bool:
+        return False
+
+    def devices(self) -> list[str]:
+        return self.pci
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(burnin, "STATE", tmp_path / "state")
+    monkeypatch.setattr(burnin, "DRAINING", tmp_path / "draining")
+    return tmp_path / "state"
+
+
+def kept(state: Path, **other: Any) -> None:
+    ended = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=3)
+    result = {"serial": SERIAL, "ok": True, "driver": DRIVER, "kernel": KERNEL, "minutes": 30}
+    state.mkdir(exist_ok=True)
+    (state / f"{SERIAL}.json").write_text(json.dumps(result | {"ended": ended.isoformat()} | other))
+
+
+def test_only_workers_with_a_gpu_have_to_stop(state: Path) -> None:
+    host = Recorded()
+    host.using(778)  # a flow run, which is waited for
+    assert burnin.look(host, WANT) == {
+        "checks": [],
+        "running": False,
+        "workers": ["prefect-worker-gpu.service"],
+        "serials": [SERIAL],
+    }
+
+
+def test_a_device_that_passed_is_spared(state: Path) -> None:
+    kept(state)
+    found = burnin.look(Recorded(), WANT)
+    assert found["workers"] == []
+    (check,) = found["checks"]
+    assert (check["ok"], check["skipped"]) == (True, True)
+    assert "passed 30 minutes on" in check["detail"]
+
+
+OLD = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=91)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("result", "want"),
+    [
+        ({"ok": False}, {}),
+        ({"driver": "535.1"}, {}),
+        ({"kernel": "5.10.0"}, {}),
+        ({"minutes": 10}, {}),
+        ({"ended": OLD}, {}),
+        ({}, {"force": True}),
+        ({}, {"days": 0}),
+    ],
+)
+def test_a_device_is_worked_again(state: Path, result: dict[str, Any], want: dict[str, Any]) -> None:
+    kept(state, **result)
+    assert burnin.look(Recorded(), WANT | want)["checks"] == []
+
+
+def test_a_result_that_cannot_be_read_does_not_count(state: Path) -> None:
+    kept(state)
+    (state / f"{SERIAL}.json").write_text('{"ok": tr')
+    assert burnin.look(Recorded(), WANT)["checks"] == []
+
+
+def test_a_burn_in_that_runs_is_waited_for(state: Path) -> None:
+    kept(state, ok=False)
+    host = Recorded()
+    host.active = "active"
+    host.using(779)
+    assert burnin.look(host, WANT)["running"]
+
+
+def test_somebody_elses_program_is_not_disturbed(state: Path) -> None:
+    host = Recorded()
+    host.using(777)
+    with pytest.raises(Fault, match=r"process 777 \(models-delay.service\) on NVIDIA H200.* `systemctl stop`"):
+        burnin.look(host, WANT)
+    host = Recorded()
+    host.using(777, "G")  # a screen
+    assert burnin.look(host, WANT)["workers"]
+
+
+def test_a_divided_device_is_refused(state: Path) -> None:
+    host = Recorded()
+    host.text = re.sub(r"(<current_mig>)[^<]*", r"\1Enabled", host.text)
+    with pytest.raises(Fault, match=r"divided by MIG.*-mig 0"):
+        burnin.look(host, WANT)
+
+
+def test_a_host_without_a_device_or_driver_says_so(state: Path) -> None:
+    host = Recorded()
+    host.pci = []
+    (check,) = burnin.look(host, WANT)["checks"]
+    assert not check["ok"]
+    (check,) = burnin.look(host, WANT | {"require_device": False})["checks"]
+    assert check["skipped"]
+    host = Recorded()
+    host.text = "NVIDIA-SMI has failed"
+    with pytest.raises(Fault, match="make gpu-validate"):
+        burnin.look(host, WANT)
+
+
+def burnt_in(host: Recorded, library: Any, quick: pytest.MonkeyPatch, **want: Any) -> dict[str, Any]:
+    quick.setattr(ctypes, "CDLL", lambda name: library)
+    quick.setattr(burnin, "Host", lambda: host)
+    quick.setattr(signal, "signal", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(burnin, "work_one", lambda address, seconds, *rest: device.burn(rest[0], address, 0.1, rest[1]))
+        burnin.main(WANT | want)
+    found: dict[str, Any] = json.loads((burnin.STATE / burnin.LAST).read_text())
+    return found
+
+
+def test_the_result_is_kept_by_serial_number(state: Path, quick: pytest.MonkeyPatch) -> None:
+    host = Recorded()
+    burnin.DRAINING.touch()
+    found = burnt_in(host, Simulated(), quick, workers=["prefect-worker-gpu.service"])
+    assert not burnin.DRAINING.exists()  # other workers go on
+    assert host.calls.index("systemctl stop prefect-worker-gpu.service") < 4
+    slow = [each["name"].split()[-1] for each in found["checks"] if not each["ok"]]
+    assert slow == ["speed", "bandwidth"]  # the stand-in does not compute much
+    result = json.loads((state / f"{SERIAL}.json").read_text())
+    assert (result["ok"], result["driver"], result["kernel"], result["minutes"]) == (False, DRIVER, KERNEL, 30)
+    assert result["checks"] == found["checks"]
+    assert {each["part"] for each in result["measured"]} == {
+        *(each.name for each in kernels.KINDS),
+        "bandwidth",
+        "memory",
+    }
+    assert result["samples"][0]["temperature"] == 61
+    assert [path.name for path in state.iterdir()] == unordered(f"{SERIAL}.json", "last.json")
+
+
+def unordered(*names: str) -> Any:
+    class Same:
+        def __eq__(self, other: object) -> bool:
+            return sorted(other) == sorted(names)  # type: ignore[call-overload,no-any-return]
+
+    return Same()
+
+
+def test_all_devices_copy_to_each_other(state: Path, quick: pytest.MonkeyPatch) -> None:
+    host = Recorded()
+    one = re.search(r"(?s)<gpu id=.*</gpu>", host.text)
+    assert one
+    other = one[0].replace("03:00.0", "04:00.0").replace(SERIAL, "1654923000002")
+    host.text = host.text.replace(one[0], one[0] + other)
+    quick.setattr(burnin, "PAIR_SECONDS", 0.01)
+    found = burnt_in(host, Simulated(("0000:03:00.0", "0000:04:00.0")), quick)
+    names = [each["name"] for each in found["checks"]]
+    assert f"GPU {SERIAL} copies" in names
+    assert "GPU 1654923000002 copies" in names
+    assert len({*names}) == len(names) == 2 * (len(burnin.CHECKS) + 1)
+
+
+def test_what_stands_in_the_way_is_kept_as_the_reason(state: Path, quick: pytest.MonkeyPatch) -> None:
+    host = Recorded()
+    host.stops = (1, "Job timed out")
+    with pytest.raises(SystemExit, match="the workers do not stop: Job timed out"):
+        burnt_in(host, Simulated(), quick, workers=["prefect-worker-gpu.service"])
+    assert "do not stop" in json.loads((state / "last.json").read_text())["unchecked"]
+
+
+# -- The role, the command and the plot
+
+
+def test_the_program_takes_what_the_role_gives() -> None:
+    """The role's program runs with the system's modules alone, and says why it cannot look here."""
+    given = read_yaml(ROOT / "roles/gpu_checks/vars/main.yml")["__gpu_checks_want"]
+    assert {*given, "do", "workers"} == {*WANT}
+    lookup = load("plugins/lookup/python_program.py")
+    text = lookup.program(ROOT / "roles/gpu_checks/files/gpu_checks", "burnin")
+    want = json.dumps(json.dumps(WANT | {"do": "look", "require_device": False}))
+    done = subprocess.run([sys.executable, "-I", "-"], input=f"{text}main(json.loads({want}))", capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["checks"][0]["detail"].startswith("skipped: no device")
+
+
+def test_the_unit_and_paths_are_the_same_everywhere() -> None:
+    names = read_yaml(ROOT / "roles/gpu_checks/vars/main.yml")
+    assert (names["__gpu_checks_unit"], names["__gpu_checks_state"]) == (burnin.UNIT, str(burnin.STATE))
+    drain = load("plugins/modules/drain_workers.py")
+    assert drain.DRAINING == burnin.DRAINING
+    burn = (ROOT / "roles/gpu_checks/tasks/burn.yml").read_text()
+    assert burn.count(str(burnin.DRAINING)) == 2
+    assert f"/{burnin.LAST}" in burn
+
+
+def test_a_plot_is_drawn_of_each_result(tmp_path: Path) -> None:
+    plots = load("scripts/site/gpu_plot.py")
+    samples = [{"at": 2.0 * i, "temperature": 40 + i, "power": 300, "clock": 1980, "slowed": []} for i in range(20)]
+    samples[3] |= {"power": None, "slowed": ["hw_slowdown"]}
+    result = {"serial": SERIAL, "product": "NVIDIA H200", "driver": DRIVER, "ok": False, "ended": OLD,
+              "measured": GOOD[:-1], "samples": samples}  # fmt: skip
+    plots.plot(result, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert f"NVIDIA H200, {SERIAL}: FAILED" in text
+    for words in ("fp16 tensor [TFLOPS]", "int8 tensor [TOPS]", "bandwidth [GB/s]", "slowed for heat or power"):
+        assert words in text
