@@ -7,6 +7,7 @@ test here has run on a device. The programs themselves run in an interpreter of 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import datetime
 import itertools
 import json
@@ -25,6 +26,7 @@ import pytest
 from roles.gpu_checks.files.gpu_checks import burnin, children, device, kernels, readings
 from roles.gpu_checks.files.gpu_checks.host import Host
 from roles.gpu_checks.files.gpu_checks.verdict import Fault
+from tests.unit import ptx
 from tests.unit.repository import ROOT, load, read_yaml
 
 MODELS = read_yaml(ROOT / "roles/gpu_checks/files/models.yml")
@@ -759,3 +761,48 @@ def test_a_plot_is_drawn_of_each_result(tmp_path: Path) -> None:
     assert f"NVIDIA H200, {SERIAL}: FAILED" in text
     for words in ("fp16 tensor [TFLOPS]", "int8 tensor [TOPS]", "bandwidth [GB/s]", "slowed for heat or power"):
         assert words in text
+
+
+# -- The programs themselves, in an interpreter; it does not know tensor cores
+
+BASE = 5 << 36
+SCALAR = [kind for kind in kernels.KINDS if not kind.tensor]
+
+
+def multiplied(kind: kernels.Kind, spoilt: int) -> tuple[int, int, set[int]]:
+    """Run a product of two rounds; return how many elements it finds wrong, where, and which it has compared."""
+    kind = dataclasses.replace(kind, rounds=2)
+    a, b, expected = kernels.matrices(kind)
+    memory = bytearray(a + b + expected + bytes(16))
+    places = [BASE, BASE + len(a), BASE + len(a + b), BASE + len(a + b + expected)]
+    memory[len(a + b) + spoilt * kind.size] ^= 1
+    program = ptx.Program(kernels.ptx(kind), "product", BASE, memory)
+    program.run(1, kind.threads, *places, kind.rounds)
+    count, processor = struct.unpack("<II", memory[-16:-8])
+    compared = [at for at in program.read_from if places[2] <= at < places[3]]
+    assert len({*compared}) == len(compared)
+    return count, processor, {(at - places[2]) // kind.size for at in compared}
+
+
+@pytest.mark.parametrize("kind", SCALAR, ids=lambda kind: kind.name)
+def test_the_program_multiplies_and_compares_every_element(kind: kernels.Kind) -> None:
+    rows, columns, _ = kind.shape
+    assert multiplied(kind, rows * columns - columns // 2) == (1, 7, {*range(rows * columns)})
+
+
+@pytest.mark.parametrize("pattern", {each.name: each for each in kernels.PATTERNS}.values(), ids=lambda each: each.name)
+def test_the_programs_write_and_compare_a_pattern(pattern: kernels.Pattern) -> None:
+    units = 21
+    memory = bytearray(16 * units + 16)
+    given = (BASE, units, pattern.mode, pattern.seed, pattern.shift, BASE + 16 * units)
+    ptx.Program(kernels.memory(), "fill", BASE, memory).run(2, 4, *given)
+    words = struct.unpack(f"<{4 * units}I", memory[: 16 * units])
+    assert words == tuple(pattern.word(BASE + 4 * number, number) for number in range(4 * units))
+    check = ptx.Program(kernels.memory(), "check", BASE, memory)
+    memory[16 * units :] = struct.pack("<IIQ", 0, 0, device.NONE)
+    check.run(2, 4, *given)
+    assert struct.unpack("<IIQ", memory[16 * units :]) == (0, 0, device.NONE)
+    memory[4 * 50] ^= 0x10
+    memory[4 * 33 + 1] ^= 0x80
+    check.run(2, 4, *given)
+    assert struct.unpack("<IIQ", memory[16 * units :]) == (2, 0x8010, BASE + 4 * 33)

@@ -131,6 +131,31 @@ def test_the_gpus_alone_have_a_verdict_of_their_own(
     assert "gpu-validate: ok" in capsys.readouterr().out
 
 
+def test_a_burn_in_gets_its_minutes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played: list[Any] = []
+
+    def play(*given: Any) -> str:
+        played.append(given)
+        (tmp_path / "gpu-burnin.json").write_text(json.dumps(verdict({"g1": {"checks": [check(name="GPU 1 work")]}})))
+        return ""
+
+    monkeypatch.setattr(smoke, "VERDICT", tmp_path / "smoke.json")
+    monkeypatch.setattr(smoke, "play", play)
+    monkeypatch.setattr(
+        sys, "argv", ["smoke", "--burnin", "480", "--force", "--limit", "g1", "-i", "inventory/example"]
+    )
+    assert smoke.main() == smoke.OK
+    assert played == [("inventory/example", "g1", "gpu_burnin", {"burnin_minutes": 480, "burnin_force": True})]
+    for wrong in ("0", "-5", "1h", "99999"):
+        monkeypatch.setattr(sys, "argv", ["smoke", f"--burnin={wrong}", "-i", "inventory/example"])
+        with pytest.raises(SystemExit) as ended:
+            smoke.main()
+        assert ended.value.code == smoke.UNKNOWN
+        assert "use a whole one from 1 to 10080" in capsys.readouterr().err
+
+
 # -- A client's session on a host
 
 
