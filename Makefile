@@ -84,7 +84,7 @@ gpu-validate: gpu-validate-run ## Check the GPUs of a site (INVENTORY=inventory/
 gpu-validate-run: environment
 	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --gpu --inventory $(INVENTORY); echo $$? >build/gpu-validate.status
 
-gpu-burnin: gpu-burnin-run ## slow: Work the GPUs of a site (INVENTORY=inventory/<site> MINUTES=60 HOSTS=gpu-2 FORCE=yes)
+gpu-burnin: gpu-burnin-run ## Work the GPUs of a site for hours (INVENTORY=inventory/<site> MINUTES=60 HOSTS=gpu-2 FORCE=yes)
 	$(if $(filter 1,$(file < build/gpu-burnin.status)),@false,+@exit $(file < build/gpu-burnin.status))
 gpu-burnin-run: environment
 	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --burnin '$(or $(MINUTES),60)' --inventory $(INVENTORY) \
