@@ -94,6 +94,9 @@ gpu-burnin-run: environment
 test-field: environment ## slow: Install on hosts with other ports, umasks, proxies and services
 	@$(PYTHON) -m scripts.tests.scenarios field
 
+test-docker-engine: environment ## slow: Set up Docker Engines, new and there before, and knock from another host
+	@$(PYTHON) -m scripts.tests.scenarios docker_engine
+
 test-mixed: environment ## slow: Install on hosts of Debian 13 beside Debian 12
 	@$(PYTHON) -m scripts.tests.scenarios mixed
 

@@ -39,7 +39,7 @@ from scripts.tests.times import VERDICT, Times, report
 SCENARIOS = ROOT / "molecule"
 SHARED = ROOT / ".config/molecule/config.yml"
 """Molecule merges each scenario's own file into this."""
-SLOW = {"field", "mixed", "move", "nvidia", "postgresql_major", "upgrade"}
+SLOW = {"docker_engine", "field", "mixed", "move", "nvidia", "postgresql_major", "upgrade"}
 """Run only when named, such as by `make test-field`."""
 NEED_MINIO = {"backup", "cluster", "field", "mixed", "move", "object_store", "postgresql_major"}
 CHECKS = ("lint", "unit")
