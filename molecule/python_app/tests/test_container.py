@@ -93,7 +93,9 @@ def test_a_container_has_no_rights_and_sees_little(host, engine):
     root = f"nsenter --target {pid} --mount --"
     assert host.run(f"{root} touch /usr/x").rc != 0
     assert host.run(f"{root} touch {ROOT}/x").rc != 0
-    assert host.check_output(f"{root} ls /etc/metalworks 2>&1 || true").endswith("No such file or directory")
+    hidden = host.run(f"{root} ls /etc/metalworks")
+    assert hidden.rc != 0
+    assert hidden.stderr.strip().endswith("No such file or directory")
     assert host.check_output(f"{root} stat --format '%U %a' /var/tmp /tmp").split("\n") == ["demo 700", "root 1777"]
 
 
