@@ -76,7 +76,7 @@ def value(templar: Templar, expression: str) -> Any:
 
 def rendered(template: Path) -> str:
     """Return an expression for a rendered template."""
-    return f"lookup('ansible.builtin.template', {json.dumps(str(template))})"
+    return f"lookup('ansible.builtin.template', {json.dumps(str(template), ensure_ascii=False)})"
 
 
 def driver(distribution: str, *, nvidia: dict[str, Any] | None = None, **variables: Any) -> Templar:

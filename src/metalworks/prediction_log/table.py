@@ -37,6 +37,8 @@ KINDS: dict[str, pa.DataType] = {
 """MLflow's column types → Arrow types: as few as possible, so that a column has the same type in all files."""
 MOST_STRANGE = 1000
 """Maximum number of columns per file that are in no signature: clients can invent them, and each takes space."""
+MOST_NESTED = 32
+"""Maximum depth of lists in a column of lists; Parquet's readers refuse a schema of about a hundred."""
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError, KeyError)
 
 
@@ -243,7 +245,10 @@ def _array(values: Sequence[Any], kind: str) -> pa.Array:
 
 def _plain(kind: pa.DataType) -> bool:
     """Tell whether a type is a number, text or list of these: objects differ between requests, or are empty."""
-    return _plain(kind.value_type) if pa.types.is_list(kind) else not pa.types.is_nested(kind)
+    depth = 0
+    while pa.types.is_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth <= MOST_NESTED and not pa.types.is_nested(kind)
 
 
 def _as_json(values: Sequence[Any]) -> pa.Array:

@@ -140,6 +140,7 @@ class Launcher:
         while process.returncode is None:
             await asyncio.sleep(LOOK_SECONDS / 4)
         told.cancel()
+        await asyncio.wait([told])  # until it has ended, only it may read
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         if inspecting:
