@@ -78,6 +78,10 @@ class Recorded(hosts.Host):
             "docker run": (0, "0123"),
             "systemctl list-units": (0, "prefect-worker-gpu.service loaded active running Prefect worker\n"),
             "systemctl show": (0, "4242\n"),
+            "uname -r": (0, "6.1.0-44-amd64\n"),
+            "linux-version list": (0, "6.1.0-44-amd64\n6.1.0-45-amd64\n"),
+            "linux-version sort": (0, "6.1.0-45-amd64\n6.1.0-44-amd64\n"),
+            "dkms status": (0, f"nvidia-current/{self.version}, 6.1.0-45-amd64, x86_64: installed\n"),
         }
         self.seen_in_worker, self.torch = "count 1\n", (0, "PyTorch 2.9.0+cu130 computes on 1\n")
         self.calls: list[str] = []
@@ -194,6 +198,15 @@ def test_warnings_around_the_readings_are_left_out() -> None:
     assert failed(judged(host)) == []
 
 
+def test_a_host_without_the_distributions_kernels_is_not_judged_by_them() -> None:
+    host = Recorded("h200").with_process()
+    host.answers["linux-version list"] = (127, "linux-version: No such file or directory")
+    assert judged(host)["GPU next kernel"]["skipped"]
+    host.answers["linux-version list"] = (0, "6.1.0-44-amd64\n")
+    host.answers["linux-version sort"] = (0, "6.1.0-44-amd64\n")
+    assert judged(host)["GPU next kernel"]["detail"] == "6.1.0-44-amd64, which runs, is the newest"
+
+
 # -- Spoilt one by one
 
 
@@ -249,6 +262,11 @@ SPOILT: list[tuple[str, str, Callable[[Recorded], None], str, str]] = [
      "the open module runs, and Tesla V100S", "nvidia_driver_kernel_module to auto"),
     ("GPU kernel module", "h200", old_module_on_blackwell, "(Blackwell) needs the open one",
      "nvidia_driver_kernel_module to auto"),
+    ("GPU next kernel", "h200", put(answers={"dkms status": (0, "nvidia/550.90.12: added\n")}),
+     "takes kernel 6.1.0-45-amd64, for which no module is built", "playbooks/gpu.yml"),
+    ("GPU next kernel", "h200",
+     put(answers={"dkms status": (0, "nvidia, 535.247.01, 6.1.0-45-amd64, x86_64: installed\n")}),
+     "for which only version 535.247.01 of the module is built", "playbooks/gpu.yml"),
     ("GPU errors (XID)", "h200", xid(79), "XID 79; the last on 0000:01:00: pid=1122, GPU has fallen", "off and on"),
     ("GPU errors (XID)", "h200", xid(63), "XID 63", "Reset the device or reboot"),
     ("GPU errors (XID)", "h200", xid(69), "XID 69", "Look up XID 69"),

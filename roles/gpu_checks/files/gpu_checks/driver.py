@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .readings import Gpu, Seen, value
-from .verdict import Fault
+from .verdict import Fault, NotApplicable
 
 PLAYBOOK = "run playbooks/gpu.yml on the host"
 
@@ -108,6 +109,28 @@ def check_module(seen: Seen) -> str:
                 f"Set nvidia_driver_kernel_module to auto, and {PLAYBOOK}",
             )
     return f"{flavour}, right for {', '.join(sorted(set(names)))}"
+
+
+def check_next_kernel(seen: Seen) -> str:
+    """The kernel that the next boot takes has the driver's module, too."""
+    running = seen.host.run("uname", "-r")[1].strip()
+    status, listed = seen.host.run("linux-version", "list")  # of package linux-base, as all of Debian's kernels
+    kernels = seen.host.run("linux-version", "sort", "--reverse", *listed.split())[1].split()
+    if status or not kernels:
+        raise NotApplicable("this host's kernels are not packages of the distribution")
+    newest = kernels[0]
+    if newest == running:
+        return f"{running}, which runs, is the newest"
+    built = seen.host.run("dkms", "status")[1]
+    line = rf"^nvidia[\w-]*[/,] *([0-9.]+), {re.escape(newest)},.*: installed\s*$"
+    versions, installed = set(re.findall(line, built, re.MULTILINE)), {version for version, _ in seen.packages.values()}
+    if not versions & installed:
+        other = f"only version {', '.join(sorted(versions))} of the module" if versions else "no module"
+        raise Fault(
+            f"the next boot takes kernel {newest}, for which {other} is built",
+            f"Before it reboots, {PLAYBOOK}, which says why a build fails",
+        )
+    return f"{newest} has the module"
 
 
 def check_persistence(seen: Seen) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .containers import check_container
-from .driver import check_devices, check_driver, check_module, check_persistence
+from .driver import check_devices, check_driver, check_module, check_next_kernel, check_persistence
 from .hardware import check_clocks, check_computation, check_memory, check_pcie
 from .host import Host
 from .kernel_log import check_xids
@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Seen], str]] = {
     "GPU devices": check_devices,
     "GPU driver": check_driver,
     "GPU kernel module": check_module,
+    "GPU next kernel": check_next_kernel,
     "GPU errors (XID)": check_xids,
     "GPU memory": check_memory,
     "GPU persistence": check_persistence,
