@@ -61,7 +61,7 @@ def test_events_of_a_real_run_are_counted(tmp_path: Path, monkeypatch: pytest.Mo
     tasks.parent.mkdir(parents=True)
     tasks.write_text("- name: Wait\n  ansible.builtin.command: sleep 0.5\n  changed_when: false\n")
     (tmp_path / "play.yml").write_text("- name: A play\n  hosts: all\n  gather_facts: false\n  roles: [waits]\n")
-    here = f"ansible_connection: local, ansible_python_interpreter: '{sys.executable}'"
+    here = f"ansible_connection: local, ansible_python_interpreter: {json.dumps(sys.executable, ensure_ascii=False)}"
     (tmp_path / "hosts.yml").write_text(f"all: {{hosts: {{a: {{{here}}}, b: {{{here}}}}}}}\n")
     monkeypatch.setattr(run_playbook, "ROOT", tmp_path)
     monkeypatch.setattr(run_playbook, "RUNS", tmp_path / "runs")
