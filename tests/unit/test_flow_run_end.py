@@ -18,7 +18,8 @@ import pytest
 from metalworks.flow_run import block, jam, lost, results
 from metalworks.flow_run.api import Api, ApiError
 from metalworks.flow_run.end import UNBEGUN_CRASHES, beat, end
-from tests.unit.repository import load
+from roles.platform_status.files.platform_status import checks as status
+from roles.platform_status.files.platform_status import night
 
 PATIENCE_SECONDS = 90
 WORDS = "The worker is gone."
@@ -223,8 +224,8 @@ def test_a_retry_starts_with_a_new_heartbeat_deadline(api: Api, make: Make, monk
 
 
 def test_prefect_understands_what_the_start_page_asks_of_a_pool(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    status = load("roles/platform_status/files/platform_status.py")
     monkeypatch.setattr(status, "LATE_SECONDS", -1.0)
+    monkeypatch.setattr(night, "LATE_SECONDS", -1.0)
     pool = f"pool-{uuid.uuid4().hex}"
     api.ask("POST", "/work_pools/", {"name": pool, "type": "process"})
     api.ask("POST", f"/work_pools/{pool}/workers/heartbeat", {"name": "worker"})
@@ -239,6 +240,23 @@ def test_prefect_understands_what_the_start_page_asks_of_a_pool(api: Api, monkey
         asyncio.run(asked())
     go(api, runs[1], "PENDING", "RUNNING")
     assert asyncio.run(asked()) == "1 worker is online"
+    # What the page shows of the night is asked of the same server.
+    assert asyncio.run(night.pool(api.socket, pool)) == {"name": pool, "workers": 1, "late": 1, "running": 1}
+
+    def of_this() -> dict[str, Any]:
+        found = asyncio.run(night.runs(api.socket, time.time()))
+        (told,) = [each for each in found["deployments"] if each["name"] == f"demo/{pool}"]
+        return dict(told)
+
+    assert [each["id"] for each in of_this()["runs"]] == runs
+    assert of_this()["counts"] == {"failed": 0, "late": 1, "running": 1, "completed": 0, "cancelled": 0}
+    failed = {"state": {"type": "FAILED", "message": "No such file\nmore"}}
+    api.ask("POST", f"/flow_runs/{runs[1]}/set_state", failed)
+    told = of_this()
+    assert (told["states"], told["counts"]["failed"]) == ({"FAILED": 1}, 1)
+    (run,) = [each for each in told["runs"] if each["kind"] == "failed"]
+    assert (run["id"], run["says"], run["pool"]) == (runs[1], "No such file", pool)
+    assert abs(run["at"] - time.time()) < 60
 
 
 def test_the_block_of_results_is_made_once_and_follows_its_address(api: Api) -> None:

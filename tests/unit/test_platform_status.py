@@ -7,6 +7,8 @@ import datetime
 import json
 import ssl
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,9 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.unit.repository import load
+from plugins.module_utils.unix_http import SocketConnection
+from roles.platform_status.files.platform_status import checks as status
+from roles.platform_status.files.platform_status import metrics, night, server
+from tests.unit.repository import ROOT, role_templar
 
-status = load("roles/platform_status/files/platform_status.py")
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -263,10 +267,10 @@ def test_only_listed_paths_are_answered(tmp_path: Path, request_: str, told: str
     wishes: dict[str, Any] = {"socket": path, "ca": "/nowhere", "prefect_socket": "/nowhere", "cache": 1, "timeout": 1}
     wishes["postgresql"] = [{"name": "postgresql", "host": "localhost", "port": 1, "database": "d", "user": "u"}]
     wishes["work_pools"] = [{"name": "pool-cpu", "pool": "cpu"}]
-    wishes["verdicts"] = []
+    wishes |= {"verdicts": [], "certificate": ""}
 
     async def ask() -> str:
-        service = asyncio.create_task(status.serve(wishes))
+        service = asyncio.create_task(server.serve(wishes))
         while not Path(path).exists():
             await asyncio.sleep(0.01)
         reader, writer = await asyncio.open_unix_connection(path)
@@ -295,7 +299,227 @@ def test_the_verdict_of_a_program_is_shown(
     file = tmp_path / "status.json"
     if age is not None:
         file.write_text(json.dumps({"at": time.time() - age, "problems": problems, "line": "No disk will be full"}))
-    wishes: dict[str, Any] = {"postgresql": [], "work_pools": [], "timeout": 1, "cache": 0}
+    wishes: dict[str, Any] = {"postgresql": [], "work_pools": [], "certificate": "", "timeout": 1, "cache": 0}
     wishes["verdicts"] = [{"name": "disks", "file": str(file)}]
-    part = status.parts(wishes)["/disks"]
+    part = server.parts(wishes)["/disks"]
     assert asyncio.run(part.answer()) == answer
+
+
+@pytest.mark.parametrize(
+    ("days", "reboot", "answer", "soon"),
+    [
+        (300.5, False, (200, "The certificate is valid for 300 days; no reboot is due"), False),
+        (20.4, False, (200, "The certificate ends in 20 days"), True),
+        (300.5, True, (200, "An update waits for a reboot of this host"), True),
+        (5.4, True, (200, "The certificate ends in 5 days; An update waits for a reboot of this host"), True),
+        (-1, True, (503, "The certificate has ended"), False),
+    ],
+)
+def test_what_is_about_to_end_is_told_before(
+    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch, days: float, reboot: bool,
+    answer: tuple[int, str], soon: bool,
+) -> None:  # fmt: skip
+    flag = tmp_path / "reboot-required"
+    if reboot:
+        flag.touch()
+    ends = status.not_after(certificate.read_text())
+    monkeypatch.setattr(time, "time", lambda: ends - days * 86400)
+    part = status.Part("upkeep", lambda: status.upkeep(certificate, flag), 1, 0)
+    assert asyncio.run(part.answer()) == answer
+    assert part.soon == soon
+
+
+def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(certificate: Path) -> None:
+    parsed = x509.load_pem_x509_certificate(certificate.read_bytes())
+    assert status.not_after(certificate.read_text()) == parsed.not_valid_after_utc.timestamp()
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "x" * 60)] * 3)
+    begin = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    for year in (2049, 2050, 9999):  # from 2050 on, certificates write times in another form
+        end = begin.replace(year=year)
+        made = x509.CertificateBuilder(name, name, key.public_key(), 1, begin, end).sign(key, hashes.SHA256())
+        text = made.public_bytes(serialization.Encoding.PEM).decode()
+        assert status.not_after(text + text) == end.timestamp()
+
+
+# -- The last 24 hours
+
+NOW = 1_800_000_000.0
+
+
+def at(hours: float) -> str:
+    """Return a time before now as Prefect writes it."""
+    return datetime.datetime.fromtimestamp(NOW - hours * 3600, datetime.UTC).isoformat()
+
+
+def flow_run(number: int, kind: str, deployment: str | None = "d1", **more: Any) -> dict[str, Any]:
+    state = {"type": kind, "name": kind.capitalize(), "message": f"message {number}\nmore"}
+    return {
+        "id": f"run-{number}", "name": f"name-{number}", "flow_id": "f1", "deployment_id": deployment, "state": state,
+        "parent_task_run_id": None, "state_type": kind, "state_name": kind.capitalize(), "start_time": at(2),
+        "end_time": at(1), "expected_start_time": at(2), "total_run_time": 61.26, "work_pool_name": "cpu",
+        "parameters": {"secret": "x"},
+    } | more  # fmt: skip
+
+
+class Prefect:
+    """What Prefect answers about these runs."""
+
+    def __init__(self, done: list[dict[str, Any]], late: list[Any] = [], busy: list[Any] = []) -> None:  # noqa: B006
+        self.done, self.late, self.busy, self.asked = done, late, busy, list[tuple[str, dict[str, Any]]]()
+
+    async def prefect(self, socket: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        self.asked.append((path, body))
+        if path == "/api/flow_runs/filter":
+            wanted = body["flow_runs"]
+            if "end_time" in wanted:
+                return self.done[body["offset"] : body["offset"] + body["limit"]]
+            return self.late if "name" in wanted["state"] else self.busy
+        if path.endswith("workers/filter"):
+            return [{}, {}]
+        what = path.split("/")[2]
+        return [{"id": each, "name": f"the {each}"} for each in body[what]["id"]["any_"]]
+
+    async def count(self, socket: str, path: str, body: dict[str, Any]) -> int:
+        self.asked.append((path, body))
+        if "end_time" in body["flow_runs"]:
+            return len(self.done)
+        return len(self.late if "name" in body["flow_runs"]["state"] else self.busy)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prefect], Prefect]:
+    def use(prefect: Prefect) -> Prefect:
+        monkeypatch.setattr(night, "prefect", prefect.prefect)
+        monkeypatch.setattr(night, "count", prefect.count)
+        return prefect
+
+    return use
+
+
+def test_what_failed_comes_first_and_says_why(answers: Callable[[Prefect], Prefect]) -> None:
+    good = [flow_run(number, "COMPLETED", "good") for number in range(3)]
+    bad = [flow_run(10, "CRASHED", "bad"), flow_run(11, "FAILED", "bad"), flow_run(12, "COMPLETED", "bad")]
+    late = [flow_run(20, "SCHEDULED", "slow", state_name="Late", expected_start_time=at(3))]
+    answers(Prefect(good + bad, late, [flow_run(30, "RUNNING", "busy", flow_id="f2")]))
+    found = asyncio.run(night.runs("/nowhere", NOW))
+    assert [each["name"] for each in found["deployments"]] == [
+        "the f1/the bad", "the f1/the slow", "the f2/the busy", "the f1/the good"
+    ]  # fmt: skip
+    first = found["deployments"][0]
+    assert first["counts"] == {"failed": 2, "late": 0, "running": 0, "completed": 1, "cancelled": 0}
+    assert first["states"] == {"CRASHED": 1, "FAILED": 1, "COMPLETED": 1}
+    assert [each["id"] for each in first["runs"]] == ["run-10", "run-11", "run-12"]
+    assert first["runs"][0] == {
+        "id": "run-10", "name": "name-10", "kind": "failed", "state": "Crashed", "at": NOW - 3600, "seconds": 61.3,
+        "pool": "cpu", "says": "message 10",
+    }  # fmt: skip
+    assert found["deployments"][1]["runs"][0]["at"] == NOW - 3 * 3600, "since when it is late"
+    assert [len(each["runs"]) for each in found["deployments"]] == [3, 1, 1, 1]
+    assert "secret" not in json.dumps(found)
+
+
+def test_subflows_are_part_of_their_parent_unless_they_are_deployed(answers: Callable[[Prefect], Prefect]) -> None:
+    child = {"parent_task_run_id": "t"}
+    answers(Prefect([flow_run(1, "FAILED", None, **child), flow_run(2, "FAILED", "d", **child),
+                     flow_run(3, "COMPLETED", None)]))  # fmt: skip
+    found = asyncio.run(night.runs("/nowhere", NOW))["deployments"]
+    assert [(each["name"], each["runs"][0]["id"]) for each in found] == [("the f1/the d", "run-2"), ("the f1", "run-3")]
+
+
+def test_the_answer_is_bounded_whatever_ran(answers: Callable[[Prefect], Prefect]) -> None:
+    long = "ü" * 10_000
+    done = [flow_run(n, "FAILED", f"d{n % 1500}", name=long, state={"message": long}) for n in range(2600)]
+    prefect = answers(Prefect(done))
+    found = asyncio.run(night.runs("/nowhere", NOW))
+    assert (len(found["deployments"]), found["deployments_left_out"], found["runs_left_out"]) == (200, 1300, 600)
+    assert len(json.dumps(found, ensure_ascii=False)) < 400_000
+    assert len([path for path, body in prefect.asked if "offset" in body]) == 10
+    told = metrics.text({}, {"runs": found, "pools": []})
+    assert len([line for line in told.splitlines() if line.startswith("metalworks_flow_runs_ended{")]) == 200
+    assert "metalworks_metrics_dropped 1900" in told
+
+
+def wishes_for(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "socket": str(tmp_path / "http.sock"), "ca": "/nowhere", "prefect_socket": str(tmp_path / "none"), "cache": 1,
+        "timeout": 1, "postgresql": [], "work_pools": [{"name": "pool-cpu", "pool": "cpu"}], "verdicts": [],
+        "certificate": "",
+    } | more  # fmt: skip
+
+
+def test_the_night_without_prefect_still_has_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    verdict = tmp_path / "backups.json"
+    verdict.write_text(json.dumps({"at": time.time(), "problems": {}, "line": "last set a, 3 h old"}))
+    wishes = wishes_for(tmp_path, verdicts=[{"name": "backups", "file": str(verdict)}])
+    found = asyncio.run(night.night(wishes))
+    assert found["runs"]["problem"] == "Does not answer"
+    assert found["pools"] == [{"name": "cpu", "problem": "Does not answer"}]
+    assert found["verdicts"] == [{"name": "backups", "line": "last set a, 3 h old"}]
+    assert "FileNotFoundError" in capfd.readouterr().out, "who runs the platform hears why"
+    elsewhere = asyncio.run(night.night(wishes_for(tmp_path, work_pools=[])))
+    assert elsewhere["runs"]["problem"] == "Prefect runs on another host than this page"
+    told = metrics.text({"pool-cpu": False}, found)
+    assert [line for line in told.splitlines() if not line.startswith("#")] == [
+        'metalworks_part_healthy{part="pool-cpu"} 0'
+    ]
+
+
+def test_metrics_are_what_prometheus_reads(answers: Callable[[Prefect], Prefect], tmp_path: Path) -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    busy = [flow_run(30, "RUNNING"), flow_run(31, "RUNNING")]
+    answers(Prefect([flow_run(1, "COMPLETED"), flow_run(2, "FAILED")], [], busy))
+    found = asyncio.run(night.night(wishes_for(tmp_path)))
+    odd = 'a "quoted"\\ back\nslash'
+    found["runs"]["deployments"][0]["name"] = odd
+    text = metrics.text({"pool-cpu": True, "disks": False}, found)
+    samples = {(s.name, tuple(s.labels.values())): s.value
+               for family in parser.text_string_to_metric_families(text) for s in family.samples}  # fmt: skip
+    assert samples == {
+        ("metalworks_part_healthy", ("pool-cpu",)): 1, ("metalworks_part_healthy", ("disks",)): 0,
+        ("metalworks_pool_workers_online", ("cpu",)): 2, ("metalworks_pool_runs_late", ("cpu",)): 0,
+        ("metalworks_pool_runs_running", ("cpu",)): 2,
+        ("metalworks_flow_runs_ended", (odd, "completed")): 1, ("metalworks_flow_runs_ended", (odd, "failed")): 1,
+        ("metalworks_metrics_dropped", ()): 0,
+    }  # fmt: skip
+
+
+def test_the_installed_program_answers_all_paths(tmp_path: Path, certificate: Path) -> None:
+    """The role's files, as they lie on a host, in isolated mode."""
+    templar = role_templar(ROOT / "roles/platform_status")
+    for module in templar.template(templar.available_variables["__platform_status_modules"]):
+        place = tmp_path / "program" / module
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text((ROOT / "roles/platform_status/files" / module).read_text())
+    kept = {str(path.relative_to(ROOT / "roles/platform_status/files"))
+            for path in (ROOT / "roles/platform_status/files").rglob("*.py")}  # fmt: skip
+    assert kept == set(templar.available_variables["__platform_status_modules"]), "each file is installed"
+    wishes = wishes_for(tmp_path, certificate=str(certificate))
+    program = subprocess.Popen(
+        [sys.executable, "-I", tmp_path / "program"], env={"PLATFORM_STATUS": json.dumps(wishes)}, cwd="/"
+    )
+
+    def ask(path: str) -> tuple[int, str, str]:
+        connection = SocketConnection("localhost", wishes["socket"], 30)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, str(response.headers["Content-Type"]), response.read().decode()
+
+    try:
+        deadline = time.monotonic() + 30
+        while not Path(wishes["socket"]).exists():
+            assert program.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        status_code, kind, body = ask("/upkeep")
+        assert (status_code, kind) == (200, "application/json")
+        assert json.loads(body)["soon"] is True
+        assert "The certificate ends in 1 days" in json.loads(body)["warnings"][0]
+        status_code, kind, body = ask("/night")
+        assert (status_code, kind) == (200, "application/json")
+        assert json.loads(body)["runs"]["problem"] == "Does not answer"
+        status_code, kind, body = ask("/metrics")
+        assert (status_code, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert 'metalworks_part_healthy{part="upkeep"} 1' in body
+    finally:
+        program.terminate()
+        program.wait()

@@ -1,18 +1,13 @@
-#!/usr/bin/python3
-"""Report the health of parts of the platform that have no health endpoint of their own.
+"""Check parts of the platform that have no health endpoint of their own.
 
-It answers HTTP on a Unix socket, for a gateway that is open to everyone: GET /<part> returns 200 or 503 and one line of
-text, which contains nothing confidential. Results are cached, however many clients ask. Details of a failure go to the
-journal.
+Each check returns one line of text, which everyone may read and which contains nothing confidential. Results are
+cached, however many clients ask. Details of a failure go to the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import io
 import json
-import os
 import ssl
 import struct
 import time
@@ -20,23 +15,27 @@ import urllib.parse
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+
+from .prefect import Ill, prefect
 
 SSL_REQUEST, PROTOCOL = 80877103, 196608
 """Codes in PostgreSQL's first messages: the request for TLS, and protocol version 3.0."""
 CANNOT_CONNECT_NOW, TOO_MANY_CONNECTIONS, REFUSED = "57P03", "53300", "28"
-REQUEST_SECONDS = 10.0
 LATE_SECONDS = 90.0
 """A run that is due for this long, while its pool has nothing else to do, is one that the workers cannot start."""
-REQUEST_BYTES = 8192
+MESSAGE_BYTES = 8192
 VERDICT_SECONDS = 3 * 3600.0
+CERTIFICATE_DAYS = 21
+"""A host renews its certificate long before; if it has not, somebody has to look."""
+VERSION_TAG, UTC_TIME_TAG = 0xA0, 0x17
+"""Tags of ASN.1 in a certificate."""
 
 Check = Callable[[], Awaitable[str]]
 Answer = tuple[int, str]
 
 
-class Ill(Exception):
-    """A part answers but is not healthy; the message is public."""
+class Soon(Exception):
+    """A part is healthy and will not stay so; the message is public."""
 
 
 async def postgresql(host: str, port: int, database: str, user: str, ca: str) -> str:
@@ -53,7 +52,7 @@ async def postgresql(host: str, port: int, database: str, user: str, ca: str) ->
         wishes = f"user\0{user}\0database\0{database}\0\0".encode()
         writer.write(struct.pack("!ii", 8 + len(wishes), PROTOCOL) + wishes)
         kind, length = struct.unpack("!ci", await reader.readexactly(5))
-        if kind not in (b"R", b"E") or not 4 < length < REQUEST_BYTES:
+        if kind not in (b"R", b"E") or not 4 < length < MESSAGE_BYTES:
             raise Ill("Does not answer as PostgreSQL does")
         # Read the whole message, so that the server logs no broken connection.
         message = await reader.readexactly(length - 4)
@@ -69,39 +68,6 @@ async def postgresql(host: str, port: int, database: str, user: str, ca: str) ->
         if not state.startswith(REFUSED):  # a healthy server may not know this user
             raise Ill("Lets nobody in")
     return "Accepts connections"
-
-
-class Received:
-    """Bytes from a socket, for http.client to read."""
-
-    def __init__(self, content: bytes) -> None:
-        """Keep the bytes."""
-        self.content = content
-
-    def makefile(self, *_: object) -> io.BytesIO:
-        """Return the bytes as a file, like a socket does."""
-        return io.BytesIO(self.content)
-
-
-async def prefect(socket: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ask Prefect for a list."""
-    reader, writer = await asyncio.open_unix_connection(socket)
-    content = json.dumps(body)
-    try:
-        head = f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json"
-        writer.write(f"{head}\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode())
-        response = http.client.HTTPResponse(Received(await reader.read()))  # type: ignore[arg-type]
-    finally:
-        writer.close()
-    response.begin()
-    if response.status == http.HTTPStatus.NOT_FOUND:
-        raise Ill("Not in Prefect")
-    if response.status != http.HTTPStatus.OK:
-        raise Ill("Prefect cannot tell")
-    found = json.loads(response.read())
-    if not isinstance(found, list):
-        raise ValueError(f"Prefect answers {path} with no list")
-    return found
 
 
 async def work_pool(socket: str, pool: str) -> str:
@@ -138,12 +104,48 @@ async def verdict(file: Path) -> str:
     return str(found["line"])
 
 
+def not_after(certificate: str) -> float:
+    """Return when a certificate (PEM) ends, in seconds since 1970. The standard library reads only a CA's."""
+    der = ssl.PEM_cert_to_DER_cert(certificate[: certificate.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)])
+
+    def content(at: int) -> tuple[int, int, int]:
+        """Return the tag of the value at a place, and where its content begins and ends."""
+        length, begin = der[at + 1], at + 2
+        if length & 0x80:
+            begin += length & 0x7F
+            length = int.from_bytes(der[at + 2 : begin])
+        return der[at], begin, begin + length
+
+    at = content(content(0)[1])[1]  # the first field of the part that is signed
+    if der[at] == VERSION_TAG:
+        at = content(at)[2]
+    for _ in ("serial number", "algorithm", "issuer"):
+        at = content(at)[2]
+    tag, begin, end = content(content(content(at)[1])[2])  # the second time of the validity
+    form = "%y%m%d%H%M%SZ" if tag == UTC_TIME_TAG else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(der[begin:end].decode(), form).replace(tzinfo=UTC).timestamp()
+
+
+async def upkeep(certificate: Path, reboot: Path) -> str:
+    """Look for how long the gateway's certificate is valid, and whether an update waits for a reboot."""
+    days = (not_after(certificate.read_text()) - time.time()) / 86400
+    waits = reboot.exists()
+    if days <= 0:
+        raise Ill("The certificate has ended")
+    soon = [f"The certificate ends in {days:.0f} days"] if days < CERTIFICATE_DAYS else []
+    if soon or waits:
+        raise Soon("; ".join(soon + ["An update waits for a reboot of this host"] * waits))
+    return f"The certificate is valid for {days:.0f} days; no reboot is due"
+
+
 class Part:
     """A part of the platform, checked on request if the last result is too old."""
 
-    def __init__(self, name: str, check: Check, timeout: float, cache: float) -> None:
-        """Keep the check and its limits."""
+    def __init__(self, name: str, check: Check, timeout: float, cache: float, *, told: bool = True) -> None:
+        """Keep the check and its limits; `told`: whether the journal may have what a good check returns."""
+        self.journal = told
         self.name, self.check, self.timeout, self.cache = name, check, timeout, cache
+        self.soon = False
         self.look: asyncio.Task[Answer] | None = None
         self.old_at, self.told = 0.0, ""
 
@@ -155,67 +157,19 @@ class Part:
 
     async def examine(self) -> Answer:
         """Check the part within the time limit; never raise."""
-        status, reason = 503, ""
+        status, reason, soon = 503, "", False
         try:
             async with asyncio.timeout(self.timeout):
                 status, line = 200, await self.check()
+        except Soon as error:
+            status, line, soon = 200, str(error), True
         except Ill as error:
             line = str(error)
         except ssl.SSLCertVerificationError as error:
             line, reason = "Its certificate is not valid", str(error)
         except Exception as error:  # a broken part may answer anything, and must not stop the checks of others
             line, reason = "Does not answer", repr(error)
-        if line != self.told:
+        if (self.journal or status != 200) and line != self.told:
             print(f"{self.name}: {line}", reason, flush=True)
-        self.told, self.old_at = line, time.monotonic() + self.cache
+        self.told, self.soon, self.old_at = line, soon, time.monotonic() + self.cache
         return status, line
-
-
-def parts(wishes: dict[str, Any]) -> dict[str, Part]:
-    """Return the parts by path."""
-    checks: dict[str, Check] = {}
-    for one in wishes["postgresql"]:
-        name, reach = one["name"], {key: value for key, value in one.items() if key != "name"}
-        checks[name] = lambda reach=reach: postgresql(**reach, ca=wishes["ca"])  # type: ignore[misc]
-    for one in wishes["work_pools"]:
-        checks[one["name"]] = lambda pool=one["pool"]: work_pool(wishes["prefect_socket"], pool)  # type: ignore[misc]
-    for one in wishes["verdicts"]:
-        checks[one["name"]] = lambda file=one["file"]: verdict(Path(file))  # type: ignore[misc]
-    return {f"/{name}": Part(name, check, wishes["timeout"], wishes["cache"]) for name, check in checks.items()}
-
-
-async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, known: dict[str, Part]) -> None:
-    """Answer one request."""
-    try:
-        async with asyncio.timeout(REQUEST_SECONDS):
-            method, path, _ = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split(" ", 2)
-            if method not in ("GET", "HEAD"):
-                status, line = 405, "Only to be read"
-            elif path == "/":
-                status, line = 200, "OK"
-            elif path in known:
-                status, line = await known[path].answer()
-            else:
-                status, line = 404, "No such part"
-            body = f"{line}\n"
-            head = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "Content-Type: text/plain; charset=utf-8"]
-            head += [f"Content-Length: {len(body)}", "Cache-Control: no-store", "Connection: close"]
-            writer.write(("\r\n".join(head) + "\r\n\r\n" + ("" if method == "HEAD" else body)).encode())
-            await writer.drain()
-    except (OSError, EOFError, ValueError, asyncio.LimitOverrunError, TimeoutError):
-        pass  # a bad request, or a client that left, gets no answer
-    finally:
-        writer.close()
-
-
-async def serve(wishes: dict[str, Any]) -> None:
-    """Answer until stopped."""
-    known = parts(wishes)
-    server = await asyncio.start_unix_server(
-        lambda reader, writer: respond(reader, writer, known), wishes["socket"], limit=REQUEST_BYTES
-    )
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(json.loads(os.environ["PLATFORM_STATUS"])))
