@@ -49,13 +49,18 @@ secrets: environment ## Generate the secrets that a site lacks (INVENTORY=invent
 # only: under -q, when a target is out of date. So this runs under -q, which skips every recipe line without a `+`, and
 # has two targets, because make expands all lines of a recipe before it runs the first: `smoke-run` notes the exit code,
 # then `smoke` has a line with `+` that exits with 0 or 2, or a line without, which is out of date and means 1.
-ifneq ($(filter 1-smoke 1-gpu-validate 1-gpu-burnin,$(words $(MAKECMDGOALS))-$(MAKECMDGOALS)),)
+ifneq ($(filter 1-smoke 1-status 1-gpu-validate 1-gpu-burnin,$(words $(MAKECMDGOALS))-$(MAKECMDGOALS)),)
 MAKEFLAGS += -q
 endif
 smoke: smoke-run ## Check a platform by using it; exits with 0, 1 (a check failed) or 2 (could not check)
 	$(if $(filter 1,$(file < build/smoke.status)),@false,+@exit $(file < build/smoke.status))
 smoke-run: environment
 	+@mkdir -p build; $(PYTHON) -m scripts.site.smoke --inventory $(INVENTORY); echo $$? >build/smoke.status
+
+status: status-run ## Show whether a platform is well, and what ran in the last 24 hours; exits like smoke
+	$(if $(filter 1,$(file < build/status.status)),@false,+@exit $(file < build/status.status))
+status-run: environment
+	+@mkdir -p build; $(PYTHON) -m scripts.site.status --inventory $(INVENTORY); echo $$? >build/status.status
 
 test-fast: environment ## Lint, then check specs and templates and run the unit tests; needs no containers
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit

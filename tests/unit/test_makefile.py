@@ -27,7 +27,7 @@ def test_make_alone_shows_first_what_a_newcomer_needs() -> None:
     assert line
     targets = re.findall(r"^  make ([a-z-]+)  ", first, re.M)
     assert {"lab", "lab-down", "smoke", "secrets", "test-fast", "test"} <= set(targets)
-    assert len(targets) <= 11
+    assert len(targets) <= 12
     assert {"lint", "bench-flow", "soak", "locks"} <= set(re.findall(r"^  make ([a-z-]+)  ", rest, re.M))
 
 
@@ -58,9 +58,10 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("code", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("target", "options"), [("smoke", ""), ("gpu-validate", "--gpu "), ("gpu-burnin", "--burnin 60 ")]
+    ("target", "options"),
+    [("smoke", "smoke "), ("gpu-validate", "smoke --gpu "), ("gpu-burnin", "smoke --burnin 60 "), ("status", "status ")],
 )
-def test_make_smoke_exits_as_smoke_did(checkout: Path, target: str, options: str, code: int) -> None:
+def test_make_exits_as_the_check_did(checkout: Path, target: str, options: str, code: int) -> None:
     (checkout / "code").write_text(str(code))
     ended = make(checkout, target, "INVENTORY=inventory/ours")
-    assert (ended.returncode, ended.stdout) == (code, f"-m scripts.site.smoke {options}--inventory inventory/ours\n")
+    assert (ended.returncode, ended.stdout) == (code, f"-m scripts.site.{options}--inventory inventory/ours\n")

@@ -1,0 +1,1 @@
+"""The start page in a terminal: `metalworks status` for developers, `make status` for operators."""
