@@ -25,6 +25,12 @@ PICTURES = ROOT / "docs" / "pictures"
 DOMAIN = "metalworks.internal"
 PERSON = "ml1"
 TIMEOUT = 30_000  # milliseconds
+SIZES: list[tuple[str, Any, Any]] = [
+    ("start-night", {"width": 1280, "height": 800}, "light"),
+    ("start-dark", {"width": 1280, "height": 800}, "dark"),
+    ("start-phone", {"width": 390, "height": 844}, "dark"),
+]
+"""Pictures of the start page after a login: the window, and light or dark."""
 
 
 def prepare() -> None:
@@ -108,12 +114,43 @@ def answer(shown: Page, path: str, body: dict[str, Any] | None = None) -> str:
     return str(shown.evaluate(script, [path, options if body else {}]))
 
 
-def start_page(opened: Browser) -> None:
-    """Show the start page, without a login: everything is healthy."""
+def start_page(opened: Browser, password: str) -> None:
+    """Show the start page without a login and with one: everything is healthy, and what ran is told to people only."""
     with page(opened, DOMAIN) as shown:
+        problems = listened(shown)
         shown.goto(f"https://{DOMAIN}/")
         expect(shown.locator("#all")).to_have_text("Everything is healthy", timeout=TIMEOUT)
+        expect(shown.locator("#night")).to_have_text(re.compile("^Log in to see what ran last night"), timeout=TIMEOUT)
         keep(shown, "start")
+        # Whoever follows the link by keyboard gets there, too; without a password that is a refusal.
+        shown.get_by_role("link", name="Log in to see what ran last night").focus()
+        expect(shown.get_by_role("link", name="Log in to see what ran last night")).to_be_focused()
+        refused = [each for each in problems if "401" not in each]  # the page asks whether somebody has logged in
+        if refused:
+            raise ProblemError(f"the start page has errors: {refused}")
+    for name, size, scheme in SIZES:
+        login: Any = {"username": PERSON, "password": password, "origin": f"https://{DOMAIN}"}
+        context = opened.new_context(viewport=size, color_scheme=scheme, http_credentials=login, locale="en-GB")
+        try:
+            shown = context.new_page()
+            problems = listened(shown)
+            shown.goto(f"https://{DOMAIN}/status/login")
+            expect(shown.locator("#all")).to_have_text("Everything is healthy", timeout=TIMEOUT)
+            expect(shown.locator("#night .jobs, #night .sum").first).to_be_visible(timeout=TIMEOUT)
+            wider = shown.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+            if problems or wider:
+                raise ProblemError(f"the start page ({name}) has errors, or is wider than its window: {problems}")
+            shown.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
+        finally:
+            context.close()
+
+
+def listened(shown: Page) -> list[str]:
+    """Return a list that gets the errors of the page's scripts, and what its policy refuses."""
+    found: list[str] = []
+    shown.on("pageerror", lambda error: found.append(str(error)))
+    shown.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
+    return found
 
 
 def mlflow(opened: Browser, password: str) -> None:
@@ -192,7 +229,7 @@ def main() -> None:
     vault = lab_hosts.secrets()
     refused_without_the_authority()
     with browser(vault["vault_ca_certificate"]) as opened:
-        start_page(opened)
+        start_page(opened, vault["vault_user_passwords"][PERSON])
         mlflow(opened, vault["vault_user_passwords"][PERSON])
         champion(opened, vault["vault_user_passwords"][PERSON])
         prefect(opened, vault["vault_user_passwords"][PERSON])

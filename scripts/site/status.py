@@ -1,7 +1,7 @@
 """Show whether a site's platform is well, and what ran in the last 24 hours: the start page, in a terminal.
 
-Exit with 0 (all is well), 1 (something is ill) or 2 (the platform cannot be asked). The host with the start page is asked
-over SSH, so neither its names nor a password are needed here.
+Exit with 0 (all is well), 1 (something is ill) or 2 (the platform cannot be asked). The host with the start page is
+asked over SSH, so neither its names nor a password are needed here.
 """
 
 from __future__ import annotations

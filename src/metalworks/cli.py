@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # In a network without Internet access, MLflow's telemetry can block for up to a minute.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    parser = argparse.ArgumentParser(prog="metalworks", description="Compare and reproduce runs, deploy flows, look how the platform is.")
+    parser = argparse.ArgumentParser(
+        prog="metalworks", description="Compare and reproduce runs, deploy flows, look how the platform is."
+    )
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")

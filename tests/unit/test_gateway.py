@@ -442,3 +442,49 @@ def test_only_writes_to_sites_that_pause_them_look_for_the_other_file() -> None:
         ("GET", "/etc/nginx/metalworks/paused-writes/never"),
         ("HEAD", "/etc/nginx/metalworks/paused-writes/never"),
     ]
+
+
+STATUS = "/run/platform-status/http.sock"
+
+
+def test_what_ran_is_told_only_to_people_who_have_logged_in() -> None:
+    text = render("nginx.conf.j2", gateway_status_socket=STATUS)
+    night = block(text, "location = /status/night")
+    assert "auth_basic_user_file /etc/nginx/metalworks/users;" in night
+    assert "limit_req zone=people" in night
+    assert "try_files /- @status-night$gateway_night_next;" in night
+    assert "proxy_pass" not in night, "what the login guards is in a place of its own"
+    for refused in ('if ($http_authorization = "")', "if ($gateway_foreign)", "if ($args)"):
+        assert refused in night
+    # Headers of its own replace those of http, of which one would make a browser ask for a password.
+    assert "add_header" in night
+    assert "WWW-Authenticate" not in night
+    who = block(text, "map $gateway_role $gateway_night_next")
+    assert "inference -refused;" in who
+    asked = block(text, "location @status-night")
+    assert f"proxy_pass http://unix:{STATUS};" in asked
+    assert "proxy_pass_request_headers off;" in asked, "a password goes nowhere else"
+    assert "return 403;" in block(text, "location @status-night-refused")
+    login = block(text, "location = /status/login")
+    assert "auth_basic_user_file /etc/nginx/metalworks/users;" in login
+    assert "return 303 https://ml.example/;" in block(text, "location @status-login")
+    assert text.count(f"unix:{STATUS}") == 1, "metrics, which name flows, are not passed on"
+    assert "/status/" not in render("nginx.conf.j2")
+    assert "limit_req_zone" in render("nginx.conf.j2", gateway_status_socket=STATUS, gateway_sites=[STORE])
+
+
+def test_the_page_offers_a_login_and_holds_nothing_confidential() -> None:
+    page = render("index.html", gateway_status_socket=STATUS, gateway_sites=[PREFECT, DATABASE])
+    assert '<a href="/status/login">Log in to see what ran last night</a>' in page
+    assert 'data-prefect="https://prefect.ml.example"' in page
+    assert 'data-prefect="' not in render("index.html", gateway_status_socket=STATUS, gateway_sites=[MLFLOW])
+    assert "/status/login" not in render("index.html")
+    assert "innerHTML" not in page, "names that people chose are text, never markup"
+    assert not re.search(r"""(?:src|href)=["']?(?!https://[a-z.]*ml\.example|/|#|data:)""", page.split("<script>")[0])
+
+
+def test_a_socket_of_the_status_program_is_a_path() -> None:
+    assert problems(gateway_status_socket=STATUS) == []
+    for wrong in ("run/x", "/run/x;", "/run/x y"):
+        (problem,) = problems(gateway_status_socket=wrong)
+        assert "is not a path" in problem

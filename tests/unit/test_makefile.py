@@ -59,7 +59,12 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("code", [0, 1, 2])
 @pytest.mark.parametrize(
     ("target", "options"),
-    [("smoke", "smoke "), ("gpu-validate", "smoke --gpu "), ("gpu-burnin", "smoke --burnin 60 "), ("status", "status ")],
+    [
+        ("smoke", "smoke "),
+        ("gpu-validate", "smoke --gpu "),
+        ("gpu-burnin", "smoke --burnin 60 "),
+        ("status", "status "),
+    ],
 )
 def test_make_exits_as_the_check_did(checkout: Path, target: str, options: str, code: int) -> None:
     (checkout / "code").write_text(str(code))

@@ -169,8 +169,10 @@ def test_the_login_is_that_of_prefect(
 
 
 def test_the_operators_text_comes_from_what_the_play_noted() -> None:
-    parts = [{"title": "Disks", "status": 503, "type": "text/plain", "content": "full"},
-             {"title": "delay", "status": "200", "type": "application/json", "content": {"warnings": ["w"]}}]  # fmt: skip
+    parts = [
+        {"title": "Disks", "status": 503, "type": "text/plain", "content": "full"},
+        {"title": "delay", "status": "200", "type": "application/json", "content": {"warnings": ["w"]}},
+    ]
     noted = {"prefect": "https://prefect.x", "parts": parts, "night": {"status": 200, "content": json.loads(NIGHT[2])}}
     text, code = site_status.told(noted)
     assert code == 1

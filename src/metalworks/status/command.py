@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit status: 0 all is well, 1 something is ill, 2 the platform cannot be asked."
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> int:
     """Print it and return the exit status."""
     try:
         url, login, ca = settings()

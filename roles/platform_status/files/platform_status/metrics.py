@@ -13,7 +13,7 @@ ABOUT = {
     "metalworks_pool_runs_late": "Flow runs of a pool that are due and were not started.",
     "metalworks_pool_runs_running": "Flow runs of a pool that are at work.",
     "metalworks_flow_runs_ended": "Flow runs that ended in the last 24 hours.",
-    "metalworks_metrics_dropped": "Deployments without metrics, because there are too many, and runs that were not read.",
+    "metalworks_metrics_dropped": "Deployments and runs that were left out, because there are too many.",
 }
 
 

@@ -186,9 +186,7 @@ async def night(wishes: dict[str, Any]) -> dict[str, Any]:
     nothing: dict[str, Any] = {"deployments": [], "deployments_left_out": 0, "runs_left_out": 0}
 
     async def of_pool(name: str) -> dict[str, Any]:
-        found: dict[str, Any] = await told_or(
-            lambda: pool(socket, name), lambda line: {"name": name, "problem": line}
-        )
+        found: dict[str, Any] = await told_or(lambda: pool(socket, name), lambda line: {"name": name, "problem": line})
         return found
 
     async def of_verdict(one: dict[str, Any]) -> dict[str, Any]:
