@@ -52,7 +52,8 @@ def main() -> int:
     if not (ROOT / options.inventory).exists():
         print(f"no inventory {options.inventory}: name another with -i", file=sys.stderr)
         return show.UNKNOWN
-    ANSWERS.unlink(missing_ok=True)
+    ANSWERS.parent.mkdir(exist_ok=True)
+    ANSWERS.unlink(missing_ok=True)  # it names flows, and an old one tells of another night
     problem = ask(options.inventory)
     if problem or not ANSWERS.exists():
         print(problem or "the inventory has no host in group gateway", file=sys.stderr)

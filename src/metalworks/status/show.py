@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 WELL, ILL, UNKNOWN = 0, 1, 2
 """Exit statuses: nothing is ill, something is, nobody can be asked."""
 KINDS = {"failed": "failed", "late": "late", "running": "at work", "completed": "completed", "cancelled": "cancelled"}
-POOL = {"workers": "workers online", "running": "runs at work", "late": "late"}
+POOL = {"workers": "workers online", "running": "at work", "late": "late"}
 SAID = 200
 """Characters that a part's line may have."""
 MOST_QUIET = 10
@@ -102,7 +102,7 @@ def night_lines(night: dict[str, Any], prefect: str) -> list[str]:
     if night["pools"]:
         lines += ["", "Work pools"]
     for pool in night["pools"]:
-        numbers = [f"{pool.get(key)} {word}" for key, word in POOL.items()]
+        numbers = [f"{word}: {pool.get(key)}" for key, word in POOL.items()]
         said = pool.get("problem") or ", ".join(numbers)
         lines.append(f"  {plain(pool['name'])}: {plain(said)}")
     for verdict in night["verdicts"]:
