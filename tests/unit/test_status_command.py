@@ -49,6 +49,16 @@ def test_what_failed_is_told_with_its_page_and_cannot_steer_the_terminal() -> No
     assert "\x1b" not in text
 
 
+def test_a_promotion_is_told() -> None:
+    promoted = FAILED | {"kind": "completed", "state": "Promoted", "says": ""}
+    plain = promoted | {"state": "Completed"}
+    lines = show.night_lines(night(deployment("re/train", [promoted, plain], completed=2)), "")
+    place = lines.index("Results that flows named")
+    assert lines[place + 1].startswith("  Promoted ")
+    assert lines[place + 1].endswith(": re/train, amber-fox")
+    assert lines[place + 2] == ""
+
+
 def test_a_long_night_is_short() -> None:
     found = night(*[deployment(f"f/{n}", [], completed=1) for n in range(40)], deployments_left_out=5)
     assert "  and 35 more deployments" in show.night_lines(found, "")

@@ -99,6 +99,13 @@ def night_lines(night: dict[str, Any], prefect: str) -> list[str]:
     lines += [f"  {plain(each['name'])}: {counted(each['counts'])}" for each in rest[:MOST_QUIET]]
     hidden = len(rest[MOST_QUIET:]) + runs["deployments_left_out"]
     lines += [f"  and {hidden} more deployments" if hidden > 1 else "  and 1 more deployment"] if hidden else []
+    named = [
+        f"  {plain(run['state'])} {when(run['at'])}: {plain(each['name'])}, {plain(run['name'])}"
+        for each in runs["deployments"]
+        for run in each["runs"]
+        if run["kind"] == "completed" and run["state"] != "Completed"
+    ]
+    lines += ["", "Results that flows named", *named] if named else []
     if night["pools"]:
         lines += ["", "Work pools"]
     for pool in night["pools"]:
