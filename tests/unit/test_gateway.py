@@ -259,7 +259,7 @@ def test_page_shows_what_cannot_be_checked_about_a_model() -> None:
     assert '<p class="says">' not in render("index.html", gateway_sites=[MLFLOW, DELAY])
     page = render("index.html", gateway_sites=[MLFLOW, DELAY | {"says": True}])
     assert page.count('<p class="says">') == 1
-    assert "JSON.parse(text).warnings" in page
+    assert "found.warnings" in page
 
 
 def test_page_has_sections_in_the_order_of_their_first_part() -> None:
@@ -480,7 +480,9 @@ def test_the_page_offers_a_login_and_holds_nothing_confidential() -> None:
     assert 'data-prefect="' not in render("index.html", gateway_status_socket=STATUS, gateway_sites=[MLFLOW])
     assert "/status/login" not in render("index.html")
     assert "innerHTML" not in page, "names that people chose are text, never markup"
-    assert not re.search(r"""(?:src|href)=["']?(?!https://[a-z.]*ml\.example|/|#|data:)""", page.split("<script>")[0])
+    loaded = re.findall(r' (?:src|href)="(.*?)"', page.split("<script>")[0])
+    assert len(loaded) == 4
+    assert [one for one in loaded if not re.match(r"https://[a-z.]*ml\.example/|/|data:image/", one)] == []
 
 
 def test_a_socket_of_the_status_program_is_a_path() -> None:
