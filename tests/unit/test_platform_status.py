@@ -440,6 +440,40 @@ def test_the_answer_is_bounded_whatever_ran(answers: Callable[[Prefect], Prefect
     assert "metalworks_metrics_dropped 1900" in told
 
 
+def test_runs_with_large_parameters_are_read_in_smaller_pieces(
+    answers: Callable[[Prefect], Prefect], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefect = answers(Prefect([flow_run(number, "COMPLETED") for number in range(60)]))
+
+    async def too_long(socket: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        if body["limit"] > 20:
+            raise night.TooLong
+        return await prefect.prefect(socket, path, body)
+
+    monkeypatch.setattr(night, "prefect", too_long)
+    found, more = asyncio.run(night.ended("/nowhere", at(24)))
+    assert ([each["id"] for each in found], more) == ([f"run-{number}" for number in range(60)], 0)
+
+
+def test_no_answer_fills_the_memory(tmp_path: Path) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n[")
+        try:
+            while True:
+                writer.write(b" " * 2**20)
+                await writer.drain()
+        except OSError:
+            writer.close()
+
+    async def ask() -> None:
+        path = str(tmp_path / "socket")
+        async with await asyncio.start_unix_server(endless, path):
+            with pytest.raises(night.TooLong):
+                await night.prefect(path, "/api/flow_runs/filter", {})
+
+    asyncio.run(ask())
+
+
 def wishes_for(tmp_path: Path, **more: Any) -> dict[str, Any]:
     return {
         "socket": str(tmp_path / "http.sock"), "ca": "/nowhere", "prefect_socket": str(tmp_path / "none"), "cache": 1,

@@ -110,7 +110,7 @@ def run(_: argparse.Namespace) -> int:
         return show.UNKNOWN
     platform = Platform(url, login, ca)
     try:
-        status, _, page = platform.ask("/")
+        status, _kind, page = platform.ask("/")
     except OSError as error:
         print(f"{url} does not answer: {getattr(error, 'reason', error)}", file=sys.stderr)
         return show.UNKNOWN

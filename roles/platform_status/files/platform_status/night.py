@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import LATE_SECONDS, verdict
-from .prefect import Ill, count, prefect
+from .prefect import Ill, TooLong, count, prefect
 
 HOURS = 24
 PAGE = 200
@@ -59,15 +59,28 @@ def listed(found: Run, kind: str) -> Run:
     }
 
 
+async def some(socket: str, body: dict[str, Any]) -> tuple[list[Run], bool]:
+    """Return runs, and whether there may be more: fewer at once where their parameters are large."""
+    limit = PAGE
+    while True:
+        try:
+            found = await prefect(socket, "/api/flow_runs/filter", body | {"limit": limit})
+            return [slim(each) for each in found], len(found) >= limit
+        except TooLong:
+            if limit == 1:
+                raise
+            limit = max(1, limit // 4)
+
+
 async def ended(socket: str, after: str) -> tuple[list[Run], int]:
     """Return the runs that ended since a time, newest first, and how many more there are."""
     wanted = {"end_time": {"after_": after}, "state": ENDED}
     found: list[Run] = []
     while len(found) < MOST_RUNS:
-        body = {"flow_runs": wanted, "sort": "END_TIME_DESC", "limit": PAGE, "offset": len(found)}
-        page = await prefect(socket, "/api/flow_runs/filter", body)
-        found += [slim(each) for each in page]
-        if len(page) < PAGE:
+        body = {"flow_runs": wanted, "sort": "END_TIME_DESC", "offset": len(found)}
+        page, more = await some(socket, body)
+        found += page
+        if not more:
             return found, 0
     total = await count(socket, "/api/flow_runs/count", {"flow_runs": wanted})
     return found, max(0, total - len(found))
@@ -97,12 +110,11 @@ async def runs(socket: str, now: float) -> dict[str, Any]:
     due = datetime.fromtimestamp(now, UTC) - timedelta(seconds=LATE_SECONDS)
     late = {"state": {"name": {"any_": ["Late"]}}, "expected_start_time": {"before_": due.isoformat()}}
     busy = {"state": {"type": {"any_": BUSY}}}
-    (done, left_out), waiting, working = await asyncio.gather(
-        ended(socket, since.isoformat()),
-        prefect(socket, "/api/flow_runs/filter", {"flow_runs": late, "limit": PAGE}),
-        prefect(socket, "/api/flow_runs/filter", {"flow_runs": busy, "sort": "START_TIME_DESC", "limit": PAGE}),
-    )
-    of_kind = [("late", slim(each)) for each in waiting] + [("running", slim(each)) for each in working]
+    # One after the other: each answer may be large.
+    done, left_out = await ended(socket, since.isoformat())
+    waiting, _ = await some(socket, {"flow_runs": late})
+    working, _ = await some(socket, {"flow_runs": busy, "sort": "START_TIME_DESC"})
+    of_kind = [("late", each) for each in waiting] + [("running", each) for each in working]
     of_kind += [(KINDS[each["state_type"]], each) for each in done]
     groups: dict[tuple[str, str], list[tuple[str, Run]]] = {}
     for kind, each in of_kind:

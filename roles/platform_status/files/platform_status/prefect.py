@@ -8,12 +8,16 @@ import io
 import json
 from typing import Any
 
-ANSWER_BYTES = 16 * 2**20
+ANSWER_BYTES = 8 * 2**20
 PIECE = 65536
 
 
 class Ill(Exception):
     """A part answers but is not healthy; the message is public."""
+
+
+class TooLong(Exception):
+    """An answer is longer than this program wants to hold in memory."""
 
 
 class Received:
@@ -34,7 +38,7 @@ async def everything(reader: asyncio.StreamReader) -> bytes:
     while piece := await reader.read(PIECE):
         found += piece
         if len(found) > ANSWER_BYTES:
-            raise ValueError("Prefect's answer is too long")
+            raise TooLong
     return bytes(found)
 
 
