@@ -27,8 +27,6 @@ MESSAGE_BYTES = 8192
 VERDICT_SECONDS = 3 * 3600.0
 CERTIFICATE_DAYS = 21
 """A host renews its certificate long before; if it has not, somebody has to look."""
-VERSION_TAG, UTC_TIME_TAG = 0xA0, 0x17
-"""Tags of ASN.1 in a certificate."""
 
 Check = Callable[[], Awaitable[str]]
 Answer = tuple[int, str]
@@ -104,31 +102,20 @@ async def verdict(file: Path) -> str:
     return str(found["line"])
 
 
-def not_after(certificate: str) -> float:
-    """Return when a certificate (PEM) ends, in seconds since 1970. The standard library reads only a CA's."""
-    der = ssl.PEM_cert_to_DER_cert(certificate[: certificate.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)])
-
-    def content(at: int) -> tuple[int, int, int]:
-        """Return the tag of the value at a place, and where its content begins and ends."""
-        length, begin = der[at + 1], at + 2
-        if length & 0x80:
-            begin += length & 0x7F
-            length = int.from_bytes(der[at + 2 : begin])
-        return der[at], begin, begin + length
-
-    at = content(content(0)[1])[1]  # the first field of the part that is signed
-    if der[at] == VERSION_TAG:
-        at = content(at)[2]
-    for _ in ("serial number", "algorithm", "issuer"):
-        at = content(at)[2]
-    tag, begin, end = content(content(content(at)[1])[2])  # the second time of the validity
-    form = "%y%m%d%H%M%SZ" if tag == UTC_TIME_TAG else "%Y%m%d%H%M%SZ"
-    return datetime.strptime(der[begin:end].decode(), form).replace(tzinfo=UTC).timestamp()
+async def not_after(certificate: Path) -> float:
+    """Return when a certificate ends, in seconds since 1970. Python's standard library reads only a CA's."""
+    command = ["/usr/bin/openssl", "x509", "-noout", "-enddate", "-in", str(certificate)]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    out, err = await process.communicate()
+    if process.returncode:
+        raise OSError(err.decode(errors="replace").strip())
+    return ssl.cert_time_to_seconds(out.decode().strip().removeprefix("notAfter="))
 
 
 async def upkeep(certificate: Path, reboot: Path) -> str:
     """Look for how long the gateway's certificate is valid, and whether an update waits for a reboot."""
-    days = (not_after(certificate.read_text()) - time.time()) / 86400
+    days = (await not_after(certificate) - time.time()) / 86400
     waits = reboot.exists()
     if days <= 0:
         raise Ill("The certificate has ended")
