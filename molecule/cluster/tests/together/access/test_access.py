@@ -58,6 +58,8 @@ STRANGERS = [
     ("s3", "/minio/v2/metrics/cluster", 404),
     ("console", "/api/v1/buckets", 403),
     ("inference", "/delay/version", 401),
+    ("", "/status/night", 401),
+    ("", "/status/metrics", 404),
     ("inference", "/delay/docs", 200),  # the page asks for the token itself
     ("inference", "/delay/openapi.json", 401),
     ("inference", "/delay/ping", 200),
@@ -181,6 +183,13 @@ def test_everyone_with_a_login_reads_and_searches_the_docs() -> None:
         status, missing = as_person(person, "docs", "/nothing/here.html")
         assert (status, "Page not found" in missing) == (404, True)
         assert as_person(person, "docs", "/", method="POST")[0] == 403
+
+
+def test_everyone_with_a_login_sees_what_ran() -> None:
+    status, told = as_person("guest", "", "/status/night")
+    assert status == 200
+    assert "retrain/retrain" in {each["name"] for each in told["runs"]["deployments"]}
+    assert {pool["name"]: pool["workers"] > 0 for pool in told["pools"]} == {"gpu": True, "cpu": True}
 
 
 def test_a_viewer_reads_what_mlflow_asks_for_by_post() -> None:

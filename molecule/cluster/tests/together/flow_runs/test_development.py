@@ -156,6 +156,14 @@ def test_a_broken_month_is_reported_and_changes_nothing(kind: str) -> None:
     assert (models(), done("dev-1", "ml1", "git ls-remote git@git:flights.git")) == before
 
 
+def test_the_morning_page_is_there_in_a_terminal() -> None:
+    """Exit status 1 says that something is ill, which another test may be causing."""
+    shown = shell("dev-1", "ml1", "metalworks status")
+    assert shown.returncode in (0, 1), shown.stderr
+    assert re.search(r"^  retrain/retrain: .*\d+ completed", shown.stdout, re.MULTILINE), shown.stdout
+    assert re.search(r"^  cpu: workers online: [1-9]", shown.stdout, re.MULTILINE), shown.stdout
+
+
 def test_another_developer_can_fetch_the_data_of_a_run() -> None:
     commit = done("dev-1", "ml1", "git -C ~/flights rev-parse HEAD").strip()
     script = f"""
