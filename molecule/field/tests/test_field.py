@@ -238,6 +238,8 @@ def test_an_upgrade_ends_no_flow_run(services: Host) -> None:
     services.check_output("needrestart -r a </dev/null")
     same = [unit for unit in units if services.check_output(started(unit)) == before[unit]]
     assert same == [WORKER, MODEL]
+    health = "curl --silent --fail --unix-socket /run/mlflow/api.sock http://localhost/health"
+    wait_until(lambda: services.run(health).rc == 0, "MLflow does not come back", FOLLOWED, 2)
 
 
 def test_no_host_needs_an_ipv4_address() -> None:
