@@ -18,6 +18,8 @@ DAY = datetime.timedelta(days=1)
 # Tolerance for hosts whose clock is not yet set.
 EARLIER = datetime.timedelta(hours=1)
 LONGEST_COMMON_NAME = 64
+USAGE = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+"""Hosts answer with their certificates, and send metrics and logs with them."""
 
 
 class UnfitError(Exception):
@@ -86,6 +88,8 @@ def renewal_reason(
     held = ours.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if set(held) != set(general_names(names)) or ours.subject != subject(names):
         return "the names have changed"
+    if list(ours.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) != USAGE:
+        return "what it may be used for has changed"
     left = ours.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     if left < renew_days * DAY:
         return f"it expires in {max(left // DAY, 0)} days"
@@ -115,7 +119,7 @@ def issue(
         (x509.SubjectAlternativeName(general_names(names)), False),
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (x509.KeyUsage(digital_signature=True, **usage), True),
-        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        (x509.ExtendedKeyUsage(USAGE), False),
         (x509.SubjectKeyIdentifier.from_public_key(key), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False),
     ]

@@ -24,9 +24,13 @@ loopback        ports on the loopback address that only `users` may connect to, 
 endpoint        where others reach the part: a list of `port`, `reason` and `to`: addresses, platform, or `host`, the
                 part's first host
 programs        users that may connect only where they are told: `user`, `calls` (names of parts), `ways` (entries as in
-                `endpoint`), `proxies` (true: also whatever the gateway serves), `reaches` (host:port) and `may_reach`,
-                the key by which the site's variable `may_reach` replaces `reaches`
-elsewhere       true: the site uses a service of its own instead, so `programs` and `loopback` do not apply
+                `endpoint`), `proxies` (true: also whatever the gateway serves), `collects` (true: also what the host
+                offers in `scrapes`), `reaches` (host:port) and `may_reach`, the key by which the site's variable
+                `may_reach` replaces `reaches`
+scrapes         metrics on the loopback address that the host's agent collects if the platform has group `monitoring`:
+                `job`, `port` and optionally `path`, `labels` and `exporter`, the program that the agent's role runs
+                there because the part itself does not offer any. Nobody else may ask an exporter
+elsewhere       true: the site uses a service of its own instead, so `programs`, `loopback` and `scrapes` do not apply
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ Groups = Mapping[str, Sequence[str]]
 
 PREFIX = "part_"
 GATEWAY = "gateway"
+MONITORING = "monitoring"
+AGENT = "vmagent"
+"""The user that collects metrics on every host."""
 PROXY_USER = "www-data"  # nginx runs as this user on Debian
 NAME_SERVERS: Entry = {"port": 53, "protocol": "any", "to": ["0.0.0.0/0", "::/0"], "reason": "names"}  # link-local, too
 
@@ -256,10 +263,29 @@ def open_ports(parts: Parts, groups: Groups, host: str, hostvars: Mapping[str, A
     return found
 
 
+def run_here(parts: Parts) -> dict[str, Mapping[str, Any]]:
+    """Return the parts without those in whose place the site uses a service of its own."""
+    return {group: part for group, part in parts.items() if not part.get("elsewhere")}
+
+
 def loopback_ports(parts: Parts, groups: Groups, host: str) -> list[Entry]:
-    """Return the restricted ports on a host's loopback address."""
-    ours = {group: part for group, part in parts.items() if not part.get("elsewhere")}
-    return gathered(ours, "loopback", groups, host)
+    """Return the restricted ports on a host's loopback address. The agent may ask those that it collects from."""
+    scraped = scrapes_here(parts, groups, host)
+    ports = {one["port"] for one in scraped}
+    found = [
+        port | {"users": [*port["users"], AGENT]} if port["port"] in ports else port
+        for port in gathered(run_here(parts), "loopback", groups, host)
+    ]
+    return found + [
+        {"port": one["port"], "users": [AGENT], "reason": f"metrics of {one['job']}"}
+        for one in scraped
+        if "exporter" in one
+    ]
+
+
+def scrapes_here(parts: Parts, groups: Groups, host: str) -> list[Entry]:
+    """Return what a host's agent collects; nothing if nobody keeps it."""
+    return gathered(run_here(parts), "scrapes", groups, host) if groups.get(MONITORING) else []
 
 
 def outbound(
@@ -272,6 +298,7 @@ def outbound(
             "reach": [
                 *(way for called in program.get("calls", ()) for way in endpoint(parts, groups, hostvars, called)),
                 *(behind_gateways(parts, groups, hostvars) if program.get("proxies") else ()),
+                *(collected(parts, groups, host) if program.get("collects") else ()),
                 *program.get("ways", ()),
                 *reach_of_site(program, may_reach),
             ],
@@ -287,6 +314,12 @@ def endpoint(parts: Parts, groups: Groups, hostvars: Mapping[str, Any], group: s
     for way in parts[group]["endpoint"]:
         host = first_host(group, groups)
         yield dict(way) | ({"to": [address(hostvars, host)] if host else []} if way["to"] == "host" else {})
+
+
+def collected(parts: Parts, groups: Groups, host: str) -> Iterator[Entry]:
+    """Yield the destinations of a host's agent."""
+    for one in scrapes_here(parts, groups, host):
+        yield {"port": one["port"], "to": ["127.0.0.1"], "reason": f"metrics of {one['job']}"}
 
 
 def behind_gateways(parts: Parts, groups: Groups, hostvars: Mapping[str, Any]) -> Iterator[Entry]:
@@ -382,6 +415,7 @@ class FilterModule:
             "open_ports": open_ports,
             "loopback_ports": loopback_ports,
             "outbound": outbound,
+            "scrapes_here": scrapes_here,
             "place_of": place_of,
             "known_indexes": known_indexes,
             "index_logins": index_logins,

@@ -56,6 +56,12 @@ options:
         elements: str
         default: []
         description: Addresses it connects from. O(hba) must let them in.
+  watchers:
+    type: list
+    elements: str
+    default: []
+    description: >-
+      Roles that read the server's statistics and no data, without a password. O(hba) lets in the users of these names.
 author: Metalworks (!UNKNOWN)
 """
 
@@ -88,6 +94,7 @@ import ssl
 import struct
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +110,8 @@ ITERATIONS = 4096
 """Rounds of SCRAM-SHA-256, the server's own default."""
 READ_ALL = "pg_read_all_data"
 """PostgreSQL's predefined role for reading, of which a reader is a member."""
+WATCH = "pg_monitor"
+"""Its role for statistics, of which a watcher is a member."""
 # Records at start what the server was started with: of a unit file, only what systemd has loaded counts.
 STAMP = """\
 ExecStartPre=+/bin/sh -c 'echo "{revision} $$INVOCATION_ID" | install -D -m 0644 /dev/stdin /run/metalworks/%N.revision'
@@ -150,14 +159,22 @@ def matches(password: str, known: str) -> bool:
 
 
 def statements(
-    state: dict[str, Any], databases: list[dict[str, str]], readers: list[dict[str, str]]
+    state: dict[str, Any],
+    databases: list[dict[str, str]],
+    readers: list[dict[str, str]],
+    watchers: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Return the differences from the wanted state, each as a description and as SQL."""
     todo: list[tuple[str, str]] = []
     roles, existing = state["roles"], state["databases"]
     logins = {one["owner"]: one["password"] for one in databases} | {one["name"]: one["password"] for one in readers}
+    plain = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+    for role in watchers:
+        if role not in roles:
+            todo.append((f"create role {role}", f"CREATE ROLE {name(role)} {plain};"))
+        elif not roles[role]["plain"]:
+            todo.append((f"restrict role {role}", f"ALTER ROLE {name(role)} {plain};"))
     for role, password in logins.items():
-        plain = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
         if role not in roles:
             secret = verifier(password, os.urandom(16))
             todo.append((f"create role {role}", f"CREATE ROLE {name(role)} {plain} PASSWORD '{secret}';"))
@@ -181,18 +198,20 @@ def statements(
             revoke = f"REVOKE CONNECT, TEMPORARY ON DATABASE {name(database)} FROM PUBLIC;"
             todo.append((f"revoke public access to database {database}", revoke))
     for one in readers:
-        todo += reading(one["name"], state, list(ours))
+        todo += membership(one["name"], state, list(ours), READ_ALL)
+    for role in watchers:
+        todo += membership(role, state, ["postgres"], WATCH)
     return todo
 
 
-def reading(reader: str, state: dict[str, Any], databases: list[str]) -> list[tuple[str, str]]:
-    """Return the SQL that gives a reader exactly the right to read these databases."""
+def membership(reader: str, state: dict[str, Any], databases: list[str], right: str) -> list[tuple[str, str]]:
+    """Return the SQL that makes a role a member of exactly this predefined one, and lets it into these databases."""
     todo: list[tuple[str, str]] = []
     role, member = name(reader), state["roles"].get(reader, {}).get("member", [])
-    for group in sorted(set(member) - {READ_ALL}):
+    for group in sorted(set(member) - {right}):
         todo.append((f"revoke {group} from role {reader}", f"REVOKE {name(group)} FROM {role};"))
-    if READ_ALL not in member:
-        todo.append((f"grant read access to role {reader}", f"GRANT {READ_ALL} TO {role};"))
+    if right not in member:
+        todo.append((f"grant {right} to role {reader}", f"GRANT {right} TO {role};"))
     for database in {**dict.fromkeys(databases), **state["databases"]}:
         grants = state["databases"].get(database, {}).get("grants", [])
         has = {privilege for grantee, privilege in grants if grantee == reader}
@@ -399,7 +418,7 @@ class Cluster:
                 return
             self.systemctl("start", self.unit)
         state = self.load(self.state(), old_hba)
-        todo = statements(state, self.wants["databases"], self.wants["readers"])
+        todo = statements(state, self.wants["databases"], self.wants["readers"], self.wants["watchers"])
         allowed = [sql for action, sql in todo if self.act(action)]
         if allowed:
             self.sql("\n".join(allowed))
@@ -436,7 +455,7 @@ class Cluster:
         return state
 
 
-def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]]) -> str:
+def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]], watchers: Sequence[str] = ()) -> str:
     """Return what is wrong with the parameters, or an empty string."""
     names = [one["name"] for one in databases]
     if doubled := sorted({one for one in names if names.count(one) > 1}):
@@ -449,6 +468,9 @@ def wrong(databases: list[dict[str, str]], readers: list[dict[str, str]]) -> str
         if one["name"] in taken:
             return f"reader {one['name']}: another login has this name"
         taken.add(one["name"])
+    for watcher in watchers:
+        if watcher in taken:
+            return f"watcher {watcher}: another login has this name"
     for login, password in [(one.get("owner") or one["name"], one["password"]) for one in [*databases, *readers]]:
         if not (password.isascii() and password.isprintable() and password):
             return f"password of {login} must be printable ASCII and not empty"
@@ -485,10 +507,11 @@ def main() -> None:
                     "clients": {"type": "list", "elements": "str", "default": []},
                 },
             },
+            "watchers": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    if problem := wrong(module.params["databases"], module.params["readers"]):
+    if problem := wrong(module.params["databases"], module.params["readers"], module.params["watchers"]):
         module.fail_json(msg=problem)
     cluster = Cluster(module)
     cluster.run()

@@ -26,7 +26,7 @@ from scripts.lab import docker_engine, host_image
 from scripts.lab import hosts as lab_hosts
 from scripts.progress import Expectation, duration
 from scripts.run_playbook import INTERRUPTED, expectation, play, remember
-from scripts.site import build_minio, make_secrets
+from scripts.site import build_go, make_secrets
 
 INVENTORY = lab_hosts.INVENTORY
 EXAMPLE = ROOT / "examples" / "flights"
@@ -77,7 +77,7 @@ class Lab:
         LOG.write_text("")
         self.console.print(f"The log is {LOG.relative_to(ROOT)}", highlight=False)
         lab_hosts.MADE_BY_TESTS.unlink(missing_ok=True)
-        with build_minio.in_background():
+        with build_go.in_background():
             for number, (title, stage) in enumerate(self.stages, start=1):
                 heading = f"[{number}/{len(self.stages)}] {title}"
                 before = time.monotonic()

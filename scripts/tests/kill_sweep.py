@@ -16,7 +16,7 @@ from rich.console import Console
 
 from scripts.common import BUILD, ROOT, ProblemError, end, machine_lock, write_json
 from scripts.lab import hosts as lab_hosts
-from scripts.site import build_minio
+from scripts.site import build_go
 from scripts.tests import scenarios
 from scripts.tests.kills import Play, end_orphans, sweep
 
@@ -43,7 +43,7 @@ def main() -> None:
     with machine_lock("lab"):
         scenarios.prepare()
         try:
-            with build_minio.in_background():
+            with build_go.in_background():
                 lab_hosts.up()
                 first = play.converge()
             console.print(f"{len(first.changing)} of {len(first.tasks)} tasks change something", highlight=False)

@@ -33,15 +33,16 @@ from scripts.lab import docker_engine, host_image
 from scripts.lab import hosts as lab_hosts
 from scripts.progress import Expectation, against
 from scripts.run_playbook import COLOURS, INTERRUPTED, expectation, remember
-from scripts.site import build_minio, make_secrets
+from scripts.site import build_go, make_secrets
 from scripts.tests.times import VERDICT, Times, report
 
 SCENARIOS = ROOT / "molecule"
 SHARED = ROOT / ".config/molecule/config.yml"
 """Molecule merges each scenario's own file into this."""
-SLOW = {"docker_engine", "field", "mixed", "move", "nvidia", "postgresql_major", "upgrade"}
+SLOW = {"docker_engine", "field", "mixed", "monitoring", "move", "nvidia", "postgresql_major", "upgrade"}
 """Run only when named, such as by `make test-field`."""
-NEED_MINIO = {"backup", "cluster", "field", "mixed", "move", "object_store", "postgresql_major"}
+NEED_MINIO = {"backup", "cluster", "field", "mixed", "monitoring", "move", "object_store", "postgresql_major"}
+WATCHING = ("victoria-metrics", "victoria-logs", "vmalert", "vmagent")
 CHECKS = ("lint", "unit")
 """Targets of the Makefile, quickest first: a failure ends the run."""
 STEP = re.compile(r"\[\S+ > (\w+)\] Executing$")
@@ -70,6 +71,11 @@ def suites_of(names: Iterable[str]) -> list[str]:
     """Return the suites of Debian whose images the hosts of scenarios have."""
     images = (platform.get("image", "") for name in names for platform in platforms_of(name))
     return sorted({image.partition(":")[2] or host_image.default_suite() for image in images})
+
+
+def programs_of(names: Iterable[str]) -> list[str]:
+    """Return the programs that scenarios need and that are built while their hosts come up."""
+    return ["minio"] * bool(NEED_MINIO & {*names}) + [*WATCHING] * ("monitoring" in names)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -336,8 +342,8 @@ def main() -> int:
                 lab_hosts.remove_scenario(name)
                 stack.callback(lab_hosts.remove_scenario, name)
         lab_hosts.let_watch(sum(len(platforms_of(name)) for name in names))
-        if NEED_MINIO & {*names}:
-            stack.enter_context(build_minio.in_background())
+        if programs := programs_of(names):
+            stack.enter_context(build_go.in_background(programs))
         parts = with_checks(names, arguments.processors) if arguments.checks else names
         begun, failed = run(parts, arguments.processors, console)
     times = [one.times for one in begun if isinstance(one, Scenario)]

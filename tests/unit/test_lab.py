@@ -13,7 +13,7 @@ from rich.console import Console
 
 from scripts.lab import __main__ as lab
 from scripts.lab import hosts as lab_hosts
-from scripts.site import build_minio
+from scripts.site import build_go
 
 LISTED: dict[str, Any] = {
     "_meta": {"hostvars": {"a": {"ansible_host": "198.51.100.11"}, "b": {"ansible_host": "198.51.100.31"}}},
@@ -91,7 +91,7 @@ def test_minio_is_not_built_beside_the_lab_when_it_is_cached(monkeypatch: pytest
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("started a build")
 
-    monkeypatch.setattr(build_minio.Module, "cached", lambda self: True)
-    monkeypatch.setattr(build_minio.subprocess, "Popen", refuse)
-    with build_minio.in_background():
+    monkeypatch.setattr(build_go.Program, "cached", lambda self: True)
+    monkeypatch.setattr(build_go.subprocess, "Popen", refuse)
+    with build_go.in_background():
         pass

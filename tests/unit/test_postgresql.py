@@ -160,7 +160,7 @@ def test_a_reader_is_created_with_access_to_these_databases() -> None:
     assert todo(reads(), readers=[BACKUP]) == []
     assert todo(standing(), readers=[BACKUP]) == [
         "create role backup",
-        "grant read access to role backup",
+        "grant pg_read_all_data to role backup",
         "grant CONNECT on mlflow to role backup",
         "grant CONNECT on prefect to role backup",
     ]
@@ -182,7 +182,7 @@ def test_a_readers_other_privileges_are_revoked() -> None:
     known["databases"]["postgres"] = {"owner": "postgres", "open": False, "grants": grants}
     assert sorted(todo(known, readers=[BACKUP])) == [
         "grant CONNECT on mlflow to role backup",
-        "grant read access to role backup",
+        "grant pg_read_all_data to role backup",
         "restrict role backup",
         "revoke CONNECT on postgres from role backup",
         "revoke CREATE on mlflow from role backup",

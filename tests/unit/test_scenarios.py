@@ -130,7 +130,7 @@ def test_all_locks_are_taken_before_hosts_are_touched(monkeypatch: pytest.Monkey
     monkeypatch.setattr(scenarios, "prepare", lambda: done.append("prepare"))
     for name in ("remove", "remove_scenario", "let_watch"):
         monkeypatch.setattr(lab_hosts, name, lambda *_, name=name: done.append(name))
-    monkeypatch.setattr(scenarios.build_minio, "in_background", nullcontext)
+    monkeypatch.setattr(scenarios.build_go, "in_background", nullcontext)
     monkeypatch.setattr(scenarios, "run", lambda *_: ([], None))
     monkeypatch.setattr(scenarios, "report", lambda *_, **__: None)
     monkeypatch.setattr(sys, "argv", ["scenarios", "gateway", "cluster"])

@@ -1,7 +1,8 @@
-"""Build MinIO's programs from the Go module proxy, once per version; binaries are no longer published.
+"""Build programs from pinned modules of the Go module proxy, once per version.
 
-The module's checksum is compared with the pin in group_vars/all/versions.yml before anything is compiled,
-and the finished binary's own build record is compared again before it enters the cache.
+MinIO's binaries are no longer published; those of VictoriaMetrics and VictoriaLogs would be one more source to trust.
+A module's checksum is compared with the pin in group_vars/all/versions.yml before anything is compiled, and the
+finished binary's own build record is compared again before it enters the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,19 +27,35 @@ import yaml
 from scripts.common import BUILD, CACHE, ROOT, ProblemError, capture, end, environment, lock, logged, write_json
 
 PINS = ROOT / "group_vars" / "all" / "versions.yml"
-PROGRAMS = {"minio": "github.com/minio/minio"}
-GO_NEEDED = (1, 24)
-LOG = BUILD / "minio.log"
+VICTORIA_METRICS = ("victoria_metrics", "github.com/VictoriaMetrics/VictoriaMetrics")
+PROGRAMS = {
+    "minio": ("minio", "github.com/minio/minio", ""),
+    "victoria-metrics": (*VICTORIA_METRICS, "app/victoria-metrics"),
+    "vmagent": (*VICTORIA_METRICS, "app/vmagent"),
+    "vmalert": (*VICTORIA_METRICS, "app/vmalert"),
+    "vmalert-tool": (*VICTORIA_METRICS, "app/vmalert-tool"),
+    "victoria-logs": ("victoria_logs", "github.com/VictoriaMetrics/VictoriaLogs", "app/victoria-logs"),
+}
+"""Program → the name of its module's pins, the module's path, and the program's package in it."""
+GO_NEEDED = (1, 26)
+LOG = BUILD / "go.log"
 
 
 @dataclass(frozen=True)
-class Module:
-    """A Go program at a pinned version."""
+class Program:
+    """A Go program at a pinned version of its module."""
 
     name: str
-    path: str
+    module: str
+    package: str
     version: str
     checksum: str
+    pin: str
+
+    @property
+    def path(self) -> str:
+        """The import path of the program."""
+        return f"{self.module}/{self.package}".rstrip("/")
 
     @property
     def binary(self) -> Path:
@@ -68,11 +85,12 @@ class Module:
         return json.dumps({"path": str(self.binary), "sha256": self.digest.read_text()})
 
 
-def pinned(name: str, pins: Path = PINS) -> Module:
-    """Read a program's version and checksum from the pins."""
+def pinned(name: str, pins: Path = PINS) -> Program:
+    """Read the version and the checksum of a program's module from the pins."""
     values = yaml.safe_load(pins.read_text())
+    pin, module, package = PROGRAMS[name]
     try:
-        return Module(name, PROGRAMS[name], values[f"{name}_version"], values[f"{name}_module_sum"])
+        return Program(name, module, package, values[f"{pin}_version"], values[f"{pin}_module_sum"], pin)
     except KeyError as missing:
         raise ProblemError(f"cannot build {name}: {pins.relative_to(ROOT)} has no {missing.args[0]}") from None
 
@@ -104,22 +122,22 @@ def toolchain() -> Path:
     return go
 
 
-def build(module: Module) -> None:
+def build(program: Program) -> None:
     """Verify the module, compile it in a temporary folder, verify the binary, and only then move it into the cache."""
     go = toolchain()
-    module.binary.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{module.name}-build-") as place:
-        target = f"{module.path}@{module.version}"
+    program.binary.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{program.name}-build-") as place:
+        module = f"{program.module}@{program.version}"
         settings = {"CGO_ENABLED": "0", "GOFLAGS": "-trimpath", "GOBIN": place, "GOWORK": "off"}
-        downloaded = json.loads(run_go([str(go), "mod", "download", "-json", target], settings, Path(place)))
-        compare(module, downloaded.get("Sum", ""), "the downloaded module")
-        logged([go, "install", target], extra_env=settings, log=LOG)
-        built = Path(place) / module.name
-        compare(module, recorded_sum(capture([go, "version", "-m", built]), module.path), "the built binary")
+        downloaded = json.loads(run_go([str(go), "mod", "download", "-json", module], settings, Path(place)))
+        compare(program, downloaded.get("Sum", ""), "the downloaded module")
+        logged([go, "install", f"{program.path}@{program.version}"], extra_env=settings, log=LOG)
+        built = Path(place) / program.name
+        compare(program, recorded_sum(capture([go, "version", "-m", built]), program.module), "the built binary")
         built.chmod(0o755)
-        module.digest.unlink(missing_ok=True)
-        built.replace(module.binary)
-    write_json(module.stamp, asdict(module))
+        program.digest.unlink(missing_ok=True)
+        built.replace(program.binary)
+    write_json(program.stamp, asdict(program))
 
 
 def run_go(argv: list[str], settings: dict[str, str], directory: Path) -> str:
@@ -136,36 +154,37 @@ def recorded_sum(record: str, path: str) -> str:
     return found.group(1) if found else ""
 
 
-def compare(module: Module, checksum: str, what: str) -> None:
-    """Raise a ProblemError if a checksum is not the pinned one."""
-    if checksum != module.checksum:
+def compare(program: Program, checksum: str, what: str) -> None:
+    """Raise a ProblemError if a module's checksum is not the pinned one."""
+    if checksum != program.checksum:
         raise ProblemError(
-            f"{what} {module.path}@{module.version} has the checksum {checksum or 'none'}, but {module.checksum} is "
-            f"pinned ({module.name}_module_sum in group_vars/all/versions.yml): it is not the reviewed version, so it "
+            f"{what} {program.module}@{program.version} has the checksum {checksum or 'none'}, but {program.checksum} is "
+            f"pinned ({program.pin}_module_sum in group_vars/all/versions.yml): it is not the reviewed version, so it "
             "is not used"
         )
 
 
-def ensure(name: str) -> Module:
+def ensure(name: str) -> Program:
     """Return the program, building it first when it is not cached; builds wait for each other."""
-    module = pinned(name)
-    if not module.cached():
-        with lock("minio-build"):
-            if not module.cached():
-                build(module)
-    return module
+    program = pinned(name)
+    if not program.cached():
+        with lock("go-build"):
+            if not program.cached():
+                build(program)
+    return program
 
 
 @contextmanager
-def in_background() -> Iterator[None]:
-    """Compile MinIO while the hosts come up. The role that needs it waits for it, or reports its error."""
-    if pinned("minio").cached():
+def in_background(names: Sequence[str] = ("minio",)) -> Iterator[None]:
+    """Compile programs while the hosts come up. The role that needs one waits for it, or reports its error."""
+    missing = [name for name in names if not pinned(name).cached()]
+    if not missing:
         yield
         return
     BUILD.mkdir(exist_ok=True)
     with LOG.open("ab") as log:
         building = subprocess.Popen(
-            [sys.executable, "-m", "scripts.site.build_minio"],
+            [sys.executable, "-m", "scripts.site.build_go", *missing],
             cwd=ROOT,
             env=environment(),
             stdout=log,
@@ -183,14 +202,9 @@ def in_background() -> Iterator[None]:
 def main() -> None:
     """Build the named programs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "programs", nargs="*", metavar="minio", default=["minio"], help="what to build (default: minio)"
-    )
+    parser.add_argument("programs", nargs="+", metavar="program", choices=PROGRAMS, help=", ".join(PROGRAMS))
     parser.add_argument("--describe", action="store_true", help="print only paths and SHA-256 sums, as JSON")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.programs) - PROGRAMS.keys())
-    if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(PROGRAMS)}")
     for name in arguments.programs:
         program = ensure(name)
         print(program.describe() if arguments.describe else f"{name}: {program.binary.relative_to(ROOT)}")
