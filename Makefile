@@ -105,6 +105,9 @@ test-docker-engine: environment ## slow: Set up Docker Engines, new and there be
 test-mixed: environment ## slow: Install on hosts of Debian 13 beside Debian 12
 	@$(PYTHON) -m scripts.tests.scenarios mixed
 
+test-monitoring: environment ## slow: Send metrics and logs of two hosts, forge them, and stop the receiver
+	@$(PYTHON) -m scripts.tests.scenarios monitoring
+
 test-nvidia: environment ## slow: Build Debian's NVIDIA driver on a lab host without a device
 	@$(PYTHON) -m scripts.tests.scenarios nvidia
 

@@ -91,6 +91,15 @@ def test_an_unsuitable_certificate_is_replaced(present: str, changed: dict[str, 
     assert renewal_reason(present, **changed) == reason
 
 
+def test_a_certificate_that_cannot_be_sent_with_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier ones were for servers alone."""
+    now = plugin.USAGE
+    monkeypatch.setattr(plugin, "USAGE", now[:1])
+    earlier = issued()
+    monkeypatch.setattr(plugin, "USAGE", now)
+    assert renewal_reason(earlier) == "what it may be used for has changed"
+
+
 def test_a_long_host_name_is_in_the_names_whole() -> None:
     name = f"{'a' * 60}.lab.test"
     made = plugin.certificate(issued([name]), "")

@@ -68,6 +68,15 @@ DATABASE = {
     "says": True,
     "served": False,
 }
+METRICS = {
+    "name": "metrics",
+    "title": "Metrics",
+    "upstreams": ["127.0.0.1:8428"],
+    "login": "basic",
+    "routes": "monitoring/files/metrics_routes.yml",
+    "health": "/health",
+    "ingest": [{"path": "/api/v1/write", "query": "extra_label=host="}],
+}
 DOCS = {
     "name": "docs",
     "title": "Documentation",
@@ -198,7 +207,7 @@ def test_the_page_says_which_parts_the_password_opens() -> None:
 
 
 def test_every_refusal_says_why_in_the_form_that_clients_read() -> None:
-    text = render("nginx.conf.j2", gateway_sites=[MLFLOW | {"pauses": True}, STORE | {"errors": "s3"}, DELAY])
+    text = render("nginx.conf.j2", gateway_sites=[MLFLOW | {"pauses": True}, STORE | {"errors": "s3"}, DELAY, METRICS])
     messages = block(text, 'map "$status $gateway_reason" $gateway_message')
     programs, pages, store = (
         templar().template(trust_as_template(f"{{{{ __gateway_forms[{at}][2] }}}}")) for at in range(3)
@@ -213,8 +222,8 @@ def test_every_refusal_says_why_in_the_form_that_clients_read() -> None:
         assert f'"~^{reason}" ' in block(text, 'map "$status $gateway_reason" $gateway_store_code')
     assert "<p>$gateway_message</p>" in pages
     servers = re.split(r"\n    server \{\n", text)[4:]
-    assert len(servers) == 3
-    for server, form in zip(servers, ("$gateway_form", "$gateway_form", "s3"), strict=True):
+    assert len(servers) == 4
+    for server, form in zip(servers, ("$gateway_form", "$gateway_form", "$gateway_form", "s3"), strict=True):
         # Those of the server, before the first location that has its own.
         at_once, unread, headers = re.findall(r"error_page (.*);", server)[:3]
         *statuses, where = at_once.split()
@@ -226,6 +235,27 @@ def test_every_refusal_says_why_in_the_form_that_clients_read() -> None:
         assert not re.search(r"return [45]\d\d '", server)
     reasons = set(re.findall(r"set \$gateway_reason (\w+);", text))
     assert reasons == set(re.findall(r'"~\^\d+ (\w+)" ', messages))
+
+
+def test_only_hosts_of_the_inventory_send_and_each_as_itself() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[METRICS], gateway_senders=["gpu-1", "b" * 70])
+    known = block(text, 'map "$ssl_client_verify $ssl_client_s_dn" $gateway_sender')
+    assert re.findall(r'"(.*)" (.*);', known) == [
+        ("SUCCESS CN=gpu-1", "gpu-1"),
+        (f"SUCCESS CN={'b' * 64}", "b" * 70),  # a certificate has no longer names
+    ]
+    server = text[text.index("server_name metrics.") :]
+    assert "ssl_verify_client optional;" in server
+    taken = block(server, "location = /api/v1/write")
+    assert "proxy_pass http://metrics/api/v1/write?extra_label=host=$gateway_sender;" in taken
+    assert "proxy_pass_request_headers off;" in taken
+    assert block(taken, 'if ($gateway_sender = "")').split() == "set $gateway_reason sender; return 403;".split()
+
+
+def test_nobody_shows_a_certificate_where_no_site_wants_one() -> None:
+    text = render("nginx.conf.j2", gateway_sites=[MLFLOW, STORE], gateway_senders=["gpu-1"])
+    assert "ssl_verify_client" not in text
+    assert "$gateway_sender" not in text
 
 
 def test_largest_body_holds_before_and_after_the_login() -> None:

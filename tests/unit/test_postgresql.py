@@ -190,6 +190,25 @@ def test_a_readers_other_privileges_are_revoked() -> None:
     ]
 
 
+def test_a_watcher_reads_statistics_and_no_data() -> None:
+    made = state.statements(standing(), WANTED, [], ["exporter"])
+    assert [action for action, _ in made] == [
+        "create role exporter",
+        "grant pg_monitor to role exporter",
+        "grant CONNECT on postgres to role exporter",
+    ]
+    assert "PASSWORD" not in made[0][1]
+    known = standing()
+    known["roles"]["exporter"] = {"verifier": "", "plain": True, "member": ["pg_monitor", "pg_read_all_data"]}
+    known["databases"]["postgres"] = {"owner": "postgres", "open": False, "grants": [["exporter", "CONNECT"]]}
+    known["databases"]["mlflow"]["grants"] = [["exporter", "CONNECT"]]
+    assert [action for action, _ in state.statements(known, WANTED, [], ["exporter"])] == [
+        "revoke pg_read_all_data from role exporter",
+        "revoke CONNECT on mlflow from role exporter",
+    ]
+    assert state.wrong(WANTED, [], ["mlflow"]) == "watcher mlflow: another login has this name"
+
+
 # -- TLS
 
 

@@ -33,6 +33,7 @@ GROUPS = read_yaml(ROOT / "roles/validate/vars/main.yml")["__validate_role_group
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "python_app": ("mlflow", {"python_app_name": "mlflow", "python_app_requirements": "/requirements.txt"}),
     "docker_engine": ("cpu", {}),
+    "monitoring": ("services", {}),
     "backup": ("postgresql", {"backup_target": {"path": "/mnt/backup"}, "__backup_version": "15"}),
 }
 # Facts that tasks gather on a host before they render.

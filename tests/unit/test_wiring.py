@@ -273,6 +273,37 @@ def test_an_external_part_has_neither_programs_nor_ports() -> None:
     assert [one["port"] for one in wiring.loopback_ports(PARTS, GROUPS, "db")] == [9000, 9009]
 
 
+WATCHED = PARTS | {
+    "store": PARTS["store"] | {"scrapes": [{"job": "store", "port": 9000, "path": "/figures"}]},
+    "postgresql": PARTS["postgresql"] | {"scrapes": [{"job": "postgresql", "port": 9187, "exporter": "postgresql"}]},
+    "platform": {"order": 8, "programs": [{"user": "vmagent", "calls": ["gateway"], "collects": True}]},
+}
+WATCHING = GROUPS | {"monitoring": ["hub"]}
+
+
+def test_the_agent_collects_what_its_host_offers() -> None:
+    found = wiring.scrapes_here(WATCHED, WATCHING, "db")
+    assert [one["job"] for one in found] == ["store", "postgresql"]
+    assert wiring.scrapes_here(WATCHED, WATCHING, "hub") == []
+    elsewhere = WATCHED | {"store": WATCHED["store"] | {"elsewhere": True}}
+    assert [one["job"] for one in wiring.scrapes_here(elsewhere, WATCHING, "db")] == ["postgresql"]
+
+
+def test_only_the_agent_may_ask_exporters_and_what_it_collects_from() -> None:
+    ports = {one["port"]: one["users"] for one in wiring.loopback_ports(WATCHED, WATCHING, "db")}
+    assert ports == {9000: ["www-data", "minio", "vmagent"], 9009: ["minio"], 9187: ["vmagent"]}
+    found = {one["user"]: one["reach"] for one in wiring.outbound(WATCHED, WATCHING, "db", HOSTVARS, {})}
+    assert [(way["port"], way["to"]) for way in found["vmagent"]] == [
+        (443, "platform"), (9000, ["127.0.0.1"]), (9187, ["127.0.0.1"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [GROUPS, GROUPS | {"monitoring": []}])
+def test_where_nobody_watches_nothing_is_collected_or_opened(groups: dict[str, list[str]]) -> None:
+    assert wiring.scrapes_here(WATCHED, groups, "db") == []
+    assert wiring.loopback_ports(WATCHED, groups, "db") == wiring.loopback_ports(PARTS, GROUPS, "db")
+
+
 def test_a_site_can_allow_more_connections() -> None:
     names = (53, ["0.0.0.0/0", "::/0"])
     assert reach("hub", "tracker", hooks=["hooks.example:443", "[fd00::1]:25", "internet:any"])[1:] == [
