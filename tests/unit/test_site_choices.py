@@ -268,6 +268,18 @@ def test_domains_that_fit(domain: str) -> None:
         ),
         ("backup_keep_sets", 0, "backup_keep_sets: 0 is not a number. Use a whole number, 1 or more"),
         ("backup_schedule", 130, 'backup_schedule: 130 is a number, not a time. Write it in quotes: "130"'),
+        ("metrics_days", 0, "metrics_days: 0 is not a number of days. Use a whole number from 1 to 3650"),
+        (
+            "alert_email_to",
+            ["ops"],
+            'alert_email_to, entry 1: "ops" is not an address. Use an address such as ops@example.org',
+        ),
+        (
+            "alert_smtp",
+            "mail.example.org",
+            'alert_smtp: "mail.example.org" is not a mail server. '
+            'Use host:port, such as mail.example.org:587, or "" for none',
+        ),
         ("minio_source", "gopher", 'minio_source: "gopher" is not a source. Use go, url or file'),
         (
             "nvidia_require_device",

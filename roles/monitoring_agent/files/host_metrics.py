@@ -19,7 +19,9 @@ from typing import Any
 STATE = Path("/var/lib/metalworks-host-metrics")
 METRICS, COUNTS = "metalworks.prom", "counts.json"
 REBOOT = Path("/run/reboot-required")
-ENDED = re.compile(r"^(?:Connection (?:closed|reset) by|Disconnected from|Disconnecting) (?:invalid|authenticating) user ")
+ENDED = re.compile(
+    r"^(?:Connection (?:closed|reset) by|Disconnected from|Disconnecting) (?:invalid|authenticating) user "
+)
 """What sshd says once at the end of a connection whose user never logged in."""
 
 
