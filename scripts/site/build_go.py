@@ -158,9 +158,9 @@ def compare(program: Program, checksum: str, what: str) -> None:
     """Raise a ProblemError if a module's checksum is not the pinned one."""
     if checksum != program.checksum:
         raise ProblemError(
-            f"{what} {program.module}@{program.version} has the checksum {checksum or 'none'}, but {program.checksum} is "
-            f"pinned ({program.pin}_module_sum in group_vars/all/versions.yml): it is not the reviewed version, so it "
-            "is not used"
+            f"{what} {program.module}@{program.version} has the checksum {checksum or 'none'}, but "
+            f"{program.checksum} is pinned ({program.pin}_module_sum in group_vars/all/versions.yml): it is not the "
+            "reviewed version, so it is not used"
         )
 
 
