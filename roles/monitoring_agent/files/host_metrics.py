@@ -42,10 +42,10 @@ def replace(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def line(name: str, value: float, **labels: str) -> str:
+def line(metric: str, value: float, /, **labels: str) -> str:
     """Return a sample as Prometheus reads it."""
     quoted = ",".join(f"{key}={json.dumps(text)}" for key, text in labels.items())
-    return f"{name}{{{quoted}}} {value:.17g}" if quoted else f"{name} {value:.17g}"
+    return f"{metric}{{{quoted}}} {value:.17g}" if quoted else f"{metric} {value:.17g}"
 
 
 def verdicts(files: dict[str, str]) -> Iterator[str]:
