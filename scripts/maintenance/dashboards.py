@@ -1,14 +1,9 @@
-"""Write each dashboard for Grafana and for vmui from one source, roles/monitoring/files/dashboards/dashboards.yml.
-
-`--check` changes nothing and exits with 1 when a dashboard differs from its source.
-"""
+"""Write each dashboard for Grafana and for vmui from one source, roles/monitoring/files/dashboards/dashboards.yml."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +119,12 @@ def files() -> dict[Path, str]:
     return {PLACE / kind / f"{name}.json": written(name, kind) for kind in KINDS for name in NAMES}
 
 
-def main() -> int:
-    """Write the dashboards, or compare them with `--check`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare only")
-    differing = {file: text for file, text in files().items() if not file.exists() or file.read_text() != text}
-    if parser.parse_args().check:
-        for file in differing:
-            print(f"{file.relative_to(ROOT)} differs from its source: run `make locks`", file=sys.stderr)
-        return 1 if differing else 0
-    for file, text in differing.items():
+def main() -> None:
+    """Write the dashboards."""
+    for file, text in files().items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
