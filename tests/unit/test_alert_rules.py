@@ -22,7 +22,7 @@ from ansible.utils.collection_loader import AnsibleCollectionConfig
 from metalworks.serving.telemetry.metrics import Series, Stats, render_metrics
 from scripts.docs.site import slug
 from scripts.maintenance import dashboards
-from scripts.site import build_minio as build_go  # TEMP
+from scripts.site import build_go
 from tests.unit.repository import ROOT, read_yaml, rendered
 
 FILES = ROOT / "roles/monitoring/files"
