@@ -165,7 +165,7 @@ bench-converge: environment ## slow: Time a converged site.yml with 5, 10 and 25
 pictures: environment ## Update docs/pictures from the lab's pages, in headless Chromium with TLS verified
 	@UV_PROJECT_ENVIRONMENT=.cache/browser uv run --locked --quiet --only-group browser python -m scripts.docs.pictures
 
-locks: environment ## Export requirements from uv.lock, docs/roles.md and docs/choices.md from the specs, dashboards from their source
+locks: environment ## Export requirements from uv.lock; write docs/roles.md, docs/choices.md and dashboards
 	@$(PYTHON) -m scripts.maintenance.locks && $(PYTHON) -m scripts.docs.roles && $(PYTHON) -m scripts.docs.choices && \
 	  $(PYTHON) -m scripts.maintenance.dashboards
 
