@@ -171,7 +171,7 @@ def test_template_renders(path: Path, site: tuple[DataLoader, InventoryManager, 
     text = render(site, path)
     assert text.strip()
     assert text.endswith("\n")
-    assert "{{" not in text
+    assert ".tmpl" in path.name or "{{" not in text  # a template of Go's has braces of its own
     assert "Undefined" not in text
     assert not re.search(r"[=: ]None$", text, re.M)
     name = path.name.removesuffix(".j2")
