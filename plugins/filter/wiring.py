@@ -28,8 +28,9 @@ programs        users that may connect only where they are told: `user`, `calls`
                 offers in `scrapes`), `reaches` (host:port) and `may_reach`, the key by which the site's variable
                 `may_reach` replaces `reaches`
 scrapes         metrics on the loopback address that the host's agent collects if the platform has group `monitoring`:
-                `job`, `port` and optionally `path`, `labels` and `exporter`, the program that the agent's role runs
-                there because the part itself does not offer any. Nobody else may ask an exporter
+                `job`, `port` and optionally `path`, `labels`, `secure` (true: over TLS, with a token) and `exporter`,
+                the program that the agent's role runs there because the part itself does not offer any. Nobody else
+                may ask an exporter
 elsewhere       true: the site uses a service of its own instead, so `programs`, `loopback` and `scrapes` do not apply
 """
 

@@ -49,7 +49,7 @@ KEYED = {
     "vault_object_store_secret_keys": Keyed(frozenset({"backup", "inference", "mlflow", *WORKERS}), WRITERS),
     "vault_user_passwords": Keyed(NOBODY, EVERYBODY),
     "vault_machine_passwords": Keyed(frozenset({"inference", *WORKERS}), NOBODY),
-    "vault_inference_tokens": Keyed(frozenset(WORKERS), WRITERS),
+    "vault_inference_tokens": Keyed(frozenset({"monitoring", *WORKERS}), WRITERS),
 }
 CA_KEY, CA_CERTIFICATE = "vault_ca_private_key", "vault_ca_certificate"
 CA_YEARS = 10

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import socketserver
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,7 @@ def test_the_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Mo
     journal(monkeypatch, "")
     monkeypatch.setattr(metrics, "STATE", tmp_path)
     monkeypatch.setattr(metrics, "REBOOT", tmp_path / "reboot-required")
-    monkeypatch.setenv("HOST_METRICS", json.dumps({"verdicts": {}, "certificates": {}}))
+    monkeypatch.setenv("HOST_METRICS", json.dumps({"verdicts": {}, "certificates": {}, "status": ""}))
     assert metrics.main() == 0
     (tmp_path / "reboot-required").touch()
     assert metrics.main() == 0
@@ -86,3 +89,23 @@ def test_the_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Mo
         "metalworks_reboot_required 1\nmetalworks_login_failures_total 0\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.json", "metalworks.prom", "reboot-required"]
+
+
+@pytest.mark.parametrize(("status", "told"), [(200, "metalworks_part_healthy 1\n"), (503, "")])
+def test_what_platform_status_says_is_sent(tmp_path: Path, status: int, told: str) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"metalworks_part_healthy 1\n")
+
+        def address_string(self) -> str:
+            return "a socket"
+
+    path = str(tmp_path / "s")
+    with socketserver.UnixStreamServer(path, Answer) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert metrics.told_at(path) == told
+        thread.join()
+    assert metrics.told_at(str(tmp_path / "none")) == ""

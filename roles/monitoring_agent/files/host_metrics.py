@@ -6,9 +6,11 @@ It runs every minute. A metric that cannot be had is left out, so that an alert 
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from typing import Any
 
 STATE = Path("/var/lib/metalworks-host-metrics")
 METRICS, COUNTS = "metalworks.prom", "counts.json"
+SECONDS = 30.0
+"""For the answer at a socket, which may read a day's flow runs for it."""
 REBOOT = Path("/run/reboot-required")
 ENDED = re.compile(
     r"^(?:Connection (?:closed|reset) by|Disconnected from|Disconnecting) (?:invalid|authenticating) user "
@@ -67,6 +71,23 @@ def certificates(files: dict[str, str]) -> Iterator[str]:
             yield line("metalworks_certificate_not_after_seconds", until, name=name)
 
 
+def told_at(path: str) -> str:
+    """Return what a program says to GET /metrics at a Unix socket; empty if it does not answer."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(SECONDS)
+    try:
+        connection.sock.connect(path)
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+    return text if answer.status == http.HTTPStatus.OK else ""
+
+
 def failed_logins(messages: list[str]) -> int:
     """Return how many of sshd's messages end a connection without a login."""
     return sum(1 for message in messages if ENDED.match(message))
@@ -97,7 +118,8 @@ def main() -> int:
         line("metalworks_reboot_required", REBOOT.exists()),
         line("metalworks_login_failures_total", counts.get("failures", 0)),
     ]
-    replace(STATE / METRICS, "".join(f"{one}\n" for one in lines))
+    told = told_at(wants["status"]) if wants["status"] else ""
+    replace(STATE / METRICS, "".join(f"{one}\n" for one in lines) + told)
     return 0
 
 
