@@ -319,8 +319,9 @@ def endpoint(parts: Parts, groups: Groups, hostvars: Mapping[str, Any], group: s
 
 def collected(parts: Parts, groups: Groups, host: str) -> Iterator[Entry]:
     """Yield the destinations of a host's agent."""
-    for one in scrapes_here(parts, groups, host):
-        yield {"port": one["port"], "to": ["127.0.0.1"], "reason": f"metrics of {one['job']}"}
+    jobs = {one["port"]: one["job"] for one in scrapes_here(parts, groups, host)}
+    for port, job in jobs.items():
+        yield {"port": port, "to": ["127.0.0.1"], "reason": f"metrics of {job}"}
 
 
 def behind_gateways(parts: Parts, groups: Groups, hostvars: Mapping[str, Any]) -> Iterator[Entry]:

@@ -274,7 +274,8 @@ def test_an_external_part_has_neither_programs_nor_ports() -> None:
 
 
 WATCHED = PARTS | {
-    "store": PARTS["store"] | {"scrapes": [{"job": "store", "port": 9000, "path": "/figures"}]},
+    "store": PARTS["store"]
+    | {"scrapes": [{"job": "store", "port": 9000, "path": f"/{what}"} for what in ("figures", "more")]},
     "postgresql": PARTS["postgresql"] | {"scrapes": [{"job": "postgresql", "port": 9187, "exporter": "postgresql"}]},
     "platform": {"order": 8, "programs": [{"user": "vmagent", "calls": ["gateway"], "collects": True}]},
 }
@@ -283,7 +284,7 @@ WATCHING = GROUPS | {"monitoring": ["hub"]}
 
 def test_the_agent_collects_what_its_host_offers() -> None:
     found = wiring.scrapes_here(WATCHED, WATCHING, "db")
-    assert [one["job"] for one in found] == ["store", "postgresql"]
+    assert [one["job"] for one in found] == ["store", "store", "postgresql"]
     assert wiring.scrapes_here(WATCHED, WATCHING, "hub") == []
     elsewhere = WATCHED | {"store": WATCHED["store"] | {"elsewhere": True}}
     assert [one["job"] for one in wiring.scrapes_here(elsewhere, WATCHING, "db")] == ["postgresql"]
