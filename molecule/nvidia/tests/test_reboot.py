@@ -30,7 +30,7 @@ def site(tmp_path: Path) -> Path:
     shutil.copytree(SCENARIO / "inventory", place, symlinks=False)
     hosts = yaml.safe_load((place / "hosts.yml").read_text())
     chosen = {"nvidia_reboot": {"hosts": {FIRST: None, SECOND: None}}}
-    (place / "hosts.yml").write_text(yaml.safe_dump(hosts | chosen))
+    (place / "hosts.yml").write_text(yaml.safe_dump(hosts | chosen, sort_keys=False))
     groups = yaml.safe_load((place / "groups.yml").read_text())
     groups["nvidia"] = None
     (place / "groups.yml").write_text(yaml.safe_dump(groups))
