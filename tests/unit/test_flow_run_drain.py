@@ -92,7 +92,8 @@ def drained(tmp_path: Path, variables: dict[str, str], api: Api) -> Iterator[Pat
         try:
             yield file
         finally:
-            worker.terminate()
+            # Prefect's worker may ignore SIGTERM for good while it submits a run; systemd kills it in the end, too.
+            worker.kill()
             worker.wait()
 
 
