@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -358,8 +358,9 @@ def flow_run(number: int, kind: str, deployment: str | None = "d1", **more: Any)
 class Prefect:
     """What Prefect answers about these runs."""
 
-    def __init__(self, done: list[dict[str, Any]], late: list[Any] = [], busy: list[Any] = []) -> None:  # noqa: B006
-        self.done, self.late, self.busy, self.asked = done, late, busy, list[tuple[str, dict[str, Any]]]()
+    def __init__(self, done: list[dict[str, Any]], late: Sequence[Any] = (), busy: Sequence[Any] = ()) -> None:
+        self.done, self.late, self.busy = done, list(late), list(busy)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
 
     async def prefect(self, socket: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         self.asked.append((path, body))
